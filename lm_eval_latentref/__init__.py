@@ -1,0 +1,42 @@
+"""Latent reasoning with refined continuous thoughts, as an lm-eval model and as a Python library.
+
+    import lm_eval_latentref
+    reasoner = lm_eval_latentref.load(latent_steps=6, memory_rate=0.3)
+    print(reasoner.ask("What is 2 + 3?").text)
+
+Importing the package imports no torch: each public name is fetched from its module on first use.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from lm_eval_latentref.config import RefinementConfig
+    from lm_eval_latentref.errors import LatentRefError
+    from lm_eval_latentref.reasoner import Reasoner, load
+
+__all__ = ["LatentRefError", "Reasoner", "RefinementConfig", "load"]
+
+_HOMES = {
+    "LatentRefError": "errors",
+    "Reasoner": "reasoner",
+    "RefinementConfig": "config",
+    "load": "reasoner",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name == "__version__":
+        from importlib.metadata import version
+
+        return version("lm-eval-latentref")
+    if name in _HOMES:
+        from importlib import import_module
+
+        return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *__all__, "__version__"])
