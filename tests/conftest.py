@@ -1,0 +1,19 @@
+"""What holds for every test: no network, one thread a process, no time limits in hypothesis.
+
+Set here, before any test module imports torch or transformers, which read it at import.
+"""
+
+from __future__ import annotations
+
+import os
+
+from hypothesis import settings
+
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["HF_DATASETS_OFFLINE"] = "1"
+os.environ["TOKENIZERS_PARALLELISM"] = "false"
+# The tests run in parallel processes: more threads than this only get in each other's way.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+settings.register_profile("shared-machine", deadline=None)
+settings.load_profile("shared-machine")
