@@ -1,0 +1,81 @@
+"""Imports point one way: each module may import only modules that stand above it in the table."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+PACKAGE = "lm_eval_latentref"
+SOURCES = Path(__file__).parent.parent / PACKAGE
+
+# Top to bottom is the order in which modules may know each other. A: pure computation. B: one
+# outside dependency each. C: composition. D: commands.
+LAYERS = {
+    "A": ["errors", "config", "protocol", "refinement", "prosqa_known", "prosqa"],
+    "B": [
+        *("_autoload", "tasks", "networks", "thoughts", "manifest", "state_dicts"),
+        *("batching", "checkpoints", "data", "scoring"),
+    ],
+    "C": ["reasoner", "model", "convert"],
+    "D": ["harness", "demo", "cli", "__main__"],
+}
+ORDER = [module for modules in LAYERS.values() for module in modules]
+
+STANDARD_LIBRARY_ONLY = ["__init__", "__main__", "_autoload", "cli", "errors"]
+MAY_IMPORT_LM_EVAL = {"_autoload", "cli", "data", "harness", "model"}
+FILES_AND_MODELS = {"os", "pathlib", "json", "tempfile", "shutil", "transformers", "datasets"}
+
+
+def imports(module: str, *, at_top_only: bool = False) -> Iterator[str]:
+    """Every dotted name that `module` imports, those for the type checker left out."""
+    tree = ast.parse((SOURCES / f"{module}.py").read_text(encoding="utf-8"))
+    pending: list[ast.AST] = list(tree.body)
+    while pending:
+        node = pending.pop()
+        if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test):
+            continue
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{module}: relative import"
+            yield node.module or ""
+            if node.module == PACKAGE:
+                yield from (f"{PACKAGE}.{alias.name}" for alias in node.names)
+        if not (at_top_only and isinstance(node, ast.FunctionDef | ast.ClassDef)):
+            pending.extend(ast.iter_child_nodes(node))
+
+
+def outside_packages(module: str, *, at_top_only: bool = False) -> set[str]:
+    return {name.split(".")[0] for name in imports(module, at_top_only=at_top_only)} - {PACKAGE}
+
+
+def test_the_table_names_every_module_once():
+    modules = {path.stem for path in SOURCES.glob("*.py")} - {"__init__"}
+    assert sorted(ORDER) == sorted(modules)
+
+
+@pytest.mark.parametrize("module", ORDER)
+def test_a_module_imports_only_those_above_it(module):
+    known = set(ORDER[: ORDER.index(module)])
+    used = {name.split(".")[1] for name in imports(module) if name.startswith(f"{PACKAGE}.")}
+    assert used <= known
+
+
+@pytest.mark.parametrize("module", LAYERS["A"])
+def test_pure_modules_open_no_file_and_know_no_model(module):
+    assert not outside_packages(module) & FILES_AND_MODELS
+
+
+@pytest.mark.parametrize("module", sorted(set(ORDER) - MAY_IMPORT_LM_EVAL))
+def test_lm_eval_is_known_only_where_it_is_met(module):
+    assert "lm_eval" not in outside_packages(module)
+
+
+@pytest.mark.parametrize("module", STANDARD_LIBRARY_ONLY)
+def test_what_starts_first_imports_nothing_heavy(module):
+    import sys
+
+    assert outside_packages(module, at_top_only=True) <= set(sys.stdlib_module_names)
