@@ -1,0 +1,194 @@
+"""The `latentref` command: what reaches the library, what is printed, and the exit status."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import threading
+import urllib.request
+from types import ModuleType, SimpleNamespace
+
+import pytest
+import torch
+
+from lm_eval_latentref import demo, harness
+from lm_eval_latentref.cli import main
+from lm_eval_latentref.errors import LatentRefError
+from lm_eval_latentref.tasks import tasks_path
+
+
+@pytest.fixture
+def fake_load(monkeypatch):
+    """Stands in for `reasoner.load`: notes its arguments; the answer repeats the question."""
+    seen = SimpleNamespace(arguments=None, error=None)
+
+    def load(**arguments):
+        seen.arguments = arguments
+        if seen.error is not None:
+            raise seen.error
+        return SimpleNamespace(ask=ask)
+
+    def ask(question, *, max_new_tokens):
+        seen.max_new_tokens = max_new_tokens
+        return SimpleNamespace(text=f"{question}!", thoughts=torch.full((2, 4), 3.0))
+
+    module = ModuleType("lm_eval_latentref.reasoner")
+    module.load = load
+    monkeypatch.setitem(sys.modules, module.__name__, module)
+    return seen
+
+
+@pytest.fixture
+def executed(monkeypatch):
+    """What lm-eval's command line would have executed, in place of executing it."""
+    from lm_eval._cli import HarnessCLI
+
+    seen = []
+    monkeypatch.setattr(HarnessCLI, "execute", lambda self, args: seen.append(args))
+    monkeypatch.setattr(sys, "argv", sys.argv)
+    return seen
+
+
+def test_ask_prints_the_answer_alone(fake_load, capsys):
+    assert main(["ask", "why?"]) == 0
+    assert capsys.readouterr() == ("why?!\n", "")
+    assert (fake_load.arguments, fake_load.max_new_tokens) == ({}, 256)
+
+
+def test_ask_shows_the_thoughts_when_asked_to(fake_load, capsys):
+    assert main(["ask", "why?", "--show-thoughts", "--max_new_tokens", "7"]) == 0
+    assert capsys.readouterr().out == "thought 1: norm 6.000\nthought 2: norm 6.000\nwhy?!\n"
+    assert fake_load.max_new_tokens == 7
+
+
+def test_an_option_of_its_own_wins_over_model_args(fake_load):
+    words = ["--model_args", "pretrained=a,latent_steps=3", "dtype=float32", "--pretrained", "b"]
+    assert main(["ask", "why?", *words]) == 0
+    assert fake_load.arguments == {"pretrained": "b", "latent_steps": 3, "dtype": "float32"}
+
+
+def test_model_args_without_a_value_are_a_mistake(fake_load, capsys):
+    assert main(["ask", "why?", "--model_args", "gpt2"]) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.startswith("--model_args gpt2: each argument is NAME=VALUE")
+    assert err.count("\n") == 1
+
+
+def test_a_mistake_is_one_line_and_status_two(fake_load, capsys):
+    fake_load.error = LatentRefError("latent_steps=-1: give a whole number from 0 up")
+    assert main(["ask", "why?"]) == 2
+    assert capsys.readouterr() == ("", "latent_steps=-1: give a whole number from 0 up\n")
+
+
+def test_ctrl_c_is_status_130_without_a_traceback(fake_load, capsys):
+    fake_load.error = KeyboardInterrupt()
+    assert main(["ask", "why?"]) == 130
+    assert capsys.readouterr() == ("", "")
+
+
+def test_a_bug_of_ours_keeps_its_traceback(fake_load):
+    fake_load.error = RuntimeError("a bug")
+    with pytest.raises(RuntimeError, match="a bug"):
+        main(["ask", "why?"])
+
+
+def test_convert_passes_sources_and_folder_on(monkeypatch):
+    seen = []
+    module = ModuleType("lm_eval_latentref.convert")
+    module.convert = lambda *arguments, **options: seen.append((arguments, options))
+    monkeypatch.setitem(sys.modules, module.__name__, module)
+    assert main(["convert", "a", "b", "-o", "c"]) == 0
+    assert seen == [((["a", "b"], "c"), {})]
+
+
+def test_tasks_path_prints_a_folder_that_exists(capsys):
+    assert main(["tasks-path"]) == 0
+    assert capsys.readouterr().out == f"{tasks_path()}\n"
+    assert tasks_path().is_dir()
+
+
+def test_run_hands_everything_to_lm_eval_and_adds_our_tasks(executed):
+    words = ["--model", "latentref", "--tasks", "a,b", "--model_args", "latent_steps=2"]
+    assert main(["run", *words]) == 0
+    (args,) = executed
+    assert (args.command, args.model, args.tasks) == ("run", "latentref", ["a", "b"])
+    assert args.include_path == [str(tasks_path())]
+
+
+@pytest.mark.parametrize("where", ["option", "config"])
+def test_run_keeps_the_folder_the_user_includes(executed, tmp_path, where):
+    words = ["--include_path", str(tmp_path)]
+    if where == "config":
+        config = tmp_path / "run.yaml"
+        config.write_text(f"include_path: {tmp_path}\n")
+        words = ["--config", str(config)]
+    assert main(["run", "--tasks", "a", *words]) == 0
+    assert executed[0].include_path == [str(tasks_path()), str(tmp_path)]
+
+
+def test_run_prints_a_mistake_alone(monkeypatch, capsys):
+    def mistaken(arguments):
+        raise LatentRefError("memory_rate=2: give a value from 0 to 1")
+
+    monkeypatch.setattr(harness, "run", mistaken)
+    assert main(["run", "--model", "latentref"]) == 2
+    assert capsys.readouterr() == ("", "memory_rate=2: give a value from 0 to 1\n")
+
+
+def test_help_names_every_subcommand_and_loads_nothing_heavy():
+    code = "import sys; from lm_eval_latentref.cli import main\n"
+    code += "try: main(['--help'])\nexcept SystemExit: print('torch' in sys.modules)"
+    command = [sys.executable, "-c", code]
+    out = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    assert all(name in out for name in ("run", "tasks-path", "ask", "convert", "demo"))
+    assert out.endswith("False\n")
+
+
+@pytest.mark.parametrize(
+    ("environment", "reachable", "task"),
+    [
+        ({"LATENTREF_DATA": "folder"}, False, demo.REAL_TASK),
+        ({}, True, demo.REAL_TASK),
+        ({}, False, demo.GENERATED_TASK),
+        ({"LATENTREF_DATA": ""}, False, demo.GENERATED_TASK),
+    ],
+)
+def test_the_demo_takes_real_data_where_it_can(environment, reachable, task):
+    assert demo.choose_task(environment, lambda: reachable) == task
+
+
+def test_the_demo_runs_the_command_it_prints(monkeypatch, capsys):
+    ran = []
+    monkeypatch.setenv("LATENTREF_DATA", "folder")
+    monkeypatch.setattr(
+        demo.subprocess,
+        "run",
+        lambda command, **_: ran.append(command) or SimpleNamespace(returncode=3),
+    )
+    assert main(["demo", "--output", "somewhere", "--limit", "4"]) == 3
+    assert capsys.readouterr().out == f"$ {' '.join(ran[0][2:])}\n"
+    assert ran[0][:2] == [sys.executable, "-m"]
+    assert ran[0][-6:] == ["--limit", "4", "--batch_size", "8", "--output_path", "somewhere"]
+
+
+def test_a_hub_that_does_not_answer_is_given_up_on(monkeypatch):
+    from huggingface_hub import constants
+
+    given_up = threading.Event()
+
+    def silent(request, *, timeout):
+        given_up.wait(30)
+        raise OSError("no answer")
+
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(urllib.request, "urlopen", silent)
+    assert not demo.hub_reachable(seconds=0.05)
+    given_up.set()
+
+
+def test_offline_mode_asks_no_hub(monkeypatch):
+    from huggingface_hub import constants
+
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    assert not demo.hub_reachable(seconds=30)
