@@ -1,0 +1,131 @@
+"""The options of latent refinement: one frozen dataclass, parsed and checked in one place.
+
+    RefinementConfig.parse({"latent_steps": "6", "memory_rate": "0.3"})
+
+Names and domains are those of Wang et al. (arXiv:2506.08552). Deliberately knows no model: what
+needs a tokenizer or the references' presence is checked where those are at hand.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from lm_eval_latentref.errors import LatentRefError
+
+SEARCH_GRADIENTS = ("detached", "through")
+LATENT_MARKERS = ("auto", "none")
+
+
+@dataclass(frozen=True, kw_only=True)
+class RefinementConfig:
+    """How many thoughts a model thinks and how each of them is refined."""
+
+    latent_steps: int = 0
+    """T, the number of continuous thoughts; integer >= 0."""
+
+    memory_rate: float = 0.0
+    """alpha, the weight of the previous thought in the residual update; in [0, 1]."""
+
+    search_step_size: float = 0.0
+    """eta, the step length of the contrastive update; finite, 0 = off. One unit moves 2/d of the
+    way from the weak reference's hidden state to the strong one's (d: the hidden size)."""
+
+    search_steps: int = 1
+    """S, contrastive updates per thought; integer >= 1."""
+
+    search_gradient: str = "detached"
+    """Whether the references' outputs are constants in the gradient (`detached`, needs no
+    autograd) or functions of the thought (`through`)."""
+
+    latent_markers: str = "auto"
+    """`auto`: marker tokens surround the thoughts when the tokenizer has them; `none`: never."""
+
+    def __post_init__(self) -> None:
+        _check(self.latent_steps >= 0, "latent_steps", self.latent_steps, "an integer >= 0")
+        _check(
+            0.0 <= self.memory_rate <= 1.0, "memory_rate", self.memory_rate, "a number in [0, 1]"
+        )
+        _check(
+            math.isfinite(self.search_step_size),
+            "search_step_size",
+            self.search_step_size,
+            "a finite number, 0 to switch the search off",
+        )
+        _check(self.search_steps >= 1, "search_steps", self.search_steps, "an integer >= 1")
+        _check_choice("search_gradient", self.search_gradient, SEARCH_GRADIENTS)
+        _check_choice("latent_markers", self.latent_markers, LATENT_MARKERS)
+
+    @property
+    def searches(self) -> bool:
+        """Whether the contrastive search runs, that is whether both references are needed."""
+        return self.latent_steps > 0 and self.search_step_size != 0.0
+
+    @classmethod
+    def parse(cls, values: Mapping[str, Any]) -> RefinementConfig:
+        """The config of `values`, which may be strings as a command line gives them.
+
+        A value of None means "not given", but for `latent_markers`, where it is what lm-eval's
+        command line makes of `none`. Raises LatentRefError on a name that is no option or a value
+        outside its domain.
+        """
+        names = {field.name for field in dataclasses.fields(cls)}
+        for name in values:
+            if name not in names:
+                raise LatentRefError(
+                    f"{name!r} is no refinement option; the options are {', '.join(sorted(names))}"
+                )
+        given = {
+            name: value
+            for name, value in values.items()
+            if value is not None or name == "latent_markers"
+        }
+        return cls(**{name: _PARSERS[name](name, value) for name, value in given.items()})
+
+
+OPTION_NAMES = tuple(field.name for field in dataclasses.fields(RefinementConfig))
+
+
+def _check(allowed: bool, name: str, value: object, domain: str) -> None:
+    if not allowed:
+        raise LatentRefError(f"{name}={value}: it must be {domain}")
+
+
+def _check_choice(name: str, value: object, choices: tuple[str, ...]) -> None:
+    _check(value in choices, name, value, " or ".join(repr(choice) for choice in choices))
+
+
+def _parse_integer(name: str, value: Any) -> int:
+    domain = "an integer >= 1" if name == "search_steps" else "an integer >= 0"
+    try:
+        number = float(value)
+    except (TypeError, ValueError):
+        number = math.nan
+    whole = math.isfinite(number) and number == int(number) and not isinstance(value, bool)
+    _check(whole, name, value, domain)
+    return int(number)
+
+
+def _parse_number(name: str, value: Any) -> float:
+    domain = "a number in [0, 1]" if name == "memory_rate" else "a finite number"
+    try:
+        return float(value)
+    except (TypeError, ValueError):
+        raise LatentRefError(f"{name}={value}: it must be {domain}") from None
+
+
+def _parse_choice(name: str, value: Any) -> str:
+    return str(value).lower()
+
+
+_PARSERS = {
+    "latent_steps": _parse_integer,
+    "memory_rate": _parse_number,
+    "search_step_size": _parse_number,
+    "search_steps": _parse_integer,
+    "search_gradient": _parse_choice,
+    "latent_markers": _parse_choice,
+}

@@ -1,0 +1,221 @@
+"""A language model taken apart into what the thought loop needs: embed, decode, project.
+
+    network = Network(model)
+    hidden_BLD = Stream(network).feed(network.embed(ids_BL))
+    logits_MV = network.project(hidden_BLD[:, -1])
+
+`Network` is one model (or one adapter of a shared one); `Stream` is that model reading one batch of
+rows, with its cache. Nothing here names a model family: the parts are found through transformers'
+own conventions. Deliberately knows no text, no refinement and no checkpoint format.
+
+Shape suffixes: B batch, L new columns, K columns read so far, D hidden size, M positions picked out
+of a batch, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import copy
+import inspect
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from peft import PeftModel
+from torch import Tensor, nn
+from transformers import DynamicCache, PreTrainedModel
+from transformers.modeling_outputs import BaseModelOutputWithPast
+
+
+class Network:
+    """One decoder-only language model, or one adapter on a model that several networks share.
+
+    Args:
+        model: in eval mode and placed; a `PeftModel` when adapters are involved.
+        adapter: the adapter that is this network; None on a `PeftModel` means its base weights.
+        lender: the network whose rows are used for `borrowed_ids`.
+        borrowed_ids: token ids this network never learnt, embedded with the lender's rows.
+    """
+
+    def __init__(
+        self,
+        model: PreTrainedModel | PeftModel,
+        *,
+        adapter: str | None = None,
+        lender: Network | None = None,
+        borrowed_ids: Collection[int] = (),
+    ) -> None:
+        self._peft = model if isinstance(model, PeftModel) else None
+        self._adapter = adapter
+        self.causal_lm: PreTrainedModel = self._peft.get_base_model() if self._peft else model
+        prefix = self.causal_lm.base_model_prefix
+        self._decoder: nn.Module = getattr(self.causal_lm, prefix)
+        self._embedding: nn.Module = self.causal_lm.get_input_embeddings()
+        self._head = _without_decoder(self.causal_lm, prefix)
+        self._takes_positions = "position_ids" in inspect.signature(self._decoder.forward).parameters
+        self._lender, self._borrowed_ids = lender, tuple(sorted(borrowed_ids))
+        self.hidden_size: int = self.causal_lm.config.get_text_config().hidden_size
+        self.dtype: torch.dtype = self._embedding.weight.dtype
+        self.device = _execution_device(self._embedding)
+        self.num_forwards = 0
+
+    def activate(self) -> None:
+        """Make this network's adapter the one its shared model computes with."""
+        if self._peft is None or getattr(self._peft, "_latentref_active", ()) == (self._adapter,):
+            return
+        if self._adapter is None:
+            self._peft.base_model.disable_adapter_layers()
+        else:
+            self._peft.base_model.enable_adapter_layers()
+            self._peft.set_adapter(self._adapter, inference_mode=True)
+        self._peft._latentref_active = (self._adapter,)
+
+    def embed(self, ids_BL: Tensor) -> Tensor:
+        """Input embeddings (B, L, D) of token ids, as the model itself would look them up."""
+        self.activate()
+        ids_BL = ids_BL.to(self.device)
+        if not self._borrowed_ids:
+            return self._embedding(ids_BL)
+        assert self._lender is not None, "borrowed ids need a lender"
+        borrowed_BL = torch.isin(ids_BL, ids_BL.new_tensor(self._borrowed_ids))
+        own_BLD = self._embedding(ids_BL.masked_fill(borrowed_BL, 0))
+        lent_BLD = self._lender.embed(ids_BL).to(own_BLD)
+        self.activate()
+        return torch.where(borrowed_BL.unsqueeze(-1), lent_BLD, own_BLD)
+
+    def decode(
+        self, embeds_BLD: Tensor, *, cache: DynamicCache, mask_BK: Tensor | None, past: int
+    ) -> Tensor:
+        """Hidden states (B, L, D) after the final norm at new columns; `cache` grows by them.
+
+        Args:
+            mask_BK: which columns are real, over the `past` columns read before and the new ones;
+                None when all are.
+        """
+        self.activate()
+        self.num_forwards += 1
+        inputs: dict[str, Any] = {"inputs_embeds": embeds_BLD.to(self.device, self.dtype)}
+        if self._takes_positions:
+            inputs["position_ids"] = self._positions(embeds_BLD, mask_BK, past)
+        return self._decoder(
+            attention_mask=mask_BK, past_key_values=cache, use_cache=True, **inputs
+        ).last_hidden_state
+
+    def project(self, hidden_MD: Tensor) -> Tensor:
+        """Logits (M, V) of hidden states, by the model's own head with all that belongs to it."""
+        self.activate()
+        return self._head(inputs_embeds=hidden_MD.unsqueeze(0)).logits[0]
+
+    def new_cache(self) -> DynamicCache:
+        """An empty cache of the kinds of layers this model has."""
+        return DynamicCache(config=self.causal_lm.config)
+
+    def _positions(self, embeds_BLD: Tensor, mask_BK: Tensor | None, past: int) -> Tensor:
+        # A row's first real token has position 0 however much padding stands to its left.
+        num_new = embeds_BLD.shape[1]
+        if mask_BK is None:
+            return torch.arange(past, past + num_new, device=self.device).unsqueeze(0)
+        return (mask_BK.cumsum(-1) - 1).clamp(min=0)[:, -num_new:]
+
+
+class Stream:
+    """One network reading one batch of rows, column after column.
+
+    Rows are padded on the left only, up to their first real column: sliding windows count columns,
+    so padding anywhere else would shorten them.
+    """
+
+    def __init__(self, network: Network, *, can_crop: bool = False) -> None:
+        self.network = network
+        self.cache = network.new_cache()
+        self.mask_BK: Tensor | None = None
+        self.length = 0
+        if can_crop:
+            self.cache.activate_past_recording()
+
+    def feed(self, embeds_BLD: Tensor, mask_BL: Tensor | None = None) -> Tensor:
+        """Read new columns; their hidden states (B, L, D).
+
+        Args:
+            mask_BL: bool, which of the new columns are real; None when all are.
+        """
+        self._extend_mask(embeds_BLD, mask_BL)
+        hidden_BLD = self.network.decode(
+            embeds_BLD, cache=self.cache, mask_BK=self.mask_BK, past=self.length
+        )
+        self.length += embeds_BLD.shape[1]
+        return hidden_BLD
+
+    def crop(self, num_columns: int) -> None:
+        """Forget the newest columns."""
+        self.cache.crop(-num_columns)
+        self.length -= num_columns
+        if self.mask_BK is not None:
+            self.mask_BK = self.mask_BK[:, :-num_columns]
+
+    def fork(self, rows: Sequence[int] | None = None) -> Stream:
+        """A stream that goes on from here by itself, with `rows` of this one (in that order).
+
+        What has been read is shared, not read again.
+        """
+        branch = copy.copy(self)
+        branch.cache = copy.copy(self.cache)
+        branch.cache.layers = [copy.copy(layer) for layer in self.cache.layers]
+        if rows is not None:
+            rows_R = torch.as_tensor(rows, device=self.network.device)
+            for layer in branch.cache.layers:
+                if layer.is_initialized:
+                    layer.batch_select_indices(rows_R.to(layer.keys.device))
+            if self.mask_BK is not None:
+                branch.mask_BK = self.mask_BK[rows_R]
+        return branch
+
+    def _extend_mask(self, embeds_BLD: Tensor, mask_BL: Tensor | None) -> None:
+        # Without padding there is no mask at all: attention then takes its fastest path.
+        if self.mask_BK is None and mask_BL is None:
+            return
+        num_rows, num_new = embeds_BLD.shape[:2]
+        device = self.network.device
+        past_BK = self.mask_BK
+        if past_BK is None:
+            past_BK = torch.ones(num_rows, self.length, dtype=torch.bool, device=device)
+        if mask_BL is None:
+            mask_BL = torch.ones(num_rows, num_new, dtype=torch.bool, device=device)
+        self.mask_BK = torch.cat([past_BK, mask_BL.to(device)], dim=1)
+
+
+@dataclass
+class _GivenOutput(BaseModelOutputWithPast):
+    """A decoder's output that has its hidden states and None for all that a family may add."""
+
+    def __getattr__(self, name: str) -> None:
+        if name.startswith("__"):
+            raise AttributeError(name)
+
+
+class _GivenHiddenStates(nn.Module):
+    """Stands in for a decoder: what comes in as embeddings goes out as final hidden states."""
+
+    def forward(self, *args: Any, inputs_embeds: Tensor, **kwargs: Any) -> _GivenOutput:
+        return _GivenOutput(last_hidden_state=inputs_embeds)
+
+
+def _without_decoder(causal_lm: PreTrainedModel, prefix: str) -> PreTrainedModel:
+    # The model's own forward on top of given hidden states: soft-capped or scaled logits then come
+    # out right in every family, and only for the positions asked for. Parameters are shared.
+    head = copy.copy(causal_lm)
+    head.__dict__ = {
+        # An accelerate hook on the whole model is bound to the original's forward.
+        name: value
+        for name, value in causal_lm.__dict__.items()
+        if name not in ("forward", "_hf_hook", "_old_forward")
+    }
+    head._modules = {**causal_lm._modules, prefix: _GivenHiddenStates()}
+    return head
+
+
+def _execution_device(module: nn.Module) -> torch.device:
+    # Offloaded weights lie on "meta"; accelerate's hook knows where they are computed with.
+    hook = getattr(module, "_hf_hook", None)
+    device = getattr(hook, "execution_device", None)
+    return torch.device(device) if device is not None else next(module.parameters()).device

@@ -1,0 +1,49 @@
+"""The two refinements of a thought, as functions of tensors (Wang et al., arXiv:2506.08552).
+
+    mixed_BD = mix_residual(raw_BD, previous_BD, memory_rate=0.3)
+    found_BD = contrastive_step(mixed_BD, good_BD, bad_BD, step_size=288.0)
+
+Everything here is float32 and per row: no result depends on what else is in the batch.
+Deliberately knows no model, no cache and no token.
+
+Shape suffixes: B batch, D hidden size.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def mix_residual(raw_BD: Tensor, previous_BD: Tensor, *, memory_rate: float) -> Tensor:
+    """Residual embedding refinement: alpha * z_{t-1} + (1 - alpha) * raw_t, in float32.
+
+    Args:
+        raw_BD: the hidden state that would be the next thought.
+        previous_BD: the thought before it, as it was committed.
+        memory_rate: alpha, in [0, 1].
+    """
+    return memory_rate * previous_BD.float() + (1.0 - memory_rate) * raw_BD.float()
+
+
+def contrastive_step(
+    thought_BD: Tensor, good_BD: Tensor, bad_BD: Tensor, *, step_size: float
+) -> Tensor:
+    """One contrastive update with the references' outputs held constant, in float32.
+
+    The gradient of MSE(h, good) - MSE(h, bad) with respect to h is 2/D * (bad - good), so a
+    descent step of length eta is h + eta * 2/D * (good - bad): positive eta moves towards good.
+    The mean is over the D components of one row, never over the batch.
+    """
+    scale = step_size * 2.0 / thought_BD.shape[-1]
+    return thought_BD.float() + scale * (good_BD.float() - bad_BD.float())
+
+
+def contrastive_loss(thought_BD: Tensor, good_BD: Tensor, bad_BD: Tensor) -> Tensor:
+    """MSE(h, good) - MSE(h, bad) of each row, shape (B,), in float32.
+
+    What `through` differentiates with the references' outputs as functions of the thought.
+    """
+    towards_B = (thought_BD.float() - good_BD.float()).square().mean(-1)
+    away_B = (thought_BD.float() - bad_BD.float()).square().mean(-1)
+    return towards_B - away_B

@@ -1,0 +1,247 @@
+"""The thought loop: continuous thoughts, each refined before it is committed.
+
+    thoughts = think(context, backbone=network, references=None, config=config, markers=markers)
+    hidden_BPD = thoughts.stream.feed(thoughts.pending_BPD, thoughts.pending_mask_BP)
+
+One loop for inference and training: it is differentiable, and gradients are the caller's to switch
+off. Continuous thoughts are Coconut's (Hao et al., arXiv:2412.06769); the two refinements are those
+of Wang et al. (arXiv:2506.08552). Deliberately knows no text, no checkpoint and no lm-eval.
+
+Shape suffixes: B batch, C context columns, P pending columns, T thoughts, D hidden size.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from lm_eval_latentref.config import RefinementConfig
+from lm_eval_latentref.networks import Network, Stream
+from lm_eval_latentref.refinement import contrastive_loss, contrastive_step, mix_residual
+
+
+@dataclass(frozen=True)
+class Context:
+    """A batch of contexts, padded on the left."""
+
+    ids_BC: Tensor
+    mask_BC: Tensor | None
+    """bool; None when no row is padded."""
+
+    @classmethod
+    def pad(cls, rows: Sequence[Sequence[int]], *, device: torch.device | str = "cpu") -> Context:
+        """The batch of `rows`, each a non-empty list of token ids."""
+        longest = max(map(len, rows))
+        ids_BC = torch.tensor([[0] * (longest - len(row)) + list(row) for row in rows])
+        if min(map(len, rows)) == longest:
+            return cls(ids_BC.to(device), None)
+        lengths_B = torch.tensor([len(row) for row in rows])
+        mask_BC = torch.arange(longest) >= longest - lengths_B.unsqueeze(1)
+        return cls(ids_BC.to(device), mask_BC.to(device))
+
+    def then(self, token_id: int) -> Context:
+        """These contexts with one more token at the end of each."""
+        ids_BC = torch.nn.functional.pad(self.ids_BC, (0, 1), value=token_id)
+        mask_BC = self.mask_BC
+        if mask_BC is not None:
+            mask_BC = torch.nn.functional.pad(mask_BC, (0, 1), value=True)
+        return Context(ids_BC, mask_BC)
+
+
+@dataclass(frozen=True)
+class Markers:
+    """Ids of the tokens that stand before and after the thoughts."""
+
+    start_id: int
+    end_id: int
+
+
+@dataclass(frozen=True)
+class References:
+    """The two networks that define the search direction: from weak towards strong."""
+
+    strong: Network
+    weak: Network
+
+
+@dataclass(frozen=True)
+class Thoughts:
+    """What thinking left behind: everything the continuation is conditioned on.
+
+    The last columns are still to be read (`pending`), so that whoever continues reads them together
+    with what they need: no column is read twice.
+    """
+
+    stream: Stream
+    pending_BPD: Tensor
+    pending_mask_BP: Tensor | None
+    thoughts_BTD: Tensor
+    """z_1..z_T as committed, in the backbone's dtype."""
+    finite_BT3: Tensor
+    """bool: are the backbone's hidden state, the references' and the refined thought finite?"""
+
+    def select(self, rows: Sequence[int]) -> Thoughts:
+        """The same thoughts for `rows` of the batch, in that order; a row may be named twice."""
+        rows_R = torch.as_tensor(rows, device=self.pending_BPD.device)
+        mask_BP = self.pending_mask_BP
+        return Thoughts(
+            self.stream.fork(rows),
+            self.pending_BPD[rows_R],
+            None if mask_BP is None else mask_BP[rows_R.to(mask_BP.device)],
+            self.thoughts_BTD[rows_R],
+            self.finite_BT3[rows_R.to(self.finite_BT3.device)],
+        )
+
+
+def think(
+    context: Context,
+    *,
+    backbone: Network,
+    references: References | None,
+    config: RefinementConfig,
+    markers: Markers | None,
+) -> Thoughts:
+    """Think `config.latent_steps` thoughts about each context.
+
+    Args:
+        references: needed when `config.searches`.
+        markers: None when the thoughts follow the context directly.
+    """
+    if markers is not None:
+        context = context.then(markers.start_id)
+    stream = Stream(backbone)
+    embeds_BCD = backbone.embed(context.ids_BC)
+    if config.latent_steps == 0:
+        pending_BPD, mask_BP = _append_end(embeds_BCD, context.mask_BC, backbone, markers)
+        none_BTD = embeds_BCD[:, :0]
+        no_flags_BT3 = torch.ones(*none_BTD.shape[:2], 3, dtype=torch.bool)
+        return Thoughts(stream, pending_BPD, mask_BP, none_BTD, no_flags_BT3)
+    search = _Search(references, context, config) if config.searches and references else None
+    thoughts: list[Tensor] = []
+    finite: list[Tensor] = []
+    hidden_BLD = stream.feed(embeds_BCD, context.mask_BC)
+    while True:
+        # Column -1 is real in every row: padding stands on the left only.
+        raw_BD = hidden_BLD[:, -1]
+        refined_BD, found_finite_B = _refine(raw_BD, thoughts, search, config)
+        thought_BD = refined_BD.to(backbone.dtype)
+        thoughts.append(thought_BD)
+        finite.append(torch.stack([_finite(raw_BD), found_finite_B, _finite(thought_BD)], -1))
+        if len(thoughts) == config.latent_steps:
+            break
+        hidden_BLD = stream.feed(thought_BD.unsqueeze(1))
+        if search is not None:
+            search.commit(thought_BD)
+    pending_BPD, mask_BP = _append_end(thoughts[-1].unsqueeze(1), None, backbone, markers)
+    return Thoughts(stream, pending_BPD, mask_BP, torch.stack(thoughts, 1), torch.stack(finite, 1))
+
+
+def _refine(
+    raw_BD: Tensor, previous: Sequence[Tensor], search: _Search | None, config: RefinementConfig
+) -> tuple[Tensor, Tensor]:
+    """The refined thought (B, D) in float32, and whether the references' states were finite (B,)."""
+    thought_BD = raw_BD.float()
+    if previous:  # the first thought has no predecessor to keep
+        thought_BD = mix_residual(raw_BD, previous[-1], memory_rate=config.memory_rate)
+    if search is None:
+        return thought_BD, torch.ones_like(thought_BD[:, 0], dtype=torch.bool)
+    return search.run(thought_BD)
+
+
+class _Search:
+    """Contrastive reasoning feedback search: both references follow the refined thoughts."""
+
+    def __init__(self, references: References, context: Context, config: RefinementConfig) -> None:
+        self._strong = _Reference(references.strong, context)
+        self._weak = _Reference(references.weak, context)
+        self._config = config
+
+    def commit(self, thought_BD: Tensor) -> None:
+        self._strong.commit(thought_BD)
+        self._weak.commit(thought_BD)
+
+    def run(self, thought_BD: Tensor) -> tuple[Tensor, Tensor]:
+        step = self._through if self._config.search_gradient == "through" else self._detached
+        finite_B = torch.ones_like(thought_BD[:, 0], dtype=torch.bool)
+        for _ in range(self._config.search_steps):
+            thought_BD, step_finite_B = step(thought_BD)
+            finite_B = finite_B & step_finite_B
+        return thought_BD, finite_B
+
+    def _detached(self, thought_BD: Tensor) -> tuple[Tensor, Tensor]:
+        good_BD = self._strong.probe(thought_BD).to(thought_BD.device)
+        bad_BD = self._weak.probe(thought_BD).to(thought_BD.device)
+        found_BD = contrastive_step(
+            thought_BD, good_BD, bad_BD, step_size=self._config.search_step_size
+        )
+        return found_BD, _finite(good_BD) & _finite(bad_BD)
+
+    def _through(self, thought_BD: Tensor) -> tuple[Tensor, Tensor]:
+        with torch.enable_grad():
+            leaf_BD = thought_BD.detach().requires_grad_()
+            good_BD = self._strong.probe_with_gradient(leaf_BD).to(leaf_BD.device)
+            bad_BD = self._weak.probe_with_gradient(leaf_BD).to(leaf_BD.device)
+            # Rows do not mix, so the gradient of the sum is each row's own gradient.
+            loss = contrastive_loss(leaf_BD, good_BD, bad_BD).sum()
+            (gradient_BD,) = torch.autograd.grad(loss, leaf_BD)
+        found_BD = thought_BD - self._config.search_step_size * gradient_BD
+        return found_BD, _finite(good_BD) & _finite(bad_BD)
+
+
+class _Reference:
+    """A reference that has read the context and the committed thoughts, asked about the next one.
+
+    What is committed waits until the next probe, and both are read in one forward: one forward a
+    thought, as the backbone needs.
+    """
+
+    def __init__(self, network: Network, context: Context) -> None:
+        self._network = network
+        self._stream = Stream(network, can_crop=True)
+        self._unread_BLD: Tensor | None = network.embed(context.ids_BC)
+        self._unread_mask_BL = context.mask_BC
+
+    def commit(self, thought_BD: Tensor) -> None:
+        self._unread_BLD, self._unread_mask_BL = thought_BD.unsqueeze(1), None
+
+    def probe(self, thought_BD: Tensor) -> Tensor:
+        """The hidden state (B, D) at `thought_BD`, were it the next input; it is not kept."""
+        columns_BLD = thought_BD.unsqueeze(1).to(self._network.device, self._network.dtype)
+        mask_BL = None
+        if self._unread_BLD is not None:
+            columns_BLD = torch.cat([self._unread_BLD.to(columns_BLD), columns_BLD], dim=1)
+            if self._unread_mask_BL is not None:
+                mask_BL = torch.nn.functional.pad(self._unread_mask_BL, (0, 1), value=True)
+            self._unread_BLD = None
+        hidden_BLD = self._stream.feed(columns_BLD, mask_BL)
+        self._stream.crop(1)
+        return hidden_BLD[:, -1]
+
+    def probe_with_gradient(self, thought_BD: Tensor) -> Tensor:
+        """`probe`, differentiable with respect to `thought_BD` alone."""
+        if self._unread_BLD is not None:
+            with torch.no_grad():
+                self._stream.feed(self._unread_BLD, self._unread_mask_BL)
+            self._unread_BLD = None
+        # On a fork, so that no graph hangs on in the cache.
+        return self._stream.fork().feed(thought_BD.unsqueeze(1))[:, -1]
+
+
+def _append_end(
+    columns_BLD: Tensor, mask_BL: Tensor | None, backbone: Network, markers: Markers | None
+) -> tuple[Tensor, Tensor | None]:
+    if markers is None:
+        return columns_BLD, mask_BL
+    end_B1 = torch.full(
+        (len(columns_BLD), 1), markers.end_id, dtype=torch.long, device=backbone.device
+    )
+    if mask_BL is not None:
+        mask_BL = torch.nn.functional.pad(mask_BL, (0, 1), value=True)
+    return torch.cat([columns_BLD, backbone.embed(end_B1).to(columns_BLD)], dim=1), mask_BL
+
+
+def _finite(rows_BD: Tensor) -> Tensor:
+    return rows_BD.isfinite().all(-1)
