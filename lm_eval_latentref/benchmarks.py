@@ -1,0 +1,180 @@
+"""How the rows of the five benchmarks read: row -> question, steps, answer, answers on offer.
+
+    benchmark = BENCHMARKS["aqua"]
+    benchmark.example(row)      # Example(question="Three birds ...\\nA)32400, B)6000, ...", ...)
+    benchmark.candidates(row)   # ("A", "B", "C", "D", "E")
+
+Rows have the field names of the published data sets. Deliberately knows no files, no downloads
+and no splits: those are `sources` and `data`.
+"""
+
+from __future__ import annotations
+
+import re
+import string
+import unicodedata
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from lm_eval_latentref.errors import LatentRefError
+from lm_eval_latentref.protocol import Example
+
+Row = Mapping[str, Any]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Benchmark:
+    """One benchmark: each field reads one thing off a row."""
+
+    name: str
+    problem: Callable[[Row], str]
+    """The bare problem, without the answers on offer: what overlaps are judged by."""
+    question: Callable[[Row], str]
+    """What the model is asked: the context without its last newline."""
+    steps: Callable[[Row], tuple[str, ...]]
+    """The gold reasoning, one entry a step; may be empty."""
+    answer: Callable[[Row], str]
+    candidates: Callable[[Row], tuple[str, ...]]
+    """The answers to choose from; empty when the answer is free."""
+
+    def example(self, row: Row) -> Example:
+        """The row as an `Example`.
+
+        Raises:
+            LatentRefError: a field is missing, or the gold answer is not among the candidates.
+        """
+        try:
+            made = Example(self.question(row), self.steps(row), self.answer(row))
+            candidates = self.candidates(row)
+        except (KeyError, IndexError, TypeError, AttributeError) as error:
+            raise self._malformed(row, f"{type(error).__name__} {error}") from error
+        if not made.answer or (candidates and made.answer not in candidates):
+            raise self._malformed(row, f"answer {made.answer!r}, candidates {list(candidates)}")
+        return made
+
+    def _malformed(self, row: Row, what: str) -> LatentRefError:
+        start = str(dict(row))[:80]
+        return LatentRefError(
+            f"malformed {self.name} row ({what}): {start}...; mend or remove that row".replace(
+                "\n", " "
+            )
+        )
+
+
+def normalise_question(text: str) -> str:
+    """`text` in lower case without white space and punctuation, to find equal questions by.
+
+    White space goes altogether because MathQA spaces out what it took from AQUA-RAT
+    ("don ' t", "3 . 5 %").
+    """
+    return "".join(
+        char
+        for char in text.lower()
+        if not char.isspace()
+        and char not in string.punctuation
+        and not unicodedata.category(char).startswith("P")
+    )
+
+
+def harness_choices(options: str) -> list[str]:
+    """The choices that lm-eval's own `mathqa` task finds in a MathQA `options` field.
+
+    Faithful to its quirks, because the same model must get the same numbers from both: a choice
+    a to d ends at the first comma followed by a space, even inside the choice; choice e is the
+    rest; the quotes of list-like fields ("['a ) 1', 'b ) 2', ...]") stay.
+    """
+    choices = []
+    start = 0
+    while (found := options.find(" ) ", start)) >= 0:
+        label, text = options[found - 1 : found], found + 3
+        end = options.find(", ", text)
+        if found == start or label not in "abcde" or (label != "e" and end < 0):
+            start = found + 1
+        elif label == "e":
+            choices.append(options[text:].rstrip(" ,"))
+            break
+        else:
+            choices.append(options[text:end].rstrip(" ,"))
+            start = end + 2
+    return choices
+
+
+def _gsm8k_answer(row: Row) -> str:
+    return row["answer"].rsplit("####", 1)[-1].replace(",", "").strip()
+
+
+def _gsm8k_steps(row: Row) -> tuple[str, ...]:
+    """The equations ("<<48/2=24>>"), given or annotated; the solution's lines if it has none."""
+    if "steps" in row:
+        return tuple(row["steps"])
+    solution = row["answer"].rsplit("####", 1)[0]
+    return tuple(re.findall(r"<<.*?>>", solution)) or tuple(solution.strip().splitlines())
+
+
+_ANSWER_TAIL = re.compile(
+    r"(?:(?:the|correct|so|hence|thus|final)\s+)*(?:answer|ans|option)\W*(?:is\W*)?[a-e]?\W*$", re.I
+)
+
+
+def _rationale_steps(row: Row) -> tuple[str, ...]:
+    """The rationale's lines and sentences, without a tail that only names the option letter."""
+    text = (row.get("Rationale") or row.get("rationale") or "").strip().strip('"')
+    pieces = re.split(r"\n+|(?<=[.!?])\s+(?=\D)", text)
+    steps = (_ANSWER_TAIL.sub("", piece).strip() for piece in pieces)
+    return tuple(step for step in steps if any(char.isalnum() for char in step))
+
+
+def _offered_sentences(row: Row) -> tuple[str, ...]:
+    """The two sentences that a ProsQA question ("... Is Tom a lempus or gorpus?") offers."""
+    asked = row["question"].rsplit("Is ", 1)[1].rstrip("?")
+    person, _, concepts = asked.partition(" a ")
+    return tuple(f"{person} is a {concept}." for concept in concepts.split(" or "))
+
+
+BENCHMARKS: dict[str, Benchmark] = {
+    benchmark.name: benchmark
+    for benchmark in (
+        Benchmark(
+            name="gsm8k",
+            problem=lambda row: row["question"],
+            question=lambda row: row["question"],
+            steps=_gsm8k_steps,
+            answer=_gsm8k_answer,
+            candidates=lambda row: (),
+        ),
+        Benchmark(
+            name="mathqa",
+            problem=lambda row: row["Problem"],
+            question=lambda row: f"{row['Problem']}\n{row['options']}",
+            steps=_rationale_steps,
+            answer=lambda row: row["correct"].lower(),
+            candidates=lambda row: tuple("abcde"),
+        ),
+        Benchmark(
+            name="aqua",
+            problem=lambda row: row["question"],
+            question=lambda row: f"{row['question']}\n{', '.join(row['options'])}",
+            steps=_rationale_steps,
+            answer=lambda row: row["correct"].upper(),
+            candidates=lambda row: tuple("ABCDE"),
+        ),
+        Benchmark(
+            name="strategyqa",
+            problem=lambda row: row["question"],
+            question=lambda row: row["question"],
+            steps=lambda row: tuple(row["facts"]),
+            answer=lambda row: "yes" if row["answer"] else "no",
+            candidates=lambda row: ("yes", "no"),
+        ),
+        Benchmark(
+            name="prosqa",
+            problem=lambda row: row["question"],
+            question=lambda row: row["question"],
+            steps=lambda row: tuple(row["steps"]),
+            answer=lambda row: row["answer"],
+            candidates=_offered_sentences,
+        ),
+    )
+}
+"""The five, by the names their tasks carry."""

@@ -1,0 +1,29 @@
+"""What the task files call: `custom_dataset` functions and the judge of generated answers.
+
+lm-eval passes a task's whole metadata, which holds the model's arguments too, hence `_unused`.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import datasets
+
+from lm_eval_latentref import documents
+
+exact_match = documents.exact_match
+
+
+def benchmark_split(*, benchmark: str, split: str, **_unused: Any) -> dict[str, datasets.Dataset]:
+    return {split: datasets.Dataset.from_list(documents.documents(benchmark, split))}
+
+
+def mathqa_harness_split(*, split: str, **_unused: Any) -> dict[str, datasets.Dataset]:
+    return {split: datasets.Dataset.from_list(documents.harness_documents(split))}
+
+
+def generated_split(
+    *, split: str, num_documents: int, generator_seed: int, **_unused: Any
+) -> dict[str, datasets.Dataset]:
+    rows = documents.generated_documents(num=num_documents, seed=generator_seed, split=split)
+    return {split: datasets.Dataset.from_list(rows)}
