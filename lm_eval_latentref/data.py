@@ -4,7 +4,7 @@
     load_split("mathqa", "dev").rows     # the same problems as the published rows
 
 Tuning sees dev only, training sees neither dev nor test: `load_training` also drops every problem
-whose question stands in any benchmark's dev or test split. Where files lie is `sources`' affair;
+whose question stands in any benchmark's dev or test split. Where files lie is `published`'s affair;
 deliberately knows no tokens, no models and no lm-eval.
 """
 
@@ -21,7 +21,7 @@ from lm_eval_latentref import prosqa
 from lm_eval_latentref.benchmarks import BENCHMARKS, normalise_question
 from lm_eval_latentref.errors import LatentRefError
 from lm_eval_latentref.protocol import Example
-from lm_eval_latentref.sources import Source, SourceMissingError, read
+from lm_eval_latentref.published import DataMissingError, Published, read
 
 logger = logging.getLogger(__name__)
 
@@ -142,7 +142,7 @@ def _warn_if_unknown(loaded: Split) -> None:
         )
 
 
-def _gsm8k(split: str) -> Source:
+def _gsm8k(split: str) -> Published:
     if split == "test":
         return read("gsm8k", "test")
     dev = read("gsm8k", "validation_equations")
@@ -151,29 +151,29 @@ def _gsm8k(split: str) -> Source:
     train = read("gsm8k", "train")
     dev_questions = {row["question"] for row in dev.rows}
     rows = [row for row in train.rows if row["question"] not in dev_questions]
-    return Source(rows, f"{train.origin}, without {dev.origin}")
+    return Published(rows, f"{train.origin}, without {dev.origin}")
 
 
-def _mathqa(split: str) -> Source:
+def _mathqa(split: str) -> Published:
     if split == "test":
         return read("mathqa", "test")
     if split == "train":
         try:
             return read("mathqa", "train")
-        except SourceMissingError as error:
+        except DataMissingError as error:
             logger.warning("%s; using the first nine tenths of validation instead", error)
     validation = read("mathqa", "validation")
     cut = len(validation.rows) - len(validation.rows) // 10
     if split == "dev":
-        return Source(validation.rows[cut:], f"{validation.origin}, rows from {cut} on")
-    return Source(validation.rows[:cut], f"{validation.origin}, rows before {cut}")
+        return Published(validation.rows[cut:], f"{validation.origin}, rows from {cut} on")
+    return Published(validation.rows[:cut], f"{validation.origin}, rows before {cut}")
 
 
-def _aqua(split: str) -> Source:
+def _aqua(split: str) -> Published:
     return read("aqua", "validation" if split == "dev" else split)
 
 
-def _strategyqa(split: str) -> Source:
+def _strategyqa(split: str) -> Published:
     # The official test file has no answers, so the official dev file serves as the test split.
     if split == "test":
         return read("strategyqa", "validation")
@@ -182,18 +182,18 @@ def _strategyqa(split: str) -> Source:
     by_hash.sort(key=lambda qid: hashlib.sha256(qid.encode()).hexdigest())
     dev_ids = set(by_hash[: len(by_hash) // 10])
     rows = [row for row in train.rows if (row["qid"] in dev_ids) == (split == "dev")]
-    return Source(rows, f"{train.origin}, {'lowest' if split == 'dev' else 'other'} qid hashes")
+    return Published(rows, f"{train.origin}, {'lowest' if split == 'dev' else 'other'} qid hashes")
 
 
-def _prosqa(split: str) -> Source:
+def _prosqa(split: str) -> Published:
     if split != "train":
         return read("prosqa", "validation" if split == "dev" else split)
     try:
         return read("prosqa", "train")
-    except SourceMissingError as error:
+    except DataMissingError as error:
         logger.warning("%s; using %d generated problems instead", error, NUM_GENERATED_TRAIN)
     rows = [dict(row) for row in prosqa.generate(NUM_GENERATED_TRAIN, seed=0, split="train")]
-    return Source(rows, "generated, seed 0")
+    return Published(rows, "generated, seed 0")
 
 
 _SPLITTERS = {
