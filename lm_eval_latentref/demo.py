@@ -3,11 +3,12 @@
     latentref demo --output results/demo
 
 Picks the benchmark by what can be reached from here, prints the lm-eval command it runs, so that it
-can be copied and changed, and runs it. Knows no model and no data set, only the names of tasks.
+can be copied and changed, and runs it. Knows nothing of models and of what data mean.
 """
 
 from __future__ import annotations
 
+import logging
 import os
 import shlex
 import subprocess
@@ -15,9 +16,12 @@ import sys
 import threading
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 
+from lm_eval_latentref import published
 from lm_eval_latentref.tasks import tasks_path
+
+logger = logging.getLogger(__name__)
 
 REAL_TASK = "latentref_mathqa_mc"
 GENERATED_TASK = "latentref_prosqa_generated_mc"
@@ -30,7 +34,7 @@ def run_demo(*, output: str, limit: int) -> int:
 
     The results JSON goes below the folder `output`; `limit` is the number of documents.
     """
-    task = choose_task(os.environ, hub_reachable)
+    task = choose_task(hub_reachable)
     command = lm_eval_command(task, output=output, limit=limit)
     print(f"$ {shlex.join(command)}", flush=True)
     environment = dict(os.environ)
@@ -40,10 +44,17 @@ def run_demo(*, output: str, limit: int) -> int:
     return subprocess.run([sys.executable, "-m", *command], env=environment, check=False).returncode
 
 
-def choose_task(environment: Mapping[str, str], reachable: Callable[[], bool]) -> str:
-    """MathQA from `LATENTREF_DATA` or the hub; where there is neither, generated questions."""
-    if environment.get("LATENTREF_DATA") or reachable():
-        return REAL_TASK
+def choose_task(reachable: Callable[[], bool]) -> str:
+    """MathQA from the folder `LATENTREF_DATA` or the hub; where it is in neither, generated data.
+
+    `reachable` is asked before any download is tried: a failing one takes minutes.
+    """
+    try:
+        if os.environ.get(published.DATA_VARIABLE) or reachable():
+            published.read("mathqa", "test")
+            return REAL_TASK
+    except published.DataMissingError as error:
+        logger.warning("%s", error)
     return GENERATED_TASK
 
 

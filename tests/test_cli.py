@@ -11,7 +11,7 @@ from types import ModuleType, SimpleNamespace
 import pytest
 import torch
 
-from lm_eval_latentref import demo, harness
+from lm_eval_latentref import demo, harness, published
 from lm_eval_latentref.cli import main
 from lm_eval_latentref.errors import LatentRefError
 from lm_eval_latentref.tasks import tasks_path
@@ -146,21 +146,27 @@ def test_help_names_every_subcommand_and_loads_nothing_heavy():
 
 
 @pytest.mark.parametrize(
-    ("environment", "reachable", "task"),
+    ("folder", "reachable", "readable", "task"),
     [
-        ({"LATENTREF_DATA": "folder"}, False, demo.REAL_TASK),
-        ({}, True, demo.REAL_TASK),
-        ({}, False, demo.GENERATED_TASK),
-        ({"LATENTREF_DATA": ""}, False, demo.GENERATED_TASK),
+        ("folder", False, True, demo.REAL_TASK),
+        ("", True, True, demo.REAL_TASK),
+        ("", False, True, demo.GENERATED_TASK),
+        ("", True, False, demo.GENERATED_TASK),
     ],
 )
-def test_the_demo_takes_real_data_where_it_can(environment, reachable, task):
-    assert demo.choose_task(environment, lambda: reachable) == task
+def test_the_demo_takes_real_data_where_it_can(monkeypatch, folder, reachable, readable, task):
+    def read(name, split):
+        if not readable:
+            raise published.DataMissingError(f"{name} {split}: no download")
+
+    monkeypatch.setenv("LATENTREF_DATA", folder)
+    monkeypatch.setattr(published, "read", read)
+    assert demo.choose_task(lambda: reachable) == task
 
 
 def test_the_demo_runs_the_command_it_prints(monkeypatch, capsys):
     ran = []
-    monkeypatch.setenv("LATENTREF_DATA", "folder")
+    monkeypatch.setattr(demo, "choose_task", lambda _: demo.REAL_TASK)
     monkeypatch.setattr(
         demo.subprocess,
         "run",

@@ -14,10 +14,11 @@ SOURCES = Path(__file__).parent.parent / PACKAGE
 # Top to bottom is the order in which modules may know each other. A: pure computation. B: one
 # outside dependency each. C: composition. D: commands.
 LAYERS = {
-    "A": ["errors", "config", "protocol", "refinement", "prosqa_known", "prosqa"],
+    "A": ["errors", "config", "protocol", "refinement", "prosqa_known", "prosqa", "benchmarks"],
     "B": [
-        *("_autoload", "tasks", "networks", "thoughts", "manifest", "state_dicts"),
-        *("batching", "checkpoints", "data", "scoring"),
+        *("_autoload", "networks", "thoughts", "batching", "scoring"),
+        *("folders", "identity", "vocabulary", "manifest", "sources", "state_dicts", "checkpoints"),
+        *("sources", "published", "data", "documents", "tasks", "arguments", "response_cache"),
     ],
     "C": ["reasoner", "model", "convert"],
     "D": ["harness", "demo", "cli", "__main__"],
@@ -25,7 +26,7 @@ LAYERS = {
 ORDER = [module for modules in LAYERS.values() for module in modules]
 
 STANDARD_LIBRARY_ONLY = ["__init__", "__main__", "_autoload", "cli", "errors"]
-MAY_IMPORT_LM_EVAL = {"_autoload", "cli", "data", "harness", "model"}
+MAY_IMPORT_LM_EVAL = {"_autoload", "arguments", "cli", "harness", "model"}
 FILES_AND_MODELS = {"os", "pathlib", "json", "tempfile", "shutil", "transformers", "datasets"}
 
 

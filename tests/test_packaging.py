@@ -139,8 +139,8 @@ def test_the_wheel_holds_package_tasks_start_up_file_and_licence(wheel):
     names = zipfile.ZipFile(wheel).namelist()
     assert {"lm_eval_latentref.pth", "lm_eval_latentref/py.typed"} <= set(names)
     shipped = {name for name in names if name.startswith("lm_eval_latentref/task_configs/")}
-    here = {path.relative_to(ROOT) for path in (ROOT / "task_configs").rglob("*.*")}
-    here = {path for path in here if "__pycache__" not in path.parts}
+    here = (path for path in (ROOT / "task_configs").rglob("*") if path.is_file())
+    here = {path.relative_to(ROOT) for path in here if "__pycache__" not in path.parts}
     assert shipped == {f"lm_eval_latentref/{path}" for path in here}
     assert any(name.endswith("/licenses/LICENSE") for name in names)
     assert {name.split("/")[0].split("-")[0] for name in names} == {
