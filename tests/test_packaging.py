@@ -228,7 +228,7 @@ def test_lm_eval_validates_and_lists_our_tasks(installed):
     out = installed.run(["-m", "lm_eval", "validate", "--tasks", f"{TASK},latentref", *words])
     assert "All tasks found and valid" in out
     out = installed.run(["-m", "lm_eval", "ls", "subtasks", *words])
-    assert all(f" {name} " in out for name in (TASK, "latentref_mathqa_harness"))
+    assert all(f"|{name} " in out for name in (TASK, "latentref_mathqa_harness"))
 
 
 @pytest.mark.slow
