@@ -83,7 +83,8 @@ class RefinementConfig:
             for name, value in values.items()
             if value is not None or name == "latent_markers"
         }
-        return cls(**{name: _PARSERS[name](name, value) for name, value in given.items()})
+        parsed: dict[str, Any] = {name: _PARSERS[name](name, given[name]) for name in given}
+        return cls(**parsed)
 
 
 OPTION_NAMES = tuple(field.name for field in dataclasses.fields(RefinementConfig))

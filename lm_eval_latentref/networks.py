@@ -52,7 +52,9 @@ class Network:
         self._decoder: nn.Module = getattr(self.causal_lm, prefix)
         self._embedding: nn.Module = self.causal_lm.get_input_embeddings()
         self._head = _without_decoder(self.causal_lm, prefix)
-        self._takes_positions = "position_ids" in inspect.signature(self._decoder.forward).parameters
+        self._takes_positions = (
+            "position_ids" in inspect.signature(self._decoder.forward).parameters
+        )
         self._lender, self._borrowed_ids = lender, tuple(sorted(borrowed_ids))
         self.hidden_size: int = self.causal_lm.config.get_text_config().hidden_size
         self.dtype: torch.dtype = self._embedding.weight.dtype

@@ -11,7 +11,6 @@ Shape suffixes: B batch, D hidden size.
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
 

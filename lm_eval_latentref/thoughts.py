@@ -142,7 +142,7 @@ def think(
 def _refine(
     raw_BD: Tensor, previous: Sequence[Tensor], search: _Search | None, config: RefinementConfig
 ) -> tuple[Tensor, Tensor]:
-    """The refined thought (B, D) in float32, and whether the references' states were finite (B,)."""
+    """The refined thought (B, D) in float32; whether the references' states are finite (B,)."""
     thought_BD = raw_BD.float()
     if previous:  # the first thought has no predecessor to keep
         thought_BD = mix_residual(raw_BD, previous[-1], memory_rate=config.memory_rate)

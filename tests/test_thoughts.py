@@ -7,10 +7,13 @@ import dataclasses
 import oracle
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from tiny import FAMILIES, HIDDEN_SIZE, random_ids, tiny_model
 
 from lm_eval_latentref.config import RefinementConfig
 from lm_eval_latentref.networks import Network
+from lm_eval_latentref.refinement import contrastive_loss, contrastive_step
 from lm_eval_latentref.scoring import score
 from lm_eval_latentref.thoughts import Context, Markers, References, think
 
@@ -43,7 +46,7 @@ def models(family):
     return tiny_model(family, 0), tiny_model(family, 1), tiny_model(family, 2)
 
 
-def run(family, config, *, markers, batch_size=len(CONTEXTS), order=None, max_rows=4):
+def run(family, config, *, markers, batch_size=5, order=None, max_rows=4):
     """Scores and thoughts by the package, in the order of CONTEXTS."""
     backbone, strong, weak = models(family)
     references = References(Network(strong), Network(weak)) if config.searches else None
@@ -107,3 +110,115 @@ def test_every_setting_equals_the_oracle(name, markers):
 def test_every_family_equals_the_oracle(family, name):
     scores, _ = run(family, CONFIGS[name], markers=True)
     assert_same_scores(scores, expected(family, CONFIGS[name], markers=True))
+
+
+@settings(max_examples=12)
+@given(
+    order=st.permutations(range(len(CONTEXTS))),
+    batch_size=st.integers(1, len(CONTEXTS)),
+    max_rows=st.integers(1, 8),
+    family=st.sampled_from(["gpt2", "mistral"]),
+    gradient=st.sampled_from(["detached", "through"]),
+)
+def test_batch_padding_and_order_change_nothing(order, batch_size, max_rows, family, gradient):
+    config = dataclasses.replace(BOTH, search_gradient=gradient)
+    alone, thoughts_alone = run(family, config, markers=True, batch_size=1)
+    found, thoughts = run(
+        family, config, markers=True, batch_size=batch_size, order=order, max_rows=max_rows
+    )
+    assert_same_scores(found, alone)
+    torch.testing.assert_close(
+        torch.stack(thoughts), torch.stack(thoughts_alone), rtol=1e-4, atol=1e-4
+    )
+
+
+def test_equal_references_change_nothing():
+    backbone, strong, _ = models("llama")
+    same = References(Network(strong), Network(strong))
+    context = Context.pad(CONTEXTS)
+    common = {"backbone": Network(backbone), "markers": None}
+    for gradient in ("detached", "through"):
+        config = dataclasses.replace(BOTH, search_gradient=gradient)
+        residual = dataclasses.replace(config, search_step_size=0.0)
+        with torch.no_grad():
+            searched = think(context, references=same, config=config, **common)
+            plain = think(context, references=None, config=residual, **common)
+        assert torch.equal(searched.thoughts_BTD, plain.thoughts_BTD)
+
+
+def test_without_refinement_the_loop_is_plain_coconut():
+    backbone, *_ = models("gpt2")
+    context = CONTEXTS[1]
+    with torch.no_grad():
+        embeds = oracle.embed(backbone, context)
+        wanted = []
+        for _ in range(3):
+            hidden = backbone.transformer(inputs_embeds=embeds[None]).last_hidden_state[0, -1]
+            wanted.append(hidden)
+            embeds = torch.cat([embeds, hidden[None]])
+        found = think(
+            Context.pad([context]),
+            backbone=Network(backbone),
+            references=None,
+            config=PLAIN,
+            markers=None,
+        )
+    torch.testing.assert_close(found.thoughts_BTD[0], torch.stack(wanted))
+
+
+def test_search_without_autograd_equals_the_gradient_of_the_stated_loss():
+    thought, good, bad = torch.randn(3, 4, HIDDEN_SIZE, dtype=torch.float32).unbind()
+    leaf = thought.clone().requires_grad_()
+    (gradient,) = torch.autograd.grad(contrastive_loss(leaf, good, bad).sum(), leaf)
+    found = contrastive_step(thought, good, bad, step_size=STEP)
+    torch.testing.assert_close(found, thought - STEP * gradient)
+
+
+def test_detached_search_takes_one_forward_a_thought_of_each_model():
+    backbone, strong, weak = map(Network, models("llama"))
+    config = dataclasses.replace(BOTH, latent_steps=4)
+    with torch.no_grad():
+        thoughts = think(
+            Context.pad(CONTEXTS),
+            backbone=backbone,
+            references=References(strong, weak),
+            config=config,
+            markers=Markers(*MARKER_IDS),
+        )
+        thoughts.stream.feed(thoughts.pending_BPD, thoughts.pending_mask_BP)
+    # The backbone's fifth reads the last thought and the end marker, for the continuation.
+    assert (backbone.num_forwards, strong.num_forwards, weak.num_forwards) == (5, 4, 4)
+
+
+def test_the_loop_is_differentiable():
+    backbone, *_ = models("llama")
+    network = Network(backbone.requires_grad_(True))
+    thoughts = think(
+        Context.pad(CONTEXTS), backbone=network, references=None, config=PLAIN, markers=None
+    )
+    thoughts.thoughts_BTD[:, -1].square().sum().backward()
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in backbone.model.parameters())
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_commits_in_the_backbones_dtype_and_refines_in_float32(dtype):
+    backbone, strong, weak = (model.to(dtype) for model in models("llama"))
+    config = dataclasses.replace(BOTH, latent_steps=1, search_step_size=1e-3)
+    with torch.no_grad():
+        found = think(
+            Context.pad(CONTEXTS),
+            backbone=Network(backbone),
+            references=References(Network(strong), Network(weak)),
+            config=config,
+            markers=None,
+        )
+        plain = think(
+            Context.pad(CONTEXTS),
+            backbone=Network(backbone),
+            references=None,
+            config=RefinementConfig(latent_steps=1),
+            markers=None,
+        )
+    assert found.thoughts_BTD.dtype == dtype
+    # A step below half precision's resolution is rounded away by the commit, once.
+    torch.testing.assert_close(found.thoughts_BTD, plain.thoughts_BTD, rtol=0.01, atol=0.01)

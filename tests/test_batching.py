@@ -1,0 +1,72 @@
+"""Grouping loses and reorders nothing; running out of memory costs no finished batch."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from lm_eval_latentref.batching import group_by_context, in_batches
+
+tokens = st.lists(st.integers(0, 3), max_size=3).map(tuple)
+pairs = st.lists(st.tuples(tokens, tokens), max_size=20)
+
+
+@given(pairs)
+def test_every_request_is_in_exactly_one_group_with_its_own_tokens(requests):
+    found = {
+        index: (group.context, continuation)
+        for group in group_by_context(requests)
+        for index, continuation in zip(group.requests, group.continuations, strict=True)
+    }
+    assert found == dict(enumerate(requests))
+
+
+@given(pairs)
+def test_each_context_is_one_group_and_the_longest_comes_first(requests):
+    contexts = [group.context for group in group_by_context(requests)]
+    assert len(set(contexts)) == len(contexts)
+    assert [len(c) for c in contexts] == sorted((len(c) for c in contexts), reverse=True)
+
+
+@given(pairs, st.randoms())
+def test_groups_do_not_depend_on_the_order_of_requests(requests, random):
+    shuffled = random.sample(requests, len(requests))
+    contexts = [group.context for group in group_by_context(requests)]
+    assert contexts == [group.context for group in group_by_context(shuffled)]
+
+
+@given(st.integers(0, 30), st.integers(1, 12), st.integers(1, 12))
+def test_memory_running_out_halves_the_batch_and_redoes_only_that_one(num, batch_size, capacity):
+    done = []
+
+    def work(batch, _):
+        if len(batch) > capacity:
+            raise RuntimeError("CUDA out of memory.")
+        done.extend(batch)
+        return list(batch)
+
+    results = list(in_batches(range(num), batch_size=batch_size, work=work))
+    assert done == list(range(num))
+    assert [item for _, batch in results for item in batch] == done
+    assert all(list(batch) == result for batch, result in results)
+
+
+def test_a_row_that_does_not_fit_alone_is_the_callers_error():
+    def work(batch, _):
+        raise RuntimeError("CUDA out of memory.")
+
+    with pytest.raises(RuntimeError, match="out of memory"):
+        list(in_batches([1, 2], batch_size=2, work=work))
+
+
+def test_other_errors_are_not_tried_again():
+    calls = []
+
+    def work(batch, _):
+        calls.append(batch)
+        raise ValueError("no memory of that")
+
+    with pytest.raises(ValueError, match="no memory of that"):
+        list(in_batches([1, 2], batch_size=2, work=work))
+    assert len(calls) == 1
