@@ -14,7 +14,6 @@ import hashlib
 import json
 import logging
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import Any, NamedTuple
 
 from lm_eval_latentref import prosqa
@@ -102,7 +101,6 @@ def load_training(name: str) -> tuple[list[Example], int]:
     return [benchmark.example(row) for row in kept], len(rows) - len(kept)
 
 
-@lru_cache(maxsize=1)
 def held_out_questions() -> frozenset[str]:
     """`normalise_question` of every problem of the five dev and test splits.
 
