@@ -1,0 +1,387 @@
+"""`lm_eval --model latentref`: lm-eval's HFLM with thoughts between context and continuation.
+
+    lm_eval --model latentref --model_args pretrained=FOLDER,memory_rate=0.3 --tasks mathqa
+
+lm-eval does prompts, scoring and reports, HFLM the placement and decoding options, `Reasoner` the
+thinking; this class is the seam between them: text to token ids, batches, errors with a document's
+name. It holds no maths.
+"""
+
+from __future__ import annotations
+
+import inspect
+import logging
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from lm_eval.models.huggingface import HFLM
+from lm_eval.models.utils import normalize_gen_kwargs
+from torch import Tensor
+from tqdm import tqdm
+from transformers import PreTrainedModel
+
+from lm_eval_latentref.arguments import check_known
+from lm_eval_latentref.batching import Group, Tokens, group_by_context, in_batches
+from lm_eval_latentref.checkpoints import Source, load_set, load_tokenizer, resolve
+from lm_eval_latentref.config import OPTION_NAMES
+from lm_eval_latentref.errors import LatentRefError
+from lm_eval_latentref.reasoner import NonFiniteThoughtError, Reasoner, settle
+from lm_eval_latentref.response_cache import check_settings
+from lm_eval_latentref.thoughts import Context
+
+logger = logging.getLogger(__name__)
+
+Request = tuple[Any, list[int], list[int]]
+
+
+class LatentRefLM(HFLM):
+    """A causal language model that reasons in refined continuous thoughts.
+
+    Args:
+        pretrained: the backbone: hub id, folder, or adapter folder; None for SmolLM2-135M-Instruct.
+        strong: the reference to move thoughts towards; as `pretrained`, or a raw state dict.
+        weak: the reference to move thoughts away from; likewise.
+        weights: a raw state dict laid over `pretrained`.
+        kwargs: the fields of `RefinementConfig`; all arguments of HFLM; those of `from_pretrained`.
+
+    Raises:
+        LatentRefError: something given cannot be used; the message says what and why.
+    """
+
+    def __init__(
+        self,
+        pretrained: str | None = None,
+        *,
+        strong: str | None = None,
+        weak: str | None = None,
+        weights: str | None = None,
+        peft: str | None = None,
+        gguf_file: str | None = None,
+        revision: str | None = None,
+        subfolder: str = "",
+        tokenizer: Any = None,
+        **kwargs: Any,
+    ) -> None:
+        options = {name: kwargs.pop(name) for name in OPTION_NAMES if name in kwargs}
+        plan = resolve(
+            pretrained=pretrained,
+            strong=strong,
+            weak=weak,
+            weights=weights,
+            peft=peft,
+            gguf_file=gguf_file,
+            revision=revision,
+            subfolder=subfolder,
+            tokenizer=tokenizer if isinstance(tokenizer, str) else None,
+            explicit=options,
+        )
+        self._plan, self._refinement = settle(plan, options)
+        self._documents: dict[str, str] = {}
+        self._batch_texts: list[str] = []
+        self._warned_of_cut = False
+        backbone = self._plan.backbone
+        with _one_line_errors(backbone.base):
+            super().__init__(
+                backbone.base,
+                revision=backbone.revision or "main",
+                subfolder=backbone.subfolder,
+                gguf_file=backbone.gguf_file,
+                tokenizer=tokenizer,
+                peft=backbone.adapter,
+                **kwargs,
+            )
+        if hasattr(self, "accelerator"):
+            # HFLM does this for several GPUs only, and with the local index.
+            self._rank = self.accelerator.process_index
+            self._world_size = self.accelerator.num_processes
+        if self.rank == 0:
+            logger.info("latentref: %s", self.reasoner.describe())
+
+    # Loading: HFLM opens each base model, so that its placement and quantisation options hold for
+    # all three; what is laid over it is ours.
+
+    def _get_backend(self, *args: Any, **kwargs: Any) -> None:
+        super()._get_backend(*args, **kwargs)
+        if self.backend != "causal":
+            raise LatentRefError(
+                f"pretrained={self._plan.backbone.base} is a {self.backend} model; latent thoughts "
+                "need a decoder-only (causal) language model, such as GPT-2, Llama or Qwen"
+            )
+
+    def _create_tokenizer(
+        self, pretrained: str, tokenizer: Any, *, trust_remote_code: bool = False, **kwargs: Any
+    ) -> None:
+        if tokenizer is not None and not isinstance(tokenizer, str):
+            self.tokenizer = tokenizer
+            return
+        options = {
+            "use_fast": kwargs["use_fast_tokenizer"],
+            "add_bos_token": kwargs["add_bos_token"],
+        }
+        self.tokenizer = load_tokenizer(
+            self._plan.backbone,
+            trust_remote_code=trust_remote_code,
+            **{name: value for name, value in options.items() if value is not None},
+        )
+
+    def _create_model(self, pretrained: str, **kwargs: Any) -> None:
+        check_known(kwargs.keys() - inspect.signature(HFLM._create_model).parameters, self.config)
+        delta = kwargs.pop("delta", None)
+
+        def open_base(source: Source) -> PreTrainedModel:
+            own = {
+                "revision": source.revision or "main",
+                "subfolder": source.subfolder,
+                "gguf_file": source.gguf_file,
+                "delta": delta if source is self._plan.backbone else None,
+            }
+            super(LatentRefLM, self)._create_model(source.base, **{**kwargs, **own, "peft": None})
+            return self._model
+
+        loaded = load_set(
+            self._plan,
+            load_model=open_base,
+            tokenizer=self.tokenizer,
+            trust_remote_code=bool(kwargs["trust_remote_code"]),
+        )
+        self._model = loaded.backbone.model
+        self.reasoner = Reasoner(loaded, self._refinement)
+
+    def get_model_info(self) -> dict[str, Any]:
+        """HFLM's facts about the model, with the refinement and every checkpoint's identity."""
+        return {**super().get_model_info(), "latentref": self.reasoner.settings()}
+
+    # Scoring.
+
+    def loglikelihood(
+        self, requests: list[Any], disable_tqdm: bool = False
+    ) -> list[tuple[float, bool]]:
+        """Log-likelihood of each request's continuation after its context and thoughts."""
+        self._remember_documents(requests)
+        if self.reasoner.markers is None:
+            return super().loglikelihood(requests, disable_tqdm=disable_tqdm)
+        bar = tqdm(
+            [request.args for request in requests], desc="Tokenizing inputs", disable=disable_tqdm
+        )
+        # The end marker parts the two, so each is encoded alone and nothing is moved across.
+        pairs = [
+            (
+                (context, continuation),
+                self._encode_context(context),
+                self.tok_encode(continuation, add_special_tokens=False),
+            )
+            for context, continuation in bar
+        ]
+        return self._loglikelihood_tokens(pairs, disable_tqdm=disable_tqdm)
+
+    def _loglikelihood_tokens(
+        self,
+        requests: Sequence[Request],
+        disable_tqdm: bool = False,
+        override_bs: int | None = None,
+    ) -> list[tuple[float, bool]]:
+        if override_bs is not None:
+            # Windows of loglikelihood_rolling: there is no context to think about.
+            self.reasoner.backbone.activate()
+            return super()._loglikelihood_tokens(requests, disable_tqdm, override_bs)
+        nothing = (self.prefix_token_id,)
+        pairs = self._fit_pairs([(tuple(ctx) or nothing, tuple(cont)) for _, ctx, cont in requests])
+        answers: list[tuple[float, bool]] = [(0.0, False)] * len(requests)
+        bar = tqdm(
+            total=len(requests),
+            disable=disable_tqdm or self.rank != 0,
+            desc="Running loglikelihood requests",
+        )
+
+        def work(groups: Sequence[Group], max_rows: int) -> list[list[Any]]:
+            texts = [requests[group.requests[0]][0] for group in groups]
+            with self._autocast(), self._naming_documents([text[0] for text in texts]):
+                return self.reasoner.score(
+                    [group.context for group in groups],
+                    [group.continuations for group in groups],
+                    max_rows=max_rows,
+                )
+
+        for groups, results in in_batches(
+            group_by_context(pairs), batch_size=self._num_rows(), work=work
+        ):
+            for group, scores in zip(groups, results, strict=True):
+                for index, score in zip(group.requests, scores, strict=True):
+                    answers[index] = (score.log_likelihood, score.is_greedy)
+                    text = requests[index][0]
+                    if text is not None:
+                        self.cache_hook.add_partial("loglikelihood", text, answers[index])
+                bar.update(len(group.requests))
+        bar.close()
+        return answers
+
+    def _fit_pairs(self, pairs: Sequence[tuple[Tokens, Tokens]]) -> list[tuple[Tokens, Tokens]]:
+        """Each pair with its context cut, from the left, to what fits with the continuation."""
+        if not self.reasoner.thinks:
+            return [(self._cut(context, len(cont)), cont) for context, cont in pairs]
+        # All continuations of a context share its thoughts, so they share one cut.
+        longest: dict[Tokens, int] = {}
+        for context, continuation in pairs:
+            longest[context] = max(longest.get(context, 0), len(continuation))
+        return [(self._cut(context, longest[context]), cont) for context, cont in pairs]
+
+    def _cut(self, context: Tokens, num_after: int) -> Tokens:
+        # The last token is predicted, never read: it takes no column.
+        room = self.max_length + 1 - self.reasoner.num_extra_columns - num_after
+        if room < 1:
+            raise LatentRefError(
+                f"no room for a single context token: max_length={self.max_length}, "
+                f"{self.reasoner.num_extra_columns} columns of thoughts and markers, {num_after} "
+                "tokens after them; raise max_length or lower latent_steps or max_gen_toks"
+            )
+        if len(context) > room and not self._warned_of_cut:
+            self._warned_of_cut = True
+            logger.warning(
+                "a context of %d tokens is cut from the left to the %d that fit max_length=%d; "
+                "more may be, without further warnings",
+                len(context),
+                room,
+                self.max_length,
+            )
+        return context[-room:]
+
+    # Generation.
+
+    def generate_until(self, requests: list[Any], disable_tqdm: bool = False) -> list[str]:
+        """Text written after each request's context and thoughts."""
+        self._remember_documents(requests)
+        for gen_kwargs in {repr(request.args[1]): request.args[1] for request in requests}.values():
+            self._check_generation(gen_kwargs)
+        with self._fixed_batch_size():
+            return super().generate_until(requests, disable_tqdm=disable_tqdm)
+
+    def tok_batch_encode(
+        self,
+        strings: list[str],
+        padding_side: str = "left",
+        left_truncate_len: int | None = None,
+        truncation: bool = False,
+    ) -> tuple[Tensor, Tensor]:
+        """Contexts as ids (B, C), padded on the left, with their mask."""
+        self._batch_texts = list(strings)
+        if not self.reasoner.thinks and "" not in strings:
+            return super().tok_batch_encode(strings, padding_side, left_truncate_len, truncation)
+        rows = [tuple(self._encode_context(string, truncation)) for string in strings]
+        if left_truncate_len is not None:
+            num_after = self.max_length - left_truncate_len
+            rows = [self._cut(row, self._num_generated_columns(num_after)) for row in rows]
+        context = Context.pad(rows)
+        mask_BC = context.mask_BC
+        if mask_BC is None:
+            mask_BC = torch.ones_like(context.ids_BC)
+        return context.ids_BC, mask_BC.long()
+
+    def _model_generate(
+        self, context: Tensor, max_length: int, stop: list[str], **generation_kwargs: Any
+    ) -> Tensor:
+        num_columns = context.shape[1]
+        mask_BC = generation_kwargs.pop("attention_mask")
+
+        def work(rows: Sequence[int], _: int) -> list[list[int]]:
+            ids_BC, keep_BC = context[list(rows)], mask_BC[list(rows)]
+            with self._naming_documents([self._batch_texts[row] for row in rows]):
+                inputs = self._generation_inputs(ids_BC, keep_BC)
+            num_read = inputs["input_ids"].shape[1]
+            output_BK = super(LatentRefLM, self)._model_generate(
+                inputs.pop("input_ids"),
+                max_length - num_columns + num_read,
+                stop,
+                **inputs,
+                **generation_kwargs,
+            )
+            return output_BK[:, num_read:].tolist()
+
+        batches = in_batches(range(len(context)), batch_size=len(context), work=work)
+        written = [ids for _, results in batches for ids in results]
+        longest = max(map(len, written))
+        pad_id = self.tokenizer.pad_token_id
+        new_ids = [ids + [pad_id] * (longest - len(ids)) for ids in written]
+        new_BL = torch.tensor(new_ids, dtype=torch.long, device=context.device)
+        return torch.cat([context, new_BL], dim=1)
+
+    def _generation_inputs(self, ids_BC: Tensor, mask_BC: Tensor) -> dict[str, Any]:
+        self.reasoner.backbone.activate()
+        if not self.reasoner.thinks:
+            return {"input_ids": ids_BC, "attention_mask": mask_BC}
+        rows = [tuple(ids[keep].tolist()) for ids, keep in zip(ids_BC, mask_BC.bool(), strict=True)]
+        with self._autocast():
+            return self.reasoner.generation_inputs(rows, self.reasoner.think(rows))
+
+    def _check_generation(self, gen_kwargs: dict[str, Any]) -> None:
+        kwargs = normalize_gen_kwargs(gen_kwargs, self.max_gen_toks)
+        if int(kwargs.get("num_beams") or 1) > 1:
+            raise LatentRefError(
+                f"num_beams={kwargs['num_beams']}: beam search is not possible with latent "
+                "thoughts; use greedy decoding (num_beams=1) or sampling (do_sample=True)"
+            )
+        self._cut((), self._num_generated_columns(kwargs["max_gen_toks"]))
+
+    def _num_generated_columns(self, max_gen_toks: int) -> int:
+        # hf keeps a column for the last token too, though it is never read; without thoughts we
+        # cut where it does.
+        return max_gen_toks if self.reasoner.thinks else max_gen_toks + 1
+
+    # Shared by both.
+
+    def set_cache_hook(self, cache_hook: Any) -> None:
+        """Take lm-eval's response cache, unless it holds answers made under other settings."""
+        check_settings(cache_hook, self.reasoner.settings())
+        super().set_cache_hook(cache_hook)
+
+    def _encode_context(self, string: str, truncation: bool = False) -> list[int]:
+        if self.reasoner.markers is not None:
+            ids = self.tok_encode(string) if string else []
+        else:
+            ids = super().tok_batch_encode([string], truncation=truncation)[0][0].tolist()
+        return ids or [self.prefix_token_id]
+
+    def _num_rows(self) -> int:
+        return self.max_batch_size if self.batch_size == "auto" else self.batch_size
+
+    @contextmanager
+    def _fixed_batch_size(self) -> Iterator[None]:
+        # HFLM would size `auto` by a plain forward pass; ours starts large and halves when needed.
+        asked_for, self.batch_size_per_gpu = self.batch_size_per_gpu, self._num_rows()
+        try:
+            yield
+        finally:
+            self.batch_size_per_gpu = asked_for
+
+    def _autocast(self) -> torch.autocast:
+        return torch.autocast(
+            self.device.type,
+            dtype=self.mixed_precision_dtype,
+            enabled=self.mixed_precision_dtype is not None,
+        )
+
+    def _remember_documents(self, requests: Sequence[Any]) -> None:
+        for request in requests:
+            name = f"{request.task_name} document {request.doc_id}"
+            self._documents.setdefault(request.args[0], name)
+
+    @contextmanager
+    def _naming_documents(self, contexts: Sequence[str]) -> Iterator[None]:
+        try:
+            yield
+        except NonFiniteThoughtError as error:
+            text = contexts[error.row]
+            name = self._documents.get(text, "a document")
+            raise LatentRefError(f"{name} ({text[:60]!r}...): {error.reason}") from error
+
+
+@contextmanager
+def _one_line_errors(name: str) -> Iterator[None]:
+    try:
+        yield
+    except LatentRefError:
+        raise
+    except (OSError, ValueError) as error:
+        line = " ".join(str(error).split())
+        raise LatentRefError(f"pretrained={name} cannot be loaded: {line[:300]}") from error

@@ -1,0 +1,348 @@
+"""Latent reasoning in Python, without lm-eval: load a set of checkpoints, think, answer.
+
+    reasoner = load("FOLDER", memory_rate=0.3)
+    answer = reasoner.ask("Is Tom a lempus or a gorpus?")
+    answer.text, answer.answer, answer.thoughts
+
+`Reasoner` works on token ids, in batches, and is what the lm-eval class is built on; `ask` is the
+same for one question as text. Deliberately knows no benchmark and no lm-eval.
+
+Shape suffixes: B batch, K columns, P pending columns, T thoughts, D hidden size.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lm_eval_latentref.batching import Tokens
+from lm_eval_latentref.checkpoints import (
+    LoadedModel,
+    LoadedSet,
+    SetPlan,
+    default_loader,
+    fingerprint,
+    load_set,
+    load_tokenizer,
+    resolve,
+)
+from lm_eval_latentref.config import OPTION_NAMES, RefinementConfig
+from lm_eval_latentref.errors import LatentRefError
+from lm_eval_latentref.networks import Network
+from lm_eval_latentref.protocol import extract_answer, prompt
+from lm_eval_latentref.scoring import Score, score
+from lm_eval_latentref.thoughts import Context, Markers, References, Thoughts, think
+from lm_eval_latentref.vocabulary import marker_ids
+
+logger = logging.getLogger(__name__)
+
+
+class NonFiniteThoughtError(LatentRefError):
+    """A thought became infinite or nan; `row` is the row of the batch, `reason` the rest."""
+
+    def __init__(self, row: int, reason: str) -> None:
+        super().__init__(f"row {row}: {reason}")
+        self.row, self.reason = row, reason
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What a model made of one question."""
+
+    text: str
+    """All it wrote after its thoughts."""
+    answer: str
+    """What follows the last "#", commas removed."""
+    thoughts: Tensor
+    """z_1..z_T, shape (T, D), on the CPU."""
+
+
+def settle(plan: SetPlan, options: Mapping[str, Any]) -> tuple[SetPlan, RefinementConfig]:
+    """The refinement a set is run with, and the set without what that does not need.
+
+    `options` win over the settings that came with the checkpoints. Raises LatentRefError when the
+    search is on and a reference is missing; warns of references and thoughts that are not used.
+    """
+    given = {name: options[name] for name in OPTION_NAMES if name in options}
+    config = RefinementConfig.parse({**plan.settings, **given})
+    missing = [name for name in ("strong", "weak") if getattr(plan, name) is None]
+    if config.search_step_size != 0:
+        if missing:
+            raise LatentRefError(
+                f"search_step_size={config.search_step_size} needs both references, and "
+                f"{' and '.join(missing)} is not given; give {' and '.join(missing)}= as well, "
+                "or search_step_size=0"
+            )
+    elif len(missing) < 2:
+        if "search_step_size" not in plan.settings:
+            logger.warning(
+                "strong and weak are given but search_step_size=0: they are neither loaded nor used"
+            )
+        plan = dataclasses.replace(plan, strong=None, weak=None)
+    if config.latent_steps == 0:
+        logger.warning("latent_steps=0: nothing is thought; give latent_steps=6, for example")
+    for note in plan.notes:
+        logger.info("%s", note)
+    return plan, config
+
+
+class Reasoner:
+    """A backbone, its references and the refinement between them, ready to think.
+
+    Args:
+        loaded: the models and the tokenizer.
+        config: how many thoughts, and how each is refined.
+        max_length: the most columns the backbone reads; None: what its config says.
+    """
+
+    def __init__(
+        self, loaded: LoadedSet, config: RefinementConfig, *, max_length: int | None = None
+    ) -> None:
+        self.loaded, self.config, self.tokenizer = loaded, config, loaded.tokenizer
+        self.backbone = _network(loaded.backbone)
+        self.references: References | None = None
+        if config.searches and loaded.strong and loaded.weak:
+            self.references = References(
+                _network(loaded.strong, self.backbone), _network(loaded.weak, self.backbone)
+            )
+        ids = marker_ids(loaded.tokenizer, config.latent_markers)
+        self.markers = Markers(*ids) if ids else None
+        self._max_length = max_length
+
+    @property
+    def max_length(self) -> int | None:
+        """The most columns the backbone reads: context, markers, thoughts and text."""
+        text_config = self.backbone.causal_lm.config.get_text_config()
+        return self._max_length or getattr(text_config, "max_position_embeddings", None)
+
+    @property
+    def num_extra_columns(self) -> int:
+        """How many columns stand between context and continuation: markers and thoughts."""
+        return self.config.latent_steps + (2 if self.markers else 0)
+
+    @property
+    def thinks(self) -> bool:
+        """False when this is plain language modelling: no thought and no marker."""
+        return self.num_extra_columns > 0
+
+    def think(self, contexts: Sequence[Tokens]) -> Thoughts:
+        """Think about each context (token ids without markers); equal ones share one thought.
+
+        Raises NonFiniteThoughtError when a thought overflowed.
+        """
+        unique = list(dict.fromkeys(contexts))
+        with torch.no_grad():
+            thoughts = think(
+                Context.pad(unique, device=self.backbone.device),
+                backbone=self.backbone,
+                references=self.references,
+                config=self.config,
+                markers=self.markers,
+            )
+            if len(unique) < len(contexts):
+                thoughts = thoughts.select([unique.index(context) for context in contexts])
+        self._check_finite(thoughts)
+        return thoughts
+
+    def score(
+        self,
+        contexts: Sequence[Tokens],
+        continuations: Sequence[Sequence[Tokens]],
+        *,
+        max_rows: int,
+    ) -> list[list[Score]]:
+        """Log-likelihoods of the continuations of each context, thought about once each."""
+        with torch.no_grad():
+            scores = score(self.think(contexts), continuations, max_rows=max_rows)
+        for row, results in enumerate(scores):
+            if not all(abs(result.log_likelihood) < float("inf") for result in results):
+                raise NonFiniteThoughtError(
+                    row, f"a log-likelihood is not finite; {self._remedy()}"
+                )
+        return scores
+
+    def generation_inputs(self, contexts: Sequence[Tokens], thoughts: Thoughts) -> dict[str, Any]:
+        """What transformers' `generate` goes on from, once `contexts` are thought about.
+
+        `input_ids` (B, K) stands for all columns, with the context's last token in place of each
+        thought, so that logits processors see no token the context has not; new tokens follow it.
+        """
+        self.backbone.activate()
+        stream, pending_BPD = thoughts.stream, thoughts.pending_BPD
+        columns = Context.pad([self._column_ids(context) for context in contexts])
+        read_BKD = pending_BPD.new_zeros(len(contexts), stream.length, pending_BPD.shape[-1])
+        mask_BK = columns.mask_BC
+        if mask_BK is None:
+            mask_BK = torch.ones_like(columns.ids_BC)
+        return {
+            "input_ids": columns.ids_BC.to(self.backbone.device),
+            "attention_mask": mask_BK.long().to(self.backbone.device),
+            "inputs_embeds": torch.cat([read_BKD, pending_BPD], dim=1),
+            "past_key_values": stream.cache,
+        }
+
+    def ask(self, question: str, *, max_new_tokens: int = 256) -> Answer:
+        """Think about one question (its newline is added) and write the answer, greedily."""
+        context = tuple(self.tokenizer.encode(prompt(question)))
+        num_columns = len(context) + self.num_extra_columns + max_new_tokens - 1
+        if self.max_length is not None and num_columns > self.max_length:
+            raise LatentRefError(
+                f"the question takes {len(context)} tokens, thoughts and markers "
+                f"{self.num_extra_columns} and max_new_tokens={max_new_tokens}, more than the "
+                f"model's {self.max_length}; shorten the question or lower max_new_tokens"
+            )
+        thoughts = self.think([context])
+        inputs = self.generation_inputs([context], thoughts)
+        with torch.no_grad():
+            output_BK = self.backbone.causal_lm.generate(
+                **inputs,
+                max_new_tokens=max_new_tokens,
+                do_sample=False,
+                pad_token_id=_pad_id(self.tokenizer),
+            )
+        new_ids = output_BK[0, inputs["input_ids"].shape[1] :]
+        text = self.tokenizer.decode(new_ids, skip_special_tokens=True)
+        return Answer(text, extract_answer(text), thoughts.thoughts_BTD[0].cpu())
+
+    def describe(self) -> str:
+        """One line that says what is about to run."""
+        config, hidden_size = self.config, self.backbone.hidden_size
+        parts = [f"backbone {_name(self.loaded.backbone)}"]
+        if self.references:
+            parts.append(f"strong {_name(self.loaded.strong)}, weak {_name(self.loaded.weak)}")
+        else:
+            parts.append("no references")
+        in_half_d = config.search_step_size * 2 / hidden_size
+        parts += [
+            f"latent_steps={config.latent_steps}",
+            f"memory_rate={config.memory_rate:g}",
+            f"search_step_size={config.search_step_size:g} ({in_half_d:g} x d/2)"
+            f" x {config.search_steps} ({config.search_gradient})",
+            f"markers {'on' if self.markers else 'off'}",
+            f"device {', '.join(dict.fromkeys(str(n.device) for n in self.networks()))}",
+            f"dtype {_dtype_name(self.backbone)}",
+        ]
+        return "; ".join(parts)
+
+    def settings(self) -> dict[str, Any]:
+        """All that decides the answers: the refinement and each checkpoint's identity."""
+        loaded = self.loaded
+        checkpoints = {"backbone": loaded.backbone, "strong": loaded.strong, "weak": loaded.weak}
+        return {
+            **dataclasses.asdict(self.config),
+            **{name: one and _identity(one) for name, one in checkpoints.items()},
+            "markers": self.markers is not None,
+            "dtype": _dtype_name(self.backbone),
+        }
+
+    def networks(self) -> list[Network]:
+        """Every network that takes part: the backbone, then strong and weak if they are used."""
+        references = self.references
+        return [self.backbone, *([references.strong, references.weak] if references else [])]
+
+    def _column_ids(self, context: Tokens) -> Tokens:
+        thoughts = (context[-1],) * self.config.latent_steps
+        if self.markers is None:
+            return (*context, *thoughts)
+        return (*context, self.markers.start_id, *thoughts, self.markers.end_id)
+
+    def _check_finite(self, thoughts: Thoughts) -> None:
+        if thoughts.finite_BT3.all():
+            return
+        row, step, part = (~thoughts.finite_BT3).nonzero()[0].tolist()
+        who = ("the backbone's hidden state", "a reference's hidden state", "the refined thought")
+        raise NonFiniteThoughtError(
+            row, f"thought {step + 1} is not finite: {who[part]} overflowed; {self._remedy()}"
+        )
+
+    def _remedy(self) -> str:
+        advice = []
+        if self.config.searches:
+            advice.append(f"lower search_step_size={self.config.search_step_size:g}")
+        if self.backbone.dtype != torch.float32:
+            advice.append(f"use dtype=float32 in place of {_dtype_name(self.backbone)}")
+        return " or ".join(advice) or "check the checkpoint's weights"
+
+
+def load(
+    pretrained: str | None = None,
+    *,
+    strong: str | None = None,
+    weak: str | None = None,
+    weights: str | None = None,
+    peft: str | None = None,
+    gguf_file: str | None = None,
+    revision: str | None = None,
+    subfolder: str = "",
+    tokenizer: str | None = None,
+    device: str | None = None,
+    max_length: int | None = None,
+    trust_remote_code: bool = False,
+    **options: Any,
+) -> Reasoner:
+    """Load a set of checkpoints by name; arguments as those of `lm_eval --model latentref`.
+
+    Args:
+        pretrained: the backbone; None for SmolLM2-135M-Instruct.
+        device: where the models go; None for the GPU when there is one. Not used with `device_map`.
+        options: the fields of `RefinementConfig`, and arguments of `from_pretrained` (`dtype`,
+            `device_map`, `attn_implementation`, ...).
+
+    Raises:
+        LatentRefError: something given cannot be used; the message says what and why.
+    """
+    plan = resolve(
+        pretrained=pretrained,
+        strong=strong,
+        weak=weak,
+        weights=weights,
+        peft=peft,
+        gguf_file=gguf_file,
+        revision=revision,
+        subfolder=subfolder,
+        tokenizer=tokenizer,
+        explicit=options,
+    )
+    plan, config = settle(plan, options)
+    loading = {name: value for name, value in options.items() if name not in OPTION_NAMES}
+    loading = {"dtype": "auto", "trust_remote_code": trust_remote_code, **loading}
+    if "device_map" not in loading:
+        loading["device_map"] = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    loaded = load_set(
+        plan,
+        load_model=default_loader(**loading),
+        tokenizer=load_tokenizer(plan.backbone, trust_remote_code=trust_remote_code),
+        trust_remote_code=trust_remote_code,
+    )
+    return Reasoner(loaded, config, max_length=max_length)
+
+
+def _network(loaded: LoadedModel, lender: Network | None = None) -> Network:
+    return Network(
+        loaded.model, adapter=loaded.adapter, lender=lender, borrowed_ids=loaded.borrowed_ids
+    )
+
+
+def _name(loaded: LoadedModel | None) -> str:
+    return loaded.identity["name"] if loaded else "none"
+
+
+def _dtype_name(network: Network) -> str:
+    return str(network.dtype).removeprefix("torch.")
+
+
+def _identity(loaded: LoadedModel) -> dict[str, str]:
+    if loaded.source is None:
+        return loaded.identity
+    return {**loaded.identity, "fingerprint": fingerprint(loaded.source)}
+
+
+def _pad_id(tokenizer: Any) -> int | None:
+    pad_id = tokenizer.pad_token_id
+    return pad_id if pad_id is not None else tokenizer.eos_token_id

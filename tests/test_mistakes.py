@@ -1,0 +1,182 @@
+"""A user's mistake is one LatentRefError of one line: what was given, what is allowed, what now."""
+
+from __future__ import annotations
+
+import logging
+from types import SimpleNamespace
+
+import pytest
+import torch
+import transformers
+from lm_eval.api.model import CachingLM
+from test_model import CONTEXTS, GREEDY, REFINED, folders, latentref, pairs, requests
+from tiny import tiny_model, tiny_tokenizer
+
+from lm_eval_latentref.errors import LatentRefError
+from lm_eval_latentref.model import LatentRefLM
+from lm_eval_latentref.protocol import START_LATENT
+
+__all__ = ["folders"]
+
+
+def mistake(call, *parts):
+    """The one-line message of the mistake in `call`, which names all `parts`."""
+    with pytest.raises(LatentRefError) as error:
+        call()
+    message = str(error.value)
+    assert "\n" not in message
+    for part in parts:
+        assert str(part) in message
+    return message
+
+
+def saved_with(folders, tmp_path, *, tokens=(), model=None):
+    tokenizer = tiny_tokenizer(markers=False)
+    tokenizer.add_tokens(list(tokens))
+    tokenizer.save_pretrained(tmp_path)
+    (model or tiny_model("gpt2", 0)).save_pretrained(tmp_path)
+    return LatentRefLM(str(tmp_path), device="cpu", latent_steps=1)
+
+
+def test_no_such_checkpoint():
+    mistake(lambda: LatentRefLM("./nowhere", device="cpu"), "pretrained=./nowhere", "folder")
+    mistake(lambda: LatentRefLM("no-one/nothing", device="cpu"), "no-one/nothing", "hub id")
+
+
+def test_no_such_reference(folders):
+    call = lambda: latentref(folders, strong="./gone", weak=folders["weak"], search_step_size=1)  # noqa: E731
+    mistake(call, "strong=./gone", "folder")
+
+
+def test_a_seq2seq_model(tmp_path):
+    config = transformers.T5Config(d_model=16, d_kv=4, d_ff=16, num_layers=1, num_heads=2)
+    transformers.T5ForConditionalGeneration(config).save_pretrained(tmp_path)
+    tiny_tokenizer(markers=False).save_pretrained(tmp_path)
+    mistake(lambda: LatentRefLM(str(tmp_path), device="cpu"), tmp_path, "seq2seq", "decoder-only")
+
+
+def test_hidden_sizes_that_differ(folders, tmp_path):
+    config = transformers.GPT2Config(vocab_size=300, n_embd=16, n_layer=1, n_head=2)
+    transformers.GPT2LMHeadModel(config).save_pretrained(tmp_path)
+    tiny_tokenizer(markers=True).save_pretrained(tmp_path)
+    call = lambda: latentref(folders, **{**REFINED, "weak": str(tmp_path)})  # noqa: E731
+    mistake(call, tmp_path, "16", "32")
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("memory_rate", 1.5),
+        ("search_step_size", float("nan")),
+        ("search_step_size", float("inf")),
+        ("latent_steps", -1),
+        ("latent_steps", 1.5),
+        ("search_steps", 0),
+        ("search_gradient", "backwards"),
+    ],
+)
+def test_an_option_outside_its_domain(folders, name, value):
+    mistake(lambda: latentref(folders, **{name: value}), f"{name}={value}", "must be")
+
+
+@pytest.mark.parametrize("given", ["strong", "weak"])
+def test_search_with_a_reference_missing(folders, given):
+    missing = {"strong": "weak", "weak": "strong"}[given]
+    call = lambda: LatentRefLM(  # noqa: E731
+        folders["marked"], search_step_size=3, **{given: folders[given]}
+    )
+    mistake(call, "search_step_size=3", f"{missing} is not given")
+
+
+def test_an_argument_that_nobody_knows_names_the_nearest(folders):
+    mistake(lambda: latentref(folders, latent_step=6), "latent_step=", "latent_steps?")
+    mistake(lambda: latentref(folders, memory_rat=0.3), "memory_rat=", "memory_rate?")
+    mistake(lambda: latentref(folders, attn_implementatoin="eager"), "attn_implementation?")
+
+
+def test_arguments_of_from_pretrained_are_known(folders):
+    lm = latentref(folders, attn_implementation="eager", use_safetensors=True)
+    assert lm.model.config._attn_implementation == "eager"
+
+
+def test_one_marker_without_the_other(folders, tmp_path):
+    call = lambda: saved_with(folders, tmp_path, tokens=[START_LATENT])  # noqa: E731
+    mistake(call, START_LATENT, "<|end-latent|>", "latent_markers=none")
+
+
+def test_no_room_for_a_single_context_token(folders):
+    lm = latentref(folders, latent_steps=6, max_length=10)
+    mistake(lambda: lm.loglikelihood(pairs()), "max_length=10", "latent_steps")
+    mistake(lambda: lm.generate_until(requests([("x", GREEDY)])), "max_length=10", "max_gen_toks")
+
+
+def test_no_room_is_said_without_thoughts_too(folders):
+    lm = latentref(folders, "plain", max_length=12)
+    mistake(lambda: lm.generate_until(requests([("x", GREEDY)])), "max_length=12", "max_gen_toks")
+
+
+def test_beam_search(folders):
+    lm = latentref(folders, **REFINED)
+    asked = requests([(CONTEXTS[0], {**GREEDY, "num_beams": 4})])
+    mistake(lambda: lm.generate_until(asked), "num_beams=4", "do_sample=True")
+
+
+def test_a_cache_filled_under_other_settings(folders, tmp_path):
+    path = str(tmp_path / "cache.db")
+    asked = requests([(CONTEXTS[0], "### yes")])
+    for request in asked:
+        request.request_type = "loglikelihood"
+    first = latentref(folders, **REFINED)
+    cached = CachingLM(first, path)
+    answers = cached.loglikelihood(asked)
+    cached.dbdict.close()
+
+    again = CachingLM(latentref(folders, **REFINED), path)
+    first.reasoner.score = None
+    assert again.loglikelihood(asked) == answers
+    again.dbdict.close()
+
+    other = latentref(folders, **{**REFINED, "memory_rate": 0.9})
+    mistake(lambda: CachingLM(other, path), path, "memory_rate=0.4 (now 0.9)", "delete")
+
+
+def test_a_cache_of_another_model(folders, tmp_path):
+    from sqlitedict import SqliteDict
+
+    path = str(tmp_path / "cache.db")
+    with SqliteDict(path, autocommit=True) as answers:
+        answers["some request"] = 1.0
+    mistake(lambda: CachingLM(latentref(folders), path), path, "another model")
+
+
+def test_thoughts_that_overflow_name_document_step_and_cause(folders):
+    asked = [
+        SimpleNamespace(args=(context, "### yes"), task_name="mathqa", doc_id=number)
+        for number, context in enumerate(CONTEXTS)
+    ]
+    huge = latentref(folders, **{**REFINED, "search_step_size": 1e38})
+    mistake(
+        lambda: huge.loglikelihood(asked),
+        "mathqa document",
+        "thought",
+        "lower search_step_size=1e+38",
+    )
+
+
+def test_a_backbone_that_overflows_is_named_as_the_cause(folders, tmp_path):
+    model = tiny_model("gpt2", 0)
+    with torch.no_grad():
+        model.transformer.ln_f.bias[0] = float("inf")
+    lm = saved_with(folders, tmp_path, model=model)
+    mistake(
+        lambda: lm.generate_until(requests([("Tom", GREEDY)])), "task document 0", "thought 1",
+        "backbone",
+    )  # fmt: skip
+
+
+def test_warnings_of_what_has_no_effect(folders, caplog):
+    with caplog.at_level(logging.WARNING):
+        lm = latentref(folders, strong=folders["strong"], weak=folders["weak"])
+    assert lm.reasoner.references is None
+    assert any("search_step_size=0" in record.message for record in caplog.records)
+    assert any("latent_steps=0" in record.message for record in caplog.records)
