@@ -17,8 +17,9 @@ LAYERS = {
     "A": ["errors", "config", "protocol", "refinement", "prosqa_known", "prosqa", "benchmarks"],
     "B": [
         *("_autoload", "networks", "thoughts", "batching", "scoring"),
-        *("folders", "identity", "vocabulary", "manifest", "sources", "state_dicts", "checkpoints"),
-        *("sources", "published", "data", "documents", "tasks", "arguments", "response_cache"),
+        *("folders", "identity", "manifest", "sources", "state_dicts", "adapters"),
+        *("vocabulary", "opening", "checkpoints"),
+        *("published", "data", "documents", "tasks", "arguments", "response_cache"),
     ],
     "C": ["reasoner", "model", "convert"],
     "D": ["harness", "demo", "cli", "__main__"],
