@@ -214,7 +214,8 @@ from lm_eval_latentref.tasks import tasks_path
 found = simple_evaluate(
     model="latentref",
     model_args={{"pretrained": {str(checkpoint)!r}, "dtype": "float32", "latent_steps": 2}},
-    tasks=["{TASK}"], task_manager=TaskManager(include_path=str(tasks_path())), limit=2, device="cpu",
+    tasks=["{TASK}"], task_manager=TaskManager(include_path=str(tasks_path())),
+    limit=2, device="cpu",
 )
 print(*found["results"])
 """
