@@ -6,7 +6,7 @@
 PYTHON ?= python3
 VENV ?= .venv
 JOBS ?= auto
-LIMIT ?= 100
+LIMIT ?= 50
 TORCH ?= torch==2.13.0
 # Without an NVIDIA driver the CUDA build would be some gigabytes for nothing.
 TORCH_INDEX ?= $(if $(shell command -v nvidia-smi),,--extra-index-url https://download.pytorch.org/whl/cpu)

@@ -134,6 +134,6 @@ def _parser() -> argparse.ArgumentParser:
 
     demo = commands.add_parser("demo", help="a first evaluation that needs nothing but this")
     demo.add_argument("--output", default="results/demo", help="folder of the results JSON")
-    demo.add_argument("--limit", type=int, default=100, help="documents (default: 100)")
+    demo.add_argument("--limit", type=int, default=50, help="documents (default: 50)")
     demo.set_defaults(call=_demo)
     return parser
