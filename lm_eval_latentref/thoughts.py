@@ -4,7 +4,7 @@
     hidden_BPD = thoughts.stream.feed(thoughts.pending_BPD, thoughts.pending_mask_BP)
 
 One loop for inference and training: it is differentiable, and gradients are the caller's to switch
-off. Continuous thoughts are Coconut's (Hao et al., arXiv:2412.06769); the two refinements are those
+off. `Thinking` is its state, for whoever goes on from one reading in several ways. Continuous thoughts are Coconut's (Hao et al., arXiv:2412.06769); the two refinements are those
 of Wang et al. (arXiv:2506.08552). Deliberately knows no text, no checkpoint and no lm-eval.
 
 Shape suffixes: B batch, C context columns, P pending columns, T thoughts, D hidden size.
@@ -12,6 +12,7 @@ Shape suffixes: B batch, C context columns, P pending columns, T thoughts, D hid
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -110,76 +111,159 @@ def think(
         references: needed when `config.searches`.
         markers: None when the thoughts follow the context directly.
     """
-    if markers is not None:
-        context = context.then(markers.start_id)
-    stream = Stream(backbone)
-    embeds_BCD = backbone.embed(context.ids_BC)
-    if config.latent_steps == 0:
-        pending_BPD, mask_BP = _append_end(embeds_BCD, context.mask_BC, backbone, markers)
-        none_BTD = embeds_BCD[:, :0]
-        no_flags_BT3 = torch.ones(*none_BTD.shape[:2], 3, dtype=torch.bool)
-        return Thoughts(stream, pending_BPD, mask_BP, none_BTD, no_flags_BT3)
-    search = _Search(references, context, config) if config.searches and references else None
-    thoughts: list[Tensor] = []
-    finite: list[Tensor] = []
-    hidden_BLD = stream.feed(embeds_BCD, context.mask_BC)
-    while True:
-        # Column -1 is real in every row: padding stands on the left only.
-        raw_BD = hidden_BLD[:, -1]
-        refined_BD, found_finite_B = _refine(raw_BD, thoughts, search, config)
-        thought_BD = refined_BD.to(backbone.dtype)
-        thoughts.append(thought_BD)
-        finite.append(torch.stack([_finite(raw_BD), found_finite_B, _finite(thought_BD)], -1))
-        if len(thoughts) == config.latent_steps:
-            break
-        hidden_BLD = stream.feed(thought_BD.unsqueeze(1))
-        if search is not None:
-            search.commit(thought_BD)
-    pending_BPD, mask_BP = _append_end(thoughts[-1].unsqueeze(1), None, backbone, markers)
-    return Thoughts(stream, pending_BPD, mask_BP, torch.stack(thoughts, 1), torch.stack(finite, 1))
+    thinking = Thinking(
+        context,
+        backbone=backbone,
+        references=references if config.searches else None,
+        markers=markers,
+    )
+    for _ in range(config.latent_steps):
+        thinking.step(config)
+    return thinking.finish()
+
+
+class Thinking:
+    """The models somewhere in the thought loop; a fork goes on from there by itself.
+
+    Nothing is read before it is needed: what is pending is read together with what comes next.
+    """
+
+    def __init__(
+        self,
+        context: Context,
+        *,
+        backbone: Network,
+        references: References | None,
+        markers: Markers | None,
+    ) -> None:
+        if markers is not None:
+            context = context.then(markers.start_id)
+        self._markers = markers
+        self._stream = Stream(backbone)
+        self._pending_BPD = backbone.embed(context.ids_BC)
+        self._pending_mask_BP = context.mask_BC
+        self._raw_BD: Tensor | None = None
+        self._search = _Search(references, context) if references else None
+        self._thoughts: list[Tensor] = []
+        self._finite: list[Tensor] = []
+
+    def fork(self) -> Thinking:
+        """The same state, to go on from by itself; what has been read is shared."""
+        branch = copy.copy(self)
+        branch._stream = self._stream.fork()
+        branch._search = self._search.fork() if self._search else None
+        branch._thoughts, branch._finite = list(self._thoughts), list(self._finite)
+        return branch
+
+    def read_but_last(self) -> None:
+        """Let the backbone read what is pending, the last column excepted."""
+        if self._pending_BPD.shape[1] > 1:
+            self._feed(self._pending_BPD.shape[1] - 1)
+
+    def read(self, config: RefinementConfig) -> None:
+        """Do what the next `step` begins with and no memory rate or step size changes.
+
+        The backbone reads what is pending, and the references, if `config` asks them, answer to
+        the raw thought. That is only right before the first thought, which has no residual.
+        """
+        assert not self._thoughts, "later thoughts are mixed before the references see them"
+        raw_BD = self._raw()
+        if self._search is not None and config.searches:
+            self._search.foresee(raw_BD, config)
+
+    def step(self, config: RefinementConfig) -> None:
+        """Think one more thought, as `config` refines it."""
+        raw_BD = self._raw()
+        if not config.searches:
+            self._search = None  # references that are not asked do not follow either
+        refined_BD, found_finite_B = _refine(raw_BD, self._thoughts, self._search, config)
+        thought_BD = refined_BD.to(self._stream.network.dtype)
+        self._thoughts.append(thought_BD)
+        flags = [_finite(raw_BD), found_finite_B, _finite(thought_BD)]
+        self._finite.append(torch.stack(flags, -1))
+        if self._search is not None:
+            self._search.commit(thought_BD)
+        self._pending_BPD, self._raw_BD = thought_BD.unsqueeze(1), None
+
+    def finish(self) -> Thoughts:
+        """The thoughts so far, closed by the end marker; go on from here on a fork only."""
+        pending_BPD, mask_BP = _append_end(
+            self._pending_BPD, self._pending_mask_BP, self._stream.network, self._markers
+        )
+        if not self._thoughts:
+            none_BTD = pending_BPD[:, :0]
+            no_flags_BT3 = torch.ones(*none_BTD.shape[:2], 3, dtype=torch.bool)
+            return Thoughts(self._stream, pending_BPD, mask_BP, none_BTD, no_flags_BT3)
+        thoughts_BTD, finite_BT3 = torch.stack(self._thoughts, 1), torch.stack(self._finite, 1)
+        return Thoughts(self._stream, pending_BPD, mask_BP, thoughts_BTD, finite_BT3)
+
+    def _raw(self) -> Tensor:
+        """The thought (B, D) that the backbone would think next, in float32."""
+        if self._raw_BD is None:
+            # Column -1 is real in every row: padding stands on the left only.
+            self._raw_BD = self._feed(self._pending_BPD.shape[1])[:, -1].float()
+        return self._raw_BD
+
+    def _feed(self, num_columns: int) -> Tensor:
+        read_BPD, self._pending_BPD = (
+            self._pending_BPD[:, :num_columns],
+            self._pending_BPD[:, num_columns:],
+        )
+        mask_BP, self._pending_mask_BP = self._pending_mask_BP, None
+        return self._stream.feed(read_BPD, None if mask_BP is None else mask_BP[:, :num_columns])
 
 
 def _refine(
     raw_BD: Tensor, previous: Sequence[Tensor], search: _Search | None, config: RefinementConfig
 ) -> tuple[Tensor, Tensor]:
     """The refined thought (B, D) in float32; whether the references' states are finite (B,)."""
-    thought_BD = raw_BD.float()
+    thought_BD = raw_BD
     if previous:  # the first thought has no predecessor to keep
         thought_BD = mix_residual(raw_BD, previous[-1], memory_rate=config.memory_rate)
     if search is None:
         return thought_BD, torch.ones_like(thought_BD[:, 0], dtype=torch.bool)
-    return search.run(thought_BD)
+    return search.run(thought_BD, config)
 
 
 class _Search:
     """Contrastive reasoning feedback search: both references follow the refined thoughts."""
 
-    def __init__(self, references: References, context: Context, config: RefinementConfig) -> None:
+    def __init__(self, references: References, context: Context) -> None:
         self._strong = _Reference(references.strong, context)
         self._weak = _Reference(references.weak, context)
-        self._config = config
+
+    def fork(self) -> _Search:
+        branch = copy.copy(self)
+        branch._strong, branch._weak = self._strong.fork(), self._weak.fork()
+        return branch
 
     def commit(self, thought_BD: Tensor) -> None:
         self._strong.commit(thought_BD)
         self._weak.commit(thought_BD)
 
-    def run(self, thought_BD: Tensor) -> tuple[Tensor, Tensor]:
-        step = self._through if self._config.search_gradient == "through" else self._detached
+    def foresee(self, thought_BD: Tensor, config: RefinementConfig) -> None:
+        """Read the context, and know the answers to `thought_BD` where they are constants."""
+        for reference in (self._strong, self._weak):
+            if config.search_gradient == "through":
+                reference.read()
+            else:
+                reference.foresee(thought_BD)
+
+    def run(self, thought_BD: Tensor, config: RefinementConfig) -> tuple[Tensor, Tensor]:
+        step = self._through if config.search_gradient == "through" else self._detached
         finite_B = torch.ones_like(thought_BD[:, 0], dtype=torch.bool)
-        for _ in range(self._config.search_steps):
-            thought_BD, step_finite_B = step(thought_BD)
+        for _ in range(config.search_steps):
+            thought_BD, step_finite_B = step(thought_BD, config.search_step_size)
             finite_B = finite_B & step_finite_B
         return thought_BD, finite_B
 
-    def _detached(self, thought_BD: Tensor) -> tuple[Tensor, Tensor]:
+    def _detached(self, thought_BD: Tensor, step_size: float) -> tuple[Tensor, Tensor]:
         good_BD = self._strong.probe(thought_BD).to(thought_BD.device)
         bad_BD = self._weak.probe(thought_BD).to(thought_BD.device)
-        found_BD = contrastive_step(
-            thought_BD, good_BD, bad_BD, step_size=self._config.search_step_size
-        )
+        found_BD = contrastive_step(thought_BD, good_BD, bad_BD, step_size=step_size)
         return found_BD, _finite(good_BD) & _finite(bad_BD)
 
-    def _through(self, thought_BD: Tensor) -> tuple[Tensor, Tensor]:
+    def _through(self, thought_BD: Tensor, step_size: float) -> tuple[Tensor, Tensor]:
         with torch.enable_grad():
             leaf_BD = thought_BD.detach().requires_grad_()
             good_BD = self._strong.probe_with_gradient(leaf_BD).to(leaf_BD.device)
@@ -187,7 +271,7 @@ class _Search:
             # Rows do not mix, so the gradient of the sum is each row's own gradient.
             loss = contrastive_loss(leaf_BD, good_BD, bad_BD).sum()
             (gradient_BD,) = torch.autograd.grad(loss, leaf_BD)
-        found_BD = thought_BD - self._config.search_step_size * gradient_BD
+        found_BD = thought_BD - step_size * gradient_BD
         return found_BD, _finite(good_BD) & _finite(bad_BD)
 
 
@@ -203,12 +287,32 @@ class _Reference:
         self._stream = Stream(network, can_crop=True)
         self._unread_BLD: Tensor | None = network.embed(context.ids_BC)
         self._unread_mask_BL = context.mask_BC
+        self._foreseen: tuple[Tensor, Tensor] | None = None
+
+    def fork(self) -> _Reference:
+        branch = copy.copy(self)
+        branch._stream = self._stream.fork()
+        return branch
 
     def commit(self, thought_BD: Tensor) -> None:
+        self._foreseen = None
         self._unread_BLD, self._unread_mask_BL = thought_BD.unsqueeze(1), None
+
+    def foresee(self, thought_BD: Tensor) -> None:
+        """Probe `thought_BD` now; forks that probe this very tensor then need no forward."""
+        self._foreseen = thought_BD, self.probe(thought_BD)
+
+    def read(self) -> None:
+        """Read what is committed without waiting for a probe."""
+        if self._unread_BLD is not None:
+            with torch.no_grad():
+                self._stream.feed(self._unread_BLD, self._unread_mask_BL)
+            self._unread_BLD = None
 
     def probe(self, thought_BD: Tensor) -> Tensor:
         """The hidden state (B, D) at `thought_BD`, were it the next input; it is not kept."""
+        if self._foreseen is not None and self._foreseen[0] is thought_BD:
+            return self._foreseen[1]
         columns_BLD = thought_BD.unsqueeze(1).to(self._network.device, self._network.dtype)
         mask_BL = None
         if self._unread_BLD is not None:
@@ -222,10 +326,7 @@ class _Reference:
 
     def probe_with_gradient(self, thought_BD: Tensor) -> Tensor:
         """`probe`, differentiable with respect to `thought_BD` alone."""
-        if self._unread_BLD is not None:
-            with torch.no_grad():
-                self._stream.feed(self._unread_BLD, self._unread_mask_BL)
-            self._unread_BLD = None
+        self.read()
         # On a fork, so that no graph hangs on in the cache.
         return self._stream.fork().feed(thought_BD.unsqueeze(1))[:, -1]
 
