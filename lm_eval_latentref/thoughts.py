@@ -4,8 +4,9 @@
     hidden_BPD = thoughts.stream.feed(thoughts.pending_BPD, thoughts.pending_mask_BP)
 
 One loop for inference and training: it is differentiable, and gradients are the caller's to switch
-off. `Thinking` is its state, for whoever goes on from one reading in several ways. Continuous thoughts are Coconut's (Hao et al., arXiv:2412.06769); the two refinements are those
-of Wang et al. (arXiv:2506.08552). Deliberately knows no text, no checkpoint and no lm-eval.
+off. `Thinking` is its state, for whoever goes on from one reading in several ways. Continuous
+thoughts are Coconut's (Hao et al., arXiv:2412.06769); the two refinements are those of Wang et al.
+(arXiv:2506.08552). Deliberately knows no text, no checkpoint and no lm-eval.
 
 Shape suffixes: B batch, C context columns, P pending columns, T thoughts, D hidden size.
 """
