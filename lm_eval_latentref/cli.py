@@ -26,6 +26,7 @@ MODEL_OPTIONS = {
     "search_steps": "inner steps of the search",
     "search_gradient": "detached or through",
     "latent_markers": "auto or none",
+    "latent_kind": "continuous or pause",
 }
 
 

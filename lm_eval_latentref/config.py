@@ -18,6 +18,7 @@ from lm_eval_latentref.errors import LatentRefError
 
 SEARCH_GRADIENTS = ("detached", "through")
 LATENT_MARKERS = ("auto", "none")
+LATENT_KINDS = ("continuous", "pause")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,6 +45,10 @@ class RefinementConfig:
     latent_markers: str = "auto"
     """`auto`: marker tokens surround the thoughts when the tokenizer has them; `none`: never."""
 
+    latent_kind: str = "continuous"
+    """`continuous`: a thought is the hidden state before it; `pause`: each is the embedding of the
+    `<|latent|>` token, read in one pass, for checkpoints trained so as a control."""
+
     def __post_init__(self) -> None:
         _check(self.latent_steps >= 0, "latent_steps", self.latent_steps, "an integer >= 0")
         _check(
@@ -58,6 +63,13 @@ class RefinementConfig:
         _check(self.search_steps >= 1, "search_steps", self.search_steps, "an integer >= 1")
         _check_choice("search_gradient", self.search_gradient, SEARCH_GRADIENTS)
         _check_choice("latent_markers", self.latent_markers, LATENT_MARKERS)
+        _check_choice("latent_kind", self.latent_kind, LATENT_KINDS)
+        if self.latent_kind == "pause" and (self.memory_rate or self.search_step_size):
+            raise LatentRefError(
+                f"memory_rate={self.memory_rate:g}, search_step_size={self.search_step_size:g} "
+                "with latent_kind='pause': pause tokens are no thoughts that could be refined; "
+                "set both to 0, or latent_kind=continuous"
+            )
 
     @property
     def searches(self) -> bool:
@@ -129,4 +141,5 @@ _PARSERS = {
     "search_steps": _parse_integer,
     "search_gradient": _parse_choice,
     "latent_markers": _parse_choice,
+    "latent_kind": _parse_choice,
 }

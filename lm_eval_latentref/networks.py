@@ -134,6 +134,13 @@ class AdapterSwitch:
         self._layers = [module for module in model.modules() if isinstance(module, kinds)]
         self._states: dict[str | None, list[tuple[Any, bool]]] = {}
         self._active: str | None = None
+        states = [(layer._active_adapter, layer._disable_adapters) for layer in self._layers]
+        adapters = model.active_adapters
+        if len(adapters) == 1 and all(state == (adapters, False) for state in states):
+            # An adapter that is on already is left alone: PEFT's switch would freeze it, and it
+            # may be in training.
+            self._active = adapters[0]
+            self._states[self._active] = states
 
     @classmethod
     def of(cls, model: PeftModel) -> AdapterSwitch:

@@ -35,10 +35,10 @@ from lm_eval_latentref.checkpoints import (
 from lm_eval_latentref.config import OPTION_NAMES, RefinementConfig
 from lm_eval_latentref.errors import LatentRefError
 from lm_eval_latentref.networks import Network
-from lm_eval_latentref.protocol import extract_answer, prompt
+from lm_eval_latentref.protocol import LATENT, extract_answer, prompt
 from lm_eval_latentref.scoring import Score, score
 from lm_eval_latentref.thoughts import Context, Markers, References, Thoughts, think
-from lm_eval_latentref.vocabulary import marker_ids
+from lm_eval_latentref.vocabulary import marker_ids, single_token
 
 logger = logging.getLogger(__name__)
 
@@ -111,8 +111,7 @@ class Reasoner:
             self.references = References(
                 _network(loaded.strong, self.backbone), _network(loaded.weak, self.backbone)
             )
-        ids = marker_ids(loaded.tokenizer, config.latent_markers)
-        self.markers = Markers(*ids) if ids else None
+        self.markers = find_markers(loaded.tokenizer, config)
         self._max_length = max_length
 
     @property
@@ -189,16 +188,15 @@ class Reasoner:
 
     def ask(self, question: str, *, max_new_tokens: int = 256) -> Answer:
         """Think about one question (its newline is added) and write the answer, greedily."""
-        context = tuple(self.tokenizer.encode(prompt(question)))
-        num_columns = len(context) + self.num_extra_columns + max_new_tokens - 1
-        if self.max_length is not None and num_columns > self.max_length:
-            raise LatentRefError(
-                f"the question takes {len(context)} tokens, thoughts and markers "
-                f"{self.num_extra_columns} and max_new_tokens={max_new_tokens}, more than the "
-                f"model's {self.max_length}; shorten the question or lower max_new_tokens"
-            )
-        thoughts = self.think([context])
-        inputs = self.generation_inputs([context], thoughts)
+        return self.ask_all([question], max_new_tokens=max_new_tokens)[0]
+
+    def ask_all(self, questions: Sequence[str], *, max_new_tokens: int = 256) -> list[Answer]:
+        """`ask` for a batch of questions."""
+        contexts = [tuple(self.tokenizer.encode(prompt(question))) for question in questions]
+        for context in contexts:
+            self._check_room(context, max_new_tokens)
+        thoughts = self.think(contexts)
+        inputs = self.generation_inputs(contexts, thoughts)
         with torch.no_grad():
             output_BK = self.backbone.causal_lm.generate(
                 **inputs,
@@ -206,9 +204,21 @@ class Reasoner:
                 do_sample=False,
                 pad_token_id=_pad_id(self.tokenizer),
             )
-        new_ids = output_BK[0, inputs["input_ids"].shape[1] :]
-        text = self.tokenizer.decode(new_ids, skip_special_tokens=True)
-        return Answer(text, extract_answer(text), thoughts.thoughts_BTD[0].cpu())
+        new_ids = output_BK[:, inputs["input_ids"].shape[1] :]
+        texts = self.tokenizer.batch_decode(new_ids, skip_special_tokens=True)
+        return [
+            Answer(text, extract_answer(text), thoughts_TD)
+            for text, thoughts_TD in zip(texts, thoughts.thoughts_BTD.cpu(), strict=True)
+        ]
+
+    def _check_room(self, context: Tokens, max_new_tokens: int) -> None:
+        num_columns = len(context) + self.num_extra_columns + max_new_tokens - 1
+        if self.max_length is not None and num_columns > self.max_length:
+            raise LatentRefError(
+                f"the question takes {len(context)} tokens, thoughts and markers "
+                f"{self.num_extra_columns} and max_new_tokens={max_new_tokens}, more than the "
+                f"model's {self.max_length}; shorten the question or lower max_new_tokens"
+            )
 
     def describe(self) -> str:
         """One line that says what is about to run."""
@@ -321,6 +331,21 @@ def load(
         trust_remote_code=trust_remote_code,
     )
     return Reasoner(loaded, config, max_length=max_length)
+
+
+def find_markers(tokenizer: Any, config: RefinementConfig) -> Markers | None:
+    """The markers that `config` asks for; None when they are off.
+
+    Raises LatentRefError for pause tokens without the tokens that they need.
+    """
+    ids = marker_ids(tokenizer, config.latent_markers)
+    pause_id = single_token(tokenizer, LATENT)
+    if config.latent_kind == "pause" and (ids is None or pause_id is None):
+        raise LatentRefError(
+            f"latent_kind='pause' needs both markers and {LATENT} as single tokens; give a "
+            "checkpoint that was trained with pause tokens, or latent_kind=continuous"
+        )
+    return Markers(*ids, pause_id) if ids else None
 
 
 def _network(loaded: LoadedModel, lender: Network | None = None) -> Network:

@@ -59,6 +59,8 @@ class Markers:
 
     start_id: int
     end_id: int
+    pause_id: int | None = None
+    """The token in place of each thought when `latent_kind` is "pause"."""
 
 
 @dataclass(frozen=True)
@@ -112,6 +114,8 @@ def think(
         references: needed when `config.searches`.
         markers: None when the thoughts follow the context directly.
     """
+    if config.latent_kind == "pause":
+        return _pause(context, backbone, markers, config.latent_steps)
     thinking = Thinking(
         context,
         backbone=backbone,
@@ -212,6 +216,22 @@ class Thinking:
         )
         mask_BP, self._pending_mask_BP = self._pending_mask_BP, None
         return self._stream.feed(read_BPD, None if mask_BP is None else mask_BP[:, :num_columns])
+
+
+def _pause(
+    context: Context, backbone: Network, markers: Markers | None, num_tokens: int
+) -> Thoughts:
+    """The pause token's embedding in place of every thought: nothing to wait for, one pass."""
+    assert markers is not None, "pause tokens stand between markers"
+    assert markers.pause_id is not None
+    context = context.then(markers.start_id)
+    for _ in range(num_tokens):
+        context = context.then(markers.pause_id)
+    embeds_BCD = backbone.embed(context.ids_BC)
+    pending_BPD, mask_BP = _append_end(embeds_BCD, context.mask_BC, backbone, markers)
+    paused_BTD = embeds_BCD[:, embeds_BCD.shape[1] - num_tokens :]
+    no_flags_BT3 = torch.ones(*paused_BTD.shape[:2], 3, dtype=torch.bool)
+    return Thoughts(Stream(backbone), pending_BPD, mask_BP, paused_BTD, no_flags_BT3)
 
 
 def _refine(

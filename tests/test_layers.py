@@ -14,7 +14,17 @@ SOURCES = Path(__file__).parent.parent / PACKAGE
 # Top to bottom is the order in which modules may know each other. A: pure computation. B: one
 # outside dependency each. C: composition. D: commands.
 LAYERS = {
-    "A": ["errors", "config", "protocol", "refinement", "prosqa_known", "prosqa", "benchmarks"],
+    "A": [
+        "errors",
+        "config",
+        "protocol",
+        "refinement",
+        "prosqa_known",
+        "prosqa",
+        "hops",
+        "curriculum",
+        "benchmarks",
+    ],
     "B": [
         *("_autoload", "networks", "thoughts", "batching", "scoring"),
         *("folders", "identity", "manifest", "sources", "state_dicts", "adapters"),
