@@ -26,12 +26,15 @@ from lm_eval_latentref.arguments import check_known
 from lm_eval_latentref.batching import Group, Tokens, group_by_context, in_batches
 from lm_eval_latentref.checkpoints import Source, load_set, load_tokenizer, resolve
 from lm_eval_latentref.config import OPTION_NAMES
+from lm_eval_latentref.documents import loaded_splits
 from lm_eval_latentref.errors import LatentRefError
 from lm_eval_latentref.reasoner import NonFiniteThoughtError, Reasoner, settle
 from lm_eval_latentref.response_cache import check_settings
 from lm_eval_latentref.thoughts import Context
 
 logger = logging.getLogger(__name__)
+# Our lines appear where lm-eval's do, at the level it was told.
+logging.getLogger("lm_eval_latentref").parent = logging.getLogger("lm_eval")
 
 Request = tuple[Any, list[int], list[int]]
 
@@ -150,8 +153,9 @@ class LatentRefLM(HFLM):
         self.reasoner = Reasoner(loaded, self._refinement)
 
     def get_model_info(self) -> dict[str, Any]:
-        """HFLM's facts about the model, with the refinement and every checkpoint's identity."""
-        return {**super().get_model_info(), "latentref": self.reasoner.settings()}
+        """HFLM's facts about the model, the refinement, every checkpoint and the data loaded."""
+        ours = {**self.reasoner.settings(), "data": dict(loaded_splits)}
+        return {**super().get_model_info(), "latentref": ours}
 
     # Scoring.
 

@@ -50,11 +50,12 @@ def score(
     for start in range(0, len(branches), max_rows):
         chunk = branches[start : start + max_rows]
         longest = len(chunk[0].prefix)
-        # Padding to the right needs no mask: no scored position comes after it.
         ids_RL = torch.tensor([[*b.prefix, *[0] * (longest - len(b.prefix))] for b in chunk])
-        stream = thoughts.stream.fork([branch.row for branch in chunk])
-        hidden_RLD = stream.feed(network.embed(ids_RL))
         real_RL = torch.arange(longest) < torch.tensor([[len(b.prefix)] for b in chunk])
+        stream = thoughts.stream.fork([branch.row for branch in chunk])
+        # No scored position comes after padding on the right; the mask keeps its positions from
+        # running past the last one a model with learnt positions has.
+        hidden_RLD = stream.feed(network.embed(ids_RL), None if real_RL.all() else real_RL)
         hidden_MD = hidden_RLD[real_RL.to(hidden_RLD.device)]
         tally.add(network, hidden_MD, _later_tokens(chunk))
     return tally.scores(continuations)

@@ -239,6 +239,13 @@ def test_contexts_of_one_document_share_one_cut(folders, latent_steps, caplog):
     assert len([r for r in caplog.records if "is cut from the left" in r.message]) == 1
 
 
+def test_continuations_of_different_lengths_fill_the_window_to_its_last_column(folders):
+    lm = latentref(folders, latent_steps=1, max_length=256)
+    asked = requests([("w " * 300, "a"), ("v " * 300, "### yes and no and yes and no")])
+    alone = latentref(folders, latent_steps=1, max_length=256, batch_size=1)
+    assert_close(lm.loglikelihood(asked), alone.loglikelihood(asked))
+
+
 def test_three_models_and_settings_stand_in_the_model_info(folders):
     info = latentref(folders, **REFINED).get_model_info()["latentref"]
     assert {name: info[name] for name in REFINED} == REFINED
