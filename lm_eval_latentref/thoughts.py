@@ -166,14 +166,13 @@ class Thinking:
             self._feed(self._pending_BPD.shape[1] - 1)
 
     def read(self, config: RefinementConfig) -> None:
-        """Do what the next `step` begins with and no memory rate or step size changes.
+        """Do what the next `step` begins with whatever its memory rate and step size.
 
-        The backbone reads what is pending, and the references, if `config` asks them, answer to
-        the raw thought. That is only right before the first thought, which has no residual.
+        The backbone reads what is pending. The references, if `config` asks them, answer to the
+        first raw thought; later ones are mixed with their predecessor before references see them.
         """
-        assert not self._thoughts, "later thoughts are mixed before the references see them"
         raw_BD = self._raw()
-        if self._search is not None and config.searches:
+        if self._search is not None and config.searches and not self._thoughts:
             self._search.foresee(raw_BD, config)
 
     def step(self, config: RefinementConfig) -> None:
