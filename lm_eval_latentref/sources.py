@@ -251,7 +251,9 @@ def _recorded_reference(role: str, recorded: str, folder: Folder, backbone: Sour
     try:
         return _reference(role, recorded, backbone, None)
     except LatentRefError as error:
-        raise LatentRefError(f"{role}={recorded} of {MANIFEST_NAME} in {folder.name}: {error}") from error
+        raise LatentRefError(
+            f"{role}={recorded} of {MANIFEST_NAME} in {folder.name}: {error}"
+        ) from error
 
 
 def _open(
@@ -289,12 +291,21 @@ def _as_folder(role: str, name: str, revision: str | None) -> Folder:
 
 def _source_of(folder: Folder) -> Source:
     """A plain model, or an adapter when the folder has an adapter's configuration and no model."""
-    if folder.find("config.json"):
+    if folder.find("config.json") and not _is_local_adapter(folder):
         return Source(base=folder.name, revision=folder.revision, subfolder=folder.subfolder)
     config_path = folder.find(ADAPTER_CONFIG)
     if config_path is None:
         raise folder.unreachable()
     return _with_adapter(_base_of_adapter(config_path, folder), folder)
+
+
+def _is_local_adapter(folder: Folder) -> bool:
+    """Whether a local folder holds an adapter and, beside a config.json, no model."""
+    if not folder.is_local or not folder.find(ADAPTER_CONFIG):
+        return False
+    inside = Path(folder.name) / folder.subfolder
+    patterns = ("model*.safetensors", "pytorch_model*.bin")
+    return not any(any(inside.glob(pattern)) for pattern in patterns)
 
 
 def _base_of_adapter(config_path: str, folder: Folder) -> Source:
@@ -310,7 +321,8 @@ def _base_of_adapter(config_path: str, folder: Folder) -> Source:
             f"{config_path} names no base model; give the base as pretrained= and the adapter "
             "as peft="
         )
-    return dataclasses.replace(_base_source(base, folder), revision=revision)
+    source = _base_source(base, folder)
+    return dataclasses.replace(source, revision=revision or source.revision)
 
 
 def _base_source(base: str, folder: Folder | None) -> Source:

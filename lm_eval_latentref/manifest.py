@@ -1,0 +1,123 @@
+"""latentref.json: the settings a checkpoint folder recommends and where its references are.
+
+    manifest = read_manifest("out/coconut/latentref.json")
+    write_manifest("out/coconut", Manifest(latent_steps=6, strong="strong", weak="weak"))
+
+Knows the file's format only; what the names in it stand for is for `sources` to find out.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from lm_eval_latentref.config import OPTION_NAMES, RefinementConfig
+from lm_eval_latentref.errors import LatentRefError
+
+MANIFEST_NAME = "latentref.json"
+FORMAT_VERSION = 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class Manifest:
+    """The contents of latentref.json; None means that the file does not say."""
+
+    latent_steps: int | None = None
+    memory_rate: float | None = None
+    search_step_size: float | None = None
+    search_steps: int | None = None
+    search_gradient: str | None = None
+    latent_markers: str | None = None
+    latent_kind: str | None = None
+
+    strong: str | None = None
+    """The stronger reference: a path relative to the folder, or any name that `strong=` takes."""
+
+    weak: str | None = None
+
+    base: str | None = None
+    """What an adapter folder's base model is, where adapter_config.json does not say it well."""
+
+    tuned_on: str | None = None
+    """The split that memory rate and step size were tuned on, for people to read."""
+
+    def settings(self) -> dict[str, object]:
+        """The refinement options that the file sets, by their model-argument names."""
+        values = {name: getattr(self, name) for name in OPTION_NAMES}
+        return {name: value for name, value in values.items() if value is not None}
+
+
+_TYPES: dict[str, tuple[type, ...]] = {
+    "latent_steps": (int,),
+    "memory_rate": (int, float),
+    "search_step_size": (int, float),
+    "search_steps": (int,),
+    "search_gradient": (str,),
+    "latent_markers": (str,),
+    "latent_kind": (str,),
+    "strong": (str,),
+    "weak": (str,),
+    "base": (str,),
+    "tuned_on": (str,),
+}
+
+
+def read_manifest(path: str | os.PathLike[str]) -> Manifest:
+    """The manifest at `path`; LatentRefError names the file and the key that is wrong."""
+    try:
+        values = json.loads(Path(path).read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise LatentRefError(
+            f"{path} is not readable as JSON ({' '.join(str(error).split())}); repair or remove it"
+        ) from error
+    if not isinstance(values, dict):
+        raise LatentRefError(f"{path} must hold one JSON object; repair or remove it")
+    version = values.pop("format_version", None)
+    if version != FORMAT_VERSION or isinstance(version, bool):
+        raise LatentRefError(
+            f"{path}: format_version={version!r}, this release reads {FORMAT_VERSION}; "
+            "convert the checkpoint again or install the release that wrote it"
+        )
+    for name, value in values.items():
+        _check_value(path, name, value)
+    manifest = Manifest(**values)
+    try:
+        RefinementConfig.parse(manifest.settings())
+    except LatentRefError as error:
+        raise LatentRefError(f"{path}: {error}") from error
+    return manifest
+
+
+def write_manifest(folder: str | os.PathLike[str], manifest: Manifest) -> Path:
+    """Writes `manifest` into `folder` in one step, so that no reader ever sees half of it."""
+    given = {
+        name: value for name, value in dataclasses.asdict(manifest).items() if value is not None
+    }
+    text = json.dumps({"format_version": FORMAT_VERSION, **given}, indent=2) + "\n"
+    target = Path(folder) / MANIFEST_NAME
+    handle, temporary = tempfile.mkstemp(dir=folder, prefix=f".{MANIFEST_NAME}.")
+    try:
+        with os.fdopen(handle, "w", encoding="utf-8") as file:
+            file.write(text)
+        os.chmod(temporary, 0o644)  # mkstemp makes files that only their owner can read
+        os.replace(temporary, target)
+    except BaseException:
+        os.unlink(temporary)
+        raise
+    return target
+
+
+def _check_value(path: str | os.PathLike[str], name: str, value: Any) -> None:
+    if name not in _TYPES:
+        raise LatentRefError(
+            f"{path}: unknown key {name!r}; the keys are format_version, {', '.join(_TYPES)}"
+        )
+    allowed = _TYPES[name]
+    if not isinstance(value, allowed) or isinstance(value, bool):
+        wanted = " or ".join("number" if kind is float else kind.__name__ for kind in allowed)
+        raise LatentRefError(f"{path}: {name}={value!r} must be of type {wanted}; correct the file")
