@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import inspect
 import logging
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -67,6 +68,7 @@ class LatentRefLM(HFLM):
         tokenizer: Any = None,
         **kwargs: Any,
     ) -> None:
+        started = time.perf_counter()
         options = {name: kwargs.pop(name) for name in OPTION_NAMES if name in kwargs}
         plan = resolve(
             pretrained=pretrained,
@@ -95,6 +97,7 @@ class LatentRefLM(HFLM):
                 peft=backbone.adapter,
                 **kwargs,
             )
+        self.reasoner.accounting.loaded(time.perf_counter() - started)
         if hasattr(self, "accelerator"):
             # HFLM does this for several GPUs only, and with the local index.
             self._rank = self.accelerator.process_index
@@ -153,8 +156,9 @@ class LatentRefLM(HFLM):
         self.reasoner = Reasoner(loaded, self._refinement)
 
     def get_model_info(self) -> dict[str, Any]:
-        """HFLM's facts about the model, the refinement, every checkpoint and the data loaded."""
+        """HFLM's facts about the model, the refinement, checkpoints and data, and the cost."""
         ours = {**self.reasoner.settings(), "data": dict(loaded_splits)}
+        ours["cost"] = self.reasoner.accounting.report()
         return {**super().get_model_info(), "latentref": ours}
 
     # Scoring.
@@ -189,7 +193,8 @@ class LatentRefLM(HFLM):
         if override_bs is not None:
             # Windows of loglikelihood_rolling: there is no context to think about.
             self.reasoner.backbone.activate()
-            return super()._loglikelihood_tokens(requests, disable_tqdm, override_bs)
+            with self.reasoner.accounting.working():
+                return super()._loglikelihood_tokens(requests, disable_tqdm, override_bs)
         nothing = (self.prefix_token_id,)
         pairs = self._fit_pairs([(tuple(ctx) or nothing, tuple(cont)) for _, ctx, cont in requests])
         answers: list[tuple[float, bool]] = [(0.0, False)] * len(requests)
@@ -290,17 +295,19 @@ class LatentRefLM(HFLM):
 
         def work(rows: Sequence[int], _: int) -> list[list[int]]:
             ids_BC, keep_BC = context[list(rows)], mask_BC[list(rows)]
-            with self._naming_documents([self._batch_texts[row] for row in rows]):
-                inputs = self._generation_inputs(ids_BC, keep_BC)
-            num_read = inputs["input_ids"].shape[1]
-            output_BK = super(LatentRefLM, self)._model_generate(
-                inputs.pop("input_ids"),
-                max_length - num_columns + num_read,
-                stop,
-                **inputs,
-                **generation_kwargs,
-            )
-            return output_BK[:, num_read:].tolist()
+            with self.reasoner.accounting.working():
+                with self._naming_documents([self._batch_texts[row] for row in rows]):
+                    inputs = self._generation_inputs(ids_BC, keep_BC)
+                num_read = inputs["input_ids"].shape[1]
+                output_BK = super(LatentRefLM, self)._model_generate(
+                    inputs.pop("input_ids"),
+                    max_length - num_columns + num_read,
+                    stop,
+                    **inputs,
+                    **generation_kwargs,
+                )
+            self.reasoner.count_generated(new_ids := output_BK[:, num_read:].tolist())
+            return new_ids
 
         batches = in_batches(range(len(context)), batch_size=len(context), work=work)
         written = [ids for _, results in batches for ids in results]
@@ -313,6 +320,7 @@ class LatentRefLM(HFLM):
     def _generation_inputs(self, ids_BC: Tensor, mask_BC: Tensor) -> dict[str, Any]:
         self.reasoner.backbone.activate()
         if not self.reasoner.thinks:
+            self.reasoner.accounting.count(tokens_encoded=int(mask_BC.sum()))
             return {"input_ids": ids_BC, "attention_mask": mask_BC}
         rows = [tuple(ids[keep].tolist()) for ids, keep in zip(ids_BC, mask_BC.bool(), strict=True)]
         with self._autocast():

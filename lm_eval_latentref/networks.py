@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import copy
 import inspect
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -69,6 +69,7 @@ class Network:
 
     def activate(self) -> None:
         """Make this network's adapter the one its shared model computes with."""
+        self.causal_lm.__dict__["_latentref_active"] = id(self)
         if self._switch is not None:
             self._switch.to(self._adapter)
 
@@ -107,6 +108,24 @@ class Network:
         """Logits (M, V) of hidden states, by the model's own head with all that belongs to it."""
         self.activate()
         return self._head(inputs_embeds=hidden_MD.unsqueeze(0)).logits[0]
+
+    def before_forward(self, listener: Callable[[int, int], None]) -> None:
+        """Call `listener(rows x new columns, columns read before)` at the start of each forward.
+
+        Whoever asks for it, transformers' `generate` included; of networks that share a model, the
+        one that was activated last is meant.
+        """
+
+        def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            if self.causal_lm.__dict__.get("_latentref_active") != id(self):
+                return
+            given = (kwargs.get("inputs_embeds"), kwargs.get("input_ids"), *args)
+            columns = next(value for value in given if value is not None)
+            cache = kwargs.get("past_key_values")
+            past = 0 if cache is None else int(cache.get_seq_length())
+            listener(columns.shape[0] * columns.shape[1], past)
+
+        self._decoder.register_forward_pre_hook(hook, with_kwargs=True)
 
     def new_cache(self) -> DynamicCache:
         """An empty cache of the kinds of layers this model has."""

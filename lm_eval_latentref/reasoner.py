@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -21,6 +22,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lm_eval_latentref.accounting import Accounting
 from lm_eval_latentref.batching import Tokens
 from lm_eval_latentref.checkpoints import (
     LoadedModel,
@@ -113,6 +115,8 @@ class Reasoner:
             )
         self.markers = find_markers(loaded.tokenizer, config)
         self._max_length = max_length
+        names = ("backbone", "strong", "weak")
+        self.accounting = Accounting(dict(zip(names, self.networks(), strict=False)))
 
     @property
     def max_length(self) -> int | None:
@@ -136,7 +140,12 @@ class Reasoner:
         Raises NonFiniteThoughtError when a thought overflowed.
         """
         unique = list(dict.fromkeys(contexts))
-        with torch.no_grad():
+        self.accounting.count(
+            tokens_encoded=sum(map(len, unique)),
+            thought_steps=len(unique) * self.config.latent_steps,
+        )
+        accounting = self.accounting
+        with torch.no_grad(), accounting.working(), accounting.thinking():
             thoughts = think(
                 Context.pad(unique, device=self.backbone.device),
                 backbone=self.backbone,
@@ -157,7 +166,7 @@ class Reasoner:
         max_rows: int,
     ) -> list[list[Score]]:
         """Log-likelihoods of the continuations of each context, thought about once each."""
-        with torch.no_grad():
+        with torch.no_grad(), self.accounting.working():
             scores = score(self.think(contexts), continuations, max_rows=max_rows)
         for row, results in enumerate(scores):
             if not all(abs(result.log_likelihood) < float("inf") for result in results):
@@ -194,10 +203,10 @@ class Reasoner:
         """`ask` for a batch of questions."""
         contexts = [tuple(self.tokenizer.encode(prompt(question))) for question in questions]
         for context in contexts:
-            self._check_room(context, max_new_tokens)
-        thoughts = self.think(contexts)
-        inputs = self.generation_inputs(contexts, thoughts)
-        with torch.no_grad():
+            self.check_room(context, max_new_tokens)
+        with torch.no_grad(), self.accounting.working():
+            thoughts = self.think(contexts)
+            inputs = self.generation_inputs(contexts, thoughts)
             output_BK = self.backbone.causal_lm.generate(
                 **inputs,
                 max_new_tokens=max_new_tokens,
@@ -205,13 +214,21 @@ class Reasoner:
                 pad_token_id=_pad_id(self.tokenizer),
             )
         new_ids = output_BK[:, inputs["input_ids"].shape[1] :]
+        self.count_generated(new_ids.tolist())
         texts = self.tokenizer.batch_decode(new_ids, skip_special_tokens=True)
         return [
             Answer(text, extract_answer(text), thoughts_TD)
             for text, thoughts_TD in zip(texts, thoughts.thoughts_BTD.cpu(), strict=True)
         ]
 
-    def _check_room(self, context: Tokens, max_new_tokens: int) -> None:
+    def count_generated(self, new_ids: Sequence[Sequence[int]]) -> None:
+        """Count the tokens that `generate` wrote, one list for each row with its padding."""
+        not_text = {self.tokenizer.eos_token_id, _pad_id(self.tokenizer)}
+        num_tokens = sum(token not in not_text for row in new_ids for token in row)
+        self.accounting.count(tokens_generated=num_tokens)
+
+    def check_room(self, context: Tokens, max_new_tokens: int) -> None:
+        """Raise LatentRefError if the model cannot read so much."""
         num_columns = len(context) + self.num_extra_columns + max_new_tokens - 1
         if self.max_length is not None and num_columns > self.max_length:
             raise LatentRefError(
@@ -307,6 +324,7 @@ def load(
     Raises:
         LatentRefError: something given cannot be used; the message says what and why.
     """
+    started = time.perf_counter()
     plan = resolve(
         pretrained=pretrained,
         strong=strong,
@@ -330,7 +348,9 @@ def load(
         tokenizer=load_tokenizer(plan.backbone, trust_remote_code=trust_remote_code),
         trust_remote_code=trust_remote_code,
     )
-    return Reasoner(loaded, config, max_length=max_length)
+    reasoner = Reasoner(loaded, config, max_length=max_length)
+    reasoner.accounting.loaded(time.perf_counter() - started)
+    return reasoner
 
 
 def find_markers(tokenizer: Any, config: RefinementConfig) -> Markers | None:

@@ -15,18 +15,11 @@ SOURCES = Path(__file__).parent.parent / PACKAGE
 # outside dependency each. C: composition. D: commands.
 LAYERS = {
     "A": [
-        "errors",
-        "config",
-        "protocol",
-        "refinement",
-        "prosqa_known",
-        "prosqa",
-        "hops",
-        "curriculum",
-        "benchmarks",
+        *("errors", "config", "protocol", "refinement", "prosqa_known", "prosqa", "benchmarks"),
+        *("hops", "curriculum"),
     ],
     "B": [
-        *("_autoload", "networks", "thoughts", "batching", "scoring"),
+        *("_autoload", "networks", "accounting", "thoughts", "batching", "scoring"),
         *("folders", "identity", "manifest", "sources", "state_dicts", "adapters"),
         *("vocabulary", "opening", "checkpoints"),
         *("published", "data", "documents", "tasks", "arguments", "response_cache"),
