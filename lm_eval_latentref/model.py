@@ -29,6 +29,7 @@ from lm_eval_latentref.checkpoints import Source, load_set, load_tokenizer, reso
 from lm_eval_latentref.config import OPTION_NAMES
 from lm_eval_latentref.documents import loaded_splits
 from lm_eval_latentref.errors import LatentRefError
+from lm_eval_latentref.opening import StrictAutoModel
 from lm_eval_latentref.reasoner import NonFiniteThoughtError, Reasoner, settle
 from lm_eval_latentref.response_cache import check_settings
 from lm_eval_latentref.thoughts import Context
@@ -115,6 +116,7 @@ class LatentRefLM(HFLM):
                 f"pretrained={self._plan.backbone.base} is a {self.backend} model; latent thoughts "
                 "need a decoder-only (causal) language model, such as GPT-2, Llama or Qwen"
             )
+        self.AUTO_MODEL_CLASS = StrictAutoModel
 
     def _create_tokenizer(
         self, pretrained: str, tokenizer: Any, *, trust_remote_code: bool = False, **kwargs: Any

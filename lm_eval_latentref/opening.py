@@ -49,31 +49,34 @@ def load_tokenizer(source: Source, *, trust_remote_code: bool = False, **kwargs:
 
 
 def default_loader(**from_pretrained_kwargs: Any) -> ModelLoader:
-    """Opens a source with AutoModelForCausalLM.from_pretrained; dtype is the checkpoint's own.
-
-    Strict: a missing, unknown or wrongly shaped key is a LatentRefError that names it.
-    """
+    """Opens a source with `StrictAutoModel`; dtype is the checkpoint's own if none is given."""
 
     def load(source: Source) -> Any:
-        from transformers import AutoModelForCausalLM
-
-        model, info = AutoModelForCausalLM.from_pretrained(
-            source.base,
-            **{
-                "revision": source.revision,
-                "subfolder": source.subfolder,
-                "gguf_file": source.gguf_file,
-                "dtype": "auto",
-                **from_pretrained_kwargs,
-                "output_loading_info": True,
-                # Collected below, with the key's name, instead of one error without it.
-                "ignore_mismatched_sizes": True,
-            },
+        where = {
+            "revision": source.revision,
+            "subfolder": source.subfolder,
+            "gguf_file": source.gguf_file,
+        }
+        return StrictAutoModel.from_pretrained(
+            source.base, **{**where, "dtype": "auto", **from_pretrained_kwargs}
         )
-        check_loading_info(info, source.name or source.base)
-        return model
 
     return load
+
+
+class StrictAutoModel:
+    """AutoModelForCausalLM, but a missing, unknown or wrongly shaped key is an error naming it."""
+
+    @staticmethod
+    def from_pretrained(name: str, **kwargs: Any) -> Any:
+        """As AutoModelForCausalLM.from_pretrained; raises LatentRefError on a key that is off."""
+        from transformers import AutoModelForCausalLM
+
+        # Mismatched keys are collected, to be named below, instead of one error without the name.
+        strict = {"output_loading_info": True, "ignore_mismatched_sizes": True}
+        model, info = AutoModelForCausalLM.from_pretrained(name, **{**kwargs, **strict})
+        check_loading_info(info, name)
+        return model
 
 
 def check_loading_info(info: dict[str, Any], name: str) -> None:
