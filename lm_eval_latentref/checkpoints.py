@@ -40,8 +40,10 @@ __all__ = [
     "SetPlan",
     "Source",
     "check_loading_info",
+    "check_set",
     "default_loader",
     "fingerprint",
+    "load_alone",
     "load_set",
     "load_tokenizer",
     "marker_ids",
@@ -120,12 +122,7 @@ def load_set(
     `tokenizer` is the backbone's, from `load_tokenizer`. Raises LatentRefError, before any weight
     is read where that is possible, for models that cannot work together.
     """
-    sources = {"pretrained": plan.backbone, "strong": plan.strong, "weak": plan.weak}
-    facts = {
-        role: _learn(role, source, tokenizer if role == "pretrained" else None, trust_remote_code)
-        for role, source in sources.items()
-        if source is not None
-    }
+    facts = _learn_all(plan, tokenizer, trust_remote_code)
     _check_set(facts, tokenizer)
     loaded: dict[str, LoadedModel] = {}
     for members in _groups(list(facts.values())):
@@ -141,6 +138,36 @@ def load_set(
         strong=loaded.get("strong"),
         weak=loaded.get("weak"),
     )
+
+
+def check_set(
+    plan: SetPlan, *, tokenizer: Any, trust_remote_code: bool = False
+) -> dict[str, frozenset[int]]:
+    """Checks as `load_set` does, without loading; the ids each reference borrows, by its role."""
+    facts = _learn_all(plan, tokenizer, trust_remote_code)
+    _check_set(facts, tokenizer)
+    return {
+        role: _borrowed_ids(member, tokenizer, trust_remote_code)
+        for role, member in facts.items()
+        if role != "pretrained"
+    }
+
+
+def load_alone(
+    source: Source, *, load_model: ModelLoader, trust_remote_code: bool = False
+) -> LoadedModel:
+    """Loads one checkpoint of a set, with a base model of its own."""
+    facts = _learn("pretrained", source, None, trust_remote_code)
+    return _load_group([facts], load_model)["pretrained"]
+
+
+def _learn_all(plan: SetPlan, tokenizer: Any, trust_remote_code: bool) -> dict[str, _Facts]:
+    sources = {"pretrained": plan.backbone, "strong": plan.strong, "weak": plan.weak}
+    return {
+        role: _learn(role, source, tokenizer if role == "pretrained" else None, trust_remote_code)
+        for role, source in sources.items()
+        if source is not None
+    }
 
 
 def _learn(role: str, source: Source, tokenizer: Any, trust_remote_code: bool) -> _Facts:

@@ -85,6 +85,9 @@ class SetPlan:
     settings: dict[str, object] = dataclasses.field(default_factory=dict)
     """Values from latentref.json, by model-argument name."""
 
+    tuned_on: str | None = None
+    """The split that the settings of latentref.json were tuned on."""
+
     notes: tuple[str, ...] = ()
     """One line per value: where it came from."""
 
@@ -139,7 +142,13 @@ def resolve(
         notes.append(f"{option}={value} from {where}")
     if manifest.tuned_on is not None:
         notes.append(f"values of {where} were tuned on {manifest.tuned_on}")
-    return SetPlan(backbone=backbone, **references, settings=settings, notes=tuple(notes))
+    return SetPlan(
+        backbone=backbone,
+        **references,
+        settings=settings,
+        tuned_on=manifest.tuned_on,
+        notes=tuple(notes),
+    )
 
 
 def describe(source: Source) -> dict[str, str]:
