@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from lm_eval_latentref.errors import LatentRefError
@@ -79,6 +79,71 @@ def _convert(args: argparse.Namespace) -> int:
     return 0
 
 
+def _train(args: argparse.Namespace) -> int:
+    import logging
+
+    import transformers
+
+    from lm_eval_latentref.recipe import load_recipe
+    from lm_eval_latentref.training import train
+
+    recipe = load_recipe(args.recipe, args.overrides)
+    transformers.utils.logging.disable_progress_bar()  # one bar is enough
+    logging.basicConfig(format="%(message)s")
+    logging.getLogger("lm_eval_latentref").setLevel(logging.INFO)
+    print(train(recipe))
+    return 0
+
+
+def _data(args: argparse.Namespace) -> int:
+    from lm_eval_latentref.recipe import parse_overrides
+    from lm_eval_latentref.training_data import write_generated
+
+    options = parse_overrides(args.options)
+    num = write_generated(
+        args.task, args.output, num=args.num, seed=args.seed, split=args.split, options=options
+    )
+    print(f"{args.output}: {num} problems")
+    return 0
+
+
+def _sweep(args: argparse.Namespace) -> int:
+    import json
+
+    from lm_eval_latentref.provenance import command
+    from lm_eval_latentref.sweep import sweep
+    from lm_eval_latentref.sweep_report import as_text, last_line, save
+
+    names = ("task", "output", "limit", "seed", "compare", "write", "include_path", "latent_steps")
+    grids = ("memory_rates", "step_sizes", "search_steps")
+    options = {name: getattr(args, name) for name in (*names, *grids)}
+    try:
+        result = sweep(_model_arguments(args), metadata=_metadata(args.metadata), **options)
+    except KeyboardInterrupt:
+        print(
+            f"interrupted: what is finished is in {args.output}, the same command goes on",
+            file=sys.stderr,
+        )
+        raise
+    save(result, args.output, command=command())
+    print(as_text(result))
+    print(json.dumps(last_line(result)))
+    return 0
+
+
+def _compare(args: argparse.Namespace) -> int:
+    import json
+
+    from lm_eval_latentref.compare import as_json, as_text, compare
+    from lm_eval_latentref.samples import read_answers
+
+    first, second = (read_answers(name, metric=args.metric) for name in (args.first, args.second))
+    found = compare(first, second, seed=args.seed)
+    print(as_text(found))
+    print(json.dumps(as_json(found)))
+    return 0
+
+
 def _demo(args: argparse.Namespace) -> int:
     from lm_eval_latentref.demo import run_demo
 
@@ -97,8 +162,22 @@ def _model_arguments(args: argparse.Namespace) -> dict[str, Any]:
                 "spaces; write for example --model_args pretrained=gpt2,latent_steps=6"
             )
     arguments: dict[str, Any] = simple_parse_args_string(",".join(pairs))
-    own = {name: getattr(args, name) for name in MODEL_OPTIONS}
+    own = {name: getattr(args, name) for name in MODEL_OPTIONS if name in vars(args)}
     return arguments | {name: value for name, value in own.items() if value is not None}
+
+
+def _metadata(text: str | None) -> Any:
+    import json
+
+    try:
+        values = json.loads(text or "{}")
+    except ValueError:
+        values = None
+    if not isinstance(values, dict):
+        raise LatentRefError(
+            f"--metadata {text}: it must be one JSON object, such as '{{\"num_documents\": 1000}}'"
+        )
+    return values
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -115,15 +194,7 @@ def _parser() -> argparse.ArgumentParser:
 
     ask = commands.add_parser("ask", help="think about one question and print the answer")
     ask.add_argument("question")
-    ask.add_argument(
-        *("--model_args", "-a"),
-        nargs="+",
-        default=[],
-        metavar="NAME=VALUE",
-        help="the model's arguments, as for lm-eval",
-    )
-    for name, meaning in MODEL_OPTIONS.items():
-        ask.add_argument(f"--{name}", help=meaning)
+    _add_model_options(ask, MODEL_OPTIONS)
     ask.add_argument("--max_new_tokens", type=int, default=256, help="at most (default: 256)")
     ask.add_argument("--show-thoughts", action="store_true", help="print the size of each thought")
     ask.set_defaults(call=_ask)
@@ -133,8 +204,72 @@ def _parser() -> argparse.ArgumentParser:
     convert.add_argument("-o", "--output", required=True, metavar="FOLDER")
     convert.set_defaults(call=_convert)
 
+    train = commands.add_parser("train", help="train a set of checkpoints by a recipe")
+    train.add_argument("recipe", metavar="RECIPE", help="a YAML file or a recipe of the package")
+    train.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="changes of the recipe")
+    train.set_defaults(call=_train)
+
+    data = commands.add_parser("data", help="write generated problems to a file")
+    data.add_argument("task", help="prosqa or hops")
+    data.add_argument("options", nargs="*", metavar="KEY=VALUE", help="options of the generator")
+    data.add_argument("--num", type=int, required=True, help="how many problems")
+    data.add_argument("--seed", type=int, default=0)
+    data.add_argument("--split", default="train", help="train (default), validation or test")
+    data.add_argument("-o", "--output", required=True, metavar="FILE", help=".json or .jsonl")
+    data.set_defaults(call=_data)
+
+    _add_sweep(commands)
+
+    compare = commands.add_parser("compare", help="paired tests of two runs on the same documents")
+    compare.add_argument("first", help="folder or file of logged samples, or SWEEP.json::SETTING")
+    compare.add_argument("second", help="likewise: what is compared with the first")
+    compare.add_argument("--metric", help="default: acc, exact_match, or the first there is")
+    compare.add_argument("--seed", type=int, default=0, help="of the bootstrap (default: 0)")
+    compare.set_defaults(call=_compare)
+
     demo = commands.add_parser("demo", help="a first evaluation that needs nothing but this")
     demo.add_argument("--output", default="results/demo", help="folder of the results JSON")
     demo.add_argument("--limit", type=int, default=50, help="documents (default: 50)")
     demo.set_defaults(call=_demo)
     return parser
+
+
+def _add_model_options(parser: argparse.ArgumentParser, names: Iterable[str]) -> None:
+    parser.add_argument(
+        *("--model_args", "-a"),
+        nargs="+",
+        default=[],
+        metavar="NAME=VALUE",
+        help="the model's arguments, as for lm-eval",
+    )
+    for name in names:
+        parser.add_argument(f"--{name}", help=MODEL_OPTIONS[name])
+
+
+def _add_sweep(commands: Any) -> None:
+    sweep = commands.add_parser("sweep", help="choose a checkpoint set's settings on a dev split")
+    _add_model_options(sweep, ("pretrained", "strong", "weak", "weights"))
+    sweep.add_argument("--task", required=True, help="for example latentref_mathqa_mc_dev")
+    sweep.add_argument("-o", "--output", required=True, metavar="FOLDER", help="keeps what is done")
+    grids = {
+        "latent-steps": (int, "numbers of thoughts (default: what latentref.json says)"),
+        "memory-rates": (float, "0 to 1; 0 is always tried (default: 0.1 0.3 0.5 0.7)"),
+        "step-sizes": (float, "units of d/2; 0 is always tried (default: 0.03 0.1 0.3 1)"),
+        "search-steps": (int, "updates per thought (default: 1)"),
+    }
+    for name, (kind, meaning) in grids.items():
+        sweep.add_argument(f"--{name}", type=kind, nargs="+", help=meaning)
+    sweep.set_defaults(latent_steps=(), search_steps=(1,))
+    sweep.add_argument("--limit", type=int, help="the first so many documents only")
+    sweep.add_argument("--seed", type=int, default=0, help="of the bootstrap (default: 0)")
+    sweep.add_argument(
+        "--compare",
+        type=int,
+        default=0,
+        metavar="N",
+        help="run N settings one by one too, and print what the sweep saves",
+    )
+    sweep.add_argument("--write", action="store_true", help="recommended into latentref.json")
+    sweep.add_argument("--metadata", metavar="JSON", help="of the task, as for lm-eval")
+    sweep.add_argument("--include_path", metavar="FOLDER", help="your own task files")
+    sweep.set_defaults(call=_sweep)

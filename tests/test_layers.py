@@ -24,7 +24,11 @@ LAYERS = {
         *("vocabulary", "opening", "checkpoints"),
         *("published", "data", "documents", "tasks", "arguments", "response_cache"),
     ],
-    "C": ["reasoner", "model", "convert"],
+    "C": [
+        *("reasoner", "model", "convert"),
+        *("recipe", "snapshots", "word_tokenizer", "training_data", "training_loss"),
+        *("training_models", "training_state", "training_plan", "learner", "training"),
+    ],
     "D": ["harness", "demo", "cli", "__main__"],
 }
 ORDER = [module for modules in LAYERS.values() for module in modules]
