@@ -29,6 +29,8 @@ MODEL_OPTIONS = {
     "latent_kind": "continuous or pause",
 }
 
+NAMES_OF_A_SET = ("pretrained", "strong", "weak", "weights")
+
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs one subcommand and returns its exit status; `argv` defaults to the command line's."""
@@ -118,7 +120,9 @@ def _sweep(args: argparse.Namespace) -> int:
     grids = ("memory_rates", "step_sizes", "search_steps")
     options = {name: getattr(args, name) for name in (*names, *grids)}
     try:
-        result = sweep(_model_arguments(args), metadata=_metadata(args.metadata), **options)
+        result = sweep(
+            _model_arguments(args, NAMES_OF_A_SET), metadata=_metadata(args.metadata), **options
+        )
     except KeyboardInterrupt:
         print(
             f"interrupted: what is finished is in {args.output}, the same command goes on",
@@ -150,8 +154,13 @@ def _demo(args: argparse.Namespace) -> int:
     return run_demo(output=args.output, limit=args.limit)
 
 
-def _model_arguments(args: argparse.Namespace) -> dict[str, Any]:
-    """The arguments of `load`: those of `--model_args`, each overridden by its own option."""
+def _model_arguments(
+    args: argparse.Namespace, names: Iterable[str] = MODEL_OPTIONS
+) -> dict[str, Any]:
+    """The arguments of `load`: those of `--model_args`, each overridden by its own option.
+
+    `names` are the options that the subcommand has.
+    """
     from lm_eval.utils import simple_parse_args_string
 
     pairs = [pair for word in args.model_args for pair in word.split(",") if pair]
@@ -162,7 +171,7 @@ def _model_arguments(args: argparse.Namespace) -> dict[str, Any]:
                 "spaces; write for example --model_args pretrained=gpt2,latent_steps=6"
             )
     arguments: dict[str, Any] = simple_parse_args_string(",".join(pairs))
-    own = {name: getattr(args, name) for name in MODEL_OPTIONS if name in vars(args)}
+    own = {name: getattr(args, name) for name in names}
     return arguments | {name: value for name, value in own.items() if value is not None}
 
 
@@ -248,7 +257,7 @@ def _add_model_options(parser: argparse.ArgumentParser, names: Iterable[str]) ->
 
 def _add_sweep(commands: Any) -> None:
     sweep = commands.add_parser("sweep", help="choose a checkpoint set's settings on a dev split")
-    _add_model_options(sweep, ("pretrained", "strong", "weak", "weights"))
+    _add_model_options(sweep, NAMES_OF_A_SET)
     sweep.add_argument("--task", required=True, help="for example latentref_mathqa_mc_dev")
     sweep.add_argument("-o", "--output", required=True, metavar="FOLDER", help="keeps what is done")
     grids = {

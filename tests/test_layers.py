@@ -16,10 +16,11 @@ SOURCES = Path(__file__).parent.parent / PACKAGE
 LAYERS = {
     "A": [
         *("errors", "config", "protocol", "refinement", "prosqa_known", "prosqa", "benchmarks"),
-        *("hops", "curriculum"),
+        *("hops", "curriculum", "statistics", "grid", "selection"),
     ],
     "B": [
-        *("_autoload", "networks", "accounting", "thoughts", "batching", "scoring"),
+        *("_autoload", "networks", "accounting", "thoughts", "sharing", "batching", "scoring"),
+        *("journal", "provenance", "plots", "samples"),
         *("folders", "identity", "manifest", "sources", "state_dicts", "adapters"),
         *("vocabulary", "opening", "checkpoints"),
         *("published", "data", "documents", "tasks", "arguments", "response_cache"),
@@ -28,13 +29,14 @@ LAYERS = {
         *("reasoner", "model", "convert"),
         *("recipe", "snapshots", "word_tokenizer", "training_data", "training_loss"),
         *("training_models", "training_state", "training_plan", "learner", "training"),
+        *("dev_tasks", "sweep_model", "sweep_run", "sweep", "sweep_report", "compare"),
     ],
     "D": ["harness", "demo", "cli", "__main__"],
 }
 ORDER = [module for modules in LAYERS.values() for module in modules]
 
 STANDARD_LIBRARY_ONLY = ["__init__", "__main__", "_autoload", "cli", "errors"]
-MAY_IMPORT_LM_EVAL = {"_autoload", "arguments", "cli", "harness", "model"}
+MAY_IMPORT_LM_EVAL = {"_autoload", "arguments", "cli", "dev_tasks", "harness", "model"}
 FILES_AND_MODELS = {"os", "pathlib", "json", "tempfile", "shutil", "transformers", "datasets"}
 
 

@@ -1,0 +1,59 @@
+"""What a result file says about its own making: versions, machine, command.
+
+    {"versions": versions(), "machine": machine(), "command": command()}
+
+Deliberately knows no result, and nothing that names a person or a place on disk.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import shlex
+import sys
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+PACKAGES = ("lm-eval-latentref", "lm-eval", "torch", "transformers", "peft", "numpy", "scipy")
+
+
+def versions() -> dict[str, str]:
+    """Versions of Python and of the packages that decide a number; those installed only."""
+    found = {"python": platform.python_version()}
+    for name in PACKAGES:
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def machine() -> dict[str, Any]:
+    """Processor, threads and accelerator that this process computes with."""
+    import torch
+
+    cuda = torch.cuda.is_available()
+    return {
+        "cpu": _cpu_name(),
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "gpu": torch.cuda.get_device_name() if cuda else None,
+        "platform": platform.platform(),
+    }
+
+
+def command() -> str:
+    """The command line of this process, as a user would type it."""
+    program = Path(sys.argv[0]).name
+    return shlex.join(["latentref" if program == "__main__.py" else program, *sys.argv[1:]])
+
+
+def _cpu_name() -> str:
+    try:
+        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    except OSError:
+        pass  # not Linux
+    return platform.processor() or platform.machine()
