@@ -77,7 +77,10 @@ def _ask(args: argparse.Namespace) -> int:
 def _convert(args: argparse.Namespace) -> int:
     from lm_eval_latentref.convert import convert
 
-    convert(args.sources, args.output)
+    folder = convert(
+        out=args.output, adapter=args.adapter, tuned_on=args.tuned_on, **_model_arguments(args)
+    )
+    print(folder)
     return 0
 
 
@@ -208,9 +211,11 @@ def _parser() -> argparse.ArgumentParser:
     ask.add_argument("--show-thoughts", action="store_true", help="print the size of each thought")
     ask.set_defaults(call=_ask)
 
-    convert = commands.add_parser("convert", help="write any checkpoint as one plain folder")
-    convert.add_argument("sources", nargs="+", metavar="SOURCE")
-    convert.add_argument("-o", "--output", required=True, metavar="FOLDER")
+    convert = commands.add_parser("convert", help="write any set of checkpoints as one folder")
+    _add_model_options(convert, MODEL_OPTIONS)
+    convert.add_argument("--adapter", action="store_true", help="keep adapters as adapters")
+    convert.add_argument("--tuned_on", metavar="SPLIT", help="what the settings were tuned on")
+    convert.add_argument("-o", "--output", required=True, metavar="FOLDER", help="a new folder")
     convert.set_defaults(call=_convert)
 
     train = commands.add_parser("train", help="train a set of checkpoints by a recipe")

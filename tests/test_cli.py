@@ -93,13 +93,15 @@ def test_a_bug_of_ours_keeps_its_traceback(fake_load):
         main(["ask", "why?"])
 
 
-def test_convert_passes_sources_and_folder_on(monkeypatch):
+def test_convert_passes_checkpoints_settings_and_folder_on(monkeypatch):
     seen = []
     module = ModuleType("lm_eval_latentref.convert")
-    module.convert = lambda *arguments, **options: seen.append((arguments, options))
+    module.convert = lambda **options: seen.append(options)
     monkeypatch.setitem(sys.modules, module.__name__, module)
-    assert main(["convert", "a", "b", "-o", "c"]) == 0
-    assert seen == [((["a", "b"], "c"), {})]
+    given = ["--pretrained", "gpt2", "--weights", "checkpoint_41", "--latent_steps", "6"]
+    assert main(["convert", *given, "--tuned_on", "mathqa dev", "-o", "c"]) == 0
+    names = {"pretrained": "gpt2", "weights": "checkpoint_41", "latent_steps": "6"}
+    assert seen == [{"out": "c", "adapter": False, "tuned_on": "mathqa dev", **names}]
 
 
 def test_tasks_path_prints_a_folder_that_exists(capsys):
