@@ -46,6 +46,9 @@ class Manifest:
     tuned_on: str | None = None
     """The split that memory rate and step size were tuned on, for people to read."""
 
+    trained_on: list[str] | None = None
+    """The splits ("mathqa train") that a training saw: no settings are chosen on them."""
+
     def settings(self) -> dict[str, object]:
         """The refinement options that the file sets, by their model-argument names."""
         values = {name: getattr(self, name) for name in OPTION_NAMES}
@@ -64,6 +67,7 @@ _TYPES: dict[str, tuple[type, ...]] = {
     "weak": (str,),
     "base": (str,),
     "tuned_on": (str,),
+    "trained_on": (list,),
 }
 
 
@@ -118,6 +122,9 @@ def _check_value(path: str | os.PathLike[str], name: str, value: Any) -> None:
             f"{path}: unknown key {name!r}; the keys are format_version, {', '.join(_TYPES)}"
         )
     allowed = _TYPES[name]
-    if not isinstance(value, allowed) or isinstance(value, bool):
-        wanted = " or ".join("number" if kind is float else kind.__name__ for kind in allowed)
+    items = value if isinstance(value, list) else []
+    whole = all(isinstance(item, str) for item in items)
+    if not isinstance(value, allowed) or isinstance(value, bool) or not whole:
+        names = {float: "number", list: "list of str"}
+        wanted = " or ".join(names.get(kind, kind.__name__) for kind in allowed)
         raise LatentRefError(f"{path}: {name}={value!r} must be of type {wanted}; correct the file")

@@ -88,6 +88,9 @@ class SetPlan:
     tuned_on: str | None = None
     """The split that the settings of latentref.json were tuned on."""
 
+    trained_on: tuple[str, ...] = ()
+    """The splits that latentref.json says a training saw."""
+
     notes: tuple[str, ...] = ()
     """One line per value: where it came from."""
 
@@ -147,6 +150,7 @@ def resolve(
         **references,
         settings=settings,
         tuned_on=manifest.tuned_on,
+        trained_on=tuple(manifest.trained_on or ()),
         notes=tuple(notes),
     )
 

@@ -94,7 +94,7 @@ def sweep(
         limit=limit,
         metadata=metadata,
         include_path=include_path,
-        trained_on=getattr(started.manifest, "trained_on", None) or (),
+        trained_on=started.trained_on,
     )
     grid = started.grid
     model = SweepModel(
@@ -128,6 +128,7 @@ class _Start:
     folder: Path
     """Where latentref.json is or would be."""
     manifest: Manifest
+    trained_on: tuple[str, ...]
 
     @classmethod
     def of(
@@ -161,7 +162,7 @@ class _Start:
             search_steps=tuple(search_steps),
         )
         manifest = read_manifest(path) if path.is_file() else Manifest()
-        return cls(grid=grid, folder=folder, manifest=manifest)
+        return cls(grid=grid, folder=folder, manifest=manifest, trained_on=plan.trained_on)
 
     def write(self, setting: Setting, run: GridRun, model_args: Mapping[str, Any]) -> Path:
         """Puts `setting` into latentref.json, with the references if it needs them."""
