@@ -28,7 +28,9 @@ GENERATING_TASKS = [f"latentref_{name}{dev}" for name in BENCHMARKS for dev in (
 CHOOSING_TASKS = [f"latentref_{name}_mc{dev}" for name in CHOOSING for dev in ("", "_dev")]
 HARNESS_TASKS = ["latentref_mathqa_harness", "latentref_mathqa_harness_dev"]
 GENERATED_TASKS = ["latentref_prosqa_generated", "latentref_prosqa_generated_mc"]
+GENERATED_DEV_TASKS = [f"{name}_dev" for name in GENERATED_TASKS]
 ALL_TASKS = [*GENERATING_TASKS, *CHOOSING_TASKS, *HARNESS_TASKS, *GENERATED_TASKS]
+ALL_TASKS += GENERATED_DEV_TASKS
 GROUPS = ["latentref", "latentref_mc", "latentref_dev", "latentref_mc_dev"]
 
 EXPECTED_CHOICES = {
@@ -248,10 +250,14 @@ def test_a_malformed_mathqa_row_stops_the_harness_variant(tmp_path, monkeypatch)
         documents.harness_documents("test")
 
 
-def test_the_generated_task_has_500_problems_of_the_test_split(tasks):
-    expected = [documents.document("prosqa", row) for row in generate(500, seed=0, split="test")]
-    for name in GENERATED_TASKS:
+@pytest.mark.parametrize(
+    ("names", "split"), [(GENERATED_TASKS, "test"), (GENERATED_DEV_TASKS, "validation")]
+)
+def test_the_generated_tasks_have_500_problems_of_their_split(names, split, tasks):
+    expected = [documents.document("prosqa", row) for row in generate(500, seed=0, split=split)]
+    for name in names:
         assert list(tasks[name].eval_docs) == expected
+        assert tasks[name].has_test_docs() == (split == "test")
 
 
 def test_metadata_chooses_other_generated_problems():
