@@ -154,12 +154,14 @@ class AdapterSwitch:
         self._states: dict[str | None, list[tuple[Any, bool]]] = {}
         self._active: str | None = None
         states = [(layer._active_adapter, layer._disable_adapters) for layer in self._layers]
-        adapters = model.active_adapters
-        if len(adapters) == 1 and all(state == (adapters, False) for state in states):
+        on = model.active_adapters
+        if len(on) == 1 and all(
+            active in (on, on[0]) and not disabled for active, disabled in states
+        ):
             # An adapter that is on already is left alone: PEFT's switch would freeze it, and it
             # may be in training.
-            self._active = adapters[0]
-            self._states[self._active] = states
+            self._active = on[0]
+            self._states[on[0]] = states
 
     @classmethod
     def of(cls, model: PeftModel) -> AdapterSwitch:

@@ -181,6 +181,11 @@ class Recipe:
         """The phase whose model is the output folder itself."""
         return self.phases[-1]
 
+    @property
+    def trained_on(self) -> str:
+        """The training split as latentref.json names it; a file by its name."""
+        return Path(self.train).name if Path(self.train).is_file() else f"{self.train} train"
+
     def to_dict(self) -> dict[str, Any]:
         """As plain YAML values, all fields present."""
         values = dataclasses.asdict(self)

@@ -261,7 +261,7 @@ class _Phase:
         progress.validated.append([number, num_correct, len(self._run.data.validation)])
         chosen = self._chosen_epochs()
         if number in chosen and self._run.is_main:
-            self._save(f"{SNAPSHOTS}/epoch-{number}", Manifest(latent_steps=0))
+            self._save(f"{SNAPSHOTS}/epoch-{number}", self._manifest(latent_steps=0))
         return {epoch for epoch in chosen if epoch is not None}
 
     def _chosen_epochs(self) -> tuple[int | None, int | None]:
@@ -283,7 +283,13 @@ class _Phase:
         """Puts the phase's result in its place."""
         is_root = self._name == self._recipe.main_phase
         if self._name != "cot":
-            self._save("." if is_root else self._name, self._manifest(last))
+            num_thoughts = latent_steps(self._recipe, last)
+            manifest = self._manifest(latent_steps=num_thoughts)
+            if self._name == "pause":
+                manifest = dataclasses.replace(manifest, latent_kind="pause")
+            elif (self._folder.path / "weak").is_dir() and self._name == "coconut":
+                manifest = dataclasses.replace(manifest, strong="strong", weak="weak")
+            self._save("." if is_root else self._name, manifest)
             return
         weak, strong = self._chosen_epochs()
         if strong is None:
@@ -304,14 +310,8 @@ class _Phase:
         if is_root:
             self._folder.copy_folder("strong", ".")
 
-    def _manifest(self, last: Stage) -> Manifest:
-        num_thoughts = latent_steps(self._recipe, last)
-        if self._name == "pause":
-            return Manifest(latent_steps=num_thoughts, latent_kind="pause")
-        paired = self._name == "coconut" and (self._folder.path / "weak").is_dir()
-        if not paired:
-            return Manifest(latent_steps=num_thoughts)
-        return Manifest(latent_steps=num_thoughts, strong="strong", weak="weak")
+    def _manifest(self, **values: Any) -> Manifest:
+        return Manifest(trained_on=[self._recipe.trained_on], **values)
 
     def _save(self, name: str, manifest: Manifest) -> None:
         with self._folder.new_folder(name) as folder:

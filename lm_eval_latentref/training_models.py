@@ -201,10 +201,11 @@ def _build_adapter(recipe: Recipe, latent: bool, start: str | os.PathLike[str] |
 
 def _load_adapter(model: Any, folder: Path) -> None:
     """The low-rank weights of a saved adapter; rows of markers it has not stay as they are."""
-    from peft import set_peft_model_state_dict
+    from peft import get_peft_model_state_dict, set_peft_model_state_dict
     from safetensors.torch import load_file
 
-    tensors = load_file(folder / "adapter_model.safetensors")
+    own = get_peft_model_state_dict(model, adapter_name=ADAPTER, save_embedding_layers=False)
+    tensors = {**own, **load_file(folder / "adapter_model.safetensors")}
     result = set_peft_model_state_dict(model, tensors, adapter_name=ADAPTER)
     assert not result.unexpected_keys, result.unexpected_keys
 

@@ -99,7 +99,7 @@ class RunFolder:
 
         `name` "." is the output folder itself: its files are replaced, others stay.
         """
-        temporary = self.path / f".{name.replace('.', 'root')}.tmp"
+        temporary = self.path / f".new-{name.strip('.').replace('/', '-')}"
         shutil.rmtree(temporary, ignore_errors=True)
         with self._full_disk_is_one_line():
             temporary.mkdir(parents=True)
