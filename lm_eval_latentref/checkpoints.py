@@ -108,10 +108,19 @@ class _Facts:
         """Rows its input embedding is to have."""
         if self.adapter is None:
             return self.base_rows
-        if self.adapter.carried_rows or self.adapter.adapted_rows:
-            return self.adapter.num_rows or self.base_rows
         own = len(self.tokenizer) if self.source.tokenizer and self.tokenizer is not None else 0
-        return max(self.base_rows, own, self.adapter.num_rows or 0)
+        trained = max(self.adapter.trained_ids, default=-1) + 1
+        return self.adapter.known_rows or max(self.base_rows, own, trained)
+
+    @property
+    def is_exact(self) -> bool:
+        """Whether its adapter holds or adapts a whole embedding, so that the rows must be its."""
+        return self.adapter is not None and self.adapter.exact_rows is not None
+
+    @property
+    def trains_rows(self) -> bool:
+        """Whether its adapter trained single rows of the embedding."""
+        return self.adapter is not None and bool(self.adapter.trained_ids)
 
 
 def load_set(
@@ -238,22 +247,27 @@ def _groups(facts: list[_Facts]) -> list[list[_Facts]]:
     """Members that can share one base model; the backbone, which comes first, decides its rows.
 
     A reference's logits are never used, so it may live on a base with more rows than its own; a
-    base grown for a reference's sake would change the backbone's probabilities.
+    base grown for a reference's sake would change the backbone's probabilities. Adapters that
+    train single rows of the embedding and adapters that hold all of it do not mix in PEFT.
     """
     groups: list[list[_Facts]] = []
     for member in facts:
         for group in groups:
-            leader = group[0]
-            carries = member.adapter is not None and member.adapter.carried_rows
-            fits = member.num_rows == leader.num_rows or (
-                not carries and member.num_rows < leader.num_rows
-            )
-            if fits and member.source.base_key == leader.source.base_key:
+            if group[0].source.base_key == member.source.base_key and _fits(group, member):
                 group.append(member)
                 break
         else:
             groups.append([member])
     return groups
+
+
+def _fits(group: list[_Facts], member: _Facts) -> bool:
+    mixes = any(
+        (member.is_exact and other.trains_rows) or (member.trains_rows and other.is_exact)
+        for other in group
+    )
+    fewer = member.num_rows < group[0].num_rows and not member.is_exact
+    return not mixes and (fewer or member.num_rows == group[0].num_rows)
 
 
 def _load_group(members: list[_Facts], load_model: ModelLoader) -> dict[str, LoadedModel]:

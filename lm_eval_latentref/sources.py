@@ -124,8 +124,6 @@ def resolve(
     manifest_path = folder.find(MANIFEST_NAME) if folder is not None else None
     manifest = read_manifest(manifest_path) if manifest_path else Manifest()
     where = f"{MANIFEST_NAME} of {folder.name}" if folder is not None else MANIFEST_NAME
-    if manifest.base is not None and backbone.adapter is not None and peft is None:
-        backbone = _with_base(backbone, _base_source(manifest.base, folder))
     references, notes = {}, []
     for role, given in (("strong", strong), ("weak", weak)):
         recorded = getattr(manifest, role)
@@ -324,7 +322,9 @@ def _is_local_adapter(folder: Folder) -> bool:
 def _base_of_adapter(config_path: str, folder: Folder) -> Source:
     try:
         config = json.loads(Path(config_path).read_text(encoding="utf-8"))
-        base, revision = config["base_model_name_or_path"], config.get("revision")
+        manifest_path = folder.find(MANIFEST_NAME)
+        recorded = read_manifest(manifest_path).base if manifest_path else None
+        base, revision = recorded or config["base_model_name_or_path"], config.get("revision")
     except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError) as error:
         raise LatentRefError(
             f"{config_path} is not a readable PEFT configuration; save the adapter again"
@@ -349,16 +349,6 @@ def _base_source(base: str, folder: Folder | None) -> Source:
     name, _, revision = base.partition("@")
     where = _as_folder("base model of the adapter", name, revision or None)
     return Source(base=where.name, revision=where.revision)
-
-
-def _with_base(source: Source, base: Source) -> Source:
-    return dataclasses.replace(
-        base,
-        adapter=source.adapter,
-        adapter_revision=source.adapter_revision,
-        tokenizer=source.tokenizer,
-        name=source.name,
-    )
 
 
 def _with_adapter(base: Source, folder: Folder) -> Source:

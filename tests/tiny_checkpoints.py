@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -105,12 +105,12 @@ def save_adapter(
     return str(folder)
 
 
-def load(**names: Any) -> LoadedSet:
+def load(loading: Mapping[str, Any] | None = None, /, **names: Any) -> LoadedSet:
     """The set of these names, as a caller without lm-eval opens it, in float32."""
     plan = resolve(**names)
     return load_set(
         plan,
-        load_model=default_loader(dtype="float32"),
+        load_model=default_loader(dtype="float32", **(loading or {})),
         tokenizer=load_tokenizer(plan.backbone),
     )
 
