@@ -95,21 +95,14 @@ def convert(
     if adapter:
         _check_adapters(plan)
     _check_space(plan, target, adapter, dtype, trust_remote_code)
-    with _appearing_whole(target) as temporary:
-        for role, source in _members(plan).items():
-            folder = temporary if role == "pretrained" else temporary / role
-            logger.info("writing %s (%s)", role, source.name or source.base)
-            if adapter:
-                _copy_adapter(source, folder)
-            else:
-                _save_merged(source, folder, dtype, trust_remote_code)
-            if role == "pretrained" and (plan.backbone.tokenizer is not None or not adapter):
-                own_tokenizer.save_pretrained(folder)
-            elif role != "pretrained" and not adapter:
-                _save_own_tokenizer(
-                    source, folder, own_tokenizer, borrowed[role], trust_remote_code
-                )
-        write_manifest(temporary, manifest)
+    with _appearing_whole(target) as folder:
+        if adapter:
+            _copy_adapters(plan, folder)
+        else:
+            _save_models(plan, folder, own_tokenizer, borrowed, dtype, trust_remote_code)
+        if plan.backbone.tokenizer is not None or not adapter:
+            own_tokenizer.save_pretrained(folder)
+        write_manifest(folder, manifest)
     return target
 
 
@@ -144,6 +137,28 @@ def _manifest(plan: SetPlan, given: dict[str, Any], tuned_on: str | None) -> Man
         tuned_on=tuned_on or (None if retuned else plan.tuned_on),
         trained_on=list(plan.trained_on) or None,
     )
+
+
+def _copy_adapters(plan: SetPlan, folder: Path) -> None:
+    for role, source in _members(plan).items():
+        _copy_adapter(source, folder if role == "pretrained" else folder / role)
+
+
+def _save_models(
+    plan: SetPlan,
+    folder: Path,
+    own_tokenizer: Any,
+    borrowed: dict[str, frozenset[int]],
+    dtype: str,
+    trust_remote_code: bool,
+) -> None:
+    """Writes the three as plain models, one in memory at a time, references with a tokenizer."""
+    for role, source in _members(plan).items():
+        logger.info("writing %s (%s)", role, source.name or source.base)
+        place = folder if role == "pretrained" else folder / role
+        _save_merged(source, place, dtype, trust_remote_code)
+        if role != "pretrained":
+            _save_own_tokenizer(source, place, own_tokenizer, borrowed[role], trust_remote_code)
 
 
 def _save_merged(source: Source, folder: Path, dtype: str, trust_remote_code: bool) -> None:
