@@ -97,11 +97,12 @@ def sweep(
         trained_on=started.trained_on,
     )
     grid = started.grid
-    model = SweepModel(
-        **model_args,
-        latent_steps=max(grid.latent_steps),
-        search_step_size=float(any(grid.step_sizes)),
-    )
+    needed = {
+        "latent_steps": max(grid.latent_steps),
+        "search_step_size": float(any(grid.step_sizes)),
+    }
+    # What lm-eval's command line gives; without a GPU it means the CPU.
+    model = SweepModel(**{"device": "cuda:0", **model_args, **needed})
     run = GridRun(model, dev_task, grid.settings())
     cost = run.fill(Path(output) / JOURNAL_NAME)
     outcomes, overflowed = run.outcomes()

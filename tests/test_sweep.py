@@ -1,0 +1,483 @@
+"""`latentref sweep`: the numbers of separate runs, the rule, what it refuses, how it resumes."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import sys
+
+import lm_eval
+import numpy as np
+import pytest
+import yaml
+from lm_eval.tasks import TaskManager
+from tiny import tiny_model, tiny_tokenizer
+
+from lm_eval_latentref import published, sweep_model
+from lm_eval_latentref.checkpoints import resolve
+from lm_eval_latentref.cli import main
+from lm_eval_latentref.dev_tasks import load_dev_task
+from lm_eval_latentref.errors import LatentRefError
+from lm_eval_latentref.grid import Grid, Setting
+from lm_eval_latentref.journal import Journal, read_journal
+from lm_eval_latentref.manifest import Manifest, read_manifest, write_manifest
+from lm_eval_latentref.model import LatentRefLM
+from lm_eval_latentref.selection import Outcome, choose
+from lm_eval_latentref.sweep import sweep
+from lm_eval_latentref.sweep_report import as_json, as_text, save
+
+TASK = "riddles_dev"
+SIZES = {"memory_rates": (0.4,), "step_sizes": (1.0,), "latent_steps": (1, 3)}
+NUM_SETTINGS = 6  # T=1: plain, search; T=3: plain, residual, search, both
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory):
+    root = tmp_path_factory.mktemp("checkpoints")
+    for seed, name in enumerate(("backbone", "strong", "weak")):
+        tiny_model("gpt2", seed).save_pretrained(root / name)
+        tiny_tokenizer().save_pretrained(root / name)
+    return root
+
+
+@pytest.fixture(scope="module")
+def tasks(tmp_path_factory):
+    """A user's own task files: twelve riddles with three candidates each."""
+    folder = tmp_path_factory.mktemp("tasks")
+    rows = [
+        {
+            "question": f"Tom is {'a lempus and ' * (number % 4)}{number}. What is Tom?\n",
+            "choices": [f"### {number + 1}", "### a gorpus", "### no"],
+            "gold": number % 3,
+        }
+        for number in range(12)
+    ]
+    data = folder / "rows.jsonl"
+    data.write_text("".join(f"{json.dumps(row)}\n" for row in rows), encoding="utf-8")
+    for split in ("validation", "test", "train"):
+        task = {
+            "task": {"validation": TASK}.get(split, f"riddles_{split}"),
+            "dataset_path": "json",
+            "dataset_kwargs": {"data_files": {split: str(data)}, "cache_dir": str(folder / "c")},
+            "test_split" if split == "test" else "validation_split": split,
+            "output_type": "multiple_choice",
+            "doc_to_text": "question",
+            "doc_to_choice": "choices",
+            "doc_to_target": "gold",
+            "target_delimiter": "",
+            "metric_list": [{"metric": "acc"}],
+        }
+        (folder / f"{task['task']}.yaml").write_text(yaml.safe_dump(task), encoding="utf-8")
+    return str(folder)
+
+
+def model_args(folders, **others):
+    names = {"pretrained": "backbone", "strong": "strong", "weak": "weak"}
+    paths = {role: str(folders / name) for role, name in names.items()}
+    return {**paths, "dtype": "float32", "device": "cpu", "batch_size": 4, **others}
+
+
+def run(folders, tasks, output, args=(), **options):
+    options = {"task": TASK, "include_path": tasks, **SIZES, **options}
+    return sweep(model_args(folders, **dict(args)), output=str(output), **options)
+
+
+@pytest.fixture(scope="module")
+def finished(folders, tasks, tmp_path_factory):
+    return run(folders, tasks, tmp_path_factory.mktemp("sweep"), compare=NUM_SETTINGS)
+
+
+def evaluated(folders, tasks, config):
+    """lm-eval's own evaluation of the task under one setting."""
+    args = model_args(folders)
+    if not config.searches:
+        args = {name: value for name, value in args.items() if name not in ("strong", "weak")}
+    model = LatentRefLM(**args, **dataclasses.asdict(config))
+    manager = TaskManager(include_path=tasks, include_defaults=False)
+    return lm_eval.simple_evaluate(
+        model=model, tasks=[TASK], task_manager=manager, bootstrap_iters=2
+    )
+
+
+def margin(sample):
+    values = [value for value, _ in sample["filtered_resps"]]
+    others = [value for place, value in enumerate(values) if place != sample["target"]]
+    return values[sample["target"]] - max(others)
+
+
+@pytest.mark.parametrize(
+    "setting",
+    [
+        Setting(latent_steps=1),
+        Setting(latent_steps=3, memory_rate=0.4),
+        Setting(latent_steps=3, memory_rate=0.4, step_size=1.0),
+    ],
+)
+def test_a_setting_gets_what_lm_eval_gives_it(setting, finished, folders, tasks):
+    wanted = evaluated(folders, tasks, finished.configs[setting])
+    samples = sorted(wanted["samples"][TASK], key=lambda sample: sample["doc_id"])
+    (outcome,) = (one for one in finished.outcomes if one.setting == setting)
+    assert outcome.margins == pytest.approx([margin(sample) for sample in samples], abs=1e-4)
+    assert list(outcome.correct) == [sample["acc"] == 1.0 for sample in samples]
+    assert outcome.accuracy == wanted["results"][TASK]["acc,none"]
+    assert outcome.accuracy_error == pytest.approx(wanted["results"][TASK]["acc_stderr,none"])
+    hashes = {one.doc_id: one.doc_hash for one in finished.task.documents}
+    assert hashes == {sample["doc_id"]: sample["doc_hash"] for sample in samples}
+
+
+def test_the_saving_is_counted_on_the_same_settings_and_documents(finished):
+    comparison, cost = finished.comparison, finished.cost
+    assert len(comparison.settings) == len(finished.outcomes) == NUM_SETTINGS
+    assert comparison.largest_difference < 1e-4
+    for name in ("backbone", "strong", "weak"):
+        assert cost.forwards[name] < comparison.separate.forwards[name]
+    # Three batches: the context with the first thought for all; two more thoughts for each of two.
+    assert cost.forwards["strong"] == 3 * (1 + 2 * 2)
+
+
+def outcomes_without_cost(result):
+    return {one.setting: (one.correct, one.margins) for one in result.outcomes}
+
+
+@pytest.fixture
+def stops_after(monkeypatch):
+    """Makes the process stop, as by Ctrl-C, once so many settings' batches are scored."""
+    original = sweep_model.SweepModel.score_under
+
+    def arm(number):
+        left = iter(range(number))
+
+        def score_under(self, *args, **kwargs):
+            for scored in original(self, *args, **kwargs):
+                if next(left, None) is None:
+                    raise KeyboardInterrupt
+                yield scored
+
+        monkeypatch.setattr(sweep_model.SweepModel, "score_under", score_under)
+
+    return arm
+
+
+@pytest.mark.parametrize("number", [0, 1, 8])
+def test_an_interrupted_sweep_goes_on_where_it_stopped(
+    number, finished, folders, tasks, tmp_path, stops_after
+):
+    stops_after(number)
+    with pytest.raises(KeyboardInterrupt):
+        run(folders, tasks, tmp_path)
+    journal = tmp_path / "sweep.jsonl"
+    assert len(read_journal(journal)) == number
+    with journal.open("ab") as file:
+        file.write(b'{"key": "cut off in the mid')
+    stops_after(3 * NUM_SETTINGS - number)
+    result = run(folders, tasks, tmp_path)
+    assert len(read_journal(journal)) == 3 * NUM_SETTINGS
+    assert outcomes_without_cost(result).keys() == outcomes_without_cost(finished).keys()
+    for one, other in zip(result.outcomes, finished.outcomes, strict=True):
+        assert one.margins == pytest.approx(other.margins, abs=1e-5)
+    assert result.choice.recommended.setting == finished.choice.recommended.setting
+
+
+def test_a_finished_sweep_is_read_and_a_larger_grid_only_adds(
+    finished, folders, tasks, tmp_path, stops_after
+):
+    first = run(folders, tasks, tmp_path)
+    stops_after(0)
+    again = run(folders, tasks, tmp_path, seed=3)
+    assert outcomes_without_cost(again) == outcomes_without_cost(first)
+    assert again.cost == first.cost
+    stops_after(3 * 2)
+    larger = run(folders, tasks, tmp_path, memory_rates=(0.4, 0.8))
+    assert len(larger.outcomes) == NUM_SETTINGS + 2
+
+
+def test_other_checkpoints_and_other_requests_are_never_read_from_the_journal(
+    folders, tasks, tmp_path
+):
+    run(folders, tasks, tmp_path)
+    num_lines = len(read_journal(tmp_path / "sweep.jsonl"))
+    swapped = {"strong": str(folders / "weak"), "weak": str(folders / "strong")}
+    run(folders, tasks, tmp_path, args=swapped)
+    lines = read_journal(tmp_path / "sweep.jsonl")
+    # Settings without search do not depend on the references.
+    assert len(lines) == num_lines + 3 * 3
+    run(folders, tasks, tmp_path, limit=4)
+    assert len(read_journal(tmp_path / "sweep.jsonl")) == len(lines) + NUM_SETTINGS
+
+
+def test_a_step_that_overflows_is_left_out_and_named(folders, tasks, tmp_path):
+    result = run(folders, tasks, tmp_path, step_sizes=(1.0, 1e38), latent_steps=(3,))
+    assert {one.step_size for one in result.overflowed} == {1e38}
+    assert set(result.overflowed.values()) == {12}
+    assert len(result.outcomes) == 4
+    assert "T=3 alpha=0 eta=1e+38: left out" in as_text(result)
+    assert as_json(result, command="")["overflowed"]["T=3 alpha=0 eta=1e+38"] == 12
+
+
+@pytest.mark.parametrize(
+    ("task", "message"),
+    [
+        ("riddles_test", "evaluated on its test split"),
+        ("riddles_train", "evaluated on its train split"),
+        ("latentref_prosqa_generated_mc", "evaluated on its test split"),
+        ("latentref_prosqa_generated_dev", "no candidates to compare"),
+        ("latentref_mc_dev", "is a group"),
+        ("no_such_task", "there is no such task"),
+    ],
+)
+def test_tasks_that_settings_are_not_chosen_on_are_refused(task, message, tasks, monkeypatch):
+    monkeypatch.setenv(published.DATA_VARIABLE, "/no/such/folder")
+    if task == "latentref_mc_dev":
+        monkeypatch.setattr(
+            TaskManager, "load", lambda self, names: {"tasks": {"latentref_aqua_mc_dev": None}}
+        )
+    with pytest.raises(LatentRefError, match=message) as error:
+        load_dev_task(task, include_path=tasks)
+    assert "\n" not in str(error.value)
+
+
+def test_documents_that_were_trained_on_are_refused(folders, tmp_path):
+    trained = tmp_path / "trained"
+    tiny_model("gpt2").save_pretrained(trained)
+    tiny_tokenizer().save_pretrained(trained)
+    write_manifest(trained, Manifest(trained_on=["prosqa_generated validation"]))
+    with pytest.raises(LatentRefError, match="trained on its documents"):
+        sweep(
+            {"pretrained": str(trained)},
+            task="latentref_prosqa_generated_mc_dev",
+            output=str(tmp_path),
+            latent_steps=(2,),
+        )
+
+
+def test_generated_validation_sets_can_be_chosen_by_metadata():
+    task = load_dev_task(
+        "latentref_prosqa_generated_mc_dev",
+        metadata={"num_documents": 7, "generator_seed": 2},
+        limit=5,
+    )
+    assert len(task.documents) == 5
+    assert len(task.requests) == 10
+    assert task.splits == {
+        "prosqa_generated validation": {"origin": "generated", "rows": 7, "seed": 2}
+    }
+
+
+@pytest.mark.parametrize(
+    ("changes", "options", "message"),
+    [
+        ({"memory_rate": 0.3}, {}, "is what a sweep chooses"),
+        ({}, {"latent_steps": ()}, "nothing is thought"),
+        ({}, {"memory_rates": (1.5,)}, "memory_rate=1.5"),
+        ({}, {"search_steps": (0,)}, "search_steps=0"),
+        ({"pretrained": "some/model"}, {"write": True}, "is no local folder"),
+    ],
+)
+def test_mistakes_are_told_before_anything_is_loaded(
+    changes, options, message, folders, tasks, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(sweep_model.SweepModel, "__init__", None)
+    with pytest.raises(LatentRefError, match=message):
+        run(folders, tasks, tmp_path, args=changes, **options)
+
+
+def test_the_recommendation_is_written_where_loading_finds_it(folders, tasks, tmp_path):
+    folder = tmp_path / "set"
+    for name, inside in (("backbone", ""), ("strong", "strong"), ("weak", "weak")):
+        target = folder / inside
+        target.mkdir(parents=True, exist_ok=True)
+        for file in (folders / name).iterdir():
+            (target / file.name).write_bytes(file.read_bytes())
+    write_manifest(folder, Manifest(latent_steps=2, latent_markers="none"))
+    result = sweep(
+        {
+            "pretrained": str(folder),
+            "strong": str(folder / "strong"),
+            "weak": str(folder / "weak"),
+            "batch_size": 4,
+        },
+        task=TASK,
+        include_path=tasks,
+        output=str(tmp_path / "out"),
+        memory_rates=(0.3,),
+        step_sizes=(4.0,),
+        write=True,
+    )
+    manifest = read_manifest(folder / "latentref.json")
+    config = result.configs[result.choice.recommended.setting]
+    assert resolve(pretrained=str(folder)).settings == {
+        name: value for name, value in dataclasses.asdict(config).items() if name != "latent_kind"
+    }
+    assert manifest.latent_markers == "none"
+    assert manifest.tuned_on == "riddles_dev, 12 documents"
+    expected = ("strong", "weak") if config.searches else (None, None)
+    assert (manifest.strong, manifest.weak) == expected
+
+
+# The rule.
+
+PLAIN, RESIDUAL = Setting(latent_steps=6), Setting(latent_steps=6, memory_rate=0.3)
+SEARCH = Setting(latent_steps=6, step_size=0.5)
+BOTH = Setting(latent_steps=6, memory_rate=0.3, step_size=0.5)
+
+
+def outcome(setting, gain, seed, noise=0.3):
+    base = np.random.default_rng(0).normal(0.5, 2.0, size=300)
+    margins = base + gain + noise * np.random.default_rng(seed).normal(size=300)
+    return Outcome(setting=setting, correct=tuple(margins > 0), margins=tuple(margins))
+
+
+@pytest.mark.parametrize(
+    ("gains", "recommended"),
+    [
+        ((0.0, 0.0, 0.0, 0.0), PLAIN),
+        ((0.0, 0.3, 0.0, 0.3), RESIDUAL),
+        ((0.0, 0.0, 0.3, 0.3), SEARCH),
+        ((0.0, 0.3, 0.3, 0.9), BOTH),
+        ((0.0, -0.5, -0.5, 0.4), BOTH),
+        ((0.5, 0.0, 0.0, 0.0), PLAIN),
+    ],
+)
+def test_the_simplest_setting_that_noise_allows_is_recommended(gains, recommended):
+    settings = (PLAIN, RESIDUAL, SEARCH, BOTH)
+    made = [
+        outcome(one, gain, seed)
+        for seed, (one, gain) in enumerate(zip(settings, gains, strict=True), start=5)
+    ]
+    choice = choose(made, seed=0)
+    assert choice.recommended.setting == recommended
+    assert {row: one.setting for row, one in choice.best.items()} == dict(
+        zip(("plain", "residual", "search", "both"), settings, strict=True)
+    )
+
+
+def test_the_best_of_many_settings_that_change_nothing_is_not_recommended():
+    rates = np.linspace(0.01, 1.0, 30)
+    wins = 0
+    for trial in range(12):
+        many = [
+            outcome(Setting(latent_steps=6, memory_rate=float(rate)), 0.0, 1000 * trial + number)
+            for number, rate in enumerate(rates, start=1)
+        ]
+        choice = choose([outcome(PLAIN, 0.0, 1000 * trial), *many], seed=trial)
+        wins += choice.recommended.setting != PLAIN
+    assert wins <= 2
+
+
+def test_the_best_of_a_row_is_the_largest_margin_and_of_equals_the_cheapest():
+    shorter = Setting(latent_steps=2)
+    same = [dataclasses.replace(outcome(PLAIN, 0.0, 1), setting=one) for one in (PLAIN, shorter)]
+    assert choose(same, seed=0).best["plain"].setting == shorter
+    better = outcome(PLAIN, 1.0, 1)
+    assert choose([same[1], better], seed=0).best["plain"].setting == PLAIN
+
+
+def test_a_sweep_without_a_plain_setting_has_nothing_to_compare_with():
+    with pytest.raises(LatentRefError, match="nothing to compare with"):
+        choose([outcome(RESIDUAL, 0.0, 1)], seed=0)
+
+
+def test_settings_that_have_no_effect_are_one():
+    grid = Grid(latent_steps=(0, 1), memory_rates=(0.5,), step_sizes=(1.0,), search_steps=(1, 2))
+    assert [one.label for one in grid.settings()] == [
+        "T=0 alpha=0 eta=0",
+        "T=1 alpha=0 eta=0",
+        "T=1 alpha=0 eta=1",
+        "T=1 alpha=0 eta=1 S=2",
+    ]
+
+
+def test_a_step_of_one_goes_the_whole_way_from_weak_to_strong():
+    assert SEARCH.config(hidden_size=576).search_step_size == 0.5 * 576 / 2
+
+
+# What is printed and saved.
+
+
+def test_the_report_says_all_that_is_needed_to_judge_the_sweep(finished, tmp_path):
+    save(finished, tmp_path, command="latentref sweep ...")
+    report = json.loads((tmp_path / "sweep.json").read_text(encoding="utf-8"))
+    assert (tmp_path / "sweep.png").read_bytes().startswith(b"\x89PNG")
+    assert report["command"] == "latentref sweep ..."
+    assert report["seed"] == 0
+    assert {"cpu", "threads"} <= report["machine"].keys()
+    assert {"torch", "python"} <= report["versions"].keys()
+    assert report["model"]["strong"]["fingerprint"] != report["model"]["weak"]["fingerprint"]
+    assert len(report["settings"]) == NUM_SETTINGS
+    for one in report["settings"]:
+        assert len(one["margins"]) == len(one["correct"]) == len(report["task"]["documents"]) == 12
+        assert one["margin"] == pytest.approx(np.mean(one["margins"]))
+    assert set(report["best"]) == {"plain", "residual", "search", "both"}
+
+
+def test_the_text_names_both_choices_and_the_smallest_effect(finished):
+    text = as_text(finished)
+    table = text.split("\n\n")[1].splitlines()
+    assert len(table) == 1 + NUM_SETTINGS
+    assert sum("best" in line for line in table) == 4
+    assert sum("recommended" in line for line in table) == 1
+    assert "Best of each row" in text
+    assert "Recommended, the simplest within noise" in text
+    assert "The smallest effect that 12 documents could show" in text
+    assert "Separate runs (6 of 6 settings run" in text
+
+
+def test_without_matplotlib_the_sweep_is_saved_and_one_sentence_says_what_to_install(
+    finished, tmp_path, monkeypatch, caplog
+):
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    save(finished, tmp_path, command="")
+    assert (tmp_path / "sweep.json").is_file()
+    assert not (tmp_path / "sweep.png").exists()
+    (record,) = (one for one in caplog.records if one.name.endswith("sweep_report"))
+    assert "pip install 'lm-eval-latentref[plots]'" in record.getMessage()
+
+
+def words(folders, tasks, output):
+    return [
+        *("sweep", "--pretrained", str(folders / "backbone"), "--strong", str(folders / "strong")),
+        *("--weak", str(folders / "weak"), "-a", "dtype=float32", "device=cpu,batch_size=4"),
+        *("--task", TASK, "--include_path", tasks, "-o", str(output)),
+        *("--latent-steps", "1", "3", "--memory-rates", "0.4", "--step-sizes", "1", "-0.5"),
+    ]
+
+
+def test_the_command_prints_the_table_and_ends_with_one_json_line(folders, tasks, tmp_path, capsys):
+    assert main(words(folders, tasks, tmp_path)) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert json.loads(lines[-1])["task"] == TASK
+    assert lines[0].startswith("riddles_dev: 12 documents, 9 settings")
+    command = json.loads((tmp_path / "sweep.json").read_text(encoding="utf-8"))["command"]
+    assert command
+
+
+def test_the_command_says_how_to_go_on_after_ctrl_c(folders, tasks, tmp_path, capsys, stops_after):
+    stops_after(2)
+    assert main(words(folders, tasks, tmp_path)) == 130
+    assert "the same command goes on" in capsys.readouterr().err
+
+
+def test_metadata_must_be_an_object(folders, tasks, tmp_path, capsys):
+    assert main([*words(folders, tasks, tmp_path), "--metadata", "[1]"]) == 2
+    assert "must be one JSON object" in capsys.readouterr().err
+
+
+# The journal.
+
+
+def test_a_line_that_was_cut_off_is_dropped_and_written_over(tmp_path):
+    path = tmp_path / "folder" / "journal.jsonl"
+    with Journal(path) as journal:
+        journal.add({"a": 1})
+    path.write_bytes(path.read_bytes() + b'{"b": ')
+    assert read_journal(path) == [{"a": 1}]
+    with Journal(path) as journal:
+        journal.add({"c": 3})
+    assert read_journal(path) == [{"a": 1}, {"c": 3}]
+
+
+def test_a_damaged_journal_is_told(tmp_path):
+    path = tmp_path / "journal.jsonl"
+    path.write_text('{"a": 1}\nnot json\n', encoding="utf-8")
+    with pytest.raises(LatentRefError, match="is damaged"):
+        read_journal(path)
