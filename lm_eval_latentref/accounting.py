@@ -16,11 +16,13 @@ that forward is encoding.
 
 from __future__ import annotations
 
+import re
 import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -103,12 +105,22 @@ class Accounting:
 def peak_memory() -> dict[str, int]:
     """Bytes at the peak so far, by place: "host" and each "cuda:N"; nothing where unknown."""
     peaks = {f"cuda:{i}": torch.cuda.max_memory_allocated(i) for i in _used_gpus()}
+    host = _peak_of_host()
+    return peaks if host is None else {"host": host, **peaks}
+
+
+def _peak_of_host() -> int | None:
+    # getrusage's value on Linux begins with that of the process which started this one.
+    status = Path("/proc/self/status")
+    if status.exists():
+        found = re.search(r"VmHWM:\s+(\d+) kB", status.read_text())
+        return int(found[1]) * 1024 if found else None
     try:
         import resource
     except ImportError:  # not on Windows
-        return peaks
+        return None
     unit = 1 if sys.platform == "darwin" else 1024
-    return {"host": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit, **peaks}
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
 def _used_gpus() -> range:
