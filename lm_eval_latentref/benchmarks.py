@@ -163,7 +163,9 @@ BENCHMARKS: dict[str, Benchmark] = {
             name="strategyqa",
             problem=lambda row: row["question"],
             question=lambda row: row["question"],
-            steps=lambda row: tuple(row["facts"]),
+            # What has to be asked, then what is known: questions like "Is #2 greater than #1?"
+            # are of use only together with the facts that answer them.
+            steps=lambda row: (*row["decomposition"], *row["facts"]),
             answer=lambda row: "yes" if row["answer"] else "no",
             candidates=lambda row: ("yes", "no"),
         ),

@@ -1,6 +1,6 @@
 """A model that learns: one optimiser step on a global batch, whatever the number of processes.
 
-    learner = Learner(trainee, recipe=recipe, accelerator=Accelerator(), latent_kind="continuous")
+    learner = Learner(trainee, recipe=recipe, accelerator=Accelerator(), markers=markers)
     loss = learner.step(batch)                              # sum over the batch's labelled tokens
     num_correct = learner.num_correct(examples, latent_steps=3)
 
@@ -22,8 +22,8 @@ from lm_eval_latentref.config import RefinementConfig
 from lm_eval_latentref.curriculum import Row, micro_batches, share
 from lm_eval_latentref.errors import LatentRefError
 from lm_eval_latentref.protocol import Example, extract_answer, prompt
-from lm_eval_latentref.reasoner import find_markers
 from lm_eval_latentref.recipe import Recipe
+from lm_eval_latentref.thoughts import Markers
 from lm_eval_latentref.training_loss import loss_sum, num_labelled
 from lm_eval_latentref.training_models import Trainee
 
@@ -32,8 +32,8 @@ class Learner:
     """A model in training with its optimiser.
 
     Args:
-        latent_kind: what stands for thoughts, as in `RefinementConfig`; None for a model that has
-            neither thoughts nor markers.
+        markers: None for a model without thoughts.
+        latent_kind: what stands for thoughts, as in `RefinementConfig`.
     """
 
     def __init__(
@@ -42,16 +42,14 @@ class Learner:
         *,
         recipe: Recipe,
         accelerator: Accelerator,
-        latent_kind: str | None,
+        markers: Markers | None,
+        latent_kind: str = "continuous",
     ) -> None:
         trainee.model.to(accelerator.device)
         self.trainee = trainee
         self._recipe, self._accelerator = recipe, accelerator
-        self._kind = latent_kind or "continuous"
+        self._markers, self._kind = markers, latent_kind
         self._network = trainee.network()
-        self._markers = None
-        if latent_kind is not None:
-            self._markers = find_markers(trainee.tokenizer, self._config(1))
         self._weights = list(trainee.trained.values())
         self.reset_optimizer()
 

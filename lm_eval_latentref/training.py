@@ -24,10 +24,12 @@ from accelerate.utils import gather_object
 from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
+from lm_eval_latentref.config import RefinementConfig
 from lm_eval_latentref.curriculum import Problem, Row, epoch_batches
 from lm_eval_latentref.errors import LatentRefError
 from lm_eval_latentref.learner import Learner
 from lm_eval_latentref.manifest import Manifest
+from lm_eval_latentref.reasoner import find_markers
 from lm_eval_latentref.recipe import Recipe
 from lm_eval_latentref.snapshots import Epoch, choose
 from lm_eval_latentref.training_data import encode, load_data
@@ -135,8 +137,13 @@ class _Phase:
         start = self._folder.path / "strong" if starts_from_cot else None
         trainee = build(self._recipe, words=run.words, latent=kind is not None, start=start)
         run.seed(name)
+        config = RefinementConfig(latent_kind=kind or "continuous")
         self._learner = Learner(
-            trainee, recipe=self._recipe, accelerator=run.accelerator, latent_kind=kind
+            trainee,
+            recipe=self._recipe,
+            accelerator=run.accelerator,
+            markers=find_markers(trainee.tokenizer, config) if kind else None,
+            latent_kind=config.latent_kind,
         )
         self._encoded: tuple[Sequence[Any], list[Problem]] = ([], [])
         self._check_room()

@@ -121,7 +121,9 @@ EXPECTED_EXAMPLES = {
     ),
     "strategyqa": (
         strategyqa_row(4),
-        Example("Is the sun older than 4 years?", ("The sun is old.",), "yes"),
+        Example(
+            "Is the sun older than 4 years?", ("How old is the sun?", "The sun is old."), "yes"
+        ),
     ),
     "prosqa": (
         {
