@@ -1,7 +1,7 @@
 """Which requests run together: grouped by context, longest first, halved when memory runs out.
 
     groups = group_by_context([((1, 2), (3,)), ((1, 2), (4,))])     # one group, two continuations
-    for batch, scores in in_batches(groups, batch_size=8, work=score):
+    for batch, scores in in_batches(groups, limit=RowLimit(8, num_items=len(groups)), work=score):
         ...
 
 Deliberately knows no model and no text; a token here is an integer.
@@ -50,30 +50,55 @@ def group_by_context(pairs: Iterable[tuple[Tokens, Tokens]]) -> list[Group]:
     return sorted(groups, key=lambda group: (-len(group.context), group.context))
 
 
-def in_batches(
-    items: Sequence[Item],
-    *,
-    batch_size: int,
-    work: Callable[[Sequence[Item], int], Result],
-) -> Iterator[tuple[Sequence[Item], Result]]:
-    """Run `work(batch, batch_size)` over `items` in order; yield each batch with its result.
+class RowLimit:
+    """How many rows are tried at once: as many as asked for, half as many when they did not fit.
 
-    A batch that does not fit into memory is tried again at half the size, and the smaller size is
-    kept: what is finished stays finished. With one row left the error is the caller's.
+    Args:
+        rows: the most to try.
+        num_items: how many items there are to do in all.
+        num_tries: how often `rows` is tried again, at equal distances; items come longest first,
+            so more may fit later.
+    """
+
+    def __init__(self, rows: int, *, num_items: int, num_tries: int = 1) -> None:
+        self.rows = self._most = rows
+        self._stride = max(1, -(-num_items // num_tries))
+        self._done = 0
+
+    def finished(self, num: int) -> None:
+        """`num` more items are done."""
+        tries_before = self._done // self._stride
+        self._done += num
+        if self._done // self._stride > tries_before:
+            self.rows = self._most
+
+    def did_not_fit(self, num: int) -> None:
+        """A batch of `num` items ran out of memory."""
+        self.rows = max(1, min(self.rows, num) // 2)
+        logger.warning("out of memory: going on with batch_size=%d", self.rows)
+
+
+def in_batches(
+    items: Sequence[Item], *, limit: RowLimit, work: Callable[[Sequence[Item], int], Result]
+) -> Iterator[tuple[Sequence[Item], Result]]:
+    """Run `work(batch, limit.rows)` over `items` in order; yield each batch with its result.
+
+    A batch that does not fit into memory is tried again at half the size: what is finished stays
+    finished. With one row left the error is the caller's.
     """
     start = 0
     while start < len(items):
-        batch = items[start : start + batch_size]
+        batch = items[start : start + limit.rows]
         try:
-            result = work(batch, batch_size)
+            result = work(batch, limit.rows)
         except Exception as error:
-            if batch_size == 1 or not should_reduce_batch_size(error):
+            if limit.rows == 1 or not should_reduce_batch_size(error):
                 raise
-            batch_size = max(1, min(batch_size, len(batch)) // 2)
-            logger.warning("out of memory: going on with batch_size=%d", batch_size)
+            limit.did_not_fit(len(batch))
         else:
             yield batch, result
             start += len(batch)
+            limit.finished(len(batch))
             continue
         # Outside the handler: the exception no longer holds the failed batch's tensors.
         clear_device_cache(garbage_collection=True)

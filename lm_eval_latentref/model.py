@@ -24,7 +24,13 @@ from tqdm import tqdm
 from transformers import PreTrainedModel
 
 from lm_eval_latentref.arguments import check_known
-from lm_eval_latentref.batching import Group, Tokens, group_by_context, in_batches
+from lm_eval_latentref.batching import (
+    Group,
+    RowLimit,
+    Tokens,
+    group_by_context,
+    in_batches,
+)
 from lm_eval_latentref.checkpoints import Source, load_set, load_tokenizer, resolve
 from lm_eval_latentref.config import OPTION_NAMES
 from lm_eval_latentref.documents import loaded_splits
@@ -215,8 +221,9 @@ class LatentRefLM(HFLM):
                     max_rows=max_rows,
                 )
 
+        all_groups = group_by_context(pairs)
         for groups, results in in_batches(
-            group_by_context(pairs), batch_size=self._num_rows(), work=work
+            all_groups, limit=self._row_limit(len(all_groups)), work=work
         ):
             for group, scores in zip(groups, results, strict=True):
                 for index, score in zip(group.requests, scores, strict=True):
@@ -265,6 +272,7 @@ class LatentRefLM(HFLM):
         self._remember_documents(requests)
         for gen_kwargs in {repr(request.args[1]): request.args[1] for request in requests}.values():
             self._check_generation(gen_kwargs)
+        self._generation_limit = self._row_limit(len(requests))
         with self._fixed_batch_size():
             return super().generate_until(requests, disable_tqdm=disable_tqdm)
 
@@ -311,7 +319,7 @@ class LatentRefLM(HFLM):
             self.reasoner.count_generated(new_ids := output_BK[:, num_read:].tolist())
             return new_ids
 
-        batches = in_batches(range(len(context)), batch_size=len(context), work=work)
+        batches = in_batches(range(len(context)), limit=self._generation_limit, work=work)
         written = [ids for _, results in batches for ids in results]
         longest = max(map(len, written))
         pad_id = self.tokenizer.pad_token_id
@@ -356,13 +364,18 @@ class LatentRefLM(HFLM):
             ids = super().tok_batch_encode([string], truncation=truncation)[0][0].tolist()
         return ids or [self.prefix_token_id]
 
-    def _num_rows(self) -> int:
-        return self.max_batch_size if self.batch_size == "auto" else self.batch_size
+    def _row_limit(self, num_items: int) -> RowLimit:
+        # HFLM would size `auto` by a plain forward pass; here the real work is tried, and halved
+        # when it does not fit. `auto:N` tries the most again N times.
+        if self.batch_size != "auto":
+            return RowLimit(self.batch_size, num_items=num_items)
+        num_tries = max(1, int(self.batch_schedule))
+        return RowLimit(self.max_batch_size, num_items=num_items, num_tries=num_tries)
 
     @contextmanager
     def _fixed_batch_size(self) -> Iterator[None]:
-        # HFLM would size `auto` by a plain forward pass; ours starts large and halves when needed.
-        asked_for, self.batch_size_per_gpu = self.batch_size_per_gpu, self._num_rows()
+        asked_for: Any = self.batch_size_per_gpu
+        self.batch_size_per_gpu = self._generation_limit.rows
         try:
             yield
         finally:

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lm_eval_latentref.batching import group_by_context, in_batches
+from lm_eval_latentref.batching import RowLimit, group_by_context, in_batches
 
 tokens = st.lists(st.integers(0, 3), max_size=3).map(tuple)
 pairs = st.lists(st.tuples(tokens, tokens), max_size=20)
@@ -46,10 +46,26 @@ def test_memory_running_out_halves_the_batch_and_redoes_only_that_one(num, batch
         done.extend(batch)
         return list(batch)
 
-    results = list(in_batches(range(num), batch_size=batch_size, work=work))
+    results = list(in_batches(range(num), limit=RowLimit(batch_size, num_items=num), work=work))
     assert done == list(range(num))
     assert [item for _, batch in results for item in batch] == done
     assert all(list(batch) == result for batch, result in results)
+
+
+@given(st.integers(1, 40), st.integers(1, 4))
+def test_a_larger_batch_is_tried_again_as_often_as_asked(num, num_tries):
+    refused = []
+
+    def work(batch, _):
+        if len(batch) > 2:
+            refused.append(batch)
+            raise RuntimeError("CUDA out of memory.")
+        return list(batch)
+
+    limit = RowLimit(4, num_items=num, num_tries=num_tries)
+    results = list(in_batches(range(num), limit=limit, work=work))
+    assert [item for _, batch in results for item in batch] == list(range(num))
+    assert len(refused) <= num_tries
 
 
 def test_a_row_that_does_not_fit_alone_is_the_callers_error():
@@ -57,7 +73,7 @@ def test_a_row_that_does_not_fit_alone_is_the_callers_error():
         raise RuntimeError("CUDA out of memory.")
 
     with pytest.raises(RuntimeError, match="out of memory"):
-        list(in_batches([1, 2], batch_size=2, work=work))
+        list(in_batches([1, 2], limit=RowLimit(2, num_items=2), work=work))
 
 
 def test_other_errors_are_not_tried_again():
@@ -68,5 +84,5 @@ def test_other_errors_are_not_tried_again():
         raise ValueError("no memory of that")
 
     with pytest.raises(ValueError, match="no memory of that"):
-        list(in_batches([1, 2], batch_size=2, work=work))
+        list(in_batches([1, 2], limit=RowLimit(2, num_items=2), work=work))
     assert len(calls) == 1

@@ -190,6 +190,26 @@ def test_sampling_draws_and_a_seed_repeats_it(folders):
     assert draw() != greedy
 
 
+@pytest.mark.parametrize("batch_size", [8, "auto", "auto:3"])
+def test_running_out_of_memory_halves_batches_and_changes_nothing(folders, batch_size, monkeypatch):
+    lm = latentref(folders, **REFINED, batch_size=batch_size)
+    think, refused = lm.reasoner.think, []
+
+    def small_device(rows):
+        if len(rows) > 2:
+            refused.append(len(rows))
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+        return think(rows)
+
+    texts = requests([(context, GREEDY) for context in CONTEXTS])
+    wanted = lm.loglikelihood(pairs()), lm.generate_until(texts)
+    monkeypatch.setattr(lm.reasoner, "think", small_device)
+    found = lm.loglikelihood(pairs()), lm.generate_until(texts)
+    assert_close(found[0], wanted[0])
+    assert found[1] == wanted[1]
+    assert refused
+
+
 def test_every_context_is_encoded_once_and_read_by_every_model(folders, monkeypatch):
     lm = latentref(folders, **REFINED, batch_size=2)
     seen = []
