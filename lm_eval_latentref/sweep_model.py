@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 
-from lm_eval_latentref.batching import Group, Tokens, in_batches
+from lm_eval_latentref.batching import Group, RowLimit, Tokens, in_batches
 from lm_eval_latentref.config import RefinementConfig
 from lm_eval_latentref.model import LatentRefLM
 from lm_eval_latentref.reasoner import Reasoner
@@ -36,10 +36,9 @@ class SweepModel(LatentRefLM):
 
     _pairs: list[tuple[Tokens, Tokens]]
 
-    @property
-    def num_rows(self) -> int:
-        """The most rows in any forward pass."""
-        return self._num_rows()
+    def row_limit(self, num_items: int) -> RowLimit:
+        """How many rows to try at once, by `batch_size`."""
+        return self._row_limit(num_items)
 
     def encode(self, requests: Sequence[Any]) -> list[tuple[Tokens, Tokens]]:
         """(context, continuation) of each request as token ids, contexts cut to what fits."""
@@ -92,7 +91,7 @@ class SweepModel(LatentRefLM):
             with self._autocast():
                 return reasoner.score(contexts, continuations, max_rows=max_rows)
 
-        for batch, results in in_batches(groups, batch_size=self.num_rows, work=work):
+        for batch, results in in_batches(groups, limit=self.row_limit(len(groups)), work=work):
             for group, scores in zip(batch, results, strict=True):
                 for request, one in zip(group.requests, scores, strict=True):
                     answers[request] = one.log_likelihood

@@ -103,7 +103,7 @@ class GridRun:
                     cost.add(line["seconds"], line["forwards"])
                     bar.update(len(batch))
 
-            for _ in in_batches(missing, batch_size=self.model.num_rows, work=work):
+            for _ in in_batches(missing, limit=self.model.row_limit(len(missing)), work=work):
                 pass
         return cost
 
