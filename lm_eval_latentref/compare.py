@@ -60,11 +60,6 @@ def compare(first: Answers, second: Answers, *, seed: int) -> list[Comparison]:
     Raises:
         LatentRefError: no task in common, or a document of the same number that is another one.
     """
-    if first.metric != second.metric:
-        raise LatentRefError(
-            f"{first.name} is judged by {first.metric}, {second.name} by {second.metric}; name one "
-            "that both have as --metric"
-        )
     tasks = [task for task in first.tasks if task in second.tasks]
     if not tasks:
         raise LatentRefError(
@@ -72,10 +67,11 @@ def compare(first: Answers, second: Answers, *, seed: int) -> list[Comparison]:
             f"{', '.join(second.tasks)}; compare runs of the same tasks"
         )
     pairs = {task: _align(task, first, second) for task in tasks}
-    found = [_compared(task, first.metric, pairs[task], seed) for task in tasks]
+    found = [_compared(task, first.metrics[task], pairs[task], seed) for task in tasks]
     if len(tasks) > 1:
         everything = [pair for task in tasks for pair in pairs[task]]
-        found.append(_compared(ALL, first.metric, everything, seed))
+        metrics = ", ".join(dict.fromkeys(first.metrics[task] for task in tasks))
+        found.append(_compared(ALL, metrics, everything, seed))
     return found
 
 
@@ -90,6 +86,12 @@ def as_json(comparisons: Sequence[Comparison]) -> list[dict[str, Any]]:
 
 
 def _align(task: str, first: Answers, second: Answers) -> list[tuple[Answer, Answer]]:
+    judged_by = first.metrics[task], second.metrics[task]
+    if judged_by[0] != judged_by[1]:
+        raise LatentRefError(
+            f"{task} is judged by {judged_by[0]} in {first.name}, by {judged_by[1]} in "
+            f"{second.name}; name one that both have as --metric"
+        )
     ours, theirs = first.tasks[task], second.tasks[task]
     common = sorted(ours.keys() & theirs.keys())
     if not common:

@@ -18,7 +18,7 @@ from typing import Any
 from lm_eval_latentref.errors import LatentRefError
 
 METRICS = ("acc", "exact_match")
-"""What counts when no metric is named: the first of these that the samples have."""
+"""What counts when no metric is named: the first of these that a task's samples have."""
 
 _SAMPLES_FILE = re.compile(r"samples_(?P<task>.+)_(?P<time>\d{4}-\d\d-\d\dT[\d.-]+)\.jsonl")
 
@@ -40,9 +40,10 @@ class Answers:
     """All answers of one run."""
 
     name: str
-    metric: str
     tasks: dict[str, dict[int, Answer]] = field(default_factory=dict)
     """By task (with its filter, if it has one) and document."""
+    metrics: dict[str, str] = field(default_factory=dict)
+    """By which each task was judged."""
 
 
 def read_answers(name: str, *, metric: str | None = None) -> Answers:
@@ -68,11 +69,12 @@ def read_answers(name: str, *, metric: str | None = None) -> Answers:
             f"{name}: no samples_*.jsonl and no sweep.json there; give what `lm_eval --log_samples "
             "--output_path FOLDER` or `latentref sweep` wrote"
         )
-    found = Answers(name, metric or _default_metric(files))
+    found = Answers(name)
     for task, file in files.items():
         for sample in _lines(file):
             key = task if sample["filter"] == "none" else f"{task} ({sample['filter']})"
-            found.tasks.setdefault(key, {})[sample["doc_id"]] = _answer(sample, found.metric, file)
+            judged_by = found.metrics.setdefault(key, metric or _default_metric(sample, file))
+            found.tasks.setdefault(key, {})[sample["doc_id"]] = _answer(sample, judged_by, file)
     return found
 
 
@@ -99,14 +101,13 @@ def _lines(file: Path) -> Iterator[dict[str, Any]]:
                 ) from error
 
 
-def _default_metric(files: Mapping[str, Path]) -> str:
-    sample = next((sample for file in files.values() for sample in _lines(file)), {})
+def _default_metric(sample: Mapping[str, Any], file: Path) -> str:
     for metric in (*METRICS, *sample.get("metrics", ())):
         if metric in sample:
             return metric
     raise LatentRefError(
-        f"{next(iter(files.values()))}: its samples record no metric; log them with `lm_eval "
-        "--log_samples`, not --predict_only"
+        f"{file}: its samples record no metric; log them with `lm_eval --log_samples`, "
+        "not --predict_only"
     )
 
 
@@ -149,7 +150,8 @@ def _of_sweep(name: str, path: Path, setting: str, metric: str | None) -> Answer
                 doc_id: Answer(float(correct), margin, task["hashes"][str(doc_id)])
                 for doc_id, correct, margin in rows
             }
-            return Answers(f"{path}::{label}", "acc", {task["name"]: answers})
+            name = f"{path}::{label}"
+            return Answers(name, {task["name"]: answers}, {task["name"]: "acc"})
     labels = ", ".join(one["label"] for one in settings)
     raise LatentRefError(
         f"{name}: no setting {setting!r}; give recommended, {', '.join(content['best'])}, "
