@@ -26,6 +26,7 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from peft.utils.other import AuxiliaryTrainingWrapper
 from torch import Tensor, nn
 from transformers import DynamicCache, PreTrainedModel
+from transformers.cache_utils import DynamicLayer
 from transformers.modeling_outputs import BaseModelOutputWithPast
 
 
@@ -95,13 +96,47 @@ class Network:
             mask_BK: which columns are real, over the `past` columns read before and the new ones;
                 None when all are.
         """
+        positions_BL = self._positions(embeds_BLD, mask_BK, past) if self._takes_positions else None
+        return self._forward(embeds_BLD, cache, mask_BK, positions_BL)
+
+    def decode_branches(
+        self, embeds_BLD: Tensor, *, cache: DynamicCache, sees_BLK: Tensor, positions_BL: Tensor
+    ) -> Tensor:
+        """`decode` for columns that each see what `sees_BLK` says; needs `takes_branches`."""
+        # A number for each, not a bool: all kinds of attention that take branches understand that.
+        hidden_BLK = torch.zeros(sees_BLK.shape, dtype=self.dtype, device=self.device)
+        hidden_BLK.masked_fill_(~sees_BLK, torch.finfo(self.dtype).min)
+        return self._forward(embeds_BLD, cache, hidden_BLK.unsqueeze(1), positions_BL)
+
+    @property
+    def takes_branches(self) -> bool:
+        """Whether each column can be told which others it sees, as `decode_branches` needs.
+
+        That is so where attention goes through transformers' common interface, nothing is windowed
+        and positions are given with the columns.
+        """
+        config, model = self.causal_lm.config, self.causal_lm
+        return (
+            bool(getattr(model, "_supports_attention_backend", False))
+            and config._attn_implementation in ("sdpa", "eager")
+            and all(type(layer) is DynamicLayer for layer in self.new_cache().layers)
+            and self._takes_positions
+        )
+
+    def _forward(
+        self,
+        embeds_BLD: Tensor,
+        cache: DynamicCache,
+        mask: Tensor | None,
+        positions_BL: Tensor | None,
+    ) -> Tensor:
         self.activate()
         self.num_forwards += 1
         inputs: dict[str, Any] = {"inputs_embeds": embeds_BLD.to(self.device, self.dtype)}
-        if self._takes_positions:
-            inputs["position_ids"] = self._positions(embeds_BLD, mask_BK, past)
+        if positions_BL is not None:
+            inputs["position_ids"] = positions_BL
         return self._decoder(
-            attention_mask=mask_BK, past_key_values=cache, use_cache=True, **inputs
+            attention_mask=mask, past_key_values=cache, use_cache=True, **inputs
         ).last_hidden_state
 
     def project(self, hidden_MD: Tensor) -> Tensor:
@@ -217,6 +252,25 @@ class Stream:
         )
         self.length += embeds_BLD.shape[1]
         return hidden_BLD
+
+    def feed_branches(self, embeds_BLD: Tensor, branch_BL: Tensor) -> Tensor:
+        """Read branches that all go on from here, side by side; their hidden states (B, L, D).
+
+        No branch sees another. Nothing can be read after them.
+
+        Args:
+            branch_BL: the number of each column's branch, whose columns stand together.
+        """
+        branch_BL = branch_BL.to(self.network.device)
+        num_rows, num_new = branch_BL.shape
+        past_BK = self.mask_BK
+        if past_BK is None:
+            past_BK = branch_BL.new_ones(num_rows, self.length, dtype=torch.bool)
+        own_BLL = (branch_BL.unsqueeze(2) == branch_BL.unsqueeze(1)).tril()
+        sees_BLK = torch.cat([past_BK.unsqueeze(1).expand(-1, num_new, -1), own_BLL], dim=2)
+        return self.network.decode_branches(
+            embeds_BLD, cache=self.cache, sees_BLK=sees_BLK, positions_BL=sees_BLK.sum(-1) - 1
+        )
 
     def crop(self, num_columns: int) -> None:
         """Forget the newest columns."""

@@ -3,7 +3,8 @@
     scores = score(thoughts, [[(5, 6), (5, 7)]], max_rows=8)    # one row, two continuations
 
 Deliberately knows no text and no lm-eval. What continuations of a context have in common before
-their last token is read once, and logits exist only where a token is scored.
+their last token is read once; short ones are read side by side in one row, as branches that do not
+see each other; logits exist only where a token is scored.
 
 Shape suffixes: B contexts, R branches read together, L columns, M scored positions, D hidden size,
 V vocabulary, N scored tokens.
@@ -12,7 +13,7 @@ V vocabulary, N scored tokens.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -20,8 +21,14 @@ import torch
 from torch import Tensor
 
 from lm_eval_latentref.batching import Tokens
-from lm_eval_latentref.networks import Network
+from lm_eval_latentref.networks import Network, Stream
 from lm_eval_latentref.thoughts import Thoughts
+
+NUM_SHARED_COLUMNS = 64
+"""Continuations are read side by side in one row up to this many columns."""
+
+NUM_PROJECTED = 128
+"""Positions for which there are logits at the same time."""
 
 
 class Score(NamedTuple):
@@ -43,22 +50,36 @@ def score(
         max_rows: at most this many rows are in any forward pass.
     """
     network = thoughts.stream.network
-    tally = _Tally()
+    tally = _Tally(network)
     last_BD = thoughts.stream.feed(thoughts.pending_BPD, thoughts.pending_mask_BP)[:, -1]
-    tally.add(network, last_BD, _first_tokens(continuations))
-    branches = _branches(continuations)
-    for start in range(0, len(branches), max_rows):
-        chunk = branches[start : start + max_rows]
-        longest = len(chunk[0].prefix)
-        ids_RL = torch.tensor([[*b.prefix, *[0] * (longest - len(b.prefix))] for b in chunk])
-        real_RL = torch.arange(longest) < torch.tensor([[len(b.prefix)] for b in chunk])
-        stream = thoughts.stream.fork([branch.row for branch in chunk])
+    tally.add(last_BD, _first_tokens(continuations))
+    rows = _rows(_branches(continuations), side_by_side=network.takes_branches)
+    for start in range(0, len(rows), max_rows):
+        chunk = rows[start : start + max_rows]
+        hidden_MD = _read(thoughts.stream.fork([row.context for row in chunk]), chunk)
+        tally.add(hidden_MD, _later_tokens(chunk))
+    return tally.scores(continuations)
+
+
+def _read(stream: Stream, rows: Sequence[_Row]) -> Tensor:
+    """Hidden states at all columns of `rows`, one row after another, without padding."""
+    longest = max(row.num_columns for row in rows)
+    # Padding is a branch of its own, so that it sees something.
+    branch_RL = torch.full((len(rows), longest), -1)
+    ids_RL = torch.zeros_like(branch_RL)
+    for number, row in enumerate(rows):
+        ids = [token for branch in row.branches for token in branch.prefix]
+        owner = [n for n, branch in enumerate(row.branches) for _ in branch.prefix]
+        ids_RL[number, : len(ids)], branch_RL[number, : len(ids)] = map(torch.tensor, (ids, owner))
+    real_RL = branch_RL >= 0
+    embeds_RLD = stream.network.embed(ids_RL)
+    if any(len(row.branches) > 1 for row in rows):
+        hidden_RLD = stream.feed_branches(embeds_RLD, branch_RL)
+    else:
         # No scored position comes after padding on the right; the mask keeps its positions from
         # running past the last one a model with learnt positions has.
-        hidden_RLD = stream.feed(network.embed(ids_RL), None if real_RL.all() else real_RL)
-        hidden_MD = hidden_RLD[real_RL.to(hidden_RLD.device)]
-        tally.add(network, hidden_MD, _later_tokens(chunk))
-    return tally.scores(continuations)
+        hidden_RLD = stream.feed(embeds_RLD, None if real_RL.all() else real_RL)
+    return hidden_RLD.flatten(0, 1)[real_RL.flatten().nonzero()[:, 0].to(hidden_RLD.device)]
 
 
 class _Pick(NamedTuple):
@@ -76,6 +97,18 @@ class _Branch:
     row: int
     prefix: Tokens
     owners: list[tuple[tuple[int, int], Tokens]] = field(default_factory=list)
+
+
+@dataclass
+class _Row:
+    """Branches of one context that are read side by side in one row."""
+
+    context: int
+    branches: list[_Branch]
+
+    @property
+    def num_columns(self) -> int:
+        return sum(len(branch.prefix) for branch in self.branches)
 
 
 def _first_tokens(continuations: Sequence[Sequence[Tokens]]) -> list[_Pick]:
@@ -97,9 +130,24 @@ def _branches(continuations: Sequence[Sequence[Tokens]]) -> list[_Branch]:
     return sorted(found.values(), key=lambda branch: (-len(branch.prefix), branch.row))
 
 
-def _later_tokens(branches: Sequence[_Branch]) -> Iterator[_Pick]:
-    start = 0
+def _rows(branches: Sequence[_Branch], *, side_by_side: bool) -> list[_Row]:
+    """`branches`, longest first, in rows that are not much longer than the longest of them."""
+    room = max([NUM_SHARED_COLUMNS, *(len(branch.prefix) for branch in branches)])
+    rows: list[_Row] = []
+    last: dict[int, _Row] = {}
     for branch in branches:
+        row = last.get(branch.row) if side_by_side else None
+        if row is not None and row.num_columns + len(branch.prefix) <= room:
+            row.branches.append(branch)
+        else:
+            last[branch.row] = _Row(branch.row, [branch])
+            rows.append(last[branch.row])
+    return sorted(rows, key=lambda row: (-row.num_columns, row.context))
+
+
+def _later_tokens(rows: Sequence[_Row]) -> Iterator[_Pick]:
+    start = 0
+    for branch in (branch for row in rows for branch in row.branches):
         for owner, tokens in branch.owners:
             for column, token in enumerate(tokens[1:]):
                 yield _Pick(start + column, token, owner)
@@ -109,20 +157,25 @@ def _later_tokens(branches: Sequence[_Branch]) -> Iterator[_Pick]:
 class _Tally:
     """Collects log p of scored tokens on the device; read off once, at the end."""
 
-    def __init__(self) -> None:
+    def __init__(self, network: Network) -> None:
+        self._network = network
         self._owners: list[tuple[int, int]] = []
         self._log_p: list[Tensor] = []
         self._greedy: list[Tensor] = []
 
-    def add(
-        self, network: Network, hidden_MD: Tensor, picks: Iterator[_Pick] | list[_Pick]
-    ) -> None:
-        picks = list(picks)
-        if not picks:
-            return
-        log_p_MV = network.project(hidden_MD).float().log_softmax(-1)
-        positions_N = torch.tensor([pick.position for pick in picks], device=log_p_MV.device)
-        tokens_N = torch.tensor([pick.token for pick in picks], device=log_p_MV.device)
+    def add(self, hidden_MD: Tensor, picks: Iterable[_Pick]) -> None:
+        picks = sorted(picks)
+        # A few positions at a time: logits are the largest tensors there are.
+        for start in range(0, len(hidden_MD), NUM_PROJECTED):
+            part = [p for p in picks if start <= p.position < start + NUM_PROJECTED]
+            if part:
+                self._add(hidden_MD[start : start + NUM_PROJECTED], part, start)
+
+    def _add(self, hidden_MD: Tensor, picks: Sequence[_Pick], start: int) -> None:
+        log_p_MV = self._network.project(hidden_MD).float().log_softmax(-1)
+        device = log_p_MV.device
+        positions_N = torch.tensor([pick.position - start for pick in picks], device=device)
+        tokens_N = torch.tensor([pick.token for pick in picks], device=device)
         self._owners += [pick.owner for pick in picks]
         self._log_p.append(log_p_MV[positions_N, tokens_N])
         self._greedy.append(log_p_MV.argmax(-1)[positions_N] == tokens_N)

@@ -34,8 +34,8 @@ def reasoner(config=CONFIG, *, same=False):
 def test_forwards_are_counted_for_each_model_even_where_all_are_one(same):
     subject = reasoner(same=same)
     subject.score(CONTEXTS, CHOICES, max_rows=2)
-    # Thoughts, then the end marker with the last thought, then two batches of branches.
-    assert subject.accounting.report()["forwards"] == {"backbone": 6, "strong": 3, "weak": 3}
+    # Thoughts, then the end marker with the last thought, then the choices side by side.
+    assert subject.accounting.report()["forwards"] == {"backbone": 5, "strong": 3, "weak": 3}
 
 
 def test_thoughts_and_tokens_are_counted_once_for_each_distinct_context():

@@ -132,6 +132,31 @@ def test_batch_padding_and_order_change_nothing(order, batch_size, max_rows, fam
     )
 
 
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+@pytest.mark.parametrize("family", ["gpt2", "llama", "gpt_neox"])
+def test_choices_side_by_side_in_one_row_do_not_see_each_other(family, attention, monkeypatch):
+    model = tiny_model(family)
+    model.set_attn_implementation(attention)
+    choices = [[(5, 6, 7), (5, 6), (8, 9, 10, 11, 12), (8, 9, 10, 11, 13)], [(6, 7, 8), (9,)]]
+
+    def scores(network):
+        context = Context.pad(CONTEXTS[:2])
+        with torch.no_grad():
+            thoughts = think(context, backbone=network, references=None, config=PLAIN, markers=None)
+            return score(thoughts, choices, max_rows=2), network.num_forwards
+
+    together, num_together = scores(Network(model))
+    monkeypatch.setattr(Network, "takes_branches", False)
+    apart, num_apart = scores(Network(model))
+    assert_same_scores(together, apart, tolerance=1e-5)
+    assert (num_together, num_apart) == (3 + 2, 3 + 3)
+
+
+@pytest.mark.parametrize("family", ["mistral", "gemma2", "gemma3"])
+def test_windows_keep_choices_in_rows_of_their_own(family):
+    assert not Network(tiny_model(family)).takes_branches
+
+
 def test_equal_references_change_nothing():
     backbone, strong, _ = models("llama")
     same = References(Network(strong), Network(strong))
