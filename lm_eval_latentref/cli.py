@@ -89,19 +89,23 @@ def _train(args: argparse.Namespace) -> int:
 
     import transformers
 
-    from lm_eval_latentref.recipe import load_recipe
+    from lm_eval_latentref.recipe_files import load_recipe
     from lm_eval_latentref.training import train
 
     recipe = load_recipe(args.recipe, args.overrides)
     transformers.utils.logging.disable_progress_bar()  # one bar is enough
     logging.basicConfig(format="%(message)s")
     logging.getLogger("lm_eval_latentref").setLevel(logging.INFO)
-    print(train(recipe))
+    try:
+        train(recipe)
+    except KeyboardInterrupt:
+        print("interrupted: the same command goes on from the state saved last", file=sys.stderr)
+        raise
     return 0
 
 
 def _data(args: argparse.Namespace) -> int:
-    from lm_eval_latentref.recipe import parse_overrides
+    from lm_eval_latentref.recipe_files import parse_overrides
     from lm_eval_latentref.training_data import write_generated
 
     options = parse_overrides(args.options)

@@ -1,7 +1,7 @@
 """A model that learns: one optimiser step on a global batch, whatever the number of processes.
 
     learner = Learner(trainee, recipe=recipe, accelerator=Accelerator(), markers=markers)
-    loss = learner.step(batch)                              # sum over the batch's labelled tokens
+    loss = learner.step(batch, learning_rate=1e-4)          # sum over the batch's labelled tokens
     num_correct = learner.num_correct(examples, latent_steps=3)
 
 Gradients are summed over processes without a wrapper around the model: each computes its share of
@@ -63,20 +63,19 @@ class Learner:
             weight_decay=recipe.weight_decay,
         )
 
-    def step(self, batch: Sequence[Row], *, num_updates: int) -> float:
+    def step(self, batch: Sequence[Row], *, learning_rate: float) -> float:
         """One update; the loss before it, summed over the labelled tokens of `batch`.
 
         Args:
             batch: the global batch, the same in every process.
-            num_updates: steps this optimiser has taken: the warm-up goes by it.
         """
         for group in self.optimizer.param_groups:
-            group["lr"] = self._learning_rate(num_updates)
+            group["lr"] = learning_rate
         loss = self._sum_over_processes(self.backward(batch))
         if not math.isfinite(loss):
             raise LatentRefError(
-                f"the training loss became {loss}; lower learning_rate="
-                f"{self._recipe.learning_rate:g}, add warmup_steps or use precision=fp32"
+                f"the training loss became {loss} at learning_rate={learning_rate:g}; lower it, "
+                "add warmup_steps or use precision=fp32"
             )
         if self._recipe.max_grad_norm > 0:
             torch.nn.utils.clip_grad_norm_(self._weights, self._recipe.max_grad_norm)
@@ -140,10 +139,6 @@ class Learner:
 
     def _config(self, latent_steps: int) -> RefinementConfig:
         return RefinementConfig(latent_steps=latent_steps, latent_kind=self._kind)
-
-    def _learning_rate(self, num_updates: int) -> float:
-        warmup = self._recipe.warmup_steps
-        return self._recipe.learning_rate * min(1.0, (num_updates + 1) / (warmup + 1))
 
     def _sum_over_processes(self, loss: Tensor) -> float:
         """Makes every process's gradients the sum over all; the sum of the losses."""

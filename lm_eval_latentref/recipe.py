@@ -1,19 +1,15 @@
-"""The recipe of a training run: one flat, frozen dataclass, read from YAML and KEY=VALUE overrides.
+"""The recipe of a training run: one flat, frozen dataclass with the meaning of every field.
 
-    recipe = load_recipe("RECIPE.yaml", ["seed=1", "learning_rate=3e-4", "task.num_symbols=10"])
+    recipe = Recipe(output="out", train="prosqa", pretrained="gpt2", max_latent_stage=6)
 
-A recipe that stands in the package is found by its bare name. Fields that Coconut's published
-configuration files have too bear their names. Deliberately knows no model and no data: what a
-value stands for is checked where it is used, its type and range here.
+Fields that Coconut's published configuration files have too bear their names. Ranges and what goes
+together are checked here. Deliberately knows no files, no model and no data: what a name stands for
+is checked where it is used.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import difflib
-import types
-import typing
-from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -23,8 +19,6 @@ from lm_eval_latentref.errors import LatentRefError
 
 PHASES = ("no_cot", "cot", "pause", "coconut")
 """In the order in which they are trained, whichever of them a recipe asks for."""
-
-RECIPES = Path(__file__).parent / "recipes"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,6 +54,14 @@ class Recipe:
 
     precision: str = "fp32"
     """Of the computation: `fp32`, or `bf16` (autocast)."""
+
+    embedding_std: float | None = None
+    """Of a new model: the spread of its input embeddings at the start, where it should differ from
+    the configuration's `initializer_range`."""
+
+    final_norm: float | None = None
+    """Of a new model: what the weights of its final norm start from. With both, thoughts can begin
+    as large as embeddings, though they are outputs and these are inputs."""
 
     marker_init: str | None = None
     """The token whose rows new marker tokens start as; "<<" as in Coconut where that is one
@@ -143,12 +145,20 @@ class Recipe:
     """Rows of one forward pass, at most; gradients add up over the batch."""
 
     learning_rate: float = 1e-4
+
+    latent_learning_rate: float | None = None
+    """Of the phases with thoughts, where it should differ."""
+
+    decay: float = 0.0
+    """The share of a stage's planned steps, at its end, over which the learning rate falls linearly
+    to a twentieth."""
+
     weight_decay: float = 0.01
     beta1: float = 0.9
     beta2: float = 0.999
 
     warmup_steps: int = 0
-    """Steps over which the learning rate rises linearly, after which it is constant."""
+    """Steps of an optimiser over which the learning rate rises linearly."""
 
     max_grad_norm: float = 1.0
     """Gradients are clipped to this norm; 0 = never."""
@@ -193,142 +203,6 @@ class Recipe:
         return values
 
 
-def load_recipe(path: str, overrides: Sequence[str] = ()) -> Recipe:
-    """The recipe in the YAML file `path`, or of that name in the package, with KEY=VALUE overrides.
-
-    Keys of the dictionaries are written with a dot: `config.hidden_size=64`. Raises LatentRefError
-    that names the file or override and what is allowed.
-    """
-    values = parse_overrides(overrides, _read_yaml(_find(path)))
-    return parse_recipe(values, where=path)
-
-
-def parse_overrides(
-    overrides: Sequence[str], values: Mapping[str, Any] | None = None
-) -> dict[str, Any]:
-    """`values` with KEY=VALUE `overrides`, whose values are read as YAML."""
-    changed = dict(values or {})
-    for override in overrides:
-        _override(changed, override)
-    return changed
-
-
-def parse_recipe(values: Mapping[str, Any], *, where: str = "the recipe") -> Recipe:
-    """The recipe of `values`, whose strings may be numbers as a command line gives them."""
-    hints = typing.get_type_hints(Recipe)
-    for name in values:
-        if name not in hints:
-            near = difflib.get_close_matches(name, hints, n=1)
-            advice = f"did you mean {near[0]}?" if near else f"the keys are {', '.join(hints)}"
-            raise LatentRefError(f"{where}: unknown key {name!r}; {advice}")
-    for name in ("output", "train"):
-        if values.get(name) is None:
-            raise LatentRefError(f"{where}: {name} is missing; add it, or give {name}=VALUE")
-    return Recipe(**{name: _converted(name, value, hints[name]) for name, value in values.items()})
-
-
-def _find(path: str) -> Path:
-    for candidate in (Path(path), RECIPES / path, RECIPES / f"{path}.yaml"):
-        if candidate.is_file():
-            return candidate
-    own = sorted(file.stem for file in RECIPES.glob("*.yaml"))
-    raise LatentRefError(
-        f"{path}: no such recipe; give a YAML file or one of the package's: {', '.join(own)}"
-    )
-
-
-def _read_yaml(path: Path) -> dict[str, Any]:
-    import yaml
-
-    try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        line = " ".join(str(error).split())
-        raise LatentRefError(f"{path} cannot be read as YAML ({line}); correct it") from error
-    if not isinstance(values, dict):
-        raise LatentRefError(f"{path} must hold KEY: VALUE lines; correct it")
-    return values
-
-
-def _override(values: dict[str, Any], override: str) -> None:
-    import yaml
-
-    name, equals, text = override.partition("=")
-    if not equals or not name:
-        raise LatentRefError(f"{override!r} is no override; write KEY=VALUE, e.g. seed=1")
-    try:
-        value = yaml.safe_load(text)
-    except yaml.YAMLError:
-        value = text
-    *parents, last = name.split(".")
-    inner = values
-    for parent in parents:
-        if not isinstance(inner.get(parent) or {}, dict):
-            raise LatentRefError(f"{override!r}: {parent} has no keys of its own; write {parent}=")
-        inner[parent] = dict(inner.get(parent) or {})
-        inner = inner[parent]
-    inner[last] = value
-
-
-def _converted(name: str, value: Any, hint: Any) -> Any:
-    """`value` as the type of its field. YAML reads 1e-3 as a string, so strings may be numbers."""
-    kinds = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
-    if value is None and type(None) in kinds:
-        return None
-    kind = next(kind for kind in kinds if kind is not type(None))
-    origin = typing.get_origin(kind) or kind
-    convert, wanted = _CONVERTERS[origin]
-    try:
-        return convert(value)
-    except (TypeError, ValueError, OverflowError):
-        raise LatentRefError(f"{name}={value!r}: it must be {wanted}") from None
-
-
-def _as_int(value: Any) -> int:
-    if isinstance(value, bool) or float(value) != int(float(value)):
-        raise ValueError
-    return int(float(value))
-
-
-def _as_float(value: Any) -> float:
-    if isinstance(value, bool):
-        raise ValueError
-    return float(value)
-
-
-def _as_bool(value: Any) -> bool:
-    if isinstance(value, bool):
-        return value
-    raise ValueError
-
-
-def _as_str(value: Any) -> str:
-    if isinstance(value, (str, int, float)) and not isinstance(value, bool):
-        return str(value)
-    raise ValueError
-
-
-def _as_dict(value: Any) -> dict[str, Any]:
-    if isinstance(value, dict):
-        return value
-    raise ValueError
-
-
-def _as_names(value: Any) -> tuple[str, ...]:
-    names = value.split(",") if isinstance(value, str) else value
-    return tuple(map(_as_str, names))
-
-
-_CONVERTERS: dict[Any, tuple[Callable[[Any], Any], str]] = {
-    int: (_as_int, "an integer"),
-    float: (_as_float, "a number"),
-    bool: (_as_bool, "true or false"),
-    str: (_as_str, "a string"),
-    dict: (_as_dict, "KEY: VALUE pairs"),
-    tuple: (_as_names, "a list of names"),
-}
-
-
 def _require(holds: bool, what: str, domain: str) -> None:
     if not holds:
         raise LatentRefError(f"{what}: {domain}")
@@ -359,11 +233,13 @@ def _check_model(recipe: Recipe) -> None:
         f"config={recipe.config}",
         "it needs a model_type, for example llama or gpt2",
     )
-    _require(
-        recipe.pretrained is None or recipe.tokenizer is None,
-        f"tokenizer={recipe.tokenizer}",
-        "a pretrained model keeps its own; leave it out",
-    )
+    for name in ("tokenizer", "embedding_std", "final_norm"):
+        value = getattr(recipe, name)
+        _require(
+            recipe.pretrained is None or value is None,
+            f"{name}={value}",
+            "a pretrained model keeps its own; leave it out",
+        )
     _require(
         recipe.lora is None or recipe.pretrained is not None,
         f"lora={recipe.lora}",
@@ -390,13 +266,15 @@ def _check_ranges(recipe: Recipe) -> None:
     for name in _AT_LEAST_ONE:
         value = getattr(recipe, name)
         _require(value is None or value >= 1, f"{name}={value}", "it must be at least 1")
-    for name in ("uniform_prob", "chance", "beta1", "beta2", "advance_accuracy"):
+    for name in ("uniform_prob", "chance", "beta1", "beta2", "advance_accuracy", "decay"):
         value = getattr(recipe, name)
         _require(value is None or 0 <= value <= 1, f"{name}={value}", "it must be in [0, 1]")
     for name in ("max_latent_stage", "warmup_steps", "max_grad_norm", "weight_decay"):
         value = getattr(recipe, name)
         _require(value >= 0, f"{name}={value}", "it must be at least 0")
-    _require(recipe.learning_rate > 0, f"learning_rate={recipe.learning_rate}", "give more than 0")
+    for name in ("learning_rate", "latent_learning_rate", "embedding_std", "final_norm"):
+        value = getattr(recipe, name)
+        _require(value is None or value > 0, f"{name}={value}", "it must be above 0")
     waits = recipe.advance_accuracy is not None or recipe.advance_loss is not None
     _require(
         recipe.max_epochs_per_stage is None or waits,

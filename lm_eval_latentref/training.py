@@ -42,6 +42,7 @@ from lm_eval_latentref.training_plan import (
     epochs_left,
     is_over,
     latent_steps,
+    learning_rate,
     stage_rows,
     stages,
 )
@@ -185,7 +186,8 @@ class _Phase:
         bar.update(progress.num_steps - bar.n)
         for batch in batches[progress.step :]:
             started = time.perf_counter()
-            loss = learner.step(batch, num_updates=progress.num_updates)
+            rate = learning_rate(recipe, self._name, stage, progress, steps_per_epoch=len(batches))
+            loss = learner.step(batch, learning_rate=rate)
             self._count(batch, loss, time.perf_counter() - started)
             bar.set_postfix_str(
                 f"{self._label(stage)}, loss {progress.running_loss:.4f}", refresh=False
@@ -299,12 +301,6 @@ class _Phase:
             self._save("." if is_root else self._name, manifest)
             return
         weak, strong = self._chosen_epochs()
-        if strong is None:
-            # The named epoch never came because the phase ended early.
-            raise LatentRefError(
-                f"strong_epoch={self._recipe.strong_epoch} was not reached; name an earlier one "
-                "or leave advance_accuracy and advance_loss out"
-            )
         self._folder.copy_folder(f"{SNAPSHOTS}/epoch-{strong}", "strong")
         if weak is None:
             logger.warning(

@@ -165,7 +165,20 @@ def _make(recipe: Recipe, words: Iterable[str]) -> Trainee:
             f"config={recipe.config} makes no causal language model ({one_line(error)}); see the "
             "configuration class of its model_type in transformers"
         ) from error
+    _scale(model, recipe)
     return Trainee(model=model, tokenizer=tokenizer)
+
+
+@torch.no_grad()
+def _scale(model: Any, recipe: Recipe) -> None:
+    """Start values that the configuration of a new model cannot express."""
+    if recipe.embedding_std is not None:
+        model.get_input_embeddings().weight.normal_(0.0, recipe.embedding_std)
+    if recipe.final_norm is not None:
+        # A decoder's final norm is the last of its own modules that has a weight.
+        decoder = getattr(model, model.base_model_prefix)
+        weighted = [part for part in decoder.children() if hasattr(part, "weight")]
+        weighted[-1].weight.fill_(recipe.final_norm)
 
 
 def _build_adapter(recipe: Recipe, latent: bool, start: str | os.PathLike[str] | None) -> Trainee:

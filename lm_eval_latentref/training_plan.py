@@ -18,6 +18,9 @@ from lm_eval_latentref.recipe import Recipe
 LATENT_KINDS = {"pause": "pause", "coconut": "continuous"}
 """What stands for thoughts in the phases that have any."""
 
+LEAST_RATE = 0.05
+"""Where `decay` ends, relative to the highest learning rate."""
+
 
 @dataclass(frozen=True)
 class Stage:
@@ -28,6 +31,8 @@ class Stage:
     num_epochs: int
     max_epochs: int
     """How long it may wait for `advance_accuracy` or `advance_loss`."""
+    min_epochs: int = 1
+    """How long it goes on whatever these say."""
 
 
 @dataclass
@@ -74,8 +79,10 @@ class Progress:
 def stages(recipe: Recipe, phase: str) -> list[Stage]:
     """The stages of `phase`, in order."""
     if phase not in LATENT_KINDS:
-        num_epochs = recipe.cot_epochs if phase == "cot" else recipe.no_cot_epochs
-        return [Stage(None, num_epochs, num_epochs)]
+        if phase == "no_cot":
+            return [Stage(None, recipe.no_cot_epochs, recipe.no_cot_epochs)]
+        named = max(recipe.strong_epoch or 1, recipe.weak_epoch or 1)
+        return [Stage(None, recipe.cot_epochs, recipe.cot_epochs, min_epochs=named)]
     result = []
     for number in range(recipe.first_stage, recipe.final_stage + 1):
         num_epochs = recipe.epochs_per_stage
@@ -90,6 +97,8 @@ def is_over(recipe: Recipe, stage: Stage, progress: Progress, accuracy: float) -
     """Whether `stage` ends with the epoch just finished."""
     if recipe.advance_accuracy is None and recipe.advance_loss is None:
         return progress.epoch >= stage.num_epochs
+    if progress.epoch < stage.min_epochs:
+        return False
     if recipe.advance_accuracy is not None and accuracy >= recipe.advance_accuracy:
         return True
     running = progress.running_loss
@@ -111,6 +120,21 @@ def stage_rows(
 def latent_steps(recipe: Recipe, stage: Stage) -> int:
     """Thoughts that a model trained at `stage` thinks when it is evaluated."""
     return 0 if stage.number is None else recipe.curriculum.latent_steps(stage.number)
+
+
+def learning_rate(
+    recipe: Recipe, phase: str, stage: Stage, progress: Progress, *, steps_per_epoch: int
+) -> float:
+    """Of the step that comes next: up with the warm-up, down at the end of the stage."""
+    peak = recipe.learning_rate
+    if phase in LATENT_KINDS and recipe.latent_learning_rate is not None:
+        peak = recipe.latent_learning_rate
+    warmed = (progress.num_updates + 1) / (recipe.warmup_steps + 1)
+    done = (progress.epoch + progress.step / steps_per_epoch) / stage.num_epochs
+    left = 1.0
+    if recipe.decay > 0:
+        left = max(0.0, 1.0 - done) / recipe.decay * (1 - LEAST_RATE) + LEAST_RATE
+    return peak * min(1.0, warmed, left)
 
 
 def epochs_left(recipe: Recipe, progress: Progress) -> int:

@@ -27,7 +27,14 @@ LAYERS = {
     ],
     "C": [
         *("reasoner", "model", "convert"),
-        *("recipe", "snapshots", "word_tokenizer", "training_data", "training_loss"),
+        *(
+            "recipe",
+            "recipe_files",
+            "snapshots",
+            "word_tokenizer",
+            "training_data",
+            "training_loss",
+        ),
         *("training_models", "training_state", "training_plan", "learner", "training"),
         *("dev_tasks", "sweep_model", "sweep_run", "sweep", "sweep_report", "compare"),
     ],

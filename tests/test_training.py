@@ -16,18 +16,28 @@ from tiny import random_ids, tiny_model, tiny_tokenizer
 from training_helpers import SMALL, metrics, small_recipe, write_json
 
 from lm_eval_latentref import training_data
+from lm_eval_latentref.cli import main
 from lm_eval_latentref.config import RefinementConfig
 from lm_eval_latentref.curriculum import Curriculum, Problem, cot_row
 from lm_eval_latentref.errors import LatentRefError
+from lm_eval_latentref.manifest import read_manifest
 from lm_eval_latentref.networks import Network
 from lm_eval_latentref.protocol import Example
 from lm_eval_latentref.reasoner import load
+from lm_eval_latentref.recipe_files import parse_recipe
 from lm_eval_latentref.snapshots import Epoch, choose, lower_bound
 from lm_eval_latentref.thoughts import Markers
 from lm_eval_latentref.training import train
 from lm_eval_latentref.training_data import encode, load_data, read_examples
 from lm_eval_latentref.training_loss import loss_sum, num_labelled
+from lm_eval_latentref.training_models import build
+from lm_eval_latentref.training_plan import Progress, Stage, learning_rate
 from lm_eval_latentref.word_tokenizer import make_word_tokenizer, words
+
+TINY = {
+    "llama": {"hidden_size": 16, "intermediate_size": 16, "num_attention_heads": 2},
+    "gpt2": {"n_embd": 16, "n_layer": 1, "n_head": 2},
+}
 
 MARKERS = Markers(start_id=290, end_id=291, pause_id=292)
 
@@ -283,6 +293,79 @@ def test_bf16_computes_in_bf16_and_keeps_float32_weights(tmp_path):
     assert found == pytest.approx(expected, rel=0.05)
 
 
+def test_a_new_model_starts_with_the_spread_and_the_final_norm_of_its_recipe(tmp_path):
+    values = {"embedding_std": 0.25, "final_norm": 0.5}
+    recipe = small_recipe(tmp_path / "out", **values, phases=["no_cot"])
+    for family in ("llama", "gpt2"):
+        other = parse_recipe({**recipe.to_dict(), "config": {"model_type": family, **TINY[family]}})
+        trainee = build(other, words=map(str, range(200)), latent=False)
+        spread = trainee.model.get_input_embeddings().weight.std().item()
+        assert spread == pytest.approx(0.25, rel=0.05)
+        decoder = getattr(trainee.model, trainee.model.base_model_prefix)
+        norm = decoder.norm if family == "llama" else decoder.ln_f
+        assert (norm.weight == 0.5).all()
+
+
+def test_the_result_names_the_split_it_was_trained_on(trained):
+    for name in (".", "strong", "pause", "no_cot"):
+        assert read_manifest(trained[1] / name / "latentref.json").trained_on == ["hops train"]
+
+
+def test_generated_problems_are_written_as_training_reads_them(tmp_path):
+    for name, options in (("hops", ["num_symbols=6", "max_hops=5"]), ("prosqa", [])):
+        for suffix in ("json", "jsonl"):
+            path = str(tmp_path / f"{name}.{suffix}")
+            assert main(["data", name, *options, "--num", "7", "--seed", "3", "-o", path]) == 0
+            assert len(read_examples(path)) == 7
+    assert read_examples(str(tmp_path / "hops.json")) == read_examples(str(tmp_path / "hops.jsonl"))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["data", "hop", "--num", "1", "-o", "FILE"], "'hop': use"),
+        (["data", "hops", "size=3", "--num", "1", "-o", "FILE"], "'size' is no option"),
+        (["data", "hops", "--num", "1", "-o", "no/such/folder/file"], "cannot be written"),
+        (["train", "no-such-recipe"], "no such recipe"),
+    ],
+)
+def test_the_commands_name_a_mistake_in_one_line(arguments, message, capsys):
+    assert main(arguments) == 2
+    assert message in capsys.readouterr().err
+
+
+# The schedule.
+
+
+def test_the_learning_rate_rises_stays_and_falls():
+    recipe = parse_recipe(
+        {
+            **{"output": "", "train": "hops", "pretrained": "gpt2", "epochs_per_stage": 4},
+            **{"learning_rate": 1.0, "latent_learning_rate": 0.5, "warmup_steps": 3, "decay": 0.25},
+        }
+    )
+    stage = Stage(1, num_epochs=4, max_epochs=4)
+    rates = []
+    for update in range(40):
+        progress = Progress(epoch=update // 10, step=update % 10, num_updates=update)
+        rates.append(learning_rate(recipe, "coconut", stage, progress, steps_per_epoch=10))
+    assert rates[:4] == [0.125, 0.25, 0.375, 0.5]
+    assert set(rates[3:30]) == {0.5}
+    assert rates[30:] == sorted(rates[30:], reverse=True)
+    assert 0.5 * 0.05 < rates[-1] < 0.5 * 0.2
+    waiting = Progress(epoch=9, step=3, num_updates=93)
+    late = learning_rate(recipe, "cot", stage, waiting, steps_per_epoch=10)
+    assert late == pytest.approx(0.05)
+
+
+def test_cot_does_not_end_before_the_epochs_that_are_named(tmp_path):
+    folder = train(
+        small_recipe(tmp_path / "out", advance_accuracy=0.0, phases=["cot"], weak_epoch=2)
+    )
+    assert len(metrics(folder)) == 2
+    assert (folder / "weak" / "config.json").exists()
+
+
 # What cannot be done is said before anything is trained.
 
 
@@ -328,7 +411,7 @@ def test_an_output_of_another_recipe_is_refused(tmp_path):
 
 def test_a_loss_that_is_not_finite_ends_the_run_in_a_message(tmp_path):
     recipe = small_recipe(tmp_path / "out", phases=["no_cot"], learning_rate=1e30, max_grad_norm=0)
-    with pytest.raises(LatentRefError, match="learning_rate=1e"):
+    with pytest.raises(LatentRefError, match="became nan at learning_rate="):
         train(recipe)
 
 

@@ -71,8 +71,8 @@ def run(
                 _in_batches, functools.partial(_published_step, model, _adamw(model)), batch_size
             ),
         ),
-        Side(OURS, partial(_in_batches, partial(learner.step, num_updates=0), batch_size)),
-        Side(ONE_PASS, partial(_in_batches, partial(pausing.step, num_updates=0), batch_size)),
+        Side(OURS, partial(_in_batches, partial(learner.step, learning_rate=1e-4), batch_size)),
+        Side(ONE_PASS, partial(_in_batches, partial(pausing.step, learning_rate=1e-4), batch_size)),
     ]
     found = alternate(sides, rows, rounds=rounds, per_round=documents)
     compared = compare_speed(found, per_round=documents, slow=PUBLISHED, fast=OURS)
