@@ -1,15 +1,14 @@
 # make demo   a first evaluation with real weights      make test   linters, types, every test
 #
 # Both build their own environment in $(VENV). TORCH is what pip gets for torch: a version, a
-# wheel, or a version with the index to take it from.
+# wheel, or a version with the index to take it from: without an NVIDIA GPU, name PyTorch's CPU index
+# in TORCH, or install the CPU build into $(VENV) first; the default build is some gigabytes there.
 
 PYTHON ?= python3
 VENV ?= .venv
 JOBS ?= auto
 LIMIT ?= 50
 TORCH ?= torch==2.13.0
-# Without an NVIDIA driver the CUDA build would be some gigabytes for nothing.
-TORCH_INDEX ?= $(if $(shell command -v nvidia-smi),,--extra-index-url https://download.pytorch.org/whl/cpu)
 
 .PHONY: demo test clean
 
@@ -27,7 +26,7 @@ clean:
 
 $(VENV)/.torch:
 	$(PYTHON) -m venv $(VENV)
-	$(VENV)/bin/pip install --quiet --no-deps --retries 1 $(TORCH) $(TORCH_INDEX)
+	$(VENV)/bin/pip install --quiet --no-deps --retries 1 $(TORCH)
 	touch $@
 
 $(VENV)/.package: $(VENV)/.torch pyproject.toml

@@ -14,7 +14,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from lm_eval_latentref import prosqa
+from lm_eval_latentref import hops, prosqa
 from lm_eval_latentref.benchmarks import BENCHMARKS, harness_choices
 from lm_eval_latentref.data import load_split
 from lm_eval_latentref.errors import LatentRefError
@@ -33,9 +33,14 @@ def documents(name: str, split: str) -> list[Document]:
     return [document(name, row) for row in loaded.rows]
 
 
-def generated_documents(*, num: int, seed: int, split: str = "test") -> list[Document]:
-    """ProsQA-style documents, made on the spot."""
-    loaded_splits[f"prosqa_generated {split}"] = {"origin": "generated", "rows": num, "seed": seed}
+def generated_documents(
+    *, num: int, seed: int, split: str = "test", task: str = "prosqa"
+) -> list[Document]:
+    """Documents made on the spot: `task` is "prosqa", in the style of ProsQA, or "hops"."""
+    origin = {"origin": "generated", "rows": num, "seed": seed}
+    loaded_splits[f"{task}_generated {split}"] = origin
+    if task == "hops":
+        return [_hops_document(row) for row in hops.generate(num, seed=seed, split=split)]
     rows = prosqa.generate(num, seed=seed, split=split)
     return [document("prosqa", dict(row)) for row in rows]
 
@@ -66,6 +71,17 @@ def exact_match(document: Mapping[str, Any], results: Sequence[str]) -> dict[str
     """lm-eval's `process_results`: 1 if the answer in the generated text is the gold one."""
     gold = extract_answer(document["answer_text"])
     return {"exact_match": float(extract_answer(results[0]) == gold)}
+
+
+def _hops_document(row: hops.Row) -> Document:
+    candidates = sorted({word[0] for word in row["question"].split() if ">" in word})
+    return {
+        **row,
+        "prompt": prompt(row["question"]),
+        "answer_text": answer_text(row["answer"]),
+        "choices": [answer_text(candidate) for candidate in candidates],
+        "gold": candidates.index(row["answer"]),
+    }
 
 
 def _harness_document(row: dict[str, Any]) -> Document:

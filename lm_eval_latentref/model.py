@@ -91,6 +91,8 @@ class LatentRefLM(HFLM):
         )
         self._plan, self._refinement = settle(plan, options)
         self._documents: dict[str, str] = {}
+        # HFLM would ask for CUDA where there is none.
+        kwargs["device"] = kwargs.get("device") or ("cuda" if torch.cuda.is_available() else "cpu")
         self._batch_texts: list[str] = []
         self._warned_of_cut = False
         backbone = self._plan.backbone
@@ -374,7 +376,7 @@ class LatentRefLM(HFLM):
 
     @contextmanager
     def _fixed_batch_size(self) -> Iterator[None]:
-        asked_for: Any = self.batch_size_per_gpu
+        asked_for = self.batch_size_per_gpu
         self.batch_size_per_gpu = self._generation_limit.rows
         try:
             yield

@@ -23,7 +23,14 @@ def mathqa_harness_split(*, split: str, **_unused: Any) -> dict[str, datasets.Da
 
 
 def generated_split(
-    *, split: str, num_documents: int, generator_seed: int, **_unused: Any
+    *,
+    split: str,
+    num_documents: int,
+    generator_seed: int,
+    generator: str = "prosqa",
+    **_unused: Any,
 ) -> dict[str, datasets.Dataset]:
-    rows = documents.generated_documents(num=num_documents, seed=generator_seed, split=split)
+    rows = documents.generated_documents(
+        num=num_documents, seed=generator_seed, split=split, task=generator
+    )
     return {split: datasets.Dataset.from_list(rows)}

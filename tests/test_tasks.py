@@ -27,7 +27,8 @@ CHOOSING = [name for name in BENCHMARKS if name != "gsm8k"]
 GENERATING_TASKS = [f"latentref_{name}{dev}" for name in BENCHMARKS for dev in ("", "_dev")]
 CHOOSING_TASKS = [f"latentref_{name}_mc{dev}" for name in CHOOSING for dev in ("", "_dev")]
 HARNESS_TASKS = ["latentref_mathqa_harness", "latentref_mathqa_harness_dev"]
-GENERATED_TASKS = ["latentref_prosqa_generated", "latentref_prosqa_generated_mc"]
+GENERATED = ["prosqa_generated", "hops"]
+GENERATED_TASKS = [f"latentref_{name}{mc}" for name in GENERATED for mc in ("", "_mc")]
 GENERATED_DEV_TASKS = [f"{name}_dev" for name in GENERATED_TASKS]
 ALL_TASKS = [*GENERATING_TASKS, *CHOOSING_TASKS, *HARNESS_TASKS, *GENERATED_TASKS]
 ALL_TASKS += GENERATED_DEV_TASKS
@@ -253,11 +254,25 @@ def test_a_malformed_mathqa_row_stops_the_harness_variant(tmp_path, monkeypatch)
 @pytest.mark.parametrize(
     ("names", "split"), [(GENERATED_TASKS, "test"), (GENERATED_DEV_TASKS, "validation")]
 )
-def test_the_generated_tasks_have_500_problems_of_their_split(names, split, tasks):
-    expected = [documents.document("prosqa", row) for row in generate(500, seed=0, split=split)]
+def test_the_generated_tasks_have_the_problems_of_their_split(names, split, tasks):
+    expected = {
+        "prosqa": [documents.document("prosqa", row) for row in generate(500, seed=0, split=split)],
+        "hops": documents.generated_documents(num=1000, seed=0, split=split, task="hops"),
+    }
     for name in names:
-        assert list(tasks[name].eval_docs) == expected
+        assert list(tasks[name].eval_docs) == expected[name.split("_")[1]]
         assert tasks[name].has_test_docs() == (split == "test")
+
+
+def test_a_hops_document_offers_every_letter_and_follows_the_edges_to_its_answer():
+    for made in documents.generated_documents(num=50, seed=3, split="validation", task="hops"):
+        *edges, separator, num_hops, at = made["prompt"].split()
+        following = dict(edge.split(">") for edge in edges)
+        for _ in range(int(num_hops)):
+            at = following[at]
+        assert separator == ";"
+        assert made["choices"] == [f"### {letter}" for letter in sorted(following)]
+        assert made["choices"][made["gold"]] == made["answer_text"] == f"### {at}"
 
 
 def test_metadata_chooses_other_generated_problems():
