@@ -259,7 +259,8 @@ class Stream:
         No branch sees another. Nothing can be read after them.
 
         Args:
-            branch_BL: the number of each column's branch, whose columns stand together.
+            branch_BL: the number of each column's branch, whose columns stand together; -1 for
+                padding.
         """
         branch_BL = branch_BL.to(self.network.device)
         num_rows, num_new = branch_BL.shape
@@ -267,6 +268,9 @@ class Stream:
         if past_BK is None:
             past_BK = branch_BL.new_ones(num_rows, self.length, dtype=torch.bool)
         own_BLL = (branch_BL.unsqueeze(2) == branch_BL.unsqueeze(1)).tril()
+        # Padding sees itself only: counted as a branch it would run past the last position.
+        own_BLL &= (branch_BL >= 0).unsqueeze(2)
+        own_BLL |= torch.eye(num_new, dtype=torch.bool, device=own_BLL.device)
         sees_BLK = torch.cat([past_BK.unsqueeze(1).expand(-1, num_new, -1), own_BLL], dim=2)
         return self.network.decode_branches(
             embeds_BLD, cache=self.cache, sees_BLK=sees_BLK, positions_BL=sees_BLK.sum(-1) - 1

@@ -261,7 +261,8 @@ def test_contexts_of_one_document_share_one_cut(folders, latent_steps, caplog):
 
 def test_continuations_of_different_lengths_fill_the_window_to_its_last_column(folders):
     lm = latentref(folders, latent_steps=1, max_length=256)
-    asked = requests([("w " * 300, "a"), ("v " * 300, "### yes and no and yes and no")])
+    few, many = [("w " * 300, text) for text in ("a", "no")], ["no " * n for n in range(3, 7)]
+    asked = requests([*few, *(("v " * 300, text) for text in many)])
     alone = latentref(folders, latent_steps=1, max_length=256, batch_size=1)
     assert_close(lm.loglikelihood(asked), alone.loglikelihood(asked))
 
