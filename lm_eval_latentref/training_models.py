@@ -98,6 +98,7 @@ def save(trainee: Trainee, folder: str | os.PathLike[str], manifest: Manifest) -
     if trainee.adapter is not None:
         # The base has its own embedding; the markers' rows are the adapter's.
         trainee.model.save_pretrained(folder, save_embedding_layers=False)
+        Path(folder, "README.md").unlink(missing_ok=True)  # an empty form, not ours to fill in
     else:
         trainee.model.save_pretrained(folder)
     trainee.tokenizer.save_pretrained(folder)

@@ -13,6 +13,7 @@ import time
 import pytest
 import torch
 import yaml
+from tiny import tiny_model, tiny_tokenizer
 from training_helpers import metrics, small_recipe
 
 from lm_eval_latentref import training_state
@@ -34,8 +35,8 @@ class Killed(BaseException):
     """Stands for the process's end: nothing catches it."""
 
 
-def weights(folder):
-    return {name: (folder / name / "model.safetensors").read_bytes() for name in FOLDERS}
+def weights(folder, kind="model"):
+    return {name: (folder / name / f"{kind}.safetensors").read_bytes() for name in FOLDERS}
 
 
 def lines_without_times(folder):
@@ -79,6 +80,21 @@ def test_a_run_stopped_again_and_again_ends_in_the_same_weights(tmp_path, reset_
     assert num_deaths >= 4
     assert weights(parts) == weights(whole)
     assert lines_without_times(parts) == lines_without_times(whole)
+
+
+def test_an_adapter_resumes_to_the_same_weights_too(tmp_path, monkeypatch):
+    tiny_model("gpt2").save_pretrained(tmp_path / "base")
+    tiny_tokenizer(markers=False).save_pretrained(tmp_path / "base")
+    lora = {"r": 2, "target_modules": "all-linear", "lora_dropout": 0.1}
+    changes = {**CHANGES, "config": None, "pretrained": str(tmp_path / "base"), "lora": lora}
+    whole = train(small_recipe(tmp_path / "whole", **changes))
+    recipe = small_recipe(tmp_path / "parts", **changes)
+    for num_steps in (10, 14):
+        with monkeypatch.context() as patch:
+            die_after(patch, num_steps)
+            with pytest.raises(Killed):
+                train(recipe)
+    assert weights(train(recipe), "adapter_model") == weights(whole, "adapter_model")
 
 
 @pytest.mark.parametrize("num_steps", range(0, NUM_STEPS, 5))
