@@ -62,7 +62,7 @@ def train(recipe: Recipe) -> Path:
     is no longer finite.
     """
     run = _Run(recipe)
-    with logging_redirect_tqdm():
+    with logging_redirect_tqdm(), run.bar:
         run.go()
     return run.folder.path
 
@@ -100,7 +100,6 @@ class _Run:
         while self.progress.phase < len(self.recipe.phases):
             _Phase(self, self.recipe.phases[self.progress.phase], saved).go()
             saved = None
-        self.bar.close()
         logger.info("finished: %s", self.folder.path)
 
     def save(self, learner: Learner | None) -> None:

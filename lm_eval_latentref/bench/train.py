@@ -10,7 +10,6 @@ thoughts cost nothing.
 
 from __future__ import annotations
 
-import functools
 import re
 from collections.abc import Sequence
 from functools import partial
@@ -25,6 +24,7 @@ from lm_eval_latentref.bench.published_training import published_loss
 from lm_eval_latentref.bench.report import (
     NUM_WARM_UP,
     Report,
+    Round,
     Side,
     Spread,
     alternate,
@@ -47,6 +47,7 @@ TARGET = 1.8
 TOLERANCE = 1e-4
 """Largest relative difference of the losses in float32, without dropout."""
 NUM_THOUGHTS = 6
+LEARNING_RATE = 1e-4
 VOCABULARY = 50257
 MARKERS = Markers(start_id=VOCABULARY, end_id=VOCABULARY + 1, pause_id=VOCABULARY + 2)
 
@@ -64,20 +65,29 @@ def run(
     learner, model = _learner(layers, width, batch_size, "continuous")
     pausing, _ = _learner(layers, width, batch_size, "pause", model)
     difference = _difference(model, rows[:2])
-    sides = [
-        Side(
-            PUBLISHED,
-            partial(
-                _in_batches, functools.partial(_published_step, model, _adamw(model)), batch_size
-            ),
-        ),
-        Side(OURS, partial(_in_batches, partial(learner.step, learning_rate=1e-4), batch_size)),
-        Side(ONE_PASS, partial(_in_batches, partial(pausing.step, learning_rate=1e-4), batch_size)),
-    ]
+    steps = {
+        PUBLISHED: partial(_published_step, model, _adamw(model)),
+        OURS: partial(learner.step, learning_rate=LEARNING_RATE),
+        ONE_PASS: partial(pausing.step, learning_rate=LEARNING_RATE),
+    }
+    sides = [Side(name, partial(_in_batches, step, batch_size)) for name, step in steps.items()]
     found = alternate(sides, rows, rounds=rounds, per_round=documents)
+    update = _update_share(learner, rows[:batch_size])
+    options = {"rounds": rounds, "documents": documents, "batch_size": batch_size}
+    options |= {"layers": layers, "width": width, "thoughts": NUM_THOUGHTS}
+    return _report(found, options, difference, update, model.device)
+
+
+def _report(
+    found: Sequence[Round],
+    options: dict[str, int],
+    difference: float,
+    update: float,
+    device: torch.device,
+) -> Report:
+    documents = options["documents"]
     compared = compare_speed(found, per_round=documents, slow=PUBLISHED, fast=OURS)
     one_pass = Spread.of([documents / one.seconds[ONE_PASS] for one in found])
-    update = _update_share(learner, rows[:batch_size])
     remarks = [
         verdict("time of the published trainer / ours", compared.ratio.median, at_least=TARGET),
         f"AdamW takes {update:.0%} of our step, which no way of thinking saves; with one pass for "
@@ -97,11 +107,8 @@ def run(
             "one_pass_per_second": one_pass.rounded(),
             "update_share": round(update, 4),
             "loss_difference": difference,
-            "options": {
-                **{"rounds": rounds, "documents": documents, "batch_size": batch_size},
-                **{"layers": layers, "width": width, "thoughts": NUM_THOUGHTS},
-            },
-            **environment(model.device),
+            "options": options,
+            **environment(device),
         },
         failures=failures,
     )
@@ -152,7 +159,7 @@ def _learner(
 
 
 def _adamw(model: Any) -> torch.optim.Optimizer:
-    return torch.optim.AdamW(model.parameters(), lr=1e-4, weight_decay=0.01)
+    return torch.optim.AdamW(model.parameters(), lr=LEARNING_RATE, weight_decay=0.01)
 
 
 def _in_batches(step: Any, batch_size: int, rows: Sequence[Row]) -> list[Any]:
