@@ -131,7 +131,7 @@ class _Laps:
     """A stopwatch with a hand for each phase, of which one runs at a time."""
 
     def __init__(self, device: torch.device) -> None:
-        self.seconds: Counter[str] = Counter()
+        self.seconds: dict[str, float] = dict.fromkeys(PHASES, 0.0)
         self._on_gpu = device.type == "cuda"
         self._events: list[tuple[str, Any, Any]] = []
         self._phase: str | None = None
@@ -154,7 +154,7 @@ class _Laps:
             end.synchronize()
             self.seconds[name] += start.elapsed_time(end) / 1000
         self._events = []
-        return float(self.seconds[phase])
+        return self.seconds[phase]
 
     def _now(self) -> Any:
         if not self._on_gpu:

@@ -61,6 +61,8 @@ class LatentRefLM(HFLM):
         LatentRefError: something given cannot be used; the message says what and why.
     """
 
+    batch_size_per_gpu: Any
+
     def __init__(
         self,
         pretrained: str | None = None,

