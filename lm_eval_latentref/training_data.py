@@ -139,10 +139,11 @@ def read_examples(path: str) -> list[Example]:
             steps = tuple(value["steps"])
             examples.append(Example(value["question"], steps, value["answer"]))
     if bad:
-        shown = "; ".join(bad[:5]) + ("; ..." if len(bad) > 5 else "")
-        logger.warning(
-            "%s: %d bad rows left out of %d: %s", path, len(bad), _total(examples, bad), shown
+        shown, num_rows = (
+            "; ".join(bad[:5]) + ("; ..." if bad[5:] else ""),
+            len(examples) + len(bad),
         )
+        logger.warning("%s: %d bad rows left out of %d: %s", path, len(bad), num_rows, shown)
     return examples
 
 
@@ -282,10 +283,6 @@ def _broken_rule(value: Any) -> str | None:
     if "#" in value["answer"]:
         return "answer contains '#', which marks where it begins"
     return None
-
-
-def _total(examples: Sequence[Example], bad: Sequence[str]) -> int:
-    return len(examples) + len(bad)
 
 
 def _values(example: Example) -> list[Any]:
