@@ -2,8 +2,9 @@
 
     latentref ask "What is 2 + 3?" --latent_steps 6 --memory_rate 0.3 --show-thoughts
 
-Exit status: 0 done, 2 a mistake of the user's (its line on stderr, no traceback), 130 Ctrl-C. Holds
-no logic; what a subcommand needs is imported when it runs, so that `--help` is quick.
+Exit status: 0 done, 1 the two sides of a bench disagree, 2 a mistake of the user's (its line on
+stderr, no traceback), 130 Ctrl-C. Holds no logic; what a subcommand needs is imported when it runs,
+so that `--help` is quick.
 """
 
 from __future__ import annotations
@@ -30,6 +31,18 @@ MODEL_OPTIONS = {
 }
 
 NAMES_OF_A_SET = ("pretrained", "strong", "weak", "weights")
+
+BENCH_OPTIONS = {
+    "rounds": (int, "how often each side works, on fresh documents"),
+    "documents": (int, "documents of a round"),
+    "batch_size": (int, "rows in a forward pass"),
+    "dtype": (str, "of the weights: bfloat16, float32, ..."),
+    "pretrained": (str, "the model (default: SmolLM2-135M-Instruct)"),
+    "search_gradient": (str, "of refinement: detached or through"),
+    "layers": (int, "of the model that is trained"),
+    "width": (int, "of the model that is trained"),
+    "output": (str, "file for the JSON line; growth draws its plot beside it"),
+}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -155,6 +168,15 @@ def _compare(args: argparse.Namespace) -> int:
     return 0
 
 
+def _bench(args: argparse.Namespace) -> int:
+    from lm_eval_latentref.bench import run_bench
+
+    report = run_bench(args.name, **{name: getattr(args, name) for name in BENCH_OPTIONS})
+    print(report.table())
+    print(report.line())
+    return 1 if report.failures else 0
+
+
 def _demo(args: argparse.Namespace) -> int:
     from lm_eval_latentref.demo import run_demo
 
@@ -244,6 +266,14 @@ def _parser() -> argparse.ArgumentParser:
     compare.add_argument("--metric", help="default: acc, exact_match, or the first there is")
     compare.add_argument("--seed", type=int, default=0, help="of the bootstrap (default: 0)")
     compare.set_defaults(call=_compare)
+
+    bench = commands.add_parser("bench", help="measure speed, memory and growth on this machine")
+    names = ("choices", "generation", "refinement", "memory", "growth", "train")
+    bench.add_argument("name", choices=names, help="what is measured")
+    for name, (kind, meaning) in BENCH_OPTIONS.items():
+        flags = ("-o", "--output") if name == "output" else (f"--{name}",)
+        bench.add_argument(*flags, type=kind, help=meaning)
+    bench.set_defaults(call=_bench)
 
     demo = commands.add_parser("demo", help="a first evaluation that needs nothing but this")
     demo.add_argument("--output", default="results/demo", help="folder of the results JSON")

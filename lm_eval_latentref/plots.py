@@ -22,12 +22,11 @@ def heat_map(outcomes: Sequence[Outcome], path: str | os.PathLike[str], *, title
     Each cell says margin and accuracy, each with its standard error; a cell that has no outcome
     stays blank. Raises LatentRefError when matplotlib is missing.
     """
-    figure_class = _figure_class()
     panels = _panels(outcomes)
     rates = sorted({one.setting.memory_rate for one in outcomes})
     sizes = sorted({one.setting.step_size for one in outcomes})
     width, height = 1.5 + 1.35 * len(sizes), 1.3 + 0.7 * len(rates)
-    figure = figure_class(figsize=(width, height * len(panels)), layout="constrained")
+    figure = figure_class()(figsize=(width, height * len(panels)), layout="constrained")
     margins = [one.margin for one in outcomes]
     for number, (steps, searches) in enumerate(panels, start=1):
         axes = figure.add_subplot(len(panels), 1, number)
@@ -49,7 +48,8 @@ def heat_map(outcomes: Sequence[Outcome], path: str | os.PathLike[str], *, title
     figure.savefig(path, dpi=120)
 
 
-def _figure_class() -> Any:
+def figure_class() -> Any:
+    """matplotlib's Figure, which needs no window; LatentRefError when matplotlib is missing."""
     try:
         from matplotlib.figure import Figure
     except ImportError as error:

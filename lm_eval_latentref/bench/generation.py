@@ -1,0 +1,127 @@
+"""Six thoughts, then 16 tokens, on ProsQA questions: against the published evaluation loop.
+
+    latentref bench generation --rounds 3 --documents 16 --batch_size 16
+
+The published loop is Coconut's (Hao et al., arXiv:2412.06769), in `bench.published`. Both get the
+same prompts, from text to text.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+from typing import Any
+
+from lm_eval_latentref.bench import published
+from lm_eval_latentref.bench.report import (
+    Report,
+    Side,
+    alternate,
+    compare_speed,
+    environment,
+    verdict,
+)
+from lm_eval_latentref.bench.sides import load_lm, prosqa_prompts, thinking, write
+from lm_eval_latentref.config import RefinementConfig
+from lm_eval_latentref.model import LatentRefLM
+
+PUBLISHED, OURS = "published loop", "--model latentref"
+TARGETS = {"cpu": 12.0, "cuda": 40.0}
+LATENT_STEPS, NEW_TOKENS = 6, 16
+NUM_CHECKED = 4
+
+
+def run(
+    *,
+    rounds: int = 3,
+    documents: int = 16,
+    dtype: str = "bfloat16",
+    batch_size: int = 16,
+    pretrained: str | None = None,
+) -> Report:
+    """Documents a second of both, after a check in float32 that both write the same text."""
+    prompts = prosqa_prompts(max(300, (rounds + 1) * documents))
+    num_equal = _check_in_float32(prompts[-NUM_CHECKED:], pretrained)
+    lm = _plain_coconut(pretrained, dtype, batch_size)
+    sides = [
+        Side(PUBLISHED, partial(published_texts, lm)),
+        Side(OURS, partial(write, lm, max_new_tokens=NEW_TOKENS)),
+    ]
+    found = alternate(sides, prompts[:-NUM_CHECKED], rounds=rounds, per_round=documents)
+    compared = compare_speed(found, per_round=documents, slow=PUBLISHED, fast=OURS)
+    target = TARGETS.get(lm.device.type, TARGETS["cpu"])
+    same = [
+        a == b
+        for one in found
+        for a, b in zip(one.answers[PUBLISHED], one.answers[OURS], strict=True)
+    ]
+    failures = []
+    if num_equal < NUM_CHECKED:
+        failures.append(f"in float32 only {num_equal} of {NUM_CHECKED} texts are equal")
+    return Report(
+        bench="generation",
+        header=compared.HEADER,
+        rows=compared.rows(),
+        remarks=[
+            verdict(f"{OURS} against the {PUBLISHED}", compared.ratio.median, at_least=target),
+            f"Equal texts: {num_equal} of {NUM_CHECKED} in float32, {sum(same)} of {len(same)} in "
+            f"{dtype}.",
+        ],
+        record={
+            **compared.record(),
+            "target": target,
+            "equal_texts_float32": [num_equal, NUM_CHECKED],
+            "equal_texts": [sum(same), len(same)],
+            "counts": counts_of(lm, prompts[-NUM_CHECKED:]),
+            "model": lm.reasoner.loaded.backbone.identity,
+            **{"latent_steps": LATENT_STEPS, "new_tokens": NEW_TOKENS},
+            **{"dtype": dtype, "batch_size": batch_size},
+            **{"rounds": rounds, "documents": documents},
+            **environment(lm.device),
+        },
+        failures=failures,
+    )
+
+
+def published_texts(lm: LatentRefLM, prompts: Sequence[str]) -> list[str]:
+    """What the published loop writes after each prompt, with the weights of `lm`."""
+    reasoner, markers = lm.reasoner, lm.reasoner.markers
+    written = [
+        published.generate(
+            reasoner.backbone.causal_lm,
+            lm.tok_encode(prompt),
+            markers=(markers.start_id, markers.end_id) if markers else None,
+            latent_steps=reasoner.config.latent_steps,
+            max_new_tokens=NEW_TOKENS,
+            eos_id=lm.eot_token_id,
+        )
+        for prompt in prompts
+    ]
+    return lm.tokenizer.batch_decode(written, skip_special_tokens=True)
+
+
+def counts_of(lm: LatentRefLM, prompts: Sequence[str]) -> dict[str, Any]:
+    """Forwards, columns and tokens of each model for one batch of prompts."""
+    before = lm.reasoner.accounting.report()
+    write(lm, prompts, max_new_tokens=NEW_TOKENS)
+    after = lm.reasoner.accounting.report()
+    numbers = ("thought_steps", "tokens_encoded", "tokens_generated")
+    return {
+        "documents": len(prompts),
+        **{name: after[name] - before[name] for name in numbers},
+        **{
+            kind: {name: after[kind][name] - before[kind][name] for name in after[kind]}
+            for kind in ("forwards", "columns_read")
+        },
+    }
+
+
+def _plain_coconut(pretrained: str | None, dtype: str, batch_size: int) -> LatentRefLM:
+    lm = load_lm(pretrained=pretrained, dtype=dtype, batch_size=batch_size)
+    return thinking(lm, RefinementConfig(latent_steps=LATENT_STEPS))
+
+
+def _check_in_float32(prompts: Sequence[str], pretrained: str | None) -> int:
+    lm = _plain_coconut(pretrained, "float32", len(prompts))
+    ours = write(lm, prompts, max_new_tokens=NEW_TOKENS)
+    return sum(a == b for a, b in zip(published_texts(lm, prompts), ours, strict=True))

@@ -1,0 +1,148 @@
+"""Peak memory: three adapters on one base with thoughts, against `--model hf` on that base.
+
+    latentref bench memory --documents 16 --batch_size 8
+
+Each case loads its checkpoints and works in a process of its own: MathQA's choices, then 16 tokens
+for each of as many ProsQA questions. The adapters are LoRA with random weights. Two peaks are
+taken: that of the process, loading included, and that from the first document on.
+"""
+
+from __future__ import annotations
+
+import gc
+import multiprocessing
+import tempfile
+from collections.abc import Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from lm_eval_latentref.accounting import peak_memory
+from lm_eval_latentref.bench.refinement import settings
+from lm_eval_latentref.bench.report import Report, environment, verdict
+from lm_eval_latentref.bench.sides import mathqa_documents, prosqa_prompts, score_choices, write
+
+HF, OURS = "--model hf", "three adapters"
+TARGET = 1.2
+RANK, SCALE = 16, 0.02
+MEGABYTE = 2**20
+
+
+def run(
+    *,
+    documents: int = 16,
+    dtype: str = "bfloat16",
+    batch_size: int = 8,
+    pretrained: str | None = None,
+) -> Report:
+    """Megabytes of both, as a whole and from the first document on."""
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    with tempfile.TemporaryDirectory() as folder:
+        in_fresh_process(write_checkpoints, folder, pretrained, dtype)
+        common = {"dtype": dtype, "batch_size": batch_size, "device": device}
+        base, *adapters = (str(Path(folder) / name) for name in ("base", "f", "strong", "weak"))
+        peaks = {
+            HF: in_fresh_process(measure_hf, base, documents, common),
+            OURS: in_fresh_process(measure_adapters, adapters, documents, common),
+        }
+    ratios = {key: peaks[OURS][key] / peaks[HF][key] for key in peaks[HF]}
+    return Report(
+        bench="memory",
+        header=("MiB at the peak", *peaks[HF]),
+        rows=[
+            *(
+                (name, *(f"{value / MEGABYTE:.0f}" for value in peaks[name].values()))
+                for name in peaks
+            ),
+            (f"{OURS} / {HF}", *(f"{value:.3f}" for value in ratios.values())),
+        ],
+        remarks=[
+            verdict(f"{OURS} against {HF}, {key}", value, at_most=TARGET)
+            for key, value in ratios.items()
+        ],
+        record={
+            "peak_bytes": peaks,
+            "ratio": {key: round(value, 4) for key, value in ratios.items()},
+            "target": TARGET,
+            "lora_rank": RANK,
+            **{"dtype": dtype, "batch_size": batch_size, "documents": documents},
+            **environment(device),
+        },
+    )
+
+
+def in_fresh_process(work: Any, *args: Any) -> Any:
+    """`work(*args)` in a process that has done nothing else."""
+    with multiprocessing.get_context("spawn").Pool(1) as pool:
+        return pool.apply(work, args)
+
+
+def write_checkpoints(folder: str, pretrained: str | None, dtype: str) -> None:
+    """The base model as a plain folder, and three LoRA adapters on it."""
+    from peft import LoraConfig, get_peft_model
+    from transformers import AutoModelForCausalLM
+
+    from lm_eval_latentref.convert import convert
+
+    base = convert(out=Path(folder) / "base", pretrained=pretrained, dtype=dtype)
+    for seed, name in enumerate(("f", "strong", "weak")):
+        torch.manual_seed(seed)
+        model = get_peft_model(
+            AutoModelForCausalLM.from_pretrained(base, dtype=dtype),
+            LoraConfig(r=RANK, target_modules="all-linear", task_type="CAUSAL_LM"),
+        )
+        with torch.no_grad():
+            for weight_name, weight in model.named_parameters():
+                if "lora_B" in weight_name:
+                    weight.normal_(std=SCALE)
+        model.save_pretrained(Path(folder) / name)
+
+
+def measure_hf(base: str, num_documents: int, common: dict[str, Any]) -> dict[str, int]:
+    """Peaks of lm-eval's own class on the base model."""
+    from lm_eval.models.huggingface import HFLM
+
+    return _measure(HFLM(base, **common), num_documents)
+
+
+def measure_adapters(
+    adapters: Sequence[str], num_documents: int, common: dict[str, Any]
+) -> dict[str, int]:
+    """Peaks of a backbone and two references, refined thoughts and all."""
+    from transformers import AutoConfig
+
+    from lm_eval_latentref.model import LatentRefLM
+
+    backbone, strong, weak = adapters
+    hidden_size = AutoConfig.from_pretrained(Path(backbone).parent / "base").hidden_size
+    options = {
+        name: value
+        for name, value in vars(settings(hidden_size)).items()
+        if name in ("latent_steps", "memory_rate", "search_step_size")
+    }
+    lm = LatentRefLM(backbone, strong=strong, weak=weak, **common, **options)
+    return _measure(lm, num_documents)
+
+
+def _measure(lm: Any, num_documents: int) -> dict[str, int]:
+    gc.collect()
+    at_load = _peak()
+    _forget_peak()
+    score_choices(lm, mathqa_documents()[:num_documents])
+    write(lm, prosqa_prompts(num_documents), max_new_tokens=16)
+    working = _peak()
+    return {"in all": max(at_load, working), "from the first document on": working}
+
+
+def _peak() -> int:
+    peaks = peak_memory()
+    return max((value for place, value in peaks.items() if place != "host"), default=peaks["host"])
+
+
+def _forget_peak() -> None:
+    if torch.cuda.is_available():
+        torch.cuda.reset_peak_memory_stats()
+    with suppress(OSError):  # Linux only; elsewhere both peaks are that of the process
+        Path("/proc/self/clear_refs").write_text("5")
