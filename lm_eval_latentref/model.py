@@ -358,7 +358,8 @@ class LatentRefLM(HFLM):
 
     def set_cache_hook(self, cache_hook: Any) -> None:
         """Take lm-eval's response cache, unless it holds answers made under other settings."""
-        check_settings(cache_hook, self.reasoner.settings())
+        text_to_ids = {"max_length": self.max_length, "add_bos_token": self.add_bos_token}
+        check_settings(cache_hook, {**self.reasoner.settings(), **text_to_ids})
         super().set_cache_hook(cache_hook)
 
     def _encode_context(self, string: str, truncation: bool = False) -> list[int]:
