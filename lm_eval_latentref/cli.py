@@ -177,6 +177,19 @@ def _bench(args: argparse.Namespace) -> int:
     return 1 if report.failures else 0
 
 
+def _study(args: argparse.Namespace) -> int:
+    from lm_eval_latentref.provenance import command
+    from lm_eval_latentref.study import run_study
+    from lm_eval_latentref.study_report import as_markdown, save
+
+    names = ("task", "work", "latent_steps", "memory_rates", "step_sizes", "limit", "seed")
+    options = {name: getattr(args, name) for name in names}
+    study = run_study(args.folders, batch_size=args.batch_size, **options)
+    save(study, args.output, command=command())
+    print(as_markdown(study, command=command()))
+    return 0
+
+
 def _demo(args: argparse.Namespace) -> int:
     from lm_eval_latentref.demo import run_demo
 
@@ -259,6 +272,7 @@ def _parser() -> argparse.ArgumentParser:
     data.set_defaults(call=_data)
 
     _add_sweep(commands)
+    _add_study(commands)
 
     compare = commands.add_parser("compare", help="paired tests of two runs on the same documents")
     compare.add_argument("first", help="folder or file of logged samples, or SWEEP.json::SETTING")
@@ -321,3 +335,18 @@ def _add_sweep(commands: Any) -> None:
     sweep.add_argument("--metadata", metavar="JSON", help="of the task, as for lm-eval")
     sweep.add_argument("--include_path", metavar="FOLDER", help="your own task files")
     sweep.set_defaults(call=_sweep)
+
+
+def _add_study(commands: Any) -> None:
+    study = commands.add_parser("study", help="every row of the results table on trained sets")
+    study.add_argument("folders", nargs="+", metavar="FOLDER", help="one for each training seed")
+    study.add_argument("--task", required=True, help="for example latentref_hops")
+    study.add_argument("-o", "--output", required=True, metavar="FOLDER", help="of the report")
+    study.add_argument("--work", default="out/study", metavar="FOLDER", help="keeps what is done")
+    study.add_argument("--latent-steps", type=int, help="default: what latentref.json says")
+    study.add_argument("--memory-rates", type=float, nargs="+", default=(0.05, 0.1, 0.3))
+    study.add_argument("--step-sizes", type=float, nargs="+", default=(-0.1, 0.03, 0.1, 0.3))
+    study.add_argument("--batch_size", type=int, default=100)
+    study.add_argument("--limit", type=int, help="the first so many documents only")
+    study.add_argument("--seed", type=int, default=0, help="of the bootstrap (default: 0)")
+    study.set_defaults(call=_study)

@@ -38,12 +38,22 @@ LAYERS = {
         *("training_models", "training_state", "training_plan", "learner", "training"),
         *("dev_tasks", "sweep_model", "sweep_run", "sweep", "sweep_report", "compare"),
     ],
-    "D": ["harness", "demo", "bench", "cli", "__main__"],
+    "D": ["harness", "runs", "study", "study_report", "demo", "bench", "cli", "__main__"],
 }
 ORDER = [module for modules in LAYERS.values() for module in modules]
 
 STANDARD_LIBRARY_ONLY = ["__init__", "__main__", "_autoload", "cli", "errors"]
 MAY_IMPORT_LM_EVAL = {"_autoload", "arguments", "bench", "cli", "dev_tasks", "harness", "model"}
+MAY_IMPORT_LM_EVAL |= {"runs"}
+    "_autoload",
+    "arguments",
+    "bench",
+    "cli",
+    "dev_tasks",
+    "harness",
+    "model",
+    "runs",
+}
 FILES_AND_MODELS = {"os", "pathlib", "json", "tempfile", "shutil", "transformers", "datasets"}
 
 
