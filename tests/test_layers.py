@@ -45,15 +45,6 @@ ORDER = [module for modules in LAYERS.values() for module in modules]
 STANDARD_LIBRARY_ONLY = ["__init__", "__main__", "_autoload", "cli", "errors"]
 MAY_IMPORT_LM_EVAL = {"_autoload", "arguments", "bench", "cli", "dev_tasks", "harness", "model"}
 MAY_IMPORT_LM_EVAL |= {"runs"}
-    "_autoload",
-    "arguments",
-    "bench",
-    "cli",
-    "dev_tasks",
-    "harness",
-    "model",
-    "runs",
-}
 FILES_AND_MODELS = {"os", "pathlib", "json", "tempfile", "shutil", "transformers", "datasets"}
 
 
