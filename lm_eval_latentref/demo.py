@@ -1,9 +1,10 @@
-"""The first run of a new user: SmolLM2-135M with refined thoughts through lm-eval.
+"""The first run of a new user: a small trained set that needs no download, then SmolLM2-135M.
 
     latentref demo --output results/demo
 
-Picks the benchmark by what can be reached from here, prints the lm-eval command it runs, so that it
-can be copied and changed, and runs it. Knows nothing of models and of what data mean.
+The small set shows what thoughts are for: No-CoT, Coconut and Coconut refined in one table. For
+SmolLM2 the benchmark is picked by what can be reached from here. Commands are printed so that they
+can be copied and changed. Knows nothing of models and of what data mean.
 """
 
 from __future__ import annotations
@@ -17,6 +18,8 @@ import threading
 import urllib.error
 import urllib.request
 from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
 from lm_eval_latentref import published
 from lm_eval_latentref.tasks import tasks_path
@@ -28,12 +31,21 @@ GENERATED_TASK = "latentref_prosqa_generated_mc"
 MODEL_ARGS = "latent_steps=6,memory_rate=0.5"
 PROBE_SECONDS = 5.0
 
+SMALL_TASK = "latentref_hops"
+SMALL_PROBLEMS = 200
+SMALL_ROWS: dict[str, dict[str, Any]] = {
+    "No-CoT": {"pretrained": "hops-small/no_cot"},
+    "Coconut": {"pretrained": "hops-small", "memory_rate": 0.0, "search_step_size": 0.0},
+    "Coconut, refined": {"pretrained": "hops-small", "memory_rate": 0.05, "search_step_size": 6.4},
+}
+
 
 def run_demo(*, output: str, limit: int) -> int:
-    """Prints and runs the demo's lm-eval command; the exit status is lm-eval's.
+    """Shows the small set, then prints and runs SmolLM2's command; the exit status is lm-eval's.
 
-    The results JSON goes below the folder `output`; `limit` is the number of documents.
+    Results JSON go below the folder `output`; `limit` is the number of documents for SmolLM2.
     """
+    show_small_set(output)
     task = choose_task(hub_reachable)
     command = lm_eval_command(task, output=output, limit=limit)
     print(f"$ {shlex.join(command)}", flush=True)
@@ -42,6 +54,31 @@ def run_demo(*, output: str, limit: int) -> int:
         # Nothing of this run is on the hub: without this, libraries still wait for it.
         environment["HF_HUB_OFFLINE"] = "1"
     return subprocess.run([sys.executable, "-m", *command], env=environment, check=False).returncode
+
+
+def show_small_set(output: str) -> None:
+    """Evaluates hops-small without thoughts, with thoughts and with refined ones; prints a table.
+
+    Results JSON and samples go below the folder `output`.
+    """
+    from lm_eval_latentref.runs import evaluate
+
+    lines = [f"{SMALL_TASK}, {SMALL_PROBLEMS} generated problems of five steps each", ""]
+    lines.append(f"{'':18}{'accuracy %':>16}{'tokens':>8}{'ms':>8}   (a problem)")
+    commands = []
+    for name, model_args in SMALL_ROWS.items():
+        part = name.replace(", ", "-").lower()
+        run = evaluate(
+            model_args,
+            task=SMALL_TASK,
+            folder=Path(output) / "hops-small" / part,
+            limit=SMALL_PROBLEMS,
+        )
+        accuracy = f"{100 * run.accuracy:.1f} +- {100 * run.accuracy_error:.1f}"
+        milliseconds = 1000 * run.seconds_per_document
+        lines.append(f"{name:18}{accuracy:>16}{run.tokens_per_document:8.1f}{milliseconds:8.1f}")
+        commands.append(f"$ {run.command}")
+    print("\n".join(["", *commands, "", *lines, ""]), flush=True)
 
 
 def choose_task(reachable: Callable[[], bool]) -> str:

@@ -169,12 +169,15 @@ def test_the_demo_takes_real_data_where_it_can(monkeypatch, folder, reachable, r
 def test_the_demo_runs_the_command_it_prints(monkeypatch, capsys):
     ran = []
     monkeypatch.setattr(demo, "choose_task", lambda _: demo.REAL_TASK)
+    shown = []
+    monkeypatch.setattr(demo, "show_small_set", shown.append)
     monkeypatch.setattr(
         demo.subprocess,
         "run",
         lambda command, **_: ran.append(command) or SimpleNamespace(returncode=3),
     )
     assert main(["demo", "--output", "somewhere", "--limit", "4"]) == 3
+    assert shown == ["somewhere"]
     assert capsys.readouterr().out == f"$ {' '.join(ran[0][2:])}\n"
     assert ran[0][:2] == [sys.executable, "-m"]
     assert ran[0][-6:] == ["--limit", "4", "--batch_size", "8", "--output_path", "somewhere"]

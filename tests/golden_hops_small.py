@@ -1,0 +1,78 @@
+"""What hops-small answers on a fixed slice of its test task, for tests/golden/hops_small.json.
+
+python tests/golden_hops_small.py        # writes the file anew: look at the difference before
+"""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from lm_eval_latentref.runs import evaluate
+
+GOLDEN = Path(__file__).parent / "golden" / "hops_small.json"
+NUM_PROBLEMS = 25
+TOLERANCE = 1e-4
+"""Nats: of a log-likelihood, from one machine to another."""
+
+PLAIN = {"memory_rate": 0.0, "search_step_size": 0.0}
+REFINED = {"memory_rate": 0.1, "search_step_size": 19.2}
+ROWS: dict[str, dict[str, Any]] = {
+    "no_cot": {"pretrained": "hops-small/no_cot"},
+    "coconut": {"pretrained": "hops-small", **PLAIN},
+    "refined": {"pretrained": "hops-small", **REFINED},
+    "refined_through": {"pretrained": "hops-small", **REFINED, "search_gradient": "through"},
+}
+
+Measured = dict[str, dict[str, Any]]
+
+
+def measure(folder: Path) -> Measured:
+    """By row: the answers (N), and log-likelihoods of all candidates (N, 12); runs go to `folder`.
+
+    Everything goes through lm-eval, as a user's evaluation does.
+    """
+    found: Measured = {}
+    for name, model_args in ROWS.items():
+        answers = _responses(model_args, "latentref_hops", folder / name)
+        scored = _responses(model_args, "latentref_hops_mc", folder / name)
+        found[name] = {
+            "answers": [answer for (answer,) in answers],
+            "log_likelihoods": [[round(float(one), 6) for one, _ in row] for row in scored],
+        }
+    return found
+
+
+def differences(found: Measured, golden: Measured) -> list[str]:
+    """One line for each row and problem that is not as in `golden`."""
+    lines = [f"rows {sorted(found)}, not {sorted(golden)}"] if found.keys() != golden.keys() else []
+    for name in found.keys() & golden.keys():
+        ours, theirs = found[name], golden[name]
+        for kind in ("answers", "log_likelihoods"):
+            if len(ours[kind]) != len(theirs[kind]):
+                lines.append(f"{name}: {len(ours[kind])} {kind}, not {len(theirs[kind])}")
+            for number, (one, other) in enumerate(zip(ours[kind], theirs[kind], strict=False)):
+                if not _equal(one, other):
+                    lines.append(f"{name}, problem {number}: {kind} {one}, not {other}")
+    return lines
+
+
+def _equal(one: Any, other: Any) -> bool:
+    if isinstance(one, str) or len(one) != len(other):
+        return bool(one == other)
+    # Not `>`: a nan must not pass.
+    return all(abs(a - b) <= TOLERANCE for a, b in zip(one, other, strict=True))
+
+
+def _responses(model_args: dict[str, Any], task: str, folder: Path) -> list[Any]:
+    evaluate(model_args, task=task, folder=folder / task, limit=NUM_PROBLEMS)
+    (file,) = (folder / task).rglob("samples_*.jsonl")
+    samples = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
+    return [one["filtered_resps"] for one in sorted(samples, key=lambda one: one["doc_id"])]
+
+
+if __name__ == "__main__":
+    with tempfile.TemporaryDirectory() as scratch:
+        GOLDEN.write_text(json.dumps(measure(Path(scratch)), indent=0) + "\n", "utf-8")

@@ -1,0 +1,86 @@
+"""The set that comes with the package: by name, small, as good as it was, and unchanged to 1e-4."""
+
+from __future__ import annotations
+
+import copy
+import json
+
+import pytest
+from golden_hops_small import GOLDEN, TOLERANCE, differences, measure
+
+from lm_eval_latentref.hops import generate
+from lm_eval_latentref.manifest import read_manifest
+from lm_eval_latentref.sources import PACKAGED_MODELS, packaged_models, resolve
+
+FOLDER = PACKAGED_MODELS / "hops-small"
+
+
+@pytest.fixture(scope="module")
+def measured(tmp_path_factory):
+    return measure(tmp_path_factory.mktemp("runs"))
+
+
+@pytest.fixture(scope="module")
+def golden():
+    return json.loads(GOLDEN.read_text(encoding="utf-8"))
+
+
+def test_it_answers_as_in_the_golden_file(measured, golden):
+    assert differences(measured, golden) == []
+
+
+def test_thoughts_answer_what_no_cot_can_only_guess(measured):
+    gold = [row["answer"] for row in generate(25, split="test")]
+
+    def num_right(row):
+        pairs = zip(measured[row]["answers"], gold, strict=True)
+        return sum(answer.strip() == right for answer, right in pairs)
+
+    assert num_right("no_cot") <= 10 < 23 <= num_right("coconut")
+
+
+def test_refinement_moves_every_row_of_log_likelihoods(golden):
+    rows = ("coconut", "refined", "refined_through")
+    coconut, refined, through = (golden[name]["log_likelihoods"] for name in rows)
+    assert all(a != b != c for a, b, c in zip(coconut, refined, through, strict=True))
+
+
+@pytest.mark.parametrize("by", [2 * TOLERANCE, -2 * TOLERANCE, float("nan")])
+def test_a_moved_log_likelihood_is_found(golden, by):
+    moved = copy.deepcopy(golden)
+    moved["refined"]["log_likelihoods"][3][5] += by
+    assert len(differences(moved, golden)) == 1
+    assert len(differences(golden, moved)) == 1
+
+
+def test_a_changed_answer_and_a_missing_problem_are_found(golden):
+    changed = copy.deepcopy(golden)
+    changed["coconut"]["answers"][0] += "x"
+    changed["no_cot"]["answers"].pop()
+    assert len(differences(changed, golden)) == 2
+
+
+def test_noise_below_the_tolerance_passes(golden):
+    moved = copy.deepcopy(golden)
+    moved["refined"]["log_likelihoods"][3][5] += TOLERANCE / 2
+    assert differences(moved, golden) == []
+
+
+def test_it_is_found_by_name_with_its_references():
+    assert "hops-small" in packaged_models()
+    plan = resolve(pretrained="hops-small")
+    assert plan.strong is not None
+    assert plan.weak is not None
+    assert plan.settings["latent_steps"] == 10
+    assert resolve(pretrained="hops-small/no_cot").settings["latent_steps"] == 0
+
+
+def test_it_holds_nothing_but_four_small_models():
+    files = [path for path in FOLDER.rglob("*") if path.is_file()]
+    assert {path.suffix for path in files} == {".json", ".safetensors"}
+    weights = [path for path in files if path.suffix == ".safetensors"]
+    assert {str(path.parent.relative_to(FOLDER)) for path in weights} == {
+        *(".", "strong", "weak", "no_cot")
+    }
+    assert sum(path.stat().st_size for path in weights) <= 15e6
+    assert read_manifest(FOLDER / "latentref.json").trained_on == ["hops train"]
