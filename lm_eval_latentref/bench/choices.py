@@ -18,12 +18,12 @@ from lm_eval_latentref.bench.report import (
     Side,
     alternate,
     compare_speed,
-    environment,
     verdict,
 )
 from lm_eval_latentref.bench.sides import (
     Document,
     accuracy,
+    facts,
     hf_beside,
     load_lm,
     mathqa_documents,
@@ -53,38 +53,31 @@ def run(
         Side(HF, partial(score_choices, hf_beside(lm))),
         Side(OURS, partial(score_choices, lm)),
     ]
-    before = lm.reasoner.accounting.report()
     found = alternate(sides, asked[:-NUM_CHECKED], rounds=rounds, per_round=documents)
     timed = asked[NUM_WARM_UP : NUM_WARM_UP + rounds * documents]
     accuracies = {side.name: _accuracy(side.name, found, timed) for side in sides}
     compared = compare_speed(found, per_round=documents, slow=HF, fast=OURS)
-    num_read = lm.reasoner.accounting.report()["tokens_encoded"] - before["tokens_encoded"]
+    remarks = [
+        verdict(f"{OURS} against {HF}", compared.ratio.median, at_least=TARGET),
+        f"Log-likelihoods in float32 differ by at most {difference:.1e} over {NUM_CHECKED} "
+        f"documents; accuracy in {dtype}: "
+        + ", ".join(f"{name} {value:.3f}" for name, value in accuracies.items())
+        + ".",
+    ]
     failures = []
     if difference > TOLERANCE:
         failures.append(f"log-likelihoods in float32 differ by {difference:.2g}")
-    return Report(
-        bench="choices",
-        header=compared.HEADER,
-        rows=compared.rows(),
-        remarks=[
-            verdict(f"{OURS} against {HF}", compared.ratio.median, at_least=TARGET),
-            f"Log-likelihoods in float32 differ by at most {difference:.1e} over {NUM_CHECKED} "
-            f"documents; accuracy in {dtype}: "
-            + ", ".join(f"{name} {value:.3f}" for name, value in accuracies.items())
-            + ".",
-        ],
-        record={
-            **compared.record(),
-            "target": TARGET,
-            "max_difference_float32": difference,
-            "accuracy": accuracies,
-            "context_tokens_encoded": num_read,
-            "model": lm.reasoner.loaded.backbone.identity,
-            **{"dtype": dtype, "batch_size": batch_size},
-            **{"rounds": rounds, "documents": documents},
-            **environment(lm.device),
-        },
+    return compared.report(
+        "choices",
+        remarks=remarks,
         failures=failures,
+        target=TARGET,
+        max_difference_float32=difference,
+        accuracy=accuracies,
+        counts=lm.reasoner.accounting.report(),
+        rounds=rounds,
+        documents=documents,
+        **facts(lm),
     )
 
 

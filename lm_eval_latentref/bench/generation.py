@@ -1,6 +1,6 @@
 """Six thoughts, then 16 tokens, on ProsQA questions: against the published evaluation loop.
 
-    latentref bench generation --rounds 3 --documents 16 --batch_size 16
+    latentref bench generation --rounds 3 --documents 12 --batch_size 12
 
 The published loop is Coconut's (Hao et al., arXiv:2412.06769), in `bench.published`. Both get the
 same prompts, from text to text.
@@ -13,30 +13,23 @@ from functools import partial
 from typing import Any
 
 from lm_eval_latentref.bench import published
-from lm_eval_latentref.bench.report import (
-    Report,
-    Side,
-    alternate,
-    compare_speed,
-    environment,
-    verdict,
-)
-from lm_eval_latentref.bench.sides import load_lm, prosqa_prompts, thinking, write
+from lm_eval_latentref.bench.report import Report, Side, alternate, compare_speed, verdict
+from lm_eval_latentref.bench.sides import facts, load_lm, prosqa_prompts, thinking, write
 from lm_eval_latentref.config import RefinementConfig
 from lm_eval_latentref.model import LatentRefLM
 
 PUBLISHED, OURS = "published loop", "--model latentref"
 TARGETS = {"cpu": 12.0, "cuda": 40.0}
 LATENT_STEPS, NEW_TOKENS = 6, 16
-NUM_CHECKED = 4
+NUM_CHECKED = 2
 
 
 def run(
     *,
     rounds: int = 3,
-    documents: int = 16,
+    documents: int = 12,
     dtype: str = "bfloat16",
-    batch_size: int = 16,
+    batch_size: int = 12,
     pretrained: str | None = None,
 ) -> Report:
     """Documents a second of both, after a check in float32 that both write the same text."""
@@ -50,36 +43,29 @@ def run(
     found = alternate(sides, prompts[:-NUM_CHECKED], rounds=rounds, per_round=documents)
     compared = compare_speed(found, per_round=documents, slow=PUBLISHED, fast=OURS)
     target = TARGETS.get(lm.device.type, TARGETS["cpu"])
-    same = [
-        a == b
-        for one in found
-        for a, b in zip(one.answers[PUBLISHED], one.answers[OURS], strict=True)
+    pairs = [pair for one in found for pair in zip(*one.answers.values(), strict=True)]
+    num_same = sum(ours == theirs for ours, theirs in pairs)
+    remarks = [
+        verdict(f"{OURS} against the {PUBLISHED}", compared.ratio.median, at_least=target),
+        f"Equal texts: {num_equal} of {NUM_CHECKED} in float32, {num_same} of {len(pairs)} in "
+        f"{dtype}.",
     ]
     failures = []
     if num_equal < NUM_CHECKED:
         failures.append(f"in float32 only {num_equal} of {NUM_CHECKED} texts are equal")
-    return Report(
-        bench="generation",
-        header=compared.HEADER,
-        rows=compared.rows(),
-        remarks=[
-            verdict(f"{OURS} against the {PUBLISHED}", compared.ratio.median, at_least=target),
-            f"Equal texts: {num_equal} of {NUM_CHECKED} in float32, {sum(same)} of {len(same)} in "
-            f"{dtype}.",
-        ],
-        record={
-            **compared.record(),
-            "target": target,
-            "equal_texts_float32": [num_equal, NUM_CHECKED],
-            "equal_texts": [sum(same), len(same)],
-            "counts": counts_of(lm, prompts[-NUM_CHECKED:]),
-            "model": lm.reasoner.loaded.backbone.identity,
-            **{"latent_steps": LATENT_STEPS, "new_tokens": NEW_TOKENS},
-            **{"dtype": dtype, "batch_size": batch_size},
-            **{"rounds": rounds, "documents": documents},
-            **environment(lm.device),
-        },
+    return compared.report(
+        "generation",
+        remarks=remarks,
         failures=failures,
+        target=target,
+        equal_texts_float32=[num_equal, NUM_CHECKED],
+        equal_texts=[num_same, len(pairs)],
+        counts=counts_of(lm, prompts[-NUM_CHECKED:]),
+        latent_steps=LATENT_STEPS,
+        new_tokens=NEW_TOKENS,
+        rounds=rounds,
+        documents=documents,
+        **facts(lm),
     )
 
 

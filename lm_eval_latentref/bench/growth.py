@@ -18,8 +18,8 @@ from typing import Any
 
 import numpy as np
 
-from lm_eval_latentref.bench.report import Report, Spread, environment, timed_call
-from lm_eval_latentref.bench.sides import load_lm, perturbed, prosqa_prompts, thinking
+from lm_eval_latentref.bench.report import Report, Spread, timed_call
+from lm_eval_latentref.bench.sides import facts, load_lm, perturbed, prosqa_prompts, thinking
 from lm_eval_latentref.config import RefinementConfig
 from lm_eval_latentref.errors import LatentRefError
 from lm_eval_latentref.plots import figure_class
@@ -38,7 +38,7 @@ class Point:
 
 
 AXES = {
-    "thoughts": (0, 1, 2, 4, 6, 8, 12),
+    "thoughts": (1, 2, 4, 6, 8, 12),
     "search_steps": (1, 2, 4, 8),
     "batch_size": (1, 2, 4, 8, 16),
     "context_tokens": (32, 64, 128, 256, 512),
@@ -80,9 +80,8 @@ def run(
         record={
             "around": dataclasses.asdict(Point()),
             "axes": axes,
-            "model": lm.reasoner.loaded.backbone.identity,
-            **{"dtype": dtype, "rounds": rounds},
-            **environment(lm.device),
+            "rounds": rounds,
+            **facts(lm),
         },
     )
     if output is not None:

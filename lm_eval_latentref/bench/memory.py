@@ -13,6 +13,7 @@ import gc
 import multiprocessing
 import tempfile
 from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -75,8 +76,9 @@ def run(
 
 def in_fresh_process(work: Any, *args: Any) -> Any:
     """`work(*args)` in a process that has done nothing else."""
-    with multiprocessing.get_context("spawn").Pool(1) as pool:
-        return pool.apply(work, args)
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(1, mp_context=context) as pool:
+        return pool.submit(work, *args).result()
 
 
 def write_checkpoints(folder: str, pretrained: str | None, dtype: str) -> None:

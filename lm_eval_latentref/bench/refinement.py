@@ -14,21 +14,14 @@ from collections.abc import Sequence
 from functools import partial
 
 from lm_eval_latentref.bench.generation import LATENT_STEPS, NEW_TOKENS
-from lm_eval_latentref.bench.report import (
-    Report,
-    Side,
-    alternate,
-    compare_speed,
-    environment,
-    verdict,
-)
-from lm_eval_latentref.bench.sides import load_lm, perturbed, prosqa_prompts, thinking, write
+from lm_eval_latentref.bench.report import Report, Side, alternate, compare_speed, verdict
+from lm_eval_latentref.bench.sides import facts, load_lm, perturbed, prosqa_prompts, thinking, write
 from lm_eval_latentref.config import RefinementConfig
 from lm_eval_latentref.model import LatentRefLM
 
 PLAIN, REFINED = "plain Coconut", "both references"
 TARGET = 3.2
-NUM_CHECKED = 4
+NUM_CHECKED = 2
 
 
 def run(
@@ -57,33 +50,29 @@ def run(
     ]
     found = alternate(sides, prompts[:-NUM_CHECKED], rounds=rounds, per_round=documents)
     compared = compare_speed(found, per_round=documents, slow=REFINED, fast=PLAIN)
+    remarks = [
+        verdict(f"time with {search_gradient} search", compared.ratio.median, at_most=TARGET),
+        f"Forwards a thought: {', '.join(f'{n} {v:g}' for n, v in forwards.items())}; with "
+        f"equal references {num_equal} of {NUM_CHECKED} texts are those without (float32).",
+    ]
     failures = []
     if num_equal < NUM_CHECKED:
         failures.append(f"equal references change {NUM_CHECKED - num_equal} of {NUM_CHECKED} texts")
     if search_gradient == "detached" and set(forwards.values()) != {1.0}:
         failures.append(f"forwards a thought are {forwards}, not one for each model")
-    return Report(
-        bench="refinement",
-        header=compared.HEADER,
-        rows=compared.rows(),
-        remarks=[
-            verdict(f"time with {search_gradient} search", compared.ratio.median, at_most=TARGET),
-            f"Forwards a thought: {', '.join(f'{n} {v:g}' for n, v in forwards.items())}; with "
-            f"equal references {num_equal} of {NUM_CHECKED} texts are those without (float32).",
-        ],
-        record={
-            **compared.record(),
-            "target": TARGET,
-            "forwards_a_thought": forwards,
-            "equal_texts_float32": [num_equal, NUM_CHECKED],
-            "model": lm.reasoner.loaded.backbone.identity,
-            "search_gradient": search_gradient,
-            **{"latent_steps": LATENT_STEPS, "new_tokens": NEW_TOKENS},
-            **{"dtype": dtype, "batch_size": batch_size},
-            **{"rounds": rounds, "documents": documents},
-            **environment(lm.device),
-        },
+    return compared.report(
+        "refinement",
+        remarks=remarks,
         failures=failures,
+        target=TARGET,
+        forwards_a_thought=forwards,
+        equal_texts_float32=[num_equal, NUM_CHECKED],
+        search_gradient=search_gradient,
+        latent_steps=LATENT_STEPS,
+        new_tokens=NEW_TOKENS,
+        rounds=rounds,
+        documents=documents,
+        **facts(lm),
     )
 
 

@@ -167,7 +167,21 @@ class Comparison:
         sides = [(name, str(self.speeds[name])) for name in (self.slow, self.fast)]
         return [*sides, (f"time of {self.slow} / {self.fast}", str(self.ratio))]
 
+    def report(
+        self, bench: str, *, remarks: list[str], failures: list[str], **record: Any
+    ) -> Report:
+        """The report of this comparison, with what else is to be recorded."""
+        return Report(
+            bench=bench,
+            header=self.HEADER,
+            rows=self.rows(),
+            remarks=remarks,
+            record={**self.record(), **record},
+            failures=failures,
+        )
+
     def record(self) -> dict[str, Any]:
+        """Speeds, ratio and the seconds of every round as JSON values."""
         return {
             "documents_per_second": {name: s.rounded() for name, s in self.speeds.items()},
             "ratio": self.ratio.rounded(),

@@ -19,6 +19,7 @@ from lm_eval.api.instance import Instance
 from lm_eval.models.huggingface import HFLM
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
+from lm_eval_latentref.bench.report import environment
 from lm_eval_latentref.checkpoints import LoadedModel
 from lm_eval_latentref.config import RefinementConfig
 from lm_eval_latentref.documents import documents, generated_documents, harness_documents
@@ -73,6 +74,16 @@ def perturbed(model: PreTrainedModel, seed: int) -> PreTrainedModel:
                 noise = torch.randn(weight.shape, generator=generator, device=weight.device)
                 weight += (NOISE * weight.float().std() * noise).to(weight.dtype)
     return twin.eval().requires_grad_(False)
+
+
+def facts(lm: LatentRefLM) -> dict[str, Any]:
+    """What is to be recorded of a bench's model and surroundings."""
+    return {
+        "model": lm.reasoner.loaded.backbone.identity,
+        "dtype": str(lm.reasoner.backbone.dtype).removeprefix("torch."),
+        "batch_size": lm.batch_size,
+        **environment(lm.device),
+    }
 
 
 def mathqa_documents() -> list[Document]:
