@@ -190,6 +190,19 @@ def _study(args: argparse.Namespace) -> int:
     return 0
 
 
+def _diagnose(args: argparse.Namespace) -> int:
+    from lm_eval_latentref.diagnosis import diagnose
+    from lm_eval_latentref.diagnosis_report import as_markdown, save
+    from lm_eval_latentref.provenance import command
+
+    names = ("task", "work", "latent_steps", "limit", "batch_size", "seed")
+    options = {name: getattr(args, name) for name in names}
+    found = [diagnose(folder, **options) for folder in args.folders]
+    save(found, args.output, command=command())
+    print(as_markdown(found, command=command()))
+    return 0
+
+
 def _demo(args: argparse.Namespace) -> int:
     from lm_eval_latentref.demo import run_demo
 
@@ -339,14 +352,20 @@ def _add_sweep(commands: Any) -> None:
 
 def _add_study(commands: Any) -> None:
     study = commands.add_parser("study", help="every row of the results table on trained sets")
-    study.add_argument("folders", nargs="+", metavar="FOLDER", help="one for each training seed")
-    study.add_argument("--task", required=True, help="for example latentref_hops")
-    study.add_argument("-o", "--output", required=True, metavar="FOLDER", help="of the report")
-    study.add_argument("--work", default="out/study", metavar="FOLDER", help="keeps what is done")
-    study.add_argument("--latent-steps", type=int, help="default: what latentref.json says")
     study.add_argument("--memory-rates", type=float, nargs="+", default=(0.05, 0.1, 0.3))
     study.add_argument("--step-sizes", type=float, nargs="+", default=(-0.1, 0.03, 0.1, 0.3))
-    study.add_argument("--batch_size", type=int, default=100)
-    study.add_argument("--limit", type=int, help="the first so many documents only")
-    study.add_argument("--seed", type=int, default=0, help="of the bootstrap (default: 0)")
     study.set_defaults(call=_study)
+    diagnose = commands.add_parser("diagnose", help="why refinement helps a trained set, or not")
+    diagnose.set_defaults(call=_diagnose)
+    examples = {study: "latentref_hops", diagnose: "latentref_hops_mc_dev"}
+    for parser, example in examples.items():
+        parser.add_argument("folders", nargs="+", metavar="FOLDER", help="trained sets")
+        parser.add_argument("--task", required=True, help=f"for example {example}")
+        parser.add_argument("-o", "--output", required=True, metavar="FOLDER", help="the report's")
+        parser.add_argument(
+            "--work", default="out/study", metavar="FOLDER", help="keeps what is done"
+        )
+        parser.add_argument("--latent-steps", type=int, help="default: what latentref.json says")
+        parser.add_argument("--batch_size", type=int, default=100)
+        parser.add_argument("--limit", type=int, help="the first so many documents only")
+        parser.add_argument("--seed", type=int, default=0, help="of the bootstrap (default: 0)")

@@ -23,7 +23,7 @@ LAYERS = {
         *("journal", "provenance", "plots", "samples"),
         *("folders", "identity", "manifest", "sources", "state_dicts", "adapters"),
         *("vocabulary", "opening", "checkpoints"),
-        *("published", "data", "documents", "tasks", "arguments", "response_cache"),
+        *("published", "data", "documents", "tasks", "arguments", "response_cache", "planning"),
     ],
     "C": [
         *("reasoner", "model", "convert"),
@@ -38,7 +38,18 @@ LAYERS = {
         *("training_models", "training_state", "training_plan", "learner", "training"),
         *("dev_tasks", "sweep_model", "sweep_run", "sweep", "sweep_report", "compare"),
     ],
-    "D": ["harness", "runs", "study", "study_report", "demo", "bench", "cli", "__main__"],
+    "D": [
+        "diagnosis",
+        "diagnosis_report",
+        "harness",
+        "runs",
+        "study",
+        "study_report",
+        "demo",
+        "bench",
+        "cli",
+        "__main__",
+    ],
 }
 ORDER = [module for modules in LAYERS.values() for module in modules]
 
