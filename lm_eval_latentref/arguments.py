@@ -13,7 +13,6 @@ import inspect
 from collections.abc import Iterable
 from typing import Any
 
-from lm_eval.models.huggingface import HFLM
 from transformers import PreTrainedModel
 
 from lm_eval_latentref.config import OPTION_NAMES
@@ -25,22 +24,22 @@ FROM_PRETRAINED_NAMES = (
     # Taken out of **kwargs inside from_pretrained, so its signature does not show them.
     *("adapter_kwargs", "attn_implementation", "bnb_4bit_compute_dtype", "code_revision"),
     *("commit_hash", "device_map", "device_mesh", "distributed_config", "dtype"),
-    *("experts_implementation", "generation_config", "key_mapping", "load_in_4bit"),
-    *("load_in_8bit", "low_cpu_mem_usage", "max_memory", "offload_buffers", "offload_folder"),
+    *("experts_implementation", "generation_config", "key_mapping"),
+    *("low_cpu_mem_usage", "max_memory", "offload_buffers", "offload_folder"),
     *("offload_state_dict", "proxies", "quantization_config", "state_dict", "torch_dtype"),
     *("tp_plan", "tp_size", "use_kernels", "variant", "weights_only"),
 )
 
 
-def check_known(names: Iterable[str], config: Any) -> None:
+def check_known(names: Iterable[str], config: Any, *, also: Iterable[str] = ()) -> None:
     """Raise LatentRefError on a name nobody knows, with the nearest known one.
 
     Args:
         config: the backbone's; `from_pretrained` takes each of its fields as an argument.
+        also: names that the caller takes beside ours, such as HFLM's.
     """
-    hflm = set(inspect.signature(HFLM.__init__).parameters) - {"self", "kwargs"}
     loading = set(inspect.signature(PreTrainedModel.from_pretrained).parameters)
-    visible = {*OWN_NAMES, *hflm, *loading, *FROM_PRETRAINED_NAMES}
+    visible = {*OWN_NAMES, *also, *loading, *FROM_PRETRAINED_NAMES}
     known = visible | set(config.to_dict())
     for name in names:
         if name in known:
@@ -48,5 +47,6 @@ def check_known(names: Iterable[str], config: Any) -> None:
         nearest = difflib.get_close_matches(name, sorted(visible), n=1, cutoff=0.5)
         advice = f"did you mean {nearest[0]}?" if nearest else f"ours are {', '.join(OWN_NAMES)}"
         raise LatentRefError(
-            f"{name}= is no argument of latentref, of --model hf or of from_pretrained; {advice}"
+            f"{name}= is no argument of latentref, nor of what it hands arguments on to "
+            f"(--model hf, from_pretrained); {advice}"
         )

@@ -46,4 +46,5 @@ def include_paths(args: argparse.Namespace) -> list[str]:
     if given is None and args.config:
         given = EvaluatorConfig.load_yaml_config(args.config).get("include_path")
     users = [] if given is None else [given] if isinstance(given, str) else list(given)
-    return [str(tasks_path()), *users]
+    ours = str(tasks_path())
+    return [ours, *(path for path in users if path != ours)]

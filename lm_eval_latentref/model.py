@@ -31,12 +31,13 @@ from lm_eval_latentref.batching import (
     group_by_context,
     in_batches,
 )
-from lm_eval_latentref.checkpoints import Source, load_set, load_tokenizer, resolve
+from lm_eval_latentref.checkpoints import Source, load_set, load_tokenizer
 from lm_eval_latentref.config import OPTION_NAMES
 from lm_eval_latentref.documents import loaded_splits
 from lm_eval_latentref.errors import LatentRefError
 from lm_eval_latentref.opening import StrictAutoModel
-from lm_eval_latentref.reasoner import NonFiniteThoughtError, Reasoner, settle
+from lm_eval_latentref.planning import plan_run
+from lm_eval_latentref.reasoner import NonFiniteThoughtError, Reasoner
 from lm_eval_latentref.response_cache import check_settings
 from lm_eval_latentref.thoughts import Context
 
@@ -78,8 +79,9 @@ class LatentRefLM(HFLM):
         **kwargs: Any,
     ) -> None:
         started = time.perf_counter()
-        options = {name: kwargs.pop(name) for name in OPTION_NAMES if name in kwargs}
-        plan = resolve(
+        _check_batch_size(kwargs.get("batch_size", 1))
+        self._plan, self._refinement = plan_run(
+            {name: kwargs.pop(name) for name in OPTION_NAMES if name in kwargs},
             pretrained=pretrained,
             strong=strong,
             weak=weak,
@@ -89,12 +91,13 @@ class LatentRefLM(HFLM):
             revision=revision,
             subfolder=subfolder,
             tokenizer=tokenizer if isinstance(tokenizer, str) else None,
-            explicit=options,
         )
-        self._plan, self._refinement = settle(plan, options)
         self._documents: dict[str, str] = {}
         # HFLM would ask for CUDA where there is none.
         kwargs["device"] = kwargs.get("device") or ("cuda" if torch.cuda.is_available() else "cpu")
+        if kwargs.get("device_map") is not None:
+            # Without it HFLM forgets the map.
+            kwargs["parallelize"] = True
         self._batch_texts: list[str] = []
         self._warned_of_cut = False
         backbone = self._plan.backbone
@@ -108,6 +111,7 @@ class LatentRefLM(HFLM):
                 peft=backbone.adapter,
                 **kwargs,
             )
+        del self._model.tie_weights
         self.reasoner.accounting.loaded(time.perf_counter() - started)
         if hasattr(self, "accelerator"):
             # HFLM does this for several GPUs only, and with the local index.
@@ -145,7 +149,9 @@ class LatentRefLM(HFLM):
         )
 
     def _create_model(self, pretrained: str, **kwargs: Any) -> None:
-        check_known(kwargs.keys() - inspect.signature(HFLM._create_model).parameters, self.config)
+        own = inspect.signature(HFLM._create_model).parameters
+        hflm = inspect.signature(HFLM.__init__).parameters.keys() - {"self", "kwargs"}
+        check_known(kwargs.keys() - own, self.config, also=hflm)
         delta = kwargs.pop("delta", None)
 
         def open_base(source: Source) -> PreTrainedModel:
@@ -165,6 +171,9 @@ class LatentRefLM(HFLM):
             trust_remote_code=bool(kwargs["trust_remote_code"]),
         )
         self._model = loaded.backbone.model
+        # HFLM ties weights once more; adapters stand in the way of that by now, and the ties were
+        # settled when each base was opened.
+        self._model.tie_weights = _nothing_to_do
         self.reasoner = Reasoner(loaded, self._refinement)
 
     def get_model_info(self) -> dict[str, Any]:
@@ -232,9 +241,7 @@ class LatentRefLM(HFLM):
             for group, scores in zip(groups, results, strict=True):
                 for index, score in zip(group.requests, scores, strict=True):
                     answers[index] = (score.log_likelihood, score.is_greedy)
-                    text = requests[index][0]
-                    if text is not None:
-                        self.cache_hook.add_partial("loglikelihood", text, answers[index])
+                    self.cache_hook.add_partial("loglikelihood", requests[index][0], answers[index])
                 bar.update(len(group.requests))
         bar.close()
         return answers
@@ -309,17 +316,18 @@ class LatentRefLM(HFLM):
 
         def work(rows: Sequence[int], _: int) -> list[list[int]]:
             ids_BC, keep_BC = context[list(rows)], mask_BC[list(rows)]
-            with self.reasoner.accounting.working():
-                with self._naming_documents([self._batch_texts[row] for row in rows]):
-                    inputs = self._generation_inputs(ids_BC, keep_BC)
+            names = self._naming_documents([self._batch_texts[row] for row in rows])
+            with self.reasoner.accounting.working(), names:
+                inputs = self._generation_inputs(ids_BC, keep_BC)
                 num_read = inputs["input_ids"].shape[1]
-                output_BK = super(LatentRefLM, self)._model_generate(
-                    inputs.pop("input_ids"),
-                    max_length - num_columns + num_read,
-                    stop,
-                    **inputs,
-                    **generation_kwargs,
-                )
+                with self.reasoner.checking_text():
+                    output_BK = super(LatentRefLM, self)._model_generate(
+                        inputs.pop("input_ids"),
+                        max_length - num_columns + num_read,
+                        stop,
+                        **inputs,
+                        **generation_kwargs,
+                    )
             self.reasoner.count_generated(new_ids := output_BK[:, num_read:].tolist())
             return new_ids
 
@@ -342,10 +350,12 @@ class LatentRefLM(HFLM):
 
     def _check_generation(self, gen_kwargs: dict[str, Any]) -> None:
         kwargs = normalize_gen_kwargs(gen_kwargs, self.max_gen_toks)
-        if int(kwargs.get("num_beams") or 1) > 1:
+        by_default = self.reasoner.backbone.causal_lm.generation_config.num_beams
+        num_beams = int(kwargs.get("num_beams") or by_default or 1)
+        if num_beams > 1:
             raise LatentRefError(
-                f"num_beams={kwargs['num_beams']}: beam search is not possible with latent "
-                "thoughts; use greedy decoding (num_beams=1) or sampling (do_sample=True)"
+                f"num_beams={num_beams}: beam search is not possible with latent thoughts; use "
+                "greedy decoding (num_beams=1) or sampling (do_sample=True)"
             )
         self._cut((), self._num_generated_columns(kwargs["max_gen_toks"]))
 
@@ -408,12 +418,25 @@ class LatentRefLM(HFLM):
             raise LatentRefError(f"{name} ({text[:60]!r}...): {error.reason}") from error
 
 
+def _nothing_to_do(*_: Any, **__: Any) -> None:
+    return
+
+
+def _check_batch_size(batch_size: Any) -> None:
+    number = str(batch_size)
+    if not number.startswith("auto") and not (number.isdigit() and int(number) > 0):
+        raise LatentRefError(
+            f"batch_size={batch_size}: it must be an integer >= 1, auto or auto:N; "
+            "it is the most rows in one forward pass"
+        )
+
+
 @contextmanager
 def _one_line_errors(name: str) -> Iterator[None]:
     try:
         yield
     except LatentRefError:
         raise
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, TypeError, AttributeError, ImportError) as error:
         line = " ".join(str(error).split())
         raise LatentRefError(f"pretrained={name} cannot be loaded: {line[:300]}") from error

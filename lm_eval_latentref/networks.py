@@ -16,7 +16,8 @@ from __future__ import annotations
 
 import copy
 import inspect
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -65,8 +66,32 @@ class Network:
         self.dtype: torch.dtype = (
             weight_dtype if weight_dtype.is_floating_point else self.causal_lm.dtype
         )
-        self.device = _execution_device(self._embedding)
         self.num_forwards = 0
+
+    @property
+    def device(self) -> torch.device:
+        """Where what is fed must lie: with the input embedding. Read anew, for models are moved."""
+        return _execution_device(self._embedding)
+
+    @property
+    def devices(self) -> tuple[str, ...]:
+        """Every place the weights were put, by accelerate's map if there is one."""
+        places = getattr(self.causal_lm, "hf_device_map", None) or {"": self.device}
+        return tuple(dict.fromkeys(str(place) for place in places.values()))
+
+    @contextmanager
+    def watching_states(self) -> Iterator[list[Tensor]]:
+        """Of each forward while this is open, whether each row's last state is finite, (B,)."""
+        finite: list[Tensor] = []
+
+        def hook(module: nn.Module, args: Any, output: Any) -> None:
+            finite.append(output[0][:, -1].isfinite().all(-1))
+
+        handle = self._decoder.register_forward_hook(hook)
+        try:
+            yield finite
+        finally:
+            handle.remove()
 
     def activate(self) -> None:
         """Make this network's adapter the one its shared model computes with."""

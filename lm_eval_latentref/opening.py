@@ -99,7 +99,10 @@ def open_model(load_model: ModelLoader, source: Source) -> Any:
         return load_model(source)
     except (LatentRefError, torch.OutOfMemoryError):
         raise
-    except (OSError, RuntimeError, ValueError, KeyError, SafetensorError) as error:
+    except (
+        *(OSError, RuntimeError, ValueError, KeyError, TypeError, AttributeError, ImportError),
+        SafetensorError,
+    ) as error:
         raise LatentRefError(
             f"the model of {source.name or source.base} cannot be loaded ({one_line(error)}); "
             "check its files and the loading arguments"

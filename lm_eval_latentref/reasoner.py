@@ -13,9 +13,9 @@ Shape suffixes: B batch, K columns, P pending columns, T thoughts, D hidden size
 from __future__ import annotations
 
 import dataclasses
-import logging
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,26 +23,25 @@ import torch
 from torch import Tensor
 
 from lm_eval_latentref.accounting import Accounting
+from lm_eval_latentref.arguments import check_known
 from lm_eval_latentref.batching import Tokens
 from lm_eval_latentref.checkpoints import (
     LoadedModel,
     LoadedSet,
-    SetPlan,
     default_loader,
     fingerprint,
     load_set,
     load_tokenizer,
-    resolve,
 )
 from lm_eval_latentref.config import OPTION_NAMES, RefinementConfig
 from lm_eval_latentref.errors import LatentRefError
 from lm_eval_latentref.networks import Network
+from lm_eval_latentref.opening import open_config
+from lm_eval_latentref.planning import plan_run
 from lm_eval_latentref.protocol import LATENT, extract_answer, prompt
 from lm_eval_latentref.scoring import Score, score
 from lm_eval_latentref.thoughts import Context, Markers, References, Thoughts, think
 from lm_eval_latentref.vocabulary import marker_ids, single_token
-
-logger = logging.getLogger(__name__)
 
 
 class NonFiniteThoughtError(LatentRefError):
@@ -63,35 +62,6 @@ class Answer:
     """What follows the last "#", commas removed."""
     thoughts: Tensor
     """z_1..z_T, shape (T, D), on the CPU."""
-
-
-def settle(plan: SetPlan, options: Mapping[str, Any]) -> tuple[SetPlan, RefinementConfig]:
-    """The refinement a set is run with, and the set without what that does not need.
-
-    `options` win over the settings that came with the checkpoints. Raises LatentRefError when the
-    search is on and a reference is missing; warns of references and thoughts that are not used.
-    """
-    given = {name: options[name] for name in OPTION_NAMES if name in options}
-    config = RefinementConfig.parse({**plan.settings, **given})
-    missing = [name for name in ("strong", "weak") if getattr(plan, name) is None]
-    if config.search_step_size != 0:
-        if missing:
-            raise LatentRefError(
-                f"search_step_size={config.search_step_size} needs both references, and "
-                f"{' and '.join(missing)} is not given; give {' and '.join(missing)}= as well, "
-                "or search_step_size=0"
-            )
-    elif len(missing) < 2:
-        if "search_step_size" not in plan.settings:
-            logger.warning(
-                "strong and weak are given but search_step_size=0: they are neither loaded nor used"
-            )
-        plan = dataclasses.replace(plan, strong=None, weak=None)
-    if config.latent_steps == 0:
-        logger.warning("latent_steps=0: nothing is thought; give latent_steps=6, for example")
-    for note in plan.notes:
-        logger.info("%s", note)
-    return plan, config
 
 
 class Reasoner:
@@ -193,6 +163,8 @@ class Reasoner:
             "attention_mask": mask_BK.long().to(self.backbone.device),
             "inputs_embeds": torch.cat([read_BKD, pending_BPD], dim=1),
             "past_key_values": stream.cache,
+            # The cache is ours: a kind named by the model's generation config would be another.
+            "cache_implementation": None,
         }
 
     def ask(self, question: str, *, max_new_tokens: int = 256) -> Answer:
@@ -207,12 +179,14 @@ class Reasoner:
         with torch.no_grad(), self.accounting.working():
             thoughts = self.think(contexts)
             inputs = self.generation_inputs(contexts, thoughts)
-            output_BK = self.backbone.causal_lm.generate(
-                **inputs,
-                max_new_tokens=max_new_tokens,
-                do_sample=False,
-                pad_token_id=_pad_id(self.tokenizer),
-            )
+            with self.checking_text():
+                output_BK = self.backbone.causal_lm.generate(
+                    **inputs,
+                    max_new_tokens=max_new_tokens,
+                    do_sample=False,
+                    num_beams=1,
+                    pad_token_id=_pad_id(self.tokenizer),
+                )
         new_ids = output_BK[:, inputs["input_ids"].shape[1] :]
         self.count_generated(new_ids.tolist())
         texts = self.tokenizer.batch_decode(new_ids, skip_special_tokens=True)
@@ -220,6 +194,17 @@ class Reasoner:
             Answer(text, extract_answer(text), thoughts_TD)
             for text, thoughts_TD in zip(texts, thoughts.thoughts_BTD.cpu(), strict=True)
         ]
+
+    @contextmanager
+    def checking_text(self) -> Iterator[None]:
+        """Raise NonFiniteThoughtError if what is decoded while this is open is not finite."""
+        with self.backbone.watching_states() as finite:
+            yield
+        for row, is_finite in enumerate(torch.stack(finite).all(0).tolist() if finite else ()):
+            if not is_finite:
+                raise NonFiniteThoughtError(
+                    row, f"a hidden state after the thoughts is not finite; {self._remedy()}"
+                )
 
     def count_generated(self, new_ids: Sequence[Sequence[int]]) -> None:
         """Count the tokens that `generate` wrote, one list for each row with its padding."""
@@ -229,6 +214,8 @@ class Reasoner:
 
     def check_room(self, context: Tokens, max_new_tokens: int) -> None:
         """Raise LatentRefError if the model cannot read so much."""
+        if max_new_tokens < 1:
+            raise LatentRefError(f"max_new_tokens={max_new_tokens}: it must be an integer >= 1")
         num_columns = len(context) + self.num_extra_columns + max_new_tokens - 1
         if self.max_length is not None and num_columns > self.max_length:
             raise LatentRefError(
@@ -252,7 +239,7 @@ class Reasoner:
             f"search_step_size={config.search_step_size:g} ({in_half_d:g} x d/2)"
             f" x {config.search_steps} ({config.search_gradient})",
             f"markers {'on' if self.markers else 'off'}",
-            f"device {', '.join(dict.fromkeys(str(n.device) for n in self.networks()))}",
+            f"device {', '.join(dict.fromkeys(d for n in self.networks() for d in n.devices))}",
             f"dtype {_dtype_name(self.backbone)}",
         ]
         return "; ".join(parts)
@@ -325,7 +312,8 @@ def load(
         LatentRefError: something given cannot be used; the message says what and why.
     """
     started = time.perf_counter()
-    plan = resolve(
+    plan, config = plan_run(
+        {name: options.pop(name) for name in OPTION_NAMES if name in options},
         pretrained=pretrained,
         strong=strong,
         weak=weak,
@@ -335,11 +323,9 @@ def load(
         revision=revision,
         subfolder=subfolder,
         tokenizer=tokenizer,
-        explicit=options,
     )
-    plan, config = settle(plan, options)
-    loading = {name: value for name, value in options.items() if name not in OPTION_NAMES}
-    loading = {"dtype": "auto", "trust_remote_code": trust_remote_code, **loading}
+    check_known(options, open_config(plan.backbone, "pretrained", trust_remote_code))
+    loading = {"dtype": "auto", "trust_remote_code": trust_remote_code, **options}
     if "device_map" not in loading:
         loading["device_map"] = device or ("cuda" if torch.cuda.is_available() else "cpu")
     loaded = load_set(

@@ -15,6 +15,7 @@ from tiny import tiny_model, tiny_tokenizer
 from lm_eval_latentref.errors import LatentRefError
 from lm_eval_latentref.model import LatentRefLM
 from lm_eval_latentref.protocol import START_LATENT
+from lm_eval_latentref.reasoner import load
 
 __all__ = ["folders"]
 
@@ -121,6 +122,47 @@ def test_beam_search(folders):
     mistake(lambda: lm.generate_until(asked), "num_beams=4", "do_sample=True")
 
 
+def test_beam_search_by_the_models_own_generation_config(folders):
+    lm = latentref(folders, **REFINED)
+    lm.model.generation_config.num_beams = 3
+    asked = requests([(CONTEXTS[0], GREEDY)])
+    mistake(lambda: lm.generate_until(asked), "num_beams=3", "num_beams=1")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "parts"),
+    [
+        ({"dtype": "float33"}, ["float33"]),
+        ({"load_in_4bit": True}, ["load_in_4bit"]),
+        ({"autogptq": True}, ["auto"]),
+        ({"batch_size": 0}, ["batch_size=0", "auto"]),
+        ({"batch_size": "many"}, ["batch_size=many"]),
+        ({"device_map": "nowhere"}, ["nowhere"]),
+        ({"strong": 3, "weak": 4, "search_step_size": 1}, ["checkpoint '3'", "folder"]),
+    ],
+)
+def test_a_value_that_others_refuse_is_one_line_too(folders, arguments, parts):
+    mistake(lambda: latentref(folders, **arguments), *parts)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "parts"),
+    [
+        ({"foo": 1}, ["foo="]),
+        ({"latent_step": 1}, ["latent_steps?"]),
+        ({"dtype": "float33"}, ["float33"]),
+        ({"memory_rate": 3}, ["memory_rate=3"]),
+    ],
+)
+def test_the_library_says_the_same(folders, arguments, parts):
+    mistake(lambda: load(folders["marked"], device="cpu", **arguments), *parts)
+
+
+def test_no_token_to_write_is_refused_by_the_library(folders):
+    reasoner = load(folders["marked"], device="cpu", latent_steps=1)
+    mistake(lambda: reasoner.ask("Is it?", max_new_tokens=0), "max_new_tokens=0")
+
+
 def test_a_cache_filled_under_other_settings(folders, tmp_path):
     path = str(tmp_path / "cache.db")
     asked = requests([(CONTEXTS[0], "### yes")])
@@ -163,6 +205,17 @@ def test_thoughts_that_overflow_name_document_step_and_cause(folders):
     )
 
 
+def test_a_last_thought_that_overflows_stops_generation(folders):
+    # Read only together with the end marker, after the thoughts themselves were found finite.
+    settings = {**REFINED, "latent_steps": 1, "search_step_size": 1e30}
+    lm = latentref(folders, **settings)
+    asked = requests([(context, GREEDY) for context in CONTEXTS])
+    mistake(lambda: lm.generate_until(asked), "task document", "lower search_step_size=1e+30")
+    references = {"strong": folders["strong"], "weak": folders["weak"]}
+    reasoner = load(folders["marked"], device="cpu", **references, **settings)
+    mistake(lambda: reasoner.ask("Is it?", max_new_tokens=4), "lower search_step_size=1e+30")
+
+
 def test_a_backbone_that_overflows_is_named_as_the_cause(folders, tmp_path):
     model = tiny_model("gpt2", 0)
     with torch.no_grad():
@@ -178,5 +231,20 @@ def test_warnings_of_what_has_no_effect(folders, caplog):
     with caplog.at_level(logging.WARNING):
         lm = latentref(folders, strong=folders["strong"], weak=folders["weak"])
     assert lm.reasoner.references is None
-    assert any("search_step_size=0" in record.message for record in caplog.records)
+    assert any("neither loaded nor used" in record.message for record in caplog.records)
     assert any("latent_steps=0" in record.message for record in caplog.records)
+
+
+def test_none_is_not_given(folders, tmp_path):
+    tiny_model("gpt2", 0).save_pretrained(tmp_path)
+    tiny_tokenizer().save_pretrained(tmp_path)
+    (tmp_path / "latentref.json").write_text('{"format_version": 1, "latent_steps": 2}')
+    lm = LatentRefLM(str(tmp_path), device="cpu", latent_steps=None)
+    assert lm.reasoner.config.latent_steps == 2
+
+
+def test_references_without_thoughts_are_not_loaded(folders, caplog):
+    with caplog.at_level(logging.WARNING):
+        lm = latentref(folders, **{**REFINED, "latent_steps": 0})
+    assert lm.reasoner.loaded.strong is None
+    assert any("neither loaded nor used" in record.message for record in caplog.records)

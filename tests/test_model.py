@@ -156,6 +156,15 @@ def test_greedy_text_equals_the_oracle(folders, markers, batch_size):
     assert lm.generate_until(asked) == wanted
 
 
+@pytest.mark.parametrize("kind", ["static", "dynamic"])
+def test_a_kind_of_cache_in_the_generation_config_changes_nothing(folders, kind):
+    lm = latentref(folders, **REFINED)
+    asked = requests([(context, GREEDY) for context in CONTEXTS])
+    wanted = lm.generate_until(asked)
+    lm.model.generation_config.cache_implementation = kind
+    assert lm.generate_until(asked) == wanted
+
+
 def test_stop_strings_end_text_and_are_left_out(folders):
     lm = latentref(folders, **REFINED)
     (text,) = lm.generate_until(requests([(CONTEXTS[0], GREEDY)]))

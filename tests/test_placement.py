@@ -31,7 +31,6 @@ def test_weights_on_cpu_and_disk_give_the_same_numbers(folders, tmp_path):
     placed = latentref(
         folders,
         **REFINED,
-        parallelize=True,
         device_map=HALF_ON_DISK,
         offload_folder=str(tmp_path),
     )
@@ -81,6 +80,11 @@ def three(folders):
 def test_parallelize_lets_accelerate_place_each_of_the_three(folders, asked):
     latentref(folders, **REFINED, parallelize=True)
     assert [name for name, *_ in asked] == three(folders)
+    assert [device_map for _, device_map, _ in asked] == ["auto"] * 3
+
+
+def test_a_device_map_alone_is_asked_for_all_three(folders, asked):
+    latentref(folders, **REFINED, device_map="auto")
     assert [device_map for _, device_map, _ in asked] == ["auto"] * 3
 
 
