@@ -1,0 +1,215 @@
+"""Study and diagnosis: every row of a trained set, run once, and words that follow from numbers."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import shutil
+
+import numpy as np
+import pytest
+
+from lm_eval_latentref import runs
+from lm_eval_latentref.diagnosis import Diagnosis, Effect, Geometry, SignTest, diagnose
+from lm_eval_latentref.diagnosis_report import findings
+from lm_eval_latentref.errors import LatentRefError
+from lm_eval_latentref.grid import Setting
+from lm_eval_latentref.hops import generate
+from lm_eval_latentref.sources import PACKAGED_MODELS
+from lm_eval_latentref.statistics import Interval, McNemar
+from lm_eval_latentref.study import run_study
+from lm_eval_latentref.study_report import as_json, as_markdown, mean_difference, save
+
+NUM_PROBLEMS = 12
+ROWS = ["No-CoT", "CoT", "Coconut", "+ residual", "+ search", "both"]
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory):
+    """The packaged set twice, as two trainings would leave it."""
+    root = tmp_path_factory.mktemp("sets")
+    for name in ("first", "second"):
+        shutil.copytree(PACKAGED_MODELS / "hops-small", root / name)
+    return [str(root / "first"), str(root / "second")]
+
+
+@pytest.fixture(scope="module")
+def ask(folders, tmp_path_factory):
+    work = tmp_path_factory.mktemp("work")
+
+    def study():
+        return run_study(
+            folders,
+            task="latentref_hops",
+            work=str(work),
+            memory_rates=(0.3,),
+            step_sizes=(0.3,),
+            batch_size=12,
+            limit=NUM_PROBLEMS,
+        )
+
+    return study
+
+
+@pytest.fixture(scope="module")
+def study(ask):
+    return ask()
+
+
+def test_every_row_is_there_with_the_command_that_repeats_it(study):
+    for one in study.sets:
+        assert list(one.rows) == ROWS
+        for row in one.rows.values():
+            given = ",".join(f"{name}={value}" for name, value in row.model_args.items())
+            assert f"--model_args {given} --tasks latentref_hops " in row.run.command
+            assert len(row.run.values) == NUM_PROBLEMS
+
+
+def test_settings_are_those_of_the_sweep_whatever_latentref_json_recommends(study):
+    rows = study.sets[0].rows
+    names = ("memory_rate", "search_step_size")
+    used = {name: tuple(rows[name].model_args[key] for key in names) for name in ROWS[2:]}
+    size = 0.3 * 64
+    assert used == {
+        "Coconut": (0.0, 0.0),
+        "+ residual": (0.3, 0.0),
+        "+ search": (0.0, pytest.approx(size)),
+        "both": (0.3, pytest.approx(size)),
+    }
+
+
+def test_thoughts_are_not_counted_as_generated_tokens(study):
+    rows = study.sets[0].rows
+    assert rows["CoT"].run.tokens_per_document == 12  # five steps, each with a newline, "###", one
+    assert rows["Coconut"].run.tokens_per_document == 2
+
+
+def test_the_majority_answer_is_counted_on_the_test_problems(study):
+    answers = [row["answer"] for row in generate(NUM_PROBLEMS, split="test")]
+    expected = max(map(answers.count, answers)) / NUM_PROBLEMS
+    assert study.sets[0].rows["Coconut"].run.majority == expected
+
+
+def test_the_page_has_the_numbers_of_the_file(study, tmp_path):
+    save(study, tmp_path, command="latentref study ...")
+    page = (tmp_path / "README.md").read_text(encoding="utf-8")
+    content = json.loads((tmp_path / "results.json").read_text(encoding="utf-8"))
+    for one in content["sets"]:
+        for row in one["rows"].values():
+            assert row["command"] in page
+            assert f"{100 * row['accuracy']:.2f} +- {100 * row['accuracy_stderr']:.2f}" in page
+    assert f"{100 / 11:.2f} %" in page
+    assert page == as_markdown(study, command="latentref study ...")
+
+
+def test_the_mean_over_sets_weighs_each_set_the_same(study):
+    for name in ROWS:
+        runs_of_row = [one.rows[name].run.values for one in study.sets]
+        coconut = [one.rows["Coconut"].run.values for one in study.sets]
+        expected = np.mean(runs_of_row) - np.mean(coconut)
+        assert mean_difference(study, name).mean == pytest.approx(expected)
+    assert as_json(study, command="")["mean_over_sets"]["CoT"]["sets"] == 2
+
+
+def test_nothing_is_run_twice(study, ask, monkeypatch):
+    monkeypatch.setattr(runs, "_run", lambda *_: pytest.fail("run again"))
+    again = ask()
+    assert [one.rows["both"].run.values for one in again.sets] == [
+        one.rows["both"].run.values for one in study.sets
+    ]
+
+
+def test_other_weights_under_the_same_name_are_run_again(folders, study, monkeypatch, tmp_path):
+    copy = tmp_path / "set"
+    shutil.copytree(folders[0], copy)
+    options = {"task": "latentref_hops", "folder": tmp_path / "run", "limit": 2}
+    args = {"pretrained": str(copy / "strong")}
+    assert runs.evaluate(args, **options).accuracy == 1.0
+    shutil.copy(copy / "weak" / "model.safetensors", copy / "strong" / "model.safetensors")
+    monkeypatch.setattr(runs, "_run", lambda *_: pytest.fail("run again"))
+    with pytest.raises(pytest.fail.Exception, match="run again"):
+        runs.evaluate(args, **options)
+
+
+def test_a_folder_without_a_set_is_named(tmp_path):
+    with pytest.raises(LatentRefError, match=r"no latentref\.json"):
+        run_study([str(tmp_path)], task="latentref_hops", work=str(tmp_path / "work"))
+
+
+@pytest.fixture(scope="module")
+def diagnosis(folders, tmp_path_factory):
+    return diagnose(
+        folders[0],
+        task="latentref_hops_mc_dev",
+        work=str(tmp_path_factory.mktemp("diagnosis")),
+        limit=6,
+    )
+
+
+def test_a_diagnosis_has_both_signs_both_gradients_and_other_numbers_of_thoughts(diagnosis):
+    assert {effect.what for effect in diagnosis.effects} == {"T", "detached", "through"}
+    assert {test.gradient for test in diagnosis.signs} == {"detached", "through"}
+    assert len(diagnosis.geometry.thought_norm) == diagnosis.latent_steps == 10
+    assert len(diagnosis.geometry.strong_to_next) == 9
+    assert len(findings(diagnosis)) == 7
+
+
+def test_no_gap_between_a_reference_and_itself(folders, tmp_path):
+    folder = tmp_path / "same"
+    shutil.copytree(folders[0], folder)
+    shutil.copy(folder / "strong" / "model.safetensors", folder / "weak" / "model.safetensors")
+    found = diagnose(str(folder), task="latentref_hops_mc_dev", work=str(tmp_path), limit=2)
+    assert max(found.geometry.gap) == 0
+    assert all(e.margin.mean == 0 for e in found.effects if e.what == "detached")
+
+
+def interval(low, high):
+    return Interval((low + high) / 2, low, high)
+
+
+def made_up(**changes):
+    numbers = {name: (1.0, 1.0) for name in ("thought_norm", "gap", "strong_to_own")}
+    geometry = Geometry(
+        embedding_norm=1.0,
+        to_previous=(1.0,),
+        strong_to_next=(1.0,),
+        ahead=interval(-1.0, -0.5),
+        **numbers,
+    )
+    effects = [
+        Effect(
+            what="detached",
+            setting=Setting(latent_steps=2, step_size=size),
+            accuracy=0.5,
+            accuracy_test=McNemar(0, 0, 1.0),
+            margin=margin,
+        )
+        for size, margin in ((1.0, interval(0.1, 0.3)), (-1.0, interval(-0.1, 0.3)))
+    ]
+    sign = SignTest(gradient="detached", step_size=1.0, margin=interval(-0.3, -0.1))
+    base = Diagnosis(
+        folder="made-up",
+        task="task",
+        num_problems=5,
+        latent_steps=2,
+        accuracy=0.5,
+        margin=1.0,
+        geometry=geometry,
+        effects=tuple(effects),
+        signs=(sign,),
+    )
+    return dataclasses.replace(base, **changes)
+
+
+def test_what_is_said_follows_from_the_intervals():
+    text = "\n".join(findings(made_up()))
+    assert "better at +1; not told apart at -1" in text
+    assert "+eta against -eta: worse at 1" in text
+    assert "nearer to the next thought than to" in text
+    assert "there is room" in text
+
+
+def test_the_ceiling_is_said():
+    assert "at the ceiling" in findings(made_up(accuracy=1.0))[0]
+    geometry = dataclasses.replace(made_up().geometry, ahead=interval(-0.5, 0.5))
+    assert "no nearer to the next" in "\n".join(findings(made_up(geometry=geometry)))
