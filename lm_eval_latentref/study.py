@@ -230,4 +230,5 @@ def _recipe(folder: str) -> dict[str, Any]:
     if not path.is_file():
         return {}
     content: dict[str, Any] = yaml.safe_load(path.read_text(encoding="utf-8"))
+    content.pop("output", None)  # where it was made decides nothing
     return content

@@ -17,7 +17,12 @@ from typing import Any
 import numpy as np
 
 from lm_eval_latentref.provenance import machine, versions
-from lm_eval_latentref.statistics import Interval, paired_interval, standard_error
+from lm_eval_latentref.statistics import (
+    Interval,
+    detectable_difference,
+    paired_interval,
+    standard_error,
+)
 from lm_eval_latentref.study import COCONUT, Row, Study, TrainedSet
 
 CHANCE = {"latentref_hops": (1 / 11, "1 in 11: any of the 12 letters but the start")}
@@ -33,7 +38,8 @@ def save(study: Study, folder: str | os.PathLike[str], *, command: str) -> None:
     path.mkdir(parents=True, exist_ok=True)
     content = json.dumps(as_json(study, command=command), indent=1)
     (path / "results.json").write_text(content + "\n", "utf-8")
-    (path / "README.md").write_text(as_markdown(study, command=command), "utf-8")
+    page = as_markdown(study, command=command) + _see_also(path)
+    (path / "README.md").write_text(page, "utf-8")
 
 
 def as_json(study: Study, *, command: str) -> dict[str, Any]:
@@ -94,6 +100,8 @@ def _heading(study: Study, command: str) -> list[str]:
     lines += [
         "- +- is one standard error over the problems. Differences are paired, on the same "
         f"problems: 95 % bootstrap interval (seed {study.seed}), p of the exact McNemar test.",
+        "- An interval without width: no problem was judged differently. So many problems would "
+        f"show a difference of {_percent(_smallest(run))} points (5 % significance, 80 % power).",
         "- tokens: generated per problem, without end of sequence and thoughts; ms: per problem, "
         f"models loaded, batches of {study.batch_size}. eta is in units of d/2.",
         "",
@@ -105,14 +113,20 @@ def _means(study: Study) -> list[str]:
     if len(study.sets) < 2:
         return []
     lines = ["## Mean over the training seeds", ""]
-    lines += _table_head(("row", "accuracy %", "each seed", "against Coconut, points"))
+    lines += _table_head(
+        ("row", "accuracy %", "each seed", "against Coconut, points", "margin, each seed, nats")
+    )
     for name in _names(study):
         sets = [one.rows[name].run for one in study.sets if name in one.rows]
         each = ", ".join(_percent(run.accuracy) for run in sets)
         error = standard_error(np.mean([run.values for run in sets], axis=0))
         mean = float(np.mean([run.accuracy for run in sets]))
         against = "" if name == COCONUT else _points(mean_difference(study, name))
-        lines.append(f"| {name} | {_percent(mean)} +- {_percent(error)} | {each} | {against} |")
+        margins = "; ".join(
+            filter(None, (_nats(s.rows[name]) for s in study.sets if name in s.rows))
+        )
+        accuracy = f"{_percent(mean)} +- {_percent(error)}"
+        lines.append(f"| {name} | {accuracy} | {each} | {against} | {margins} |")
     return [*lines, ""]
 
 
@@ -176,6 +190,20 @@ def _origin() -> list[str]:
         "",
         f"{names}; {found['cpu']}, {found['threads']} of {found['cores']} cores, {gpu}.",
     ]
+
+
+def _see_also(folder: Path) -> str:
+    """Links to what other commands wrote into the same folder."""
+    found = [*folder.glob("diagnosis.md"), *sorted(folder.glob("*/README.md"))]
+    if not found:
+        return ""
+    names = [path.relative_to(folder).as_posix() for path in found]
+    links = "".join(f"- [{name}]({name})\n" for name in names)
+    return f"\n## Beside this\n\n{links}"
+
+
+def _smallest(run: Any) -> float:
+    return detectable_difference(len(run.values), discordant_share=0.0)
 
 
 def _set_json(one: TrainedSet) -> dict[str, Any]:
