@@ -9,12 +9,14 @@ can be copied and changed. Knows nothing of models and of what data mean.
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import shlex
 import subprocess
 import sys
 import threading
+import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable
@@ -27,7 +29,7 @@ from lm_eval_latentref.tasks import tasks_path
 logger = logging.getLogger(__name__)
 
 REAL_TASK = "latentref_mathqa_mc"
-GENERATED_TASK = "latentref_prosqa_generated_mc"
+GENERATED_TASK = "latentref_prosqa_generated"
 MODEL_ARGS = "latent_steps=6,memory_rate=0.5"
 PROBE_SECONDS = 5.0
 
@@ -43,9 +45,10 @@ SMALL_ROWS: dict[str, dict[str, Any]] = {
 def run_demo(*, output: str, limit: int) -> int:
     """Shows the small set, then prints and runs SmolLM2's command; the exit status is lm-eval's.
 
-    Results JSON go below the folder `output`; `limit` is the number of documents for SmolLM2.
+    Results JSON go below the folder `output`, with all that was shown in its README.md; `limit` is
+    the number of documents for SmolLM2.
     """
-    show_small_set(output)
+    small = show_small_set(output)
     task = choose_task(hub_reachable)
     command = lm_eval_command(task, output=output, limit=limit)
     print(f"$ {shlex.join(command)}", flush=True)
@@ -53,11 +56,44 @@ def run_demo(*, output: str, limit: int) -> int:
     if task == GENERATED_TASK:
         # Nothing of this run is on the hub: without this, libraries still wait for it.
         environment["HF_HUB_OFFLINE"] = "1"
-    return subprocess.run([sys.executable, "-m", *command], env=environment, check=False).returncode
+    started = time.time()
+    done = subprocess.run([sys.executable, "-m", *command], env=environment, check=False)
+    if done.returncode == 0:
+        # A path of this machine means nothing to a reader.
+        told = shlex.join(command).replace(str(tasks_path()), '"$(latentref tasks-path)"')
+        write_report(Path(output), small, told, task, since=started)
+    return done.returncode
 
 
-def show_small_set(output: str) -> None:
-    """Evaluates hops-small without thoughts, with thoughts and with refined ones; prints a table.
+def write_report(output: Path, small: str, command: str, task: str, *, since: float) -> None:
+    """Writes what the demo showed, and where it ran, into `output`/README.md."""
+    from lm_eval_latentref.provenance import machine, versions
+
+    files = [path for path in output.rglob("results_*.json") if path.stat().st_mtime >= since]
+    results = json.loads(max(files, key=lambda path: path.stat().st_mtime).read_text())
+    numbers = results["results"][task]
+    metrics = sorted(name for name in numbers if "," in name and "_stderr" not in name)
+    table = [
+        f"| {name.split(',')[0]} | {numbers[name]:.4f} | "
+        f"{numbers[name.replace(',', '_stderr,')]:.4f} |"
+        for name in metrics
+    ]
+    num_documents = results["n-samples"][task]["effective"]
+    lines = [
+        *("# What `make demo` showed", "", "Written by the command itself.", ""),
+        *("```", small.strip(), "```", ""),
+        f"SmolLM2-135M-Instruct, never trained to think in vectors, on the first {num_documents} "
+        f"documents of `{task}`:",
+        *("", "```", f"$ {command}", "```", ""),
+        *("| metric | value | standard error |", "|---|---|---|", *table, ""),
+        f"Versions: {', '.join(f'{name} {version}' for name, version in versions().items())}.",
+        f"Machine: {', '.join(f'{name} {value}' for name, value in machine().items())}.",
+    ]
+    (output / "README.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
+def show_small_set(output: str) -> str:
+    """Evaluates hops-small without thoughts, with and with refined ones; prints, returns a table.
 
     Results JSON and samples go below the folder `output`.
     """
@@ -78,7 +114,9 @@ def show_small_set(output: str) -> None:
         milliseconds = 1000 * run.seconds_per_document
         lines.append(f"{name:18}{accuracy:>16}{run.tokens_per_document:8.1f}{milliseconds:8.1f}")
         commands.append(f"$ {run.command}")
-    print("\n".join(["", *commands, "", *lines, ""]), flush=True)
+    shown = "\n".join(["", *commands, "", *lines, ""])
+    print(shown, flush=True)
+    return shown
 
 
 def choose_task(reachable: Callable[[], bool]) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 import threading
@@ -181,6 +182,19 @@ def test_the_demo_runs_the_command_it_prints(monkeypatch, capsys):
     assert capsys.readouterr().out == f"$ {' '.join(ran[0][2:])}\n"
     assert ran[0][:2] == [sys.executable, "-m"]
     assert ran[0][-6:] == ["--limit", "4", "--batch_size", "8", "--output_path", "somewhere"]
+
+
+def test_the_demos_report_says_what_was_shown_and_how_to_repeat_it(tmp_path):
+    numbers = {"acc,none": 0.25, "acc_stderr,none": 0.0625, "alias": "task"}
+    results = {"results": {"task": numbers}, "n-samples": {"task": {"effective": 4}}}
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "results_1.json").write_text(json.dumps(results))
+    demo.write_report(tmp_path, "a small table", "lm_eval run --tasks task", "task", since=0.0)
+    text = (tmp_path / "README.md").read_text()
+    for part in ("a small table", "$ lm_eval run --tasks task", "| acc | 0.2500 | 0.0625 |"):
+        assert part in text
+    assert "first 4 documents" in text
+    assert str(tmp_path) not in text
 
 
 def test_a_hub_that_does_not_answer_is_given_up_on(monkeypatch):
