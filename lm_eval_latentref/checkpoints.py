@@ -270,6 +270,12 @@ def _fits(group: list[_Facts], member: _Facts) -> bool:
     return not mixes and (fewer or member.num_rows == group[0].num_rows)
 
 
+def _contiguous(module: Any, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
+    # `generate` gives the head the last column, a strided slice. Where no weight needs a gradient
+    # torch multiplies that as a batch of matrices, with a copy of the whole head for each row.
+    return inputs[0].contiguous(), *inputs[1:]
+
+
 def _load_group(members: list[_Facts], load_model: ModelLoader) -> dict[str, LoadedModel]:
     """Opens one base model and lays over it what `members` bring."""
     leader = members[0]
@@ -282,6 +288,8 @@ def _load_group(members: list[_Facts], load_model: ModelLoader) -> dict[str, Loa
         model = attach(model, adapters, leader.num_rows)
     model.requires_grad_(False)
     model.eval()
+    if (head := model.get_output_embeddings()) is not None:
+        head.register_forward_pre_hook(_contiguous)
     return {
         one.role: LoadedModel(
             model=model,

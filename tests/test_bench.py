@@ -135,7 +135,7 @@ def test_three_adapters_are_written_and_measured(folder, tmp_path):
     adapters = [str(tmp_path / name) for name in ("f", "strong", "weak")]
     common = {"dtype": "float32", "batch_size": 2, "device": "cpu"}
     peaks = memory.measure_adapters(adapters, 2, common)
-    assert peaks["in all"] >= peaks["from the first document on"] > 0
+    assert peaks.keys() == {"loading", "choices", "generation"}
     assert memory.measure_hf(str(tmp_path / "base"), 2, common).keys() == peaks.keys()
 
 

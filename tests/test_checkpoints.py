@@ -539,3 +539,13 @@ def test_resolving_the_default_imports_neither_torch_nor_the_package():
     )
     result = subprocess.run([sys.executable, "-c", code], check=False, capture_output=True)
     assert result.returncode == 0, result.stderr.decode()
+
+
+def test_the_head_reads_no_strided_slice_of_which_torch_would_copy_it_for_each_row(base):
+    model, seen = load(pretrained=base).backbone.model, []
+    model.get_output_embeddings().register_forward_hook(
+        lambda module, inputs, output: seen.append(inputs[0].is_contiguous())
+    )
+    model.generate(torch.tensor([[1, 2, 3], [4, 5, 6]]), max_new_tokens=2, do_sample=False)
+    assert seen
+    assert all(seen)
