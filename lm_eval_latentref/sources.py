@@ -158,9 +158,11 @@ def resolve(
 
 def describe(source: Source) -> dict[str, str]:
     """Identity that costs nothing: names, revisions and commits as far as they are known."""
+    default = default_source()
     values = {
         "name": source.name or source.base,
-        "base": source.base,
+        # Where a package lies tells nothing, and differs from machine to machine.
+        "base": DEFAULT_PACKAGE if source.base == default.base != DEFAULT_MODEL else source.base,
         "revision": source.revision,
         "subfolder": source.subfolder,
         "gguf_file": source.gguf_file,
