@@ -70,7 +70,7 @@ def _run(arguments: Sequence[str]) -> int:
 
 
 def _tasks_path(args: argparse.Namespace) -> int:
-    from lm_eval_latentref.tasks import tasks_path
+    from lm_eval_latentref.benchmarks.tasks import tasks_path
 
     print(tasks_path())
     return 0
@@ -88,7 +88,7 @@ def _ask(args: argparse.Namespace) -> int:
 
 
 def _convert(args: argparse.Namespace) -> int:
-    from lm_eval_latentref.convert import convert
+    from lm_eval_latentref.checkpoints.convert import convert
 
     folder = convert(
         out=args.output, adapter=args.adapter, tuned_on=args.tuned_on, **_model_arguments(args)
@@ -102,8 +102,8 @@ def _train(args: argparse.Namespace) -> int:
 
     import transformers
 
-    from lm_eval_latentref.recipe_files import load_recipe
-    from lm_eval_latentref.training import train
+    from lm_eval_latentref.training.loop import train
+    from lm_eval_latentref.training.recipe_files import load_recipe
 
     recipe = load_recipe(args.recipe, args.overrides)
     transformers.utils.logging.disable_progress_bar()  # one bar is enough
@@ -118,8 +118,8 @@ def _train(args: argparse.Namespace) -> int:
 
 
 def _data(args: argparse.Namespace) -> int:
-    from lm_eval_latentref.recipe_files import parse_overrides
-    from lm_eval_latentref.training_data import write_generated
+    from lm_eval_latentref.training.data import write_generated
+    from lm_eval_latentref.training.recipe_files import parse_overrides
 
     options = parse_overrides(args.options)
     num = write_generated(
@@ -133,8 +133,8 @@ def _sweep(args: argparse.Namespace) -> int:
     import json
 
     from lm_eval_latentref.provenance import command
-    from lm_eval_latentref.sweep import sweep
-    from lm_eval_latentref.sweep_report import as_text, last_line, save
+    from lm_eval_latentref.tuning.sweep import sweep
+    from lm_eval_latentref.tuning.sweep_report import as_text, last_line, save
 
     names = ("task", "output", "limit", "seed", "compare", "write", "include_path", "latent_steps")
     grids = ("memory_rates", "step_sizes", "search_steps")
@@ -158,8 +158,8 @@ def _sweep(args: argparse.Namespace) -> int:
 def _compare(args: argparse.Namespace) -> int:
     import json
 
-    from lm_eval_latentref.compare import as_json, as_text, compare
-    from lm_eval_latentref.samples import read_answers
+    from lm_eval_latentref.tuning.compare import as_json, as_text, compare
+    from lm_eval_latentref.tuning.samples import read_answers
 
     first, second = (read_answers(name, metric=args.metric) for name in (args.first, args.second))
     found = compare(first, second, seed=args.seed)
@@ -179,8 +179,8 @@ def _bench(args: argparse.Namespace) -> int:
 
 def _study(args: argparse.Namespace) -> int:
     from lm_eval_latentref.provenance import command
-    from lm_eval_latentref.study import run_study
-    from lm_eval_latentref.study_report import as_markdown, save
+    from lm_eval_latentref.tuning.study import run_study
+    from lm_eval_latentref.tuning.study_report import as_markdown, save
 
     names = ("task", "work", "latent_steps", "memory_rates", "step_sizes", "limit", "seed")
     options = {name: getattr(args, name) for name in names}
@@ -191,9 +191,9 @@ def _study(args: argparse.Namespace) -> int:
 
 
 def _diagnose(args: argparse.Namespace) -> int:
-    from lm_eval_latentref.diagnosis import diagnose
-    from lm_eval_latentref.diagnosis_report import as_markdown, save
     from lm_eval_latentref.provenance import command
+    from lm_eval_latentref.tuning.diagnosis import diagnose
+    from lm_eval_latentref.tuning.diagnosis_report import as_markdown, save
 
     names = ("task", "work", "latent_steps", "limit", "batch_size", "seed")
     options = {name: getattr(args, name) for name in names}

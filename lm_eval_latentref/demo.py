@@ -23,8 +23,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from lm_eval_latentref import published
-from lm_eval_latentref.tasks import tasks_path
+from lm_eval_latentref.benchmarks import published
+from lm_eval_latentref.benchmarks.tasks import tasks_path
 
 logger = logging.getLogger(__name__)
 
@@ -97,7 +97,7 @@ def show_small_set(output: str) -> str:
 
     Results JSON and samples go below the folder `output`.
     """
-    from lm_eval_latentref.runs import evaluate
+    from lm_eval_latentref.tuning.runs import evaluate
 
     lines = [f"{SMALL_TASK}, {SMALL_PROBLEMS} generated problems of five steps each", ""]
     lines.append(f"{'':18}{'accuracy %':>16}{'tokens':>8}{'ms':>8}   (a problem)")

@@ -13,7 +13,7 @@ import sys
 from collections.abc import Sequence
 
 from lm_eval_latentref import _autoload
-from lm_eval_latentref.tasks import tasks_path
+from lm_eval_latentref.benchmarks.tasks import tasks_path
 
 
 def run(arguments: Sequence[str]) -> None:

@@ -31,11 +31,11 @@ from lm_eval_latentref.batching import (
     group_by_context,
     in_batches,
 )
-from lm_eval_latentref.checkpoints import Source, load_set, load_tokenizer
+from lm_eval_latentref.benchmarks.documents import loaded_splits
+from lm_eval_latentref.checkpoints.loading import Source, load_set, load_tokenizer
+from lm_eval_latentref.checkpoints.opening import StrictAutoModel
 from lm_eval_latentref.config import OPTION_NAMES
-from lm_eval_latentref.documents import loaded_splits
 from lm_eval_latentref.errors import LatentRefError
-from lm_eval_latentref.opening import StrictAutoModel
 from lm_eval_latentref.planning import plan_run
 from lm_eval_latentref.reasoner import NonFiniteThoughtError, Reasoner
 from lm_eval_latentref.response_cache import check_settings

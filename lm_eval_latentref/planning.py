@@ -13,9 +13,9 @@ import logging
 from collections.abc import Mapping
 from typing import Any
 
+from lm_eval_latentref.checkpoints.sources import SetPlan, resolve
 from lm_eval_latentref.config import RefinementConfig
 from lm_eval_latentref.errors import LatentRefError
-from lm_eval_latentref.sources import SetPlan, resolve
 
 logger = logging.getLogger(__name__)
 

@@ -25,7 +25,7 @@ from torch import Tensor
 from lm_eval_latentref.accounting import Accounting
 from lm_eval_latentref.arguments import check_known
 from lm_eval_latentref.batching import Tokens
-from lm_eval_latentref.checkpoints import (
+from lm_eval_latentref.checkpoints.loading import (
     LoadedModel,
     LoadedSet,
     default_loader,
@@ -33,15 +33,15 @@ from lm_eval_latentref.checkpoints import (
     load_set,
     load_tokenizer,
 )
+from lm_eval_latentref.checkpoints.opening import open_config
+from lm_eval_latentref.checkpoints.vocabulary import marker_ids, single_token
 from lm_eval_latentref.config import OPTION_NAMES, RefinementConfig
 from lm_eval_latentref.errors import LatentRefError
 from lm_eval_latentref.networks import Network
-from lm_eval_latentref.opening import open_config
 from lm_eval_latentref.planning import plan_run
 from lm_eval_latentref.protocol import LATENT, extract_answer, prompt
 from lm_eval_latentref.scoring import Score, score
 from lm_eval_latentref.thoughts import Context, Markers, References, Thoughts, think
-from lm_eval_latentref.vocabulary import marker_ids, single_token
 
 
 class NonFiniteThoughtError(LatentRefError):

@@ -9,7 +9,7 @@ from typing import Any
 
 import datasets
 
-from lm_eval_latentref import documents
+from lm_eval_latentref.benchmarks import documents
 
 exact_match = documents.exact_match
 

@@ -9,7 +9,7 @@ import pytest
 from tiny import random_ids, tiny_model, tiny_tokenizer
 
 from lm_eval_latentref import accounting
-from lm_eval_latentref.checkpoints import LoadedModel, LoadedSet
+from lm_eval_latentref.checkpoints.loading import LoadedModel, LoadedSet
 from lm_eval_latentref.config import RefinementConfig
 from lm_eval_latentref.reasoner import Reasoner
 

@@ -10,10 +10,10 @@ from tiny import random_ids, tiny_model
 
 from lm_eval_latentref.bench import train as bench
 from lm_eval_latentref.bench.published_training import published_loss
-from lm_eval_latentref.curriculum import Row
 from lm_eval_latentref.networks import Network
 from lm_eval_latentref.thoughts import Markers
-from lm_eval_latentref.training_loss import loss_sum, num_labelled
+from lm_eval_latentref.training.curriculum import Row
+from lm_eval_latentref.training.loss import loss_sum, num_labelled
 
 MARKERS = Markers(start_id=290, end_id=291, pause_id=292)
 

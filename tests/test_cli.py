@@ -12,10 +12,11 @@ from types import ModuleType, SimpleNamespace
 import pytest
 import torch
 
-from lm_eval_latentref import demo, harness, published
+from lm_eval_latentref import demo, harness
+from lm_eval_latentref.benchmarks import published
+from lm_eval_latentref.benchmarks.tasks import tasks_path
 from lm_eval_latentref.cli import main
 from lm_eval_latentref.errors import LatentRefError
-from lm_eval_latentref.tasks import tasks_path
 
 
 @pytest.fixture
@@ -96,7 +97,7 @@ def test_a_bug_of_ours_keeps_its_traceback(fake_load):
 
 def test_convert_passes_checkpoints_settings_and_folder_on(monkeypatch):
     seen = []
-    module = ModuleType("lm_eval_latentref.convert")
+    module = ModuleType("lm_eval_latentref.checkpoints.convert")
     module.convert = lambda **options: seen.append(options)
     monkeypatch.setitem(sys.modules, module.__name__, module)
     given = ["--pretrained", "gpt2", "--weights", "checkpoint_41", "--latent_steps", "6"]

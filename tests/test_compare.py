@@ -13,11 +13,11 @@ from lm_eval.loggers import EvaluationTracker
 from lm_eval.tasks import TaskManager
 from scipy import stats
 
+from lm_eval_latentref.benchmarks.tasks import tasks_path
 from lm_eval_latentref.cli import main
-from lm_eval_latentref.compare import compare
 from lm_eval_latentref.errors import LatentRefError
-from lm_eval_latentref.samples import Answer, Answers, read_answers
-from lm_eval_latentref.tasks import tasks_path
+from lm_eval_latentref.tuning.compare import compare
+from lm_eval_latentref.tuning.samples import Answer, Answers, read_answers
 
 CHOOSING = "latentref_prosqa_generated_mc_dev"
 WRITING = "latentref_prosqa_generated_dev"

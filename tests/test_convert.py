@@ -24,11 +24,16 @@ from tiny_checkpoints import (
 )
 from transformers import AutoModelForCausalLM
 
-from lm_eval_latentref.checkpoints import resolve
-from lm_eval_latentref.convert import _fresh_copy, convert
+from lm_eval_latentref.checkpoints.convert import _fresh_copy, convert
+from lm_eval_latentref.checkpoints.loading import resolve
+from lm_eval_latentref.checkpoints.manifest import (
+    MANIFEST_NAME,
+    Manifest,
+    read_manifest,
+    write_manifest,
+)
+from lm_eval_latentref.checkpoints.sources import default_source
 from lm_eval_latentref.errors import LatentRefError
-from lm_eval_latentref.manifest import MANIFEST_NAME, Manifest, read_manifest, write_manifest
-from lm_eval_latentref.sources import default_source
 
 MARKED = (3, START, 7, END, 9)
 ALL = {START, END, LATENT}
@@ -214,7 +219,7 @@ def test_a_crash_leaves_no_folder(base, tmp_path, monkeypatch):
     def crash(*args):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("lm_eval_latentref.convert.write_manifest", crash)
+    monkeypatch.setattr("lm_eval_latentref.checkpoints.convert.write_manifest", crash)
     before = set(tmp_path.iterdir())
     with pytest.raises(KeyboardInterrupt):
         convert(out=tmp_path / "set", pretrained=base)

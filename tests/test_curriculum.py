@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lm_eval_latentref.curriculum import (
+from lm_eval_latentref.training.curriculum import (
     Curriculum,
     Problem,
     Row,

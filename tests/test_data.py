@@ -14,11 +14,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lm_eval_latentref import data, published
-from lm_eval_latentref.benchmarks import BENCHMARKS, harness_choices, normalise_question
-from lm_eval_latentref.data import KNOWN_TEST_SPLITS, content_hash, load, load_split, load_training
+from lm_eval_latentref.benchmarks import data, published
+from lm_eval_latentref.benchmarks.data import (
+    KNOWN_TEST_SPLITS,
+    content_hash,
+    load,
+    load_split,
+    load_training,
+)
+from lm_eval_latentref.benchmarks.prosqa import generate
+from lm_eval_latentref.benchmarks.rows import BENCHMARKS, harness_choices, normalise_question
 from lm_eval_latentref.errors import LatentRefError
-from lm_eval_latentref.prosqa import generate
 from lm_eval_latentref.protocol import Example, prompt
 
 REAL_DATA = os.environ.get(published.DATA_VARIABLE)

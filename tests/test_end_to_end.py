@@ -12,8 +12,8 @@ from lm_eval.tasks import TaskManager
 from test_model import REFINED, folders
 from tiny import tiny_model, tiny_tokenizer
 
+from lm_eval_latentref.benchmarks.tasks import tasks_path
 from lm_eval_latentref.harness import run
-from lm_eval_latentref.tasks import tasks_path
 
 __all__ = ["folders"]
 

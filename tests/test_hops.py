@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from lm_eval_latentref.benchmarks.hops import SPLIT_BUCKETS, generate
 from lm_eval_latentref.errors import LatentRefError
-from lm_eval_latentref.hops import SPLIT_BUCKETS, generate
 
 
 def facts(row):

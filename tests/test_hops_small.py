@@ -8,9 +8,9 @@ import json
 import pytest
 from golden_hops_small import GOLDEN, TOLERANCE, differences, measure
 
-from lm_eval_latentref.hops import generate
-from lm_eval_latentref.manifest import read_manifest
-from lm_eval_latentref.sources import PACKAGED_MODELS, packaged_models, resolve
+from lm_eval_latentref.benchmarks.hops import generate
+from lm_eval_latentref.checkpoints.manifest import read_manifest
+from lm_eval_latentref.checkpoints.sources import PACKAGED_MODELS, packaged_models, resolve
 
 FOLDER = PACKAGED_MODELS / "hops-small"
 

@@ -12,39 +12,89 @@ PACKAGE = "lm_eval_latentref"
 SOURCES = Path(__file__).parent.parent / PACKAGE
 
 # Top to bottom is the order in which modules may know each other. A: pure computation. B: one
-# outside dependency each. C: composition. D: commands. A folder counts as one module.
+# outside dependency each. C: composition. D: commands. `bench` counts as one module.
 LAYERS = {
     "A": [
-        *("errors", "config", "protocol", "refinement", "prosqa_known", "prosqa", "benchmarks"),
-        *("hops", "curriculum", "statistics", "grid", "selection"),
+        *(
+            "errors",
+            "config",
+            "protocol",
+            "refinement",
+            "benchmarks.prosqa_known",
+            "benchmarks.prosqa",
+            "benchmarks.rows",
+        ),
+        *(
+            "benchmarks.hops",
+            "training.curriculum",
+            "tuning.statistics",
+            "tuning.grid",
+            "tuning.selection",
+        ),
     ],
     "B": [
-        *("_autoload", "networks", "accounting", "thoughts", "sharing", "batching", "scoring"),
-        *("journal", "provenance", "plots", "samples"),
-        *("folders", "identity", "manifest", "sources", "state_dicts", "adapters"),
-        *("vocabulary", "opening", "checkpoints"),
-        *("published", "data", "documents", "tasks", "arguments", "response_cache", "planning"),
+        *(
+            "_autoload",
+            "networks",
+            "accounting",
+            "thoughts",
+            "tuning.sharing",
+            "batching",
+            "scoring",
+        ),
+        *("tuning.journal", "provenance", "tuning.plots", "tuning.samples"),
+        *(
+            "checkpoints.folders",
+            "checkpoints.identity",
+            "checkpoints.manifest",
+            "checkpoints.sources",
+            "checkpoints.state_dicts",
+            "checkpoints.adapters",
+        ),
+        *("checkpoints.vocabulary", "checkpoints.opening", "checkpoints.loading"),
+        *(
+            "benchmarks.published",
+            "benchmarks.data",
+            "benchmarks.documents",
+            "benchmarks.tasks",
+            "arguments",
+            "response_cache",
+            "planning",
+        ),
     ],
     "C": [
-        *("reasoner", "model", "convert"),
+        *("reasoner", "model", "checkpoints.convert"),
         *(
-            "recipe",
-            "recipe_files",
-            "snapshots",
-            "word_tokenizer",
-            "training_data",
-            "training_loss",
+            "training.recipe",
+            "training.recipe_files",
+            "training.snapshots",
+            "training.word_tokenizer",
+            "training.data",
+            "training.loss",
         ),
-        *("training_models", "training_state", "training_plan", "learner", "training"),
-        *("dev_tasks", "sweep_model", "sweep_run", "sweep", "sweep_report", "compare"),
+        *(
+            "training.models",
+            "training.state",
+            "training.plan",
+            "training.learner",
+            "training.loop",
+        ),
+        *(
+            "tuning.dev_tasks",
+            "tuning.sweep_model",
+            "tuning.sweep_run",
+            "tuning.sweep",
+            "tuning.sweep_report",
+            "tuning.compare",
+        ),
     ],
     "D": [
-        "diagnosis",
-        "diagnosis_report",
+        "tuning.diagnosis",
+        "tuning.diagnosis_report",
         "harness",
-        "runs",
-        "study",
-        "study_report",
+        "tuning.runs",
+        "tuning.study",
+        "tuning.study_report",
         "demo",
         "bench",
         "cli",
@@ -54,14 +104,23 @@ LAYERS = {
 ORDER = [module for modules in LAYERS.values() for module in modules]
 
 STANDARD_LIBRARY_ONLY = ["__init__", "__main__", "_autoload", "cli", "errors"]
-MAY_IMPORT_LM_EVAL = {"_autoload", "arguments", "bench", "cli", "dev_tasks", "harness", "model"}
-MAY_IMPORT_LM_EVAL |= {"runs"}
+MAY_IMPORT_LM_EVAL = {
+    "_autoload",
+    "arguments",
+    "bench",
+    "cli",
+    "tuning.dev_tasks",
+    "harness",
+    "model",
+}
+MAY_IMPORT_LM_EVAL |= {"tuning.runs"}
 FILES_AND_MODELS = {"os", "pathlib", "json", "tempfile", "shutil", "transformers", "datasets"}
 
 
 def imports(module: str, *, at_top_only: bool = False) -> Iterator[str]:
     """Every dotted name that `module` imports, those for the type checker left out."""
-    files = [SOURCES / f"{module}.py", *(SOURCES / module).glob("*.py")]
+    place = SOURCES / module.replace(".", "/")
+    files = [place.with_suffix(".py"), *place.glob("*.py")]
     trees = [ast.parse(path.read_text(encoding="utf-8")) for path in files if path.is_file()]
     pending: list[ast.AST] = [statement for tree in trees for statement in tree.body]
     while pending:
@@ -73,8 +132,7 @@ def imports(module: str, *, at_top_only: bool = False) -> Iterator[str]:
         elif isinstance(node, ast.ImportFrom):
             assert node.level == 0, f"{module}: relative import"
             yield node.module or ""
-            if node.module == PACKAGE:
-                yield from (f"{PACKAGE}.{alias.name}" for alias in node.names)
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
         if not (at_top_only and isinstance(node, ast.FunctionDef | ast.ClassDef)):
             pending.extend(ast.iter_child_nodes(node))
 
@@ -84,15 +142,17 @@ def outside_packages(module: str, *, at_top_only: bool = False) -> set[str]:
 
 
 def test_the_table_names_every_module_once():
-    modules = {path.stem for path in SOURCES.glob("*.py")} - {"__init__"}
-    modules |= {path.parent.name for path in SOURCES.glob("*/__init__.py")}
+    files = [path.relative_to(SOURCES).with_suffix("") for path in SOURCES.rglob("*.py")]
+    modules = {".".join(file.parts) for file in files if file.name != "__init__"} | {"__main__"}
+    modules = {"bench" if name.startswith("bench.") else name for name in modules}
     assert sorted(ORDER) == sorted(modules)
 
 
 @pytest.mark.parametrize("module", ORDER)
 def test_a_module_imports_only_those_above_it(module):
     known = set(ORDER[: ORDER.index(module)])
-    used = {name.split(".")[1] for name in imports(module) if name.startswith(f"{PACKAGE}.")}
+    ours = {name.removeprefix(f"{PACKAGE}.") for name in imports(module)}
+    used = {other for other in ORDER for name in ours if f"{name}.".startswith(f"{other}.")}
     assert used - {module} <= known
 
 

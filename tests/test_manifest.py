@@ -8,8 +8,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from lm_eval_latentref.checkpoints.manifest import (
+    MANIFEST_NAME,
+    Manifest,
+    read_manifest,
+    write_manifest,
+)
 from lm_eval_latentref.errors import LatentRefError
-from lm_eval_latentref.manifest import MANIFEST_NAME, Manifest, read_manifest, write_manifest
 
 MANIFESTS = st.builds(
     Manifest,

@@ -6,7 +6,7 @@ import pytest
 import torch
 from tiny import random_ids, tiny_model, tiny_tokenizer
 
-from lm_eval_latentref.checkpoints import LoadedModel, LoadedSet
+from lm_eval_latentref.checkpoints.loading import LoadedModel, LoadedSet
 from lm_eval_latentref.config import RefinementConfig
 from lm_eval_latentref.errors import LatentRefError
 from lm_eval_latentref.protocol import LATENT, MARKERS

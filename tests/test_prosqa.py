@@ -13,12 +13,18 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lm_eval_latentref.benchmarks import normalise_question
-from lm_eval_latentref.data import load_split
+from lm_eval_latentref.benchmarks.data import load_split
+from lm_eval_latentref.benchmarks.prosqa import (
+    CONCEPTS,
+    PEOPLE,
+    SPLIT_BUCKETS,
+    fingerprint,
+    generate,
+)
+from lm_eval_latentref.benchmarks.prosqa_known import KNOWN_FINGERPRINTS
+from lm_eval_latentref.benchmarks.published import DATA_VARIABLE
+from lm_eval_latentref.benchmarks.rows import normalise_question
 from lm_eval_latentref.errors import LatentRefError
-from lm_eval_latentref.prosqa import CONCEPTS, PEOPLE, SPLIT_BUCKETS, fingerprint, generate
-from lm_eval_latentref.prosqa_known import KNOWN_FINGERPRINTS
-from lm_eval_latentref.published import DATA_VARIABLE
 
 FIELDS = ["question", "answer", "steps", "idx_to_symbol", "edges", "root", "target", "neg_target"]
 
@@ -210,7 +216,7 @@ def test_no_generated_problem_is_a_real_one(rows, real_data):
 def test_a_known_fingerprint_is_never_drawn(monkeypatch):
     first, second = generate(2, seed=3, split="test")
     barred = frozenset({fingerprint(first["question"])})
-    monkeypatch.setattr("lm_eval_latentref.prosqa.KNOWN_FINGERPRINTS", barred)
+    monkeypatch.setattr("lm_eval_latentref.benchmarks.prosqa.KNOWN_FINGERPRINTS", barred)
     (other,) = generate(1, seed=3, split="test")
     assert other["question"] not in (first["question"], second["question"])
 

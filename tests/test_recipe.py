@@ -6,8 +6,8 @@ import pytest
 import yaml
 
 from lm_eval_latentref.errors import LatentRefError
-from lm_eval_latentref.recipe import Recipe
-from lm_eval_latentref.recipe_files import RECIPES, load_recipe, parse_recipe
+from lm_eval_latentref.training.recipe import Recipe
+from lm_eval_latentref.training.recipe_files import RECIPES, load_recipe, parse_recipe
 
 MINIMAL = {"output": "out", "train": "hops", "pretrained": "gpt2"}
 

@@ -16,11 +16,11 @@ import yaml
 from tiny import tiny_model, tiny_tokenizer
 from training_helpers import metrics, small_recipe
 
-from lm_eval_latentref import training_state
 from lm_eval_latentref.errors import LatentRefError
-from lm_eval_latentref.learner import Learner
 from lm_eval_latentref.reasoner import load
-from lm_eval_latentref.training import train
+from lm_eval_latentref.training import state as training_state
+from lm_eval_latentref.training.learner import Learner
+from lm_eval_latentref.training.loop import train
 
 # Dropout (in the recipe of the helpers) makes every random number count.
 CHANGES = {"phases": ["no_cot", "cot", "coconut"], "uniform_prob": 0.3, "weak_epoch": 1}
@@ -145,7 +145,7 @@ def test_death_while_writing_leaves_nothing_half_written_that_loads(
 
             patch.setattr(torch, "save", half)
         elif part == "snapshot":
-            patch.setattr("lm_eval_latentref.training_models.write_manifest", die)
+            patch.setattr("lm_eval_latentref.training.models.write_manifest", die)
         else:
             moves, replace = itertools.count(), os.replace
 
@@ -154,7 +154,7 @@ def test_death_while_writing_leaves_nothing_half_written_that_loads(
                     raise Killed
                 replace(source, target)
 
-            patch.setattr("lm_eval_latentref.training_state.os.replace", partly)
+            patch.setattr("lm_eval_latentref.training.state.os.replace", partly)
         with pytest.raises(Killed):
             train(recipe)
     for folder in [tmp_path / "out", *(tmp_path / "out").glob("*/")]:

@@ -11,11 +11,11 @@ from hypothesis import strategies as st
 from test_thoughts import CONTEXTS, CONTINUATIONS, MARKER_IDS, assert_same_scores, models
 from tiny import HIDDEN_SIZE
 
-from lm_eval_latentref.grid import Grid
 from lm_eval_latentref.networks import Network
 from lm_eval_latentref.scoring import score
-from lm_eval_latentref.sharing import think_under
 from lm_eval_latentref.thoughts import Context, Markers, References, think
+from lm_eval_latentref.tuning.grid import Grid
+from lm_eval_latentref.tuning.sharing import think_under
 
 MARKERS = Markers(*MARKER_IDS)
 GRID = Grid(

@@ -22,7 +22,7 @@ from tiny_checkpoints import (
     save_raw,
 )
 
-from lm_eval_latentref.checkpoints import load_tokenizer, marker_ids, resolve
+from lm_eval_latentref.checkpoints.loading import load_tokenizer, marker_ids, resolve
 from lm_eval_latentref.errors import LatentRefError
 
 IDS = (3, START, 7, END, LATENT)
@@ -231,7 +231,7 @@ def test_a_file_on_the_hub_is_fetched_alone(base, tmp_path, monkeypatch):
         asked.append((repo, filename, options["revision"]))
         return path
 
-    monkeypatch.setattr("lm_eval_latentref.folders.hf_hub_download", fetch)
+    monkeypatch.setattr("lm_eval_latentref.checkpoints.folders.hf_hub_download", fetch)
     plan = resolve(pretrained=base, strong="someone/runs:cot/checkpoint_25", weights=path)
     assert plan.strong.weights == path
     resolve(pretrained=base, weights="someone/runs@abc:cot/checkpoint_25")

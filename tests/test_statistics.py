@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from lm_eval.api.metrics import mean_stderr
 from scipy import stats
 
-from lm_eval_latentref.statistics import (
+from lm_eval_latentref.tuning.statistics import (
     detectable_difference,
     detectable_mean,
     joint_intervals,

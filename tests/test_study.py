@@ -9,16 +9,16 @@ import shutil
 import numpy as np
 import pytest
 
-from lm_eval_latentref import runs
-from lm_eval_latentref.diagnosis import Diagnosis, Effect, Geometry, SignTest, diagnose
-from lm_eval_latentref.diagnosis_report import findings
+from lm_eval_latentref.benchmarks.hops import generate
+from lm_eval_latentref.checkpoints.sources import PACKAGED_MODELS
 from lm_eval_latentref.errors import LatentRefError
-from lm_eval_latentref.grid import Setting
-from lm_eval_latentref.hops import generate
-from lm_eval_latentref.sources import PACKAGED_MODELS
-from lm_eval_latentref.statistics import Interval, McNemar
-from lm_eval_latentref.study import run_study
-from lm_eval_latentref.study_report import as_json, as_markdown, mean_difference, save
+from lm_eval_latentref.tuning import runs
+from lm_eval_latentref.tuning.diagnosis import Diagnosis, Effect, Geometry, SignTest, diagnose
+from lm_eval_latentref.tuning.diagnosis_report import findings
+from lm_eval_latentref.tuning.grid import Setting
+from lm_eval_latentref.tuning.statistics import Interval, McNemar
+from lm_eval_latentref.tuning.study import run_study
+from lm_eval_latentref.tuning.study_report import as_json, as_markdown, mean_difference, save
 
 NUM_PROBLEMS = 12
 ROWS = ["No-CoT", "CoT", "Coconut", "+ residual", "+ search", "both"]

@@ -13,18 +13,19 @@ import yaml
 from lm_eval.tasks import TaskManager
 from tiny import tiny_model, tiny_tokenizer
 
-from lm_eval_latentref import published, sweep_model
-from lm_eval_latentref.checkpoints import resolve
+from lm_eval_latentref.benchmarks import published
+from lm_eval_latentref.checkpoints.loading import resolve
+from lm_eval_latentref.checkpoints.manifest import Manifest, read_manifest, write_manifest
 from lm_eval_latentref.cli import main
-from lm_eval_latentref.dev_tasks import load_dev_task
 from lm_eval_latentref.errors import LatentRefError
-from lm_eval_latentref.grid import Grid, Setting
-from lm_eval_latentref.journal import Journal, read_journal
-from lm_eval_latentref.manifest import Manifest, read_manifest, write_manifest
 from lm_eval_latentref.model import LatentRefLM
-from lm_eval_latentref.selection import Outcome, choose
-from lm_eval_latentref.sweep import sweep
-from lm_eval_latentref.sweep_report import as_json, as_text, save
+from lm_eval_latentref.tuning import sweep_model
+from lm_eval_latentref.tuning.dev_tasks import load_dev_task
+from lm_eval_latentref.tuning.grid import Grid, Setting
+from lm_eval_latentref.tuning.journal import Journal, read_journal
+from lm_eval_latentref.tuning.selection import Outcome, choose
+from lm_eval_latentref.tuning.sweep import sweep
+from lm_eval_latentref.tuning.sweep_report import as_json, as_text, save
 
 TASK = "riddles_dev"
 SIZES = {"memory_rates": (0.4,), "step_sizes": (1.0,), "latent_steps": (1, 3)}

@@ -14,12 +14,12 @@ from hypothesis import strategies as st
 from lm_eval.tasks import TaskManager
 from test_data import EXPECTED_EXAMPLES, mathqa_row, published_files, write_folder
 
-from lm_eval_latentref import documents, published
-from lm_eval_latentref.benchmarks import BENCHMARKS
-from lm_eval_latentref.data import load_split
-from lm_eval_latentref.prosqa import generate
+from lm_eval_latentref.benchmarks import documents, published
+from lm_eval_latentref.benchmarks.data import load_split
+from lm_eval_latentref.benchmarks.prosqa import generate
+from lm_eval_latentref.benchmarks.rows import BENCHMARKS
+from lm_eval_latentref.benchmarks.tasks import tasks_path
 from lm_eval_latentref.protocol import extract_answer
-from lm_eval_latentref.tasks import tasks_path
 
 REAL_DATA = os.environ.get(published.DATA_VARIABLE)
 

@@ -15,24 +15,24 @@ from safetensors.torch import load_file
 from tiny import random_ids, tiny_model, tiny_tokenizer
 from training_helpers import SMALL, metrics, small_recipe, write_json
 
-from lm_eval_latentref import training_data
+from lm_eval_latentref.checkpoints.manifest import read_manifest
 from lm_eval_latentref.cli import main
 from lm_eval_latentref.config import RefinementConfig
-from lm_eval_latentref.curriculum import Curriculum, Problem, cot_row
 from lm_eval_latentref.errors import LatentRefError
-from lm_eval_latentref.manifest import read_manifest
 from lm_eval_latentref.networks import Network
 from lm_eval_latentref.protocol import Example
 from lm_eval_latentref.reasoner import load
-from lm_eval_latentref.recipe_files import parse_recipe
-from lm_eval_latentref.snapshots import Epoch, choose, lower_bound
 from lm_eval_latentref.thoughts import Markers
-from lm_eval_latentref.training import train
-from lm_eval_latentref.training_data import encode, load_data, read_examples
-from lm_eval_latentref.training_loss import loss_sum, num_labelled
-from lm_eval_latentref.training_models import build
-from lm_eval_latentref.training_plan import Progress, Stage, learning_rate
-from lm_eval_latentref.word_tokenizer import make_word_tokenizer, words
+from lm_eval_latentref.training import data as training_data
+from lm_eval_latentref.training.curriculum import Curriculum, Problem, cot_row
+from lm_eval_latentref.training.data import encode, load_data, read_examples
+from lm_eval_latentref.training.loop import train
+from lm_eval_latentref.training.loss import loss_sum, num_labelled
+from lm_eval_latentref.training.models import build
+from lm_eval_latentref.training.plan import Progress, Stage, learning_rate
+from lm_eval_latentref.training.recipe_files import parse_recipe
+from lm_eval_latentref.training.snapshots import Epoch, choose, lower_bound
+from lm_eval_latentref.training.word_tokenizer import make_word_tokenizer, words
 
 TINY = {
     "llama": {"hidden_size": 16, "intermediate_size": 16, "num_attention_heads": 2},

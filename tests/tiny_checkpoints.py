@@ -14,7 +14,7 @@ from peft import LoraConfig, get_peft_model
 from tiny import tiny_tokenizer
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
-from lm_eval_latentref.checkpoints import (
+from lm_eval_latentref.checkpoints.loading import (
     LoadedModel,
     LoadedSet,
     default_loader,

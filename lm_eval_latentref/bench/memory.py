@@ -85,7 +85,7 @@ def write_checkpoints(folder: str, pretrained: str | None, dtype: str) -> None:
     from peft import LoraConfig, get_peft_model
     from transformers import AutoModelForCausalLM
 
-    from lm_eval_latentref.convert import convert
+    from lm_eval_latentref.checkpoints.convert import convert
 
     base = convert(out=Path(folder) / "base", pretrained=pretrained, dtype=dtype)
     for seed, name in enumerate(("f", "strong", "weak")):

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel
 
-from lm_eval_latentref.curriculum import Row
+from lm_eval_latentref.training.curriculum import Row
 
 NOT_LABELLED = -100
 

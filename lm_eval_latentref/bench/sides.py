@@ -20,11 +20,11 @@ from lm_eval.models.huggingface import HFLM
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from lm_eval_latentref.bench.report import environment
-from lm_eval_latentref.checkpoints import LoadedModel
+from lm_eval_latentref.benchmarks.documents import documents, generated_documents, harness_documents
+from lm_eval_latentref.benchmarks.published import DATA_VARIABLE
+from lm_eval_latentref.checkpoints.loading import LoadedModel
 from lm_eval_latentref.config import RefinementConfig
-from lm_eval_latentref.documents import documents, generated_documents, harness_documents
 from lm_eval_latentref.model import LatentRefLM
-from lm_eval_latentref.published import DATA_VARIABLE
 from lm_eval_latentref.reasoner import Reasoner
 
 Document = dict[str, Any]

@@ -19,7 +19,6 @@ import torch
 from accelerate import Accelerator
 from transformers import GPT2Config, GPT2LMHeadModel
 
-from lm_eval_latentref import prosqa
 from lm_eval_latentref.bench.published_training import published_loss
 from lm_eval_latentref.bench.report import (
     NUM_WARM_UP,
@@ -33,14 +32,15 @@ from lm_eval_latentref.bench.report import (
     timed_call,
     verdict,
 )
-from lm_eval_latentref.curriculum import Curriculum, Problem, Row
-from lm_eval_latentref.learner import Learner
+from lm_eval_latentref.benchmarks import prosqa
 from lm_eval_latentref.networks import Network
 from lm_eval_latentref.protocol import answer_text, prompt
-from lm_eval_latentref.recipe import Recipe
 from lm_eval_latentref.thoughts import Markers
-from lm_eval_latentref.training_loss import loss_sum, num_labelled
-from lm_eval_latentref.training_models import Trainee
+from lm_eval_latentref.training.curriculum import Curriculum, Problem, Row
+from lm_eval_latentref.training.learner import Learner
+from lm_eval_latentref.training.loss import loss_sum, num_labelled
+from lm_eval_latentref.training.models import Trainee
+from lm_eval_latentref.training.recipe import Recipe
 
 PUBLISHED, OURS, ONE_PASS = "published trainer", "latentref train", "pause tokens, one pass"
 TARGET = 1.8

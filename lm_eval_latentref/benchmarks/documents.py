@@ -1,0 +1,94 @@
+"""Benchmark rows as the documents of our lm-eval tasks, and how a generated answer is judged.
+
+    documents("mathqa", "dev")[0]
+    # {"Problem": ..., ..., "prompt": "...\\n", "answer_text": "### c", "choices": ["### a", ...],
+    #  "gold": 2}
+
+A document is the published row plus what the task files name: `prompt` (the context), the answer
+as text and, where the answers are on offer, the continuations and the right one's index. Knows no
+model; the files in task_configs/ only say which split is scored how.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from lm_eval_latentref.benchmarks import hops, prosqa
+from lm_eval_latentref.benchmarks.data import load_split
+from lm_eval_latentref.benchmarks.rows import BENCHMARKS, harness_choices
+from lm_eval_latentref.errors import LatentRefError
+from lm_eval_latentref.protocol import answer_text, extract_answer, prompt
+
+Document = dict[str, Any]
+
+loaded_splits: dict[str, dict[str, object]] = {}
+"""What this process has made documents of: task data by "name split", for the results file."""
+
+
+def documents(name: str, split: str) -> list[Document]:
+    """The documents of benchmark `name`'s `split` ("test", "dev" or "train")."""
+    loaded = load_split(name, split)
+    loaded_splits[f"{name} {split}"] = loaded.identity()
+    return [document(name, row) for row in loaded.rows]
+
+
+def generated_documents(
+    *, num: int, seed: int, split: str = "test", task: str = "prosqa"
+) -> list[Document]:
+    """Documents made on the spot: `task` is "prosqa", in the style of ProsQA, or "hops"."""
+    origin = {"origin": "generated", "rows": num, "seed": seed}
+    loaded_splits[f"{task}_generated {split}"] = origin
+    if task == "hops":
+        return [_hops_document(row) for row in hops.generate(num, seed=seed, split=split)]
+    rows = prosqa.generate(num, seed=seed, split=split)
+    return [document("prosqa", dict(row)) for row in rows]
+
+
+def harness_documents(split: str) -> list[Document]:
+    """MathQA as lm-eval's own `mathqa` shows it: bare problem, choices as its parser finds them."""
+    loaded = load_split("mathqa", split)
+    loaded_splits[f"mathqa {split}"] = loaded.identity()
+    return [_harness_document(row) for row in loaded.rows]
+
+
+def document(name: str, row: Mapping[str, Any]) -> Document:
+    """One row of benchmark `name` with the fields its tasks read."""
+    benchmark = BENCHMARKS[name]
+    example = benchmark.example(row)
+    made = {
+        **row,
+        "prompt": prompt(example.question),
+        "answer_text": answer_text(example.answer),
+    }
+    if candidates := benchmark.candidates(row):
+        made["choices"] = [answer_text(candidate) for candidate in candidates]
+        made["gold"] = candidates.index(example.answer)
+    return made
+
+
+def exact_match(document: Mapping[str, Any], results: Sequence[str]) -> dict[str, float]:
+    """lm-eval's `process_results`: 1 if the answer in the generated text is the gold one."""
+    gold = extract_answer(document["answer_text"])
+    return {"exact_match": float(extract_answer(results[0]) == gold)}
+
+
+def _hops_document(row: hops.Row) -> Document:
+    candidates = sorted({word[0] for word in row["question"].split() if ">" in word})
+    return {
+        **row,
+        "prompt": prompt(row["question"]),
+        "answer_text": answer_text(row["answer"]),
+        "choices": [answer_text(candidate) for candidate in candidates],
+        "gold": candidates.index(row["answer"]),
+    }
+
+
+def _harness_document(row: dict[str, Any]) -> Document:
+    letter, choices = row["correct"], harness_choices(row["options"])
+    if letter not in tuple("abcde") or len(choices) != 5:
+        raise LatentRefError(
+            f"malformed mathqa row (correct {letter!r}, {len(choices)} choices in "
+            f"{row['options']!r}); mend or remove that row"
+        )
+    return {**row, "choices": choices, "gold": "abcde".index(letter)}

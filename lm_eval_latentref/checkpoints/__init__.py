@@ -1,0 +1,1 @@
+"""Checkpoints: what their names mean, how they are opened, checked and converted."""

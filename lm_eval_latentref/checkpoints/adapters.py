@@ -1,0 +1,304 @@
+"""PEFT adapters: what an adapter's files hold, and several of them on one base model.
+
+    facts = read_adapter("out/lora", config)
+    attach(base_model, {"backbone": facts, "strong": other})    # a PeftModel with two adapters
+
+The base weights stay in memory once. PEFT only warns about keys that do not fit; here they are
+errors. Deliberately knows no names of checkpoints and no tokenizer.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from lm_eval_latentref.checkpoints.folders import one_line
+from lm_eval_latentref.checkpoints.state_dicts import (
+    input_embedding_name,
+    make_skeleton,
+    read_tensors,
+    set_rows,
+    tied_names,
+)
+from lm_eval_latentref.errors import LatentRefError
+
+PREFIX = "base_model.model."
+SAFE_WEIGHTS = "adapter_model.safetensors"
+PICKLED_WEIGHTS = "adapter_model.bin"
+CONFIG = "adapter_config.json"
+
+# Under these names PEFT saves, beside an adapter, what belongs to the base model.
+_BASE_COPIES = ("base_layer", "token_adapter.base_layer", "original_module")
+_TOKEN_ROWS = "token_adapter.trainable_tokens_delta"
+
+# Legend of shape suffixes: V rows of the vocabulary, D hidden size.
+
+
+@dataclass(frozen=True)
+class Adapter:
+    """An adapter's files, read and understood, before it meets its base model."""
+
+    path: str
+    config: dict[str, Any]
+    """adapter_config.json; an embedding saved beside the adapter is in its `modules_to_save`."""
+
+    tensors: dict[str, Tensor]
+    """What belongs to the adapter, by the keys of its file."""
+
+    base_copies: dict[str, Tensor]
+    """Embedding and output layer of its base, by the base's names, where the file has them."""
+
+    is_rewritten: bool
+    """Whether `config` and `tensors` differ from the files."""
+
+    embedding: str
+    """Name of the base model's input embedding weight."""
+
+    trained_ids: frozenset[int]
+    """Tokens whose input rows were trained one by one (`trainable_token_indices`)."""
+
+    trains_embedding: bool
+    """Whether the whole input embedding was trained (`modules_to_save` or low-rank factors)."""
+
+    @property
+    def exact_rows(self) -> int | None:
+        """Rows that the base must have because the adapter has or adapts a whole embedding."""
+        own_VD = self.tensors.get(f"{PREFIX}{self.embedding}")
+        factor = self.tensors.get(f"{PREFIX}{_module(self.embedding)}.lora_embedding_A")
+        if own_VD is not None:
+            return own_VD.shape[0]
+        return None if factor is None else factor.shape[1]
+
+    @property
+    def known_rows(self) -> int | None:
+        """Rows of the embedding the adapter was trained on, if its files tell."""
+        copy_VD = self.base_copies.get(self.embedding)
+        return self.exact_rows or (None if copy_VD is None else copy_VD.shape[0])
+
+    def trains(self, token_id: int) -> bool:
+        """Whether the adapter trained the input row of this token."""
+        in_whole = self.trains_embedding and token_id < (self.exact_rows or 0)
+        return in_whole or token_id in self.trained_ids
+
+    def carries(self, token_id: int) -> bool:
+        """Whether the adapter has an input row of its own for this token, trained or not."""
+        return token_id < (self.exact_rows or 0) or token_id in self.trained_ids
+
+    def adapts(self, weight: str) -> bool:
+        """Whether the adapter has low-rank factors for the base's `weight`."""
+        return any(key.startswith(f"{PREFIX}{_module(weight)}.lora_") for key in self.tensors)
+
+
+def read_adapter(path: str, base_config: Any, trust_remote_code: bool = False) -> Adapter:
+    """Reads configuration and tensors of the adapter in the folder `path`; runs no code.
+
+    PEFT saves the whole embedding beside an adapter whenever its vocabulary was resized, and
+    loads it into the base, which here is shared. So it is made the adapter's own
+    (`modules_to_save`) or, where only single rows of it were trained, set apart as a copy of the
+    base's. Raises LatentRefError for damaged files and for adapters that prepend virtual tokens.
+    """
+    config = _read_config(path)
+    tensors = _read_files(path)
+    skeleton = make_skeleton(base_config, trust_remote_code)
+    embedding = input_embedding_name(skeleton)
+    output_layer = skeleton.get_output_embeddings()
+    modules = skeleton.named_modules(remove_duplicate=False)
+    weights = [embedding, *(f"{n}.weight" for n, m in modules if m is output_layer)]
+    tied = any(set(weights) <= group for group in tied_names(skeleton))
+    trained_ids = _trained_ids(config, embedding)
+    own = {key: tensor for key, tensor in tensors.items() if not _is_copy(key, weights, tied)}
+    trained_whole = {weight for weight in weights if _saves(config, weight)}
+    base_copies = {
+        weight: tensors[key]
+        for weight in weights
+        for kind in _BASE_COPIES
+        if (key := f"{PREFIX}{_module(weight)}.{kind}.weight") in tensors
+    }
+    for weight in weights:
+        key = f"{PREFIX}{weight}"
+        if key not in own or weight in trained_whole:
+            continue
+        if trained_ids:
+            base_copies[weight] = own.pop(key)
+            continue
+        for other in weights if tied else [weight]:
+            own.setdefault(f"{PREFIX}{other}", own[key].clone())
+            if not _saves(config, other):
+                names = [*(config.get("modules_to_save") or []), _module(other)]
+                config = {**config, "modules_to_save": names}
+    factors = f"{PREFIX}{_module(embedding)}.lora_embedding_A"
+    return Adapter(
+        path=path,
+        config=config,
+        tensors=own,
+        base_copies=base_copies,
+        is_rewritten=own.keys() != tensors.keys() or config != _read_config(path),
+        embedding=embedding,
+        trained_ids=trained_ids,
+        trains_embedding=embedding in trained_whole or factors in own,
+    )
+
+
+def attach(model: Any, adapters: Mapping[str, Adapter], num_rows: int) -> Any:
+    """A PeftModel with every one of `adapters` on `model`, by name; none of them is trainable.
+
+    The embedding is given `num_rows` rows first. Raises LatentRefError for an adapter that was
+    made for another base, naming the key.
+    """
+    from peft import PeftModel
+
+    old_rows = len(model.get_input_embeddings().weight)
+    if any(parameter.device.type == "meta" for parameter in model.parameters()):
+        raise LatentRefError(
+            "PEFT adapters cannot be laid over a base model that is offloaded to CPU memory or "
+            "disk; run `latentref convert` first and load its folder, or give more device memory"
+        )
+    set_rows(model, num_rows)
+    _fill_new_rows(model, adapters, old_rows)
+    for adapter in adapters.values():
+        _check_base_copies(adapter, model, old_rows)
+    peft_model: Any = None
+    with tempfile.TemporaryDirectory(prefix="latentref-") as scratch:
+        # PEFT expects every adapter loaded after one with trained token rows to have such rows.
+        for name, adapter in sorted(adapters.items(), key=lambda item: bool(item[1].trained_ids)):
+            path = _as_files(adapter, os.path.join(scratch, name))
+            try:
+                if peft_model is None:
+                    peft_model = PeftModel.from_pretrained(model, path, adapter_name=name)
+                else:
+                    peft_model.load_adapter(path, adapter_name=name)
+            except torch.OutOfMemoryError:
+                raise
+            except (RuntimeError, KeyError, ValueError, TypeError, OSError) as error:
+                raise LatentRefError(
+                    f"adapter {adapter.path} does not fit its base model "
+                    f"({one_line(error)}); give the base it was trained on"
+                ) from error
+            _check_keys(peft_model, name, adapter)
+    peft_model.requires_grad_(False)
+    return peft_model.eval()
+
+
+def _fill_new_rows(model: nn.Module, adapters: Mapping[str, Adapter], old_rows: int) -> None:
+    """New rows of the shared base come from the first adapter whose file has them."""
+    held = dict(model.named_parameters(remove_duplicate=False))
+    filled: set[str] = set()
+    for adapter in adapters.values():
+        for weight, copy_VD in adapter.base_copies.items():
+            if weight not in filled and copy_VD.shape == held[weight].shape:
+                filled.add(weight)
+                with torch.no_grad():
+                    held[weight][old_rows:] = copy_VD[old_rows:].to(held[weight])
+
+
+def _check_base_copies(adapter: Adapter, model: nn.Module, old_rows: int) -> None:
+    """Raises unless the base's rows in the adapter's file are those of the base it is to share.
+
+    Rows trained one by one do not count, and new rows only where low-rank factors build on them.
+    """
+    held = dict(model.named_parameters(remove_duplicate=False))
+    for weight, copy_VD in adapter.base_copies.items():
+        base_VD = held[weight].detach().cpu()
+        adapted = adapter.adapts(weight)
+        num_rows = min(len(base_VD) if adapted else old_rows, len(base_VD), len(copy_VD))
+        rows = torch.tensor([row for row in range(num_rows) if row not in adapter.trained_ids])
+        fits = copy_VD.shape[1:] == base_VD.shape[1:] and not (
+            adapted and len(copy_VD) != len(base_VD)
+        )
+        if not fits or not torch.equal(copy_VD[rows].to(base_VD.dtype), base_VD[rows]):
+            raise LatentRefError(
+                f"adapter {adapter.path} was saved with {weight!r} of another base, so it cannot "
+                "share this one; give the base it was trained on, or run `latentref convert` on "
+                "it and give that folder"
+            )
+
+
+def _as_files(adapter: Adapter, scratch: str) -> str:
+    """A folder that PEFT loads as `adapter`: its own, or a copy without what is the base's."""
+    if not adapter.is_rewritten:
+        return adapter.path
+    os.makedirs(scratch)
+    contiguous = {key: tensor.contiguous() for key, tensor in adapter.tensors.items()}
+    save_file(contiguous, os.path.join(scratch, SAFE_WEIGHTS))
+    Path(scratch, CONFIG).write_text(json.dumps(adapter.config), encoding="utf-8")
+    return scratch
+
+
+def _check_keys(peft_model: Any, name: str, adapter: Adapter) -> None:
+    """Raises unless the keys of the adapter's file are exactly those its configuration makes."""
+    from peft import get_peft_model_state_dict
+
+    expected = get_peft_model_state_dict(
+        peft_model, adapter_name=name, save_embedding_layers=False
+    ).keys()
+    found = adapter.tensors.keys()
+    for what, keys in (("missing", expected - found), ("unknown", found - expected)):
+        if keys:
+            raise LatentRefError(
+                f"adapter {adapter.path} does not fit its base model: key {min(keys)!r} is {what}; "
+                "give the base it was trained on, or save the adapter again"
+            )
+
+
+def _read_config(path: str) -> dict[str, Any]:
+    config_path = os.path.join(path, CONFIG)
+    try:
+        config = json.loads(Path(config_path).read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise LatentRefError(
+            f"{config_path} cannot be read ({one_line(error)}); save the adapter again"
+        ) from error
+    if "num_virtual_tokens" in config or config.get("peft_type") == "ADAPTION_PROMPT":
+        raise LatentRefError(
+            f"adapter {path} is of type {config.get('peft_type')}, which prepends virtual tokens; "
+            "give an adapter that changes weights, such as LoRA"
+        )
+    return config
+
+
+def _read_files(path: str) -> dict[str, Tensor]:
+    safe = os.path.join(path, SAFE_WEIGHTS)
+    return read_tensors(safe if os.path.exists(safe) else os.path.join(path, PICKLED_WEIGHTS))
+
+
+def _trained_ids(config: dict[str, Any], embedding: str) -> frozenset[int]:
+    """Ids whose input rows the adapter trains one by one."""
+    indices = config.get("trainable_token_indices") or config.get("token_indices") or []
+    if isinstance(indices, dict):
+        lists = [ids for name, ids in indices.items() if _names_module(name, embedding)]
+        indices = [token_id for ids in lists for token_id in ids]
+    return frozenset(indices)
+
+
+def _is_copy(key: str, weights: list[str], tied: bool) -> bool:
+    """Whether PEFT saved under `key` the base's weights, or the adapter's for a second time."""
+    for weight in weights:
+        module = f"{PREFIX}{_module(weight)}"
+        twice = [f"{module}.modules_to_save.weight"]
+        if tied and weight != weights[0]:
+            twice.append(f"{module}.{_TOKEN_ROWS}")
+        if key in twice or key in [f"{module}.{kind}.weight" for kind in _BASE_COPIES]:
+            return True
+    return False
+
+
+def _saves(config: dict[str, Any], weight: str) -> bool:
+    return any(_names_module(name, weight) for name in config.get("modules_to_save") or [])
+
+
+def _names_module(name: str, weight: str) -> bool:
+    module = _module(weight)
+    return module == name or module.endswith(f".{name}")
+
+
+def _module(weight: str) -> str:
+    return weight.removesuffix(".weight")

@@ -1,0 +1,303 @@
+"""One plain folder of any set of checkpoints, so that `pretrained=FOLDER` alone loads all of it.
+
+    convert(out="out/coconut", pretrained="gpt2", weights="checkpoint_41", strong="cot_25",
+            weak="cot_1", latent_steps=6, memory_rate=0.3, tuned_on="mathqa dev")
+
+The backbone lies at the root, the references in `strong/` and `weak/`, the settings in
+latentref.json. With `adapter=True` the three stay adapters on their base. Deliberately knows
+nothing of evaluation.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+import logging
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from lm_eval_latentref.checkpoints import vocabulary
+from lm_eval_latentref.checkpoints.adapters import CONFIG, PICKLED_WEIGHTS, SAFE_WEIGHTS
+from lm_eval_latentref.checkpoints.loading import check_set, load_alone
+from lm_eval_latentref.checkpoints.manifest import Manifest, write_manifest
+from lm_eval_latentref.checkpoints.opening import (
+    default_loader,
+    has_tokenizer,
+    load_tokenizer,
+    open_config,
+    open_tokenizer,
+)
+from lm_eval_latentref.checkpoints.sources import (
+    DEFAULT_MODEL,
+    SetPlan,
+    Source,
+    default_source,
+    resolve,
+)
+from lm_eval_latentref.checkpoints.state_dicts import make_skeleton
+from lm_eval_latentref.config import RefinementConfig
+from lm_eval_latentref.errors import LatentRefError
+from lm_eval_latentref.protocol import END_LATENT, START_LATENT
+
+logger = logging.getLogger(__name__)
+
+
+def convert(
+    *,
+    out: str | os.PathLike[str],
+    pretrained: str | None = None,
+    strong: str | None = None,
+    weak: str | None = None,
+    weights: str | None = None,
+    peft: str | None = None,
+    gguf_file: str | None = None,
+    revision: str | None = None,
+    subfolder: str = "",
+    tokenizer: str | None = None,
+    adapter: bool = False,
+    tuned_on: str | None = None,
+    dtype: str = "auto",
+    trust_remote_code: bool = False,
+    **options: Any,
+) -> Path:
+    """Writes the set into the folder `out` and returns its path.
+
+    Args:
+        out: a new or empty folder; it appears complete or not at all.
+        adapter: keep adapters as adapters on their base instead of merging them into it.
+        tuned_on: the split that memory rate and step size were tuned on.
+        dtype: of the written weights; "auto" is each checkpoint's own.
+        options: fields of `RefinementConfig` for latentref.json; what is not given comes from the
+            latentref.json beside `pretrained`.
+
+    The other arguments are those of `resolve`. Raises LatentRefError if the set does not fit
+    together, `out` is taken or the disk is too small.
+    """
+    target = Path(out).expanduser()
+    if target.exists() and (not target.is_dir() or any(target.iterdir())):
+        raise LatentRefError(f"out={target} exists and is not an empty folder; give a new one")
+    given = RefinementConfig.parse(options)
+    plan = resolve(
+        pretrained=pretrained,
+        strong=strong,
+        weak=weak,
+        weights=weights,
+        peft=peft,
+        gguf_file=gguf_file,
+        revision=revision,
+        subfolder=subfolder,
+        tokenizer=tokenizer,
+        explicit=options,
+    )
+    manifest = _manifest(plan, {name: getattr(given, name) for name in options}, tuned_on)
+    own_tokenizer = load_tokenizer(plan.backbone, trust_remote_code=trust_remote_code)
+    borrowed = check_set(plan, tokenizer=own_tokenizer, trust_remote_code=trust_remote_code)
+    if adapter:
+        _check_adapters(plan)
+    _check_space(plan, target, adapter, dtype, trust_remote_code)
+    with _appearing_whole(target) as folder:
+        if adapter:
+            _copy_adapters(plan, folder)
+        else:
+            _save_models(plan, folder, own_tokenizer, borrowed, dtype, trust_remote_code)
+        if plan.backbone.tokenizer is not None or not adapter:
+            own_tokenizer.save_pretrained(folder)
+        write_manifest(folder, manifest)
+    return target
+
+
+@contextmanager
+def _appearing_whole(target: Path) -> Iterator[Path]:
+    """A folder beside `target` that takes its name at the end, or vanishes after an error."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    temporary = target.parent / f".{target.name}.{os.getpid()}.partial"
+    temporary.mkdir()
+    try:
+        yield temporary
+        if target.exists():
+            target.rmdir()
+        temporary.rename(target)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _members(plan: SetPlan) -> dict[str, Source]:
+    sources = {"pretrained": plan.backbone, "strong": plan.strong, "weak": plan.weak}
+    return {role: source for role, source in sources.items() if source is not None}
+
+
+def _manifest(plan: SetPlan, given: dict[str, Any], tuned_on: str | None) -> Manifest:
+    """The settings of `plan` under those `given`; a recorded split lasts while its values do."""
+    retuned = {"memory_rate", "search_step_size"} & given.keys()
+    settings: dict[str, Any] = {**plan.settings, **given}
+    return Manifest(
+        **settings,
+        strong="strong" if plan.strong is not None else None,
+        weak="weak" if plan.weak is not None else None,
+        tuned_on=tuned_on or (None if retuned else plan.tuned_on),
+        trained_on=list(plan.trained_on) or None,
+    )
+
+
+def _copy_adapters(plan: SetPlan, folder: Path) -> None:
+    for role, source in _members(plan).items():
+        _copy_adapter(source, folder if role == "pretrained" else folder / role)
+
+
+def _save_models(
+    plan: SetPlan,
+    folder: Path,
+    own_tokenizer: Any,
+    borrowed: dict[str, frozenset[int]],
+    dtype: str,
+    trust_remote_code: bool,
+) -> None:
+    """Writes the three as plain models, one in memory at a time, references with a tokenizer."""
+    for role, source in _members(plan).items():
+        logger.info("writing %s (%s)", role, source.name or source.base)
+        place = folder if role == "pretrained" else folder / role
+        _save_merged(source, place, dtype, trust_remote_code)
+        if role != "pretrained":
+            _save_own_tokenizer(source, place, own_tokenizer, borrowed[role], trust_remote_code)
+
+
+def _save_merged(source: Source, folder: Path, dtype: str, trust_remote_code: bool) -> None:
+    """Writes `source` as a plain model, its adapter merged."""
+    loader = default_loader(dtype=dtype, trust_remote_code=trust_remote_code)
+    loaded = load_alone(source, load_model=loader, trust_remote_code=trust_remote_code)
+    model = loaded.model
+    if loaded.adapter is not None:
+        model = model.merge_and_unload()
+    if not all(parameter.is_floating_point() for parameter in model.parameters()):
+        raise LatentRefError(
+            f"{source.name or source.base} has quantised weights, which cannot be written as a "
+            "plain folder; give the checkpoint it was quantised from"
+        )
+    _untie_if_different(model)
+    if getattr(model, "hf_quantizer", None) is not None:
+        model = _fresh_copy(model, trust_remote_code)
+    model.save_pretrained(folder)
+
+
+def _untie_if_different(model: Any) -> None:
+    """An adapter with an embedding of its own leaves the output layer as it was, so unties them."""
+    output = model.get_output_embeddings()
+    inputs = model.get_input_embeddings()
+    if output is None or not model.config.get_text_config().tie_word_embeddings:
+        return
+    if output.weight is not inputs.weight and not torch.equal(output.weight, inputs.weight):
+        model.config.get_text_config().tie_word_embeddings = False
+        model.config.tie_word_embeddings = False
+
+
+def _fresh_copy(model: Any, trust_remote_code: bool) -> Any:
+    """The same weights in a model that knows nothing of GGUF, which refuses to be saved."""
+    from transformers import AutoModelForCausalLM
+
+    config = copy.deepcopy(model.config)
+    if hasattr(config, "quantization_config"):
+        del config.quantization_config
+    fresh = AutoModelForCausalLM.from_config(
+        config, dtype=model.dtype, trust_remote_code=trust_remote_code
+    )
+    fresh.load_state_dict(model.state_dict())
+    fresh.generation_config = model.generation_config
+    return fresh
+
+
+def _save_own_tokenizer(
+    source: Source, folder: Path, backbone: Any, borrowed: frozenset[int], trust_remote_code: bool
+) -> None:
+    """Writes the tokenizer of a reference, which is what says whose its marker rows are.
+
+    With rows of its own for the markers: the backbone's, whose ids are the same. Otherwise its own
+    if it lacks the markers, else none: then its rows stay borrowed.
+    """
+    markers = vocabulary.known_markers(backbone)
+    fed = {markers[name] for name in (START_LATENT, END_LATENT) if name in markers}
+    if fed and not fed & borrowed:
+        backbone.save_pretrained(folder)
+        return
+    if fed & borrowed != fed:
+        raise LatentRefError(
+            f"{source.name or source.base} learnt one of {START_LATENT} and {END_LATENT} but not "
+            "the other; train both or neither before converting"
+        )
+    if source.weights is None and has_tokenizer(source):
+        own = open_tokenizer(source, trust_remote_code)
+        if not vocabulary.known_markers(own):
+            own.save_pretrained(folder)
+
+
+def _check_adapters(plan: SetPlan) -> None:
+    for role, source in _members(plan).items():
+        if source.adapter is None or source.weights is not None:
+            raise LatentRefError(
+                f"{role}={source.name or source.base} is no adapter, so the set cannot stay "
+                "adapters on one base; convert without adapter to merge everything"
+            )
+        if source.base_key != plan.backbone.base_key:
+            raise LatentRefError(
+                f"{role}={source.name} is an adapter on {source.base}, the backbone is one on "
+                f"{plan.backbone.base}; convert without adapter to merge everything"
+            )
+    _base_name(plan.backbone)
+
+
+def _copy_adapter(source: Source, folder: Path) -> None:
+    """Copies an adapter's files; its configuration then names the base as it was resolved."""
+    assert source.adapter is not None
+    folder.mkdir(exist_ok=True)
+    origin = Path(source.adapter)
+    weights = SAFE_WEIGHTS if (origin / SAFE_WEIGHTS).exists() else PICKLED_WEIGHTS
+    shutil.copyfile(origin / weights, folder / weights)
+    config = json.loads((origin / CONFIG).read_text(encoding="utf-8"))
+    config["base_model_name_or_path"] = _base_name(source)
+    config["revision"] = None if os.path.isdir(source.base) else source.revision
+    (folder / CONFIG).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+    if source.tokenizer == source.adapter:
+        from transformers import AutoTokenizer
+
+        AutoTokenizer.from_pretrained(origin).save_pretrained(folder)
+
+
+def _base_name(source: Source) -> str:
+    """How an adapter_config.json names the base of `source`."""
+    if source.gguf_file is None and not source.subfolder:
+        return os.path.abspath(source.base) if os.path.isdir(source.base) else source.base
+    if source.base_key == default_source().base_key:
+        return DEFAULT_MODEL
+    raise LatentRefError(
+        f"the base {source.base} is a GGUF file or a subfolder, which adapter_config.json cannot "
+        "name; convert without adapter to merge everything"
+    )
+
+
+def _check_space(
+    plan: SetPlan, target: Path, adapter: bool, dtype: str, trust_remote_code: bool
+) -> None:
+    """Raises LatentRefError if the weights to be written will not fit on the disk."""
+    needed = 0
+    for role, source in _members(plan).items():
+        if adapter:
+            assert source.adapter is not None
+            needed += sum(path.stat().st_size for path in Path(source.adapter).iterdir())
+            continue
+        config = open_config(source, role, trust_remote_code)
+        wanted = config.dtype if dtype == "auto" else getattr(torch, dtype, None)
+        size = torch.finfo(wanted or torch.float32).bits // 8
+        skeleton = make_skeleton(config, trust_remote_code)
+        needed += size * sum(parameter.numel() for parameter in skeleton.parameters())
+    folder = next(parent for parent in target.absolute().parents if parent.exists())
+    free = shutil.disk_usage(folder).free
+    if needed * 1.05 > free:
+        raise LatentRefError(
+            f"out needs about {needed / 1e9:.1f} GB but {folder} has {free / 1e9:.1f} GB free; "
+            "free some space or choose another disk"
+        )

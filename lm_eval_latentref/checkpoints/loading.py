@@ -1,0 +1,301 @@
+"""Sources to models: opens a set of checkpoints and checks that its three models fit together.
+
+    plan = resolve(pretrained="out/coconut")
+    tokenizer = load_tokenizer(plan.backbone)
+    loaded = load_set(plan, load_model=default_loader(dtype="float32"), tokenizer=tokenizer)
+
+What can be checked from configurations and tokenizers is checked before any weight is read.
+Deliberately knows nothing of refinement and of lm-eval: whoever calls says how a base is opened.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+from dataclasses import dataclass, field
+from typing import Any
+
+from lm_eval_latentref.checkpoints import vocabulary
+from lm_eval_latentref.checkpoints.adapters import Adapter, attach, read_adapter
+from lm_eval_latentref.checkpoints.opening import (
+    ModelLoader,
+    check_loading_info,
+    default_loader,
+    has_marker_rows,
+    has_tokenizer,
+    load_tokenizer,
+    open_config,
+    open_model,
+    open_tokenizer,
+)
+from lm_eval_latentref.checkpoints.sources import SetPlan, Source, describe, fingerprint, resolve
+from lm_eval_latentref.checkpoints.state_dicts import RawStateDict, lay, read_raw
+from lm_eval_latentref.checkpoints.vocabulary import marker_ids
+from lm_eval_latentref.errors import LatentRefError
+
+__all__ = [
+    "LoadedModel",
+    "LoadedSet",
+    "ModelLoader",
+    "SetPlan",
+    "Source",
+    "check_loading_info",
+    "check_set",
+    "default_loader",
+    "fingerprint",
+    "load_alone",
+    "load_set",
+    "load_tokenizer",
+    "marker_ids",
+    "resolve",
+]
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(kw_only=True)
+class LoadedModel:
+    """One model of a set, ready for inference: eval mode, no parameter requires a gradient."""
+
+    model: Any
+    """A PreTrainedModel, or a PeftModel which other members of the set may share."""
+
+    adapter: str | None = None
+    """The PEFT adapter to activate; None with a PeftModel: all adapters disabled."""
+
+    borrowed_ids: frozenset[int] = frozenset()
+    """Tokens whose embedding row must come from the backbone: markers this model never learnt."""
+
+    identity: dict[str, str] = field(default_factory=dict)
+    """Names, revisions and commits; `fingerprint(source)` adds the hash of local files."""
+
+    source: Source | None = None
+
+
+@dataclass(kw_only=True)
+class LoadedSet:
+    """The backbone with its tokenizer and, where given, both references."""
+
+    tokenizer: Any
+    backbone: LoadedModel
+    strong: LoadedModel | None = None
+    weak: LoadedModel | None = None
+
+
+@dataclass(frozen=True)
+class _Facts:
+    """What is known of a source before its weights are read."""
+
+    role: str
+    source: Source
+    config: Any
+    tokenizer: Any
+    """Its own tokenizer, or None."""
+
+    raw: RawStateDict | None = None
+    adapter: Adapter | None = None
+
+    @property
+    def label(self) -> str:
+        return f"{self.role}={self.source.name or self.source.base}"
+
+    @property
+    def base_rows(self) -> int:
+        return self.raw.num_rows if self.raw else self.config.get_text_config().vocab_size
+
+    @property
+    def num_rows(self) -> int:
+        """Rows its input embedding is to have."""
+        if self.adapter is None:
+            return self.base_rows
+        own = len(self.tokenizer) if self.source.tokenizer and self.tokenizer is not None else 0
+        trained = max(self.adapter.trained_ids, default=-1) + 1
+        return self.adapter.known_rows or max(self.base_rows, own, trained)
+
+    @property
+    def is_exact(self) -> bool:
+        """Whether its adapter holds or adapts a whole embedding, so that the rows must be its."""
+        return self.adapter is not None and self.adapter.exact_rows is not None
+
+    @property
+    def trains_rows(self) -> bool:
+        """Whether its adapter trained single rows of the embedding."""
+        return self.adapter is not None and bool(self.adapter.trained_ids)
+
+
+def load_set(
+    plan: SetPlan, *, load_model: ModelLoader, tokenizer: Any, trust_remote_code: bool = False
+) -> LoadedSet:
+    """Checks the set of `plan` and loads it; models on the same base share it in memory.
+
+    `tokenizer` is the backbone's, from `load_tokenizer`. Raises LatentRefError, before any weight
+    is read where that is possible, for models that cannot work together.
+    """
+    facts = _learn_all(plan, tokenizer, trust_remote_code)
+    _check_set(facts, tokenizer)
+    loaded: dict[str, LoadedModel] = {}
+    for members in _groups(list(facts.values())):
+        loaded.update(_load_group(members, load_model))
+    for role in facts.keys() - {"pretrained"}:
+        loaded[role].borrowed_ids = _borrowed_ids(facts[role], tokenizer, trust_remote_code)
+        if loaded[role].borrowed_ids:
+            ids = sorted(loaded[role].borrowed_ids)
+            logger.info("%s borrows the backbone's rows of tokens %s", facts[role].label, ids)
+    return LoadedSet(
+        tokenizer=tokenizer,
+        backbone=loaded["pretrained"],
+        strong=loaded.get("strong"),
+        weak=loaded.get("weak"),
+    )
+
+
+def check_set(
+    plan: SetPlan, *, tokenizer: Any, trust_remote_code: bool = False
+) -> dict[str, frozenset[int]]:
+    """Checks as `load_set` does, without loading; the ids each reference borrows, by its role."""
+    facts = _learn_all(plan, tokenizer, trust_remote_code)
+    _check_set(facts, tokenizer)
+    return {
+        role: _borrowed_ids(member, tokenizer, trust_remote_code)
+        for role, member in facts.items()
+        if role != "pretrained"
+    }
+
+
+def load_alone(
+    source: Source, *, load_model: ModelLoader, trust_remote_code: bool = False
+) -> LoadedModel:
+    """Loads one checkpoint of a set, with a base model of its own."""
+    facts = _learn("pretrained", source, None, trust_remote_code)
+    return _load_group([facts], load_model)["pretrained"]
+
+
+def _learn_all(plan: SetPlan, tokenizer: Any, trust_remote_code: bool) -> dict[str, _Facts]:
+    sources = {"pretrained": plan.backbone, "strong": plan.strong, "weak": plan.weak}
+    return {
+        role: _learn(role, source, tokenizer if role == "pretrained" else None, trust_remote_code)
+        for role, source in sources.items()
+        if source is not None
+    }
+
+
+def _learn(role: str, source: Source, tokenizer: Any, trust_remote_code: bool) -> _Facts:
+    """Reads configuration, tokenizer, adapter and the keys of a raw state dict."""
+    config = open_config(source, role, trust_remote_code)
+    adapter = raw = None
+    if source.adapter is not None:
+        adapter = read_adapter(source.adapter, config, trust_remote_code)
+    if source.weights is not None:
+        raw = read_raw(source.weights, config, trust_remote_code)
+    elif tokenizer is None and has_tokenizer(source):
+        tokenizer = open_tokenizer(source, trust_remote_code)
+    return _Facts(role, source, config, tokenizer, raw, adapter)
+
+
+def _check_set(facts: dict[str, _Facts], tokenizer: Any) -> None:
+    """Raises LatentRefError unless hidden sizes and vocabularies fit together."""
+    backbone = facts["pretrained"]
+    for marker, token_id in vocabulary.known_markers(tokenizer).items():
+        if token_id >= backbone.num_rows:
+            raise LatentRefError(
+                f"{backbone.label} has {backbone.num_rows} embedding rows, but {marker} has id "
+                f"{token_id} in its tokenizer; give the tokenizer or the weights that belong to it"
+            )
+    for member in facts.values():
+        if member.raw is not None:
+            has_marker_rows(member.raw, member.config, tokenizer)
+        sizes = [one.config.get_text_config().hidden_size for one in (backbone, member)]
+        if sizes[0] != sizes[1]:
+            raise LatentRefError(
+                f"{backbone.label} has hidden size {sizes[0]} but {member.label} has {sizes[1]}; "
+                "references must have the backbone's hidden size"
+            )
+        if member is not backbone and member.tokenizer is not None:
+            names = (backbone.label, member.label)
+            vocabulary.check_same_ids(names, tokenizer, member.tokenizer)
+        elif member.num_rows < vocabulary.num_plain(tokenizer) and member.adapter is None:
+            raise LatentRefError(
+                f"{member.label} has {member.num_rows} embedding rows, fewer than the "
+                f"{vocabulary.num_plain(tokenizer)} tokens of {backbone.label}; give a checkpoint "
+                "trained from the same base"
+            )
+
+
+def _borrowed_ids(member: _Facts, tokenizer: Any, trust_remote_code: bool) -> frozenset[int]:
+    """Markers of the backbone for which this reference has no row made for them."""
+    own = vocabulary.known_markers(member.tokenizer) if member.tokenizer is not None else {}
+    base = own
+    if member.adapter is not None:
+        plain = dataclasses.replace(member.source, adapter=None, tokenizer=None)
+        has_own = member.raw is None and has_tokenizer(plain)
+        base_tokenizer = open_tokenizer(plain, trust_remote_code) if has_own else None
+        base = vocabulary.known_markers(base_tokenizer) if base_tokenizer is not None else {}
+    raw = member.raw is not None and has_marker_rows(member.raw, member.config, tokenizer)
+
+    def is_own(marker: str, token_id: int) -> bool:
+        if member.adapter is not None and member.adapter.trains(token_id):
+            return True
+        if member.adapter is not None and marker in own and member.adapter.carries(token_id):
+            return True
+        return raw or (marker in base and token_id < member.base_rows)
+
+    markers = vocabulary.known_markers(tokenizer).items()
+    return frozenset(token_id for marker, token_id in markers if not is_own(marker, token_id))
+
+
+def _groups(facts: list[_Facts]) -> list[list[_Facts]]:
+    """Members that can share one base model; the backbone, which comes first, decides its rows.
+
+    A reference's logits are never used, so it may live on a base with more rows than its own; a
+    base grown for a reference's sake would change the backbone's probabilities. Adapters that
+    train single rows of the embedding and adapters that hold all of it do not mix in PEFT.
+    """
+    groups: list[list[_Facts]] = []
+    for member in facts:
+        for group in groups:
+            if group[0].source.base_key == member.source.base_key and _fits(group, member):
+                group.append(member)
+                break
+        else:
+            groups.append([member])
+    return groups
+
+
+def _fits(group: list[_Facts], member: _Facts) -> bool:
+    mixes = any(
+        (member.is_exact and other.trains_rows) or (member.trains_rows and other.is_exact)
+        for other in group
+    )
+    fewer = member.num_rows < group[0].num_rows and not member.is_exact
+    return not mixes and (fewer or member.num_rows == group[0].num_rows)
+
+
+def _contiguous(module: Any, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
+    # `generate` gives the head the last column, a strided slice. Where no weight needs a gradient
+    # torch multiplies that as a batch of matrices, with a copy of the whole head for each row.
+    return inputs[0].contiguous(), *inputs[1:]
+
+
+def _load_group(members: list[_Facts], load_model: ModelLoader) -> dict[str, LoadedModel]:
+    """Opens one base model and lays over it what `members` bring."""
+    leader = members[0]
+    model = open_model(load_model, leader.source)
+    if leader.raw is not None:
+        lay(leader.raw, model)
+    names = {"pretrained": "backbone", "strong": "strong", "weak": "weak"}
+    adapters = {names[one.role]: one.adapter for one in members if one.adapter is not None}
+    if adapters:
+        model = attach(model, adapters, leader.num_rows)
+    model.requires_grad_(False)
+    model.eval()
+    if (head := model.get_output_embeddings()) is not None:
+        head.register_forward_pre_hook(_contiguous)
+    return {
+        one.role: LoadedModel(
+            model=model,
+            adapter=names[one.role] if one.adapter is not None else None,
+            identity=describe(one.source),
+            source=one.source,
+        )
+        for one in members
+    }

@@ -1,0 +1,200 @@
+"""Opens one source: its configuration, its tokenizer, its base model.
+
+    tokenizer = load_tokenizer(source)
+    model = open_model(default_loader(dtype="float32"), source)
+
+Whatever transformers raises about a bad checkpoint leaves here as one line. Deliberately does not
+know that a set has three models, nor what adapters are.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+
+from lm_eval_latentref.checkpoints import vocabulary
+from lm_eval_latentref.checkpoints.folders import TOKENIZER_FILES, Folder, one_line
+from lm_eval_latentref.checkpoints.sources import Source
+from lm_eval_latentref.checkpoints.state_dicts import RawStateDict, read_raw
+from lm_eval_latentref.errors import LatentRefError
+from lm_eval_latentref.protocol import MARKERS
+
+ModelLoader = Callable[[Source], Any]
+"""Opens `Source.base` alone, without adapter and raw weights, as a causal language model."""
+
+_NOT_GENERATIVE = (
+    "ForMaskedLM",
+    "ForMultipleChoice",
+    "ForQuestionAnswering",
+    "ForSequenceClassification",
+    "ForTokenClassification",
+)
+
+
+def load_tokenizer(source: Source, *, trust_remote_code: bool = False, **kwargs: Any) -> Any:
+    """The tokenizer of `source`, extended by the markers when its raw state dict has their rows.
+
+    Further arguments go to AutoTokenizer.from_pretrained.
+    """
+    tokenizer = open_tokenizer(source, trust_remote_code, **kwargs)
+    if source.weights is not None:
+        config = open_config(source, "pretrained", trust_remote_code)
+        raw = read_raw(source.weights, config, trust_remote_code)
+        if has_marker_rows(raw, config, tokenizer):
+            vocabulary.add_markers(tokenizer)
+    return tokenizer
+
+
+def default_loader(**from_pretrained_kwargs: Any) -> ModelLoader:
+    """Opens a source with `StrictAutoModel`; dtype is the checkpoint's own if none is given."""
+
+    def load(source: Source) -> Any:
+        where = {
+            "revision": source.revision,
+            "subfolder": source.subfolder,
+            "gguf_file": source.gguf_file,
+        }
+        return StrictAutoModel.from_pretrained(
+            source.base, **{**where, "dtype": "auto", **from_pretrained_kwargs}
+        )
+
+    return load
+
+
+class StrictAutoModel:
+    """AutoModelForCausalLM, but a missing, unknown or wrongly shaped key is an error naming it."""
+
+    @staticmethod
+    def from_pretrained(name: str, **kwargs: Any) -> Any:
+        """As AutoModelForCausalLM.from_pretrained; raises LatentRefError on a key that is off."""
+        from transformers import AutoModelForCausalLM
+
+        # Mismatched keys are collected, to be named below, instead of one error without the name.
+        strict = {"output_loading_info": True, "ignore_mismatched_sizes": True}
+        model, info = AutoModelForCausalLM.from_pretrained(name, **{**kwargs, **strict})
+        check_loading_info(info, name)
+        return model
+
+
+def check_loading_info(info: dict[str, Any], name: str) -> None:
+    """Raises LatentRefError if from_pretrained's `output_loading_info` reports a bad key."""
+    for what in ("missing", "unexpected", "mismatched"):
+        keys = sorted(
+            str(key[0] if isinstance(key, tuple) else key) for key in info[f"{what}_keys"]
+        )
+        if keys:
+            kind = {"unexpected": "unknown", "mismatched": "wrongly shaped"}.get(what, what)
+            raise LatentRefError(
+                f"{name}: key {keys[0]!r} is {kind} ({len(keys)} such keys); the weights do not "
+                "fit the config.json beside them: save the checkpoint again"
+            )
+
+
+def open_model(load_model: ModelLoader, source: Source) -> Any:
+    """The base model of `source` as `load_model` opens it."""
+    try:
+        return load_model(source)
+    except (LatentRefError, torch.OutOfMemoryError):
+        raise
+    except (
+        *(OSError, RuntimeError, ValueError, KeyError, TypeError, AttributeError, ImportError),
+        SafetensorError,
+    ) as error:
+        raise LatentRefError(
+            f"the model of {source.name or source.base} cannot be loaded ({one_line(error)}); "
+            "check its files and the loading arguments"
+        ) from error
+
+
+def open_config(source: Source, role: str, trust_remote_code: bool = False) -> Any:
+    """The configuration of `source`, which must be that of a decoder-only language model."""
+    from transformers import AutoConfig
+
+    label = f"{role}={source.name or source.base}"
+    try:
+        config = AutoConfig.from_pretrained(
+            source.base, **_where(source), trust_remote_code=trust_remote_code
+        )
+    except (OSError, ValueError, KeyError, RuntimeError) as error:
+        raise LatentRefError(
+            f"the configuration of {label} cannot be read ({one_line(error)}); give a folder made "
+            "by save_pretrained or a hub id"
+        ) from error
+    _check_causal(config, label)
+    return config
+
+
+def open_tokenizer(source: Source, trust_remote_code: bool = False, **kwargs: Any) -> Any:
+    """The tokenizer of `source` as its files have it."""
+    from transformers import AutoTokenizer
+
+    at = {} if source.tokenizer is not None else _where(source)
+    name = source.tokenizer or source.base
+    try:
+        return AutoTokenizer.from_pretrained(
+            name, **{**at, "trust_remote_code": trust_remote_code, **kwargs}
+        )
+    except (OSError, ValueError, KeyError, RuntimeError) as error:
+        raise LatentRefError(
+            f"the tokenizer of {name} cannot be loaded ({one_line(error)}); add its files to the "
+            "checkpoint or name another with tokenizer="
+        ) from error
+
+
+def has_tokenizer(source: Source) -> bool:
+    """Whether `source` comes with tokenizer files of its own."""
+    if source.tokenizer is not None or source.gguf_file is not None:
+        return True
+    folder = Folder(source.base, source.revision, source.subfolder)
+    return folder.find_any(TOKENIZER_FILES) is not None
+
+
+def has_marker_rows(raw: RawStateDict, config: Any, tokenizer: Any) -> bool:
+    """Whether `raw` trained rows for the markers.
+
+    A Coconut file has the base's rows and three more; a CoT file has the base's, or as many as the
+    base model's padded embedding. Raises LatentRefError for any other number.
+    """
+    plain, padded = vocabulary.num_plain(tokenizer), config.get_text_config().vocab_size
+    with_markers = plain + len(MARKERS)
+    if raw.num_rows == with_markers and (raw.is_coconut or with_markers != padded):
+        return True
+    if raw.num_rows == with_markers:  # as many rows as the base model: are they the markers'?
+        return bool(vocabulary.known_markers(tokenizer))
+    if not raw.is_coconut and raw.num_rows in (plain, padded):
+        return False
+    allowed = sorted({with_markers} if raw.is_coconut else {plain, padded, with_markers})
+    raise LatentRefError(
+        f"{raw.path} has {raw.num_rows} rows in its embedding; with this tokenizer it must have "
+        f"{' or '.join(map(str, allowed))}: give the model it was trained from as pretrained="
+    )
+
+
+def _where(source: Source) -> dict[str, Any]:
+    where: dict[str, Any] = {"revision": source.revision, "subfolder": source.subfolder}
+    if source.gguf_file is not None:
+        where["gguf_file"] = source.gguf_file
+    return where
+
+
+def _check_causal(config: Any, label: str) -> None:
+    """Raises LatentRefError unless `config` is that of a decoder-only language model."""
+    from transformers import AutoModelForCausalLM
+
+    if getattr(config, "is_encoder_decoder", False):
+        raise LatentRefError(
+            f"{label} is an encoder-decoder model ({config.model_type}); give a decoder-only "
+            "language model such as GPT-2 or Llama"
+        )
+    known = type(config) in AutoModelForCausalLM._model_mapping
+    remote = "AutoModelForCausalLM" in (getattr(config, "auto_map", None) or {})
+    architectures = getattr(config, "architectures", None) or []
+    other = next((name for name in architectures if name.endswith(_NOT_GENERATIVE)), None)
+    if other is not None or not (known or remote):
+        raise LatentRefError(
+            f"{label} is no causal language model ({other or config.model_type}); give a "
+            "decoder-only language model such as GPT-2 or Llama"
+        )

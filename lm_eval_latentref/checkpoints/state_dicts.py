@@ -1,0 +1,261 @@
+"""Raw state dicts as facebookresearch/coconut's trainer saves them, laid over a base model.
+
+    raw = read_raw("checkpoint_41", config)    # strict: every key and shape is checked here
+    lay(raw, model)                            # model: the base, opened by from_pretrained
+
+A Coconut file has keys `base_causallm.*` and a copy `embedding.weight`; a CoT file has the model's
+own keys. Keys are compared with a model of the same configuration that holds no memory, so no
+family is named here. Deliberately knows no tokenizer and no names of checkpoints.
+"""
+
+from __future__ import annotations
+
+import pickle
+import zipfile
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lm_eval_latentref.checkpoints.folders import one_line
+from lm_eval_latentref.errors import LatentRefError
+
+WRAPPER_PREFIX = "base_causallm."
+WRAPPER_COPY = "embedding.weight"
+PARALLEL_PREFIX = "module."
+
+# Legend of shape suffixes: V rows of the vocabulary.
+
+
+@dataclass(frozen=True)
+class RawStateDict:
+    """A state dict whose keys and shapes fit its architecture."""
+
+    path: str
+    tensors: dict[str, Tensor]
+    """By the model's own names."""
+
+    num_rows: int
+    """Rows of its input embedding."""
+
+    is_coconut: bool
+    """Whether it was saved from the Coconut wrapper, so has rows for the three markers."""
+
+
+def read_raw(path: str, config: Any, trust_remote_code: bool = False) -> RawStateDict:
+    """Reads the file at `path` and checks it against the architecture of `config`.
+
+    Raises LatentRefError for a file that holds anything but tensors, and for a key that is
+    missing, unknown or of another shape (rows of the vocabulary apart).
+    """
+    tensors, is_coconut = _unwrap(path, read_tensors(path))
+    skeleton = make_skeleton(config, trust_remote_code)
+    embedding = input_embedding_name(skeleton)
+    copy_VD = tensors.pop(WRAPPER_COPY, None) if is_coconut else None
+    if copy_VD is not None and not _equal(copy_VD, tensors.get(embedding)):
+        raise LatentRefError(
+            f"{path}: {WRAPPER_COPY} differs from {WRAPPER_PREFIX}{embedding}, of which Coconut "
+            "saves it as a copy; save the checkpoint again"
+        )
+    if embedding not in tensors:
+        raise LatentRefError(_other_architecture(path, f"key {embedding!r} is missing", config))
+    num_rows = tensors[embedding].shape[0]
+    tensors = _check_keys(path, tensors, skeleton, num_rows, config)
+    return RawStateDict(path, tensors, num_rows, is_coconut)
+
+
+def read_tensors(path: str) -> dict[str, Tensor]:
+    """The tensors in a .safetensors file or in a file that torch.save wrote; never runs code."""
+    try:
+        if path.endswith(".safetensors"):
+            from safetensors.torch import load_file
+
+            return load_file(path)
+        # Only the zip format of torch >= 1.6 can be mapped instead of read.
+        values = torch.load(
+            path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path)
+        )
+    except pickle.UnpicklingError as error:
+        raise LatentRefError(
+            f"{path} is no state dict, is truncated, or holds pickled objects other than tensors, "
+            "which are never executed; save it again with torch.save(model.state_dict(), FILE)"
+        ) from error
+    except Exception as error:  # torch and safetensors raise every kind on a damaged file
+        raise LatentRefError(
+            f"{path} cannot be read as a state dict, it may be truncated ({one_line(error)}); "
+            "fetch or save it again"
+        ) from error
+    if not isinstance(values, dict) or not values:
+        raise LatentRefError(f"{path} holds no state dict but {type(values).__name__}; save one")
+    for name, value in values.items():
+        if not isinstance(name, str) or not isinstance(value, Tensor):
+            raise LatentRefError(
+                f"{path}: {name!r} is {type(value).__name__}, not a tensor; give a plain state "
+                "dict, saved with torch.save(model.state_dict(), FILE)"
+            )
+    return values
+
+
+def lay(raw: RawStateDict, model: nn.Module) -> None:
+    """Replaces the weights of `model` by those of `raw`, in the model's dtype and devices.
+
+    The embedding gets exactly the rows of the file.
+    """
+    held = _named_tensors(model)
+    stuck = next((name for name in raw.tensors if not _is_writable(held.get(name))), None)
+    if stuck is not None:
+        raise LatentRefError(
+            f"{raw.path}: {stuck!r} of the base model is quantised or offloaded, so a raw state "
+            "dict cannot be laid over it; run `latentref convert` first and load its folder"
+        )
+    set_rows(model, raw.num_rows)
+    held = _named_tensors(model)
+    with torch.no_grad():
+        for name, tensor in raw.tensors.items():
+            held[name].copy_(tensor)
+
+
+def set_rows(model: Any, num_rows: int) -> None:
+    """Gives the embedding of `model` exactly `num_rows` rows; new ones are the mean of the old.
+
+    The mean makes them the same in every run, where transformers would draw them at random.
+    """
+    old_rows = model.get_input_embeddings().weight.shape[0]
+    if old_rows == num_rows:
+        return
+    model.resize_token_embeddings(num_rows, mean_resizing=False)
+    layers = (model.get_input_embeddings(), model.get_output_embeddings())
+    with torch.no_grad():
+        for layer in layers:
+            if layer is not None and num_rows > old_rows:
+                weight_VD = layer.weight
+                weight_VD[old_rows:] = weight_VD[:old_rows].float().mean(0).to(weight_VD.dtype)
+
+
+def make_skeleton(config: Any, trust_remote_code: bool = False) -> Any:
+    """The model of `config` with names and shapes, but no memory for its weights."""
+    from transformers import AutoModelForCausalLM
+
+    with torch.device("meta"):
+        return AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code)
+
+
+def input_embedding_name(model: Any) -> str:
+    """Name of the input embedding's weight in the state dict of `model`."""
+    embedding = model.get_input_embeddings()
+    (name,) = [name for name, module in model.named_modules() if module is embedding]
+    return f"{name}.weight"
+
+
+def tied_names(model: nn.Module) -> list[set[str]]:
+    """Groups of names that stand for one parameter, such as the embedding and the output layer."""
+    groups: dict[int, set[str]] = {}
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        groups.setdefault(id(parameter), set()).add(name)
+    return [group for group in groups.values() if len(group) > 1]
+
+
+def _unwrap(path: str, tensors: dict[str, Tensor]) -> tuple[dict[str, Tensor], bool]:
+    """The tensors by the model's names, and whether the Coconut wrapper was around it."""
+    if all(name.startswith(PARALLEL_PREFIX) for name in tensors):
+        tensors = {name.removeprefix(PARALLEL_PREFIX): tensors[name] for name in tensors}
+    is_coconut = any(name.startswith(WRAPPER_PREFIX) for name in tensors)
+    if not is_coconut:
+        return dict(tensors), False
+    for name in tensors:
+        if not name.startswith(WRAPPER_PREFIX) and name != WRAPPER_COPY:
+            raise LatentRefError(
+                f"{path}: unknown key {name!r} beside {WRAPPER_PREFIX}* and {WRAPPER_COPY}; "
+                "give a state dict as facebookresearch/coconut saves it"
+            )
+    return {name.removeprefix(WRAPPER_PREFIX): tensors[name] for name in tensors}, True
+
+
+def _check_keys(
+    path: str, tensors: dict[str, Tensor], skeleton: Any, num_rows: int, config: Any
+) -> dict[str, Tensor]:
+    """The tensors to copy; tied ones once, derived ones not at all."""
+    expected = _expected_shapes(skeleton, num_rows)
+    for name in sorted(tensors.keys() - expected.keys()):
+        if not _is_derived(name, tensors[name], config):
+            raise LatentRefError(_other_architecture(path, f"unknown key {name!r}", config))
+    known = {name: tensor for name, tensor in tensors.items() if name in expected}
+    for group in tied_names(skeleton):
+        present = sorted(group & known.keys())
+        for other in present[1:]:
+            if not _equal(known[other], known[present[0]]):
+                raise LatentRefError(
+                    f"{path}: {other!r} differs from {present[0]!r}, which the architecture ties; "
+                    "give the base model with tie_word_embeddings=false as pretrained="
+                )
+            del known[other]
+        for name in group - set(present[:1]) if present else ():
+            expected.pop(name, None)
+    for name, shape in expected.items():
+        if name not in known:
+            raise LatentRefError(_other_architecture(path, f"key {name!r} is missing", config))
+        if tuple(known[name].shape) != shape:
+            what = f"{name!r} has shape {tuple(known[name].shape)}, not {shape}"
+            raise LatentRefError(_other_architecture(path, what, config))
+    return known
+
+
+def _expected_shapes(skeleton: Any, num_rows: int) -> dict[str, tuple[int, ...]]:
+    """Shape of every key of the state dict, the vocabulary having `num_rows` rows."""
+    shapes = {name: tuple(tensor.shape) for name, tensor in skeleton.state_dict().items()}
+    layers = (skeleton.get_input_embeddings(), skeleton.get_output_embeddings())
+    for name, module in skeleton.named_modules(remove_duplicate=False):
+        if any(module is layer for layer in layers):
+            for parameter, _ in module.named_parameters():
+                key = f"{name}.{parameter}"
+                shapes[key] = (num_rows, *shapes[key][1:])
+    return shapes
+
+
+def _is_derived(name: str, tensor: Tensor, config: Any) -> bool:
+    """Whether an unknown key holds what the architecture computes by itself, checked by content.
+
+    Files of older transformers releases keep causal masks (`attn.bias`), the constant filled in
+    where the mask forbids (`masked_bias`) and rotary frequencies (`rotary_emb.inv_freq`).
+    """
+    last = name.rsplit(".", 1)[-1]
+    if last == "masked_bias":
+        return tensor.ndim == 0
+    if last == "bias" and tensor.ndim == 4 and tensor.dtype in (torch.bool, torch.uint8):
+        return bool((tensor.bool() == torch.ones_like(tensor, dtype=torch.bool).tril()).all())
+    if last == "inv_freq" and tensor.ndim == 1:
+        return _fits_rotary(tensor, config)
+    return False
+
+
+def _fits_rotary(frequencies: Tensor, config: Any) -> bool:
+    """Whether `frequencies` are those of the plain rotary embedding of `config`."""
+    parameters = getattr(config, "rope_parameters", None) or {}
+    theta = parameters.get("rope_theta")
+    if theta is None or parameters.get("rope_type", "default") != "default":
+        return False
+    exponents = torch.arange(len(frequencies), dtype=torch.float32) / len(frequencies)
+    return torch.allclose(frequencies.float(), float(theta) ** -exponents, rtol=1e-2)
+
+
+def _named_tensors(model: nn.Module) -> dict[str, Tensor]:
+    """Parameters and buffers of `model` under each of their names."""
+    parameters = dict(model.named_parameters(remove_duplicate=False))
+    return {**parameters, **dict(model.named_buffers(remove_duplicate=False))}
+
+
+def _is_writable(tensor: Tensor | None) -> bool:
+    packed = (torch.uint8, torch.int8)
+    return tensor is not None and tensor.device.type != "meta" and tensor.dtype not in packed
+
+
+def _equal(one: Tensor | None, other: Tensor | None) -> bool:
+    return one is not None and other is not None and torch.equal(one, other)
+
+
+def _other_architecture(path: str, what: str, config: Any) -> str:
+    return (
+        f"{path} does not fit the base model's architecture ({type(config).__name__}): {what}; "
+        "give as pretrained= the model it was trained from"
+    )

@@ -1,0 +1,289 @@
+"""Training data: examples of a benchmark, of a generated task or of a file, checked, then as ids.
+
+    data = load_data(recipe)
+    for problem in encode(data.epoch(0), tokenizer): ...
+
+A file is Coconut's: JSON (or JSON lines) with `question`, `steps` and `answer`. Questions that
+stand in a dev or test split are left out, rows that break a rule too; both are counted and logged.
+Deliberately knows no curriculum and no models.
+"""
+
+from __future__ import annotations
+
+import collections
+import hashlib
+import inspect
+import json
+import logging
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from lm_eval_latentref.benchmarks import data, hops, prosqa
+from lm_eval_latentref.benchmarks.rows import BENCHMARKS, normalise_question
+from lm_eval_latentref.errors import LatentRefError
+from lm_eval_latentref.protocol import Example, answer_text, prompt
+from lm_eval_latentref.training.curriculum import Problem
+from lm_eval_latentref.training.recipe import Recipe
+
+logger = logging.getLogger(__name__)
+
+TASKS: dict[str, Callable[..., Iterator[Any]]] = {"hops": hops.generate, "prosqa": prosqa.generate}
+"""Generators of problems."""
+
+GENERATORS: dict[str, Callable[..., Iterator[Any]]] = {
+    "hops": hops.generate,
+    "prosqa_generated": prosqa.generate,
+}
+"""The same by the names that `train` takes: `prosqa` is the benchmark there."""
+
+NUM_GENERATED = 10_000
+"""Fresh problems an epoch when the recipe does not say."""
+
+EPOCH_SEEDS = 1_000_000
+"""Seeds of one run's epochs start this far from those of the next seed's run."""
+
+
+@dataclass(frozen=True)
+class TrainingData:
+    """What is trained and validated on."""
+
+    validation: list[Example]
+    epoch: Callable[[int], list[Example]]
+    """The training examples of an epoch, counted over the whole run."""
+
+    @property
+    def texts(self) -> Iterator[str]:
+        """All text of the first epoch and of the validation set."""
+        for example in [*self.epoch(0), *self.validation]:
+            yield prompt(example.question)
+            yield from map(step_text, example.steps)
+            yield answer_text(example.answer)
+
+    @property
+    def majority(self) -> float:
+        """The share of the most frequent validation answer."""
+        counts = collections.Counter(example.answer for example in self.validation)
+        return max(counts.values()) / len(self.validation)
+
+    def digest(self) -> str:
+        """Tells two sets of data apart."""
+        lines = json.dumps([_values(example) for example in [*self.epoch(0), *self.validation]])
+        return hashlib.sha256(lines.encode()).hexdigest()
+
+
+def load_data(recipe: Recipe) -> TrainingData:
+    """The data that `recipe` names.
+
+    Raises LatentRefError for names, files and generator arguments that cannot be used, and when no
+    row is left.
+    """
+    if recipe.task and recipe.train not in GENERATORS:
+        raise LatentRefError(
+            f"task={recipe.task} has no effect on train={recipe.train}, which is not generated; "
+            f"leave it out, or train on {' or '.join(GENERATORS)}"
+        )
+    if recipe.train in GENERATORS:
+        return _generated(recipe)
+    validation = _validation(recipe)[: recipe.num_validation]
+    train = _train(recipe, validation)[: recipe.num_train]
+    for name, examples in (("train", train), ("validation", validation)):
+        if not examples:
+            raise LatentRefError(f"{name}: no usable example is left; give other data")
+    return TrainingData(validation, lambda epoch: train)
+
+
+def step_text(step: str) -> str:
+    """How a reasoning step is written."""
+    return step + "\n"
+
+
+def encode(examples: Sequence[Example], tokenizer: Any) -> list[Problem]:
+    """`examples` as token ids in the text of the prompt protocol, each answer closed by EOS."""
+    questions = tokenizer([prompt(example.question) for example in examples])["input_ids"]
+    plain = {answer_text(example.answer) for example in examples}
+    plain |= {step_text(step) for example in examples for step in example.steps}
+    texts = sorted(plain)
+    encoded = tokenizer(texts, add_special_tokens=False)["input_ids"]
+    ids = {text: tuple(row) for text, row in zip(texts, encoded, strict=True)}
+    return [
+        Problem(
+            tuple(question),
+            tuple(ids[step_text(step)] for step in example.steps),
+            (*ids[answer_text(example.answer)], tokenizer.eos_token_id),
+        )
+        for example, question in zip(examples, questions, strict=True)
+    ]
+
+
+def read_examples(path: str) -> list[Example]:
+    """The examples in the JSON or JSON-lines file `path`.
+
+    Rows that break a rule are left out; how many, where and which rule is logged. Raises
+    LatentRefError if the file cannot be read.
+    """
+    try:
+        text = Path(path).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise LatentRefError(
+            f"{path} cannot be read ({error}); give a benchmark ({', '.join(BENCHMARKS)}), a "
+            f"generated task ({', '.join(GENERATORS)}) or a JSON file"
+        ) from error
+    examples, bad = [], []
+    for line, value in _rows(path, text):
+        broken = "it is no JSON object" if value is None else _broken_rule(value)
+        if broken:
+            bad.append(f"line {line}: {broken}")
+        else:
+            steps = tuple(value["steps"])
+            examples.append(Example(value["question"], steps, value["answer"]))
+    if bad:
+        shown, num_rows = (
+            "; ".join(bad[:5]) + ("; ..." if bad[5:] else ""),
+            len(examples) + len(bad),
+        )
+        logger.warning("%s: %d bad rows left out of %d: %s", path, len(bad), num_rows, shown)
+    return examples
+
+
+def write_rows(path: str, rows: Iterable[Any]) -> int:
+    """Writes `rows` as one JSON list, or as JSON lines if `path` ends in .jsonl; their number."""
+    lines = [json.dumps(row, ensure_ascii=False) for row in rows]
+    text = "\n".join(lines) if path.endswith(".jsonl") else "[\n" + ",\n".join(lines) + "\n]"
+    try:
+        Path(path).write_text(text + "\n", encoding="utf-8")
+    except OSError as error:
+        raise LatentRefError(f"{path} cannot be written ({error}); give another file") from error
+    return len(lines)
+
+
+def write_generated(
+    task: str, path: str, *, num: int, seed: int, split: str, options: Mapping[str, Any]
+) -> int:
+    """Writes `num` problems of a generated task to `path`, as `write_rows`; their number."""
+    if task not in TASKS:
+        raise LatentRefError(f"no generated task {task!r}: use {' or '.join(TASKS)}")
+    return write_rows(path, _generate(TASKS[task], num, seed, split, options))
+
+
+def _generate(
+    generate: Callable[..., Iterator[Any]],
+    num: int,
+    seed: int,
+    split: str,
+    options: Mapping[str, Any],
+) -> list[Any]:
+    known = set(inspect.signature(generate).parameters) - {"num", "seed", "split"}
+    unknown = sorted(options.keys() - known)
+    if unknown:
+        allowed = f"they are {', '.join(sorted(known))}" if known else "it has none"
+        raise LatentRefError(f"{unknown[0]!r} is no option of this task; {allowed}")
+    return list(generate(num, seed=seed, split=split, **options))
+
+
+def _generated(recipe: Recipe) -> TrainingData:
+    generate = GENERATORS[recipe.train]
+
+    def make(num: int, seed: int, split: str) -> list[Example]:
+        rows = _generate(generate, num, seed, split, recipe.task)
+        return [Example(row["question"], tuple(row["steps"]), row["answer"]) for row in rows]
+
+    if recipe.validation is not None:
+        validation = read_examples(recipe.validation)[: recipe.num_validation]
+    else:
+        validation = make(recipe.num_validation or 500, 0, "validation")
+    num_train, first = recipe.num_train or NUM_GENERATED, recipe.seed * EPOCH_SEEDS
+    return TrainingData(validation, lambda epoch: make(num_train, first + epoch, "train"))
+
+
+def _validation(recipe: Recipe) -> list[Example]:
+    if recipe.validation is not None:
+        return read_examples(recipe.validation)
+    if recipe.train in BENCHMARKS:
+        return data.load(recipe.train, "dev")
+    raise LatentRefError(
+        f"train={recipe.train} is a file, so the validation problems have to be given as well; "
+        "give validation=FILE"
+    )
+
+
+def _train(recipe: Recipe, validation: Sequence[Example]) -> list[Example]:
+    """Training examples whose questions stand in no dev or test split and not in `validation`."""
+    num_removed = 0
+    if recipe.train in BENCHMARKS:
+        examples, num_removed = data.load_training(recipe.train)
+    else:
+        examples = read_examples(recipe.train)
+    held_out = {normalise_question(example.question) for example in validation}
+    if recipe.check_overlap and recipe.train not in BENCHMARKS:
+        held_out |= _benchmark_questions()
+    kept = [one for one in examples if normalise_question(one.question) not in held_out]
+    num_removed += len(examples) - len(kept)
+    logger.info(
+        "%s: %d training examples; %d removed because their question stands in a dev, test or "
+        "validation split",
+        recipe.train,
+        len(kept),
+        num_removed,
+    )
+    return kept
+
+
+def _benchmark_questions() -> frozenset[str]:
+    try:
+        return data.held_out_questions()
+    except LatentRefError as error:
+        raise LatentRefError(
+            f"the benchmarks' dev and test questions, which must not be trained on, are not at "
+            f"hand: {error}; or give check_overlap=false if the data has none of them"
+        ) from error
+
+
+def _rows(path: str, text: str) -> Iterator[tuple[int, Any]]:
+    """Each row with the line it begins on; None for a line that is no JSON."""
+    if text.lstrip().startswith("["):
+        yield from _list_rows(path, text)
+        return
+    for number, line in enumerate(text.splitlines(), start=1):
+        if line.strip():
+            try:
+                yield number, json.loads(line)
+            except json.JSONDecodeError:
+                yield number, None
+
+
+def _list_rows(path: str, text: str) -> Iterator[tuple[int, Any]]:
+    decoder, at, line, counted = json.JSONDecoder(), text.index("[") + 1, 1, 0
+    while True:
+        while at < len(text) and text[at] in " \t\r\n,":
+            at += 1
+        line, counted = line + text.count("\n", counted, at), at
+        if text.startswith("]", at):
+            return
+        try:
+            value, at = decoder.raw_decode(text, at)
+        except json.JSONDecodeError as error:
+            raise LatentRefError(
+                f"{path} is broken off or no JSON at line {line} ({error.msg}); mend the file"
+            ) from error
+        yield line, value
+
+
+def _broken_rule(value: Any) -> str | None:
+    """The first rule that a row breaks; None for a good one."""
+    if not isinstance(value, dict):
+        return "it is no JSON object"
+    for name in ("question", "answer"):
+        if not isinstance(value.get(name), str) or not value[name].strip():
+            return f"{name} is not a text"
+    steps = value.get("steps")
+    if not isinstance(steps, list) or not all(isinstance(step, str) for step in steps):
+        return "steps is not a list of texts"
+    if "#" in value["answer"]:
+        return "answer contains '#', which marks where it begins"
+    return None
+
+
+def _values(example: Example) -> list[Any]:
+    return [example.question, list(example.steps), example.answer]

@@ -1,0 +1,163 @@
+"""A model that learns: one optimiser step on a global batch, whatever the number of processes.
+
+    learner = Learner(trainee, recipe=recipe, accelerator=Accelerator(), markers=markers)
+    loss = learner.step(batch, learning_rate=1e-4)          # sum over the batch's labelled tokens
+    num_correct = learner.num_correct(examples, latent_steps=3)
+
+Gradients are summed over processes without a wrapper around the model: each computes its share of
+the batch, divided by the labelled tokens of the whole. Deliberately knows no schedule and no files.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor
+
+from lm_eval_latentref.config import RefinementConfig
+from lm_eval_latentref.errors import LatentRefError
+from lm_eval_latentref.protocol import Example, extract_answer, prompt
+from lm_eval_latentref.thoughts import Markers
+from lm_eval_latentref.training.curriculum import Row, micro_batches, share
+from lm_eval_latentref.training.loss import loss_sum, num_labelled
+from lm_eval_latentref.training.models import Trainee
+from lm_eval_latentref.training.recipe import Recipe
+
+
+class Learner:
+    """A model in training with its optimiser.
+
+    Args:
+        markers: None for a model without thoughts.
+        latent_kind: what stands for thoughts, as in `RefinementConfig`.
+    """
+
+    def __init__(
+        self,
+        trainee: Trainee,
+        *,
+        recipe: Recipe,
+        accelerator: Accelerator,
+        markers: Markers | None,
+        latent_kind: str = "continuous",
+    ) -> None:
+        trainee.model.to(accelerator.device)
+        self.trainee = trainee
+        self._recipe, self._accelerator = recipe, accelerator
+        self._markers, self._kind = markers, latent_kind
+        self._network = trainee.network()
+        self._weights = list(trainee.trained.values())
+        self.reset_optimizer()
+
+    def reset_optimizer(self) -> None:
+        """Forget all that past gradients left behind."""
+        recipe = self._recipe
+        self.optimizer = torch.optim.AdamW(
+            self._weights,
+            lr=recipe.learning_rate,
+            betas=(recipe.beta1, recipe.beta2),
+            weight_decay=recipe.weight_decay,
+        )
+
+    def step(self, batch: Sequence[Row], *, learning_rate: float) -> float:
+        """One update; the loss before it, summed over the labelled tokens of `batch`.
+
+        Args:
+            batch: the global batch, the same in every process.
+        """
+        for group in self.optimizer.param_groups:
+            group["lr"] = learning_rate
+        loss = self._sum_over_processes(self.backward(batch))
+        if not math.isfinite(loss):
+            raise LatentRefError(
+                f"the training loss became {loss} at learning_rate={learning_rate:g}; lower it, "
+                "add warmup_steps or use precision=fp32"
+            )
+        if self._recipe.max_grad_norm > 0:
+            torch.nn.utils.clip_grad_norm_(self._weights, self._recipe.max_grad_norm)
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        return loss
+
+    def backward(self, batch: Sequence[Row]) -> Tensor:
+        """Adds this process's share of the gradient of the mean loss; its share of the sum."""
+        num_tokens = num_labelled(batch)
+        accelerator = self._accelerator
+        rows = share(batch, accelerator.process_index, accelerator.num_processes)
+        total = torch.zeros((), device=accelerator.device)
+        for micro_batch in micro_batches(rows, self._recipe.micro_batch_size or len(batch)):
+            with self._autocast():
+                loss = loss_sum(
+                    micro_batch,
+                    network=self._network,
+                    markers=self._markers,
+                    latent_kind=self._kind,
+                )
+            (loss / num_tokens).backward()
+            total += loss.detach()
+        return total
+
+    def num_correct(self, examples: Sequence[Example], *, latent_steps: int) -> int:
+        """Exact matches of greedy answers, as evaluation finds them; over all processes."""
+        accelerator, size = self._accelerator, self._recipe.eval_batch_size
+        model = self.trainee.model
+        mine = sorted(examples, key=lambda example: len(example.question))
+        mine = mine[accelerator.process_index :: accelerator.num_processes]
+        reasoner = self.trainee.reasoner(self._config(latent_steps))
+        correct = 0
+        model.eval()
+        with self._autocast():
+            for start in range(0, len(mine), size):
+                batch = mine[start : start + size]
+                answers = reasoner.ask_all(
+                    [example.question for example in batch],
+                    max_new_tokens=self._recipe.max_new_tokens,
+                )
+                correct += sum(
+                    answer.answer == extract_answer(example.answer)
+                    for answer, example in zip(answers, batch, strict=True)
+                )
+        model.train()
+        found = torch.tensor(correct, device=accelerator.device)
+        return int(accelerator.reduce(found, reduction="sum"))
+
+    def check_room(self, examples: Sequence[Example], *, latent_steps: int) -> None:
+        """Raise LatentRefError if a validation problem does not fit the model."""
+        reasoner = self.trainee.reasoner(self._config(latent_steps))
+        longest = max(examples, key=lambda example: len(example.question))
+        context = tuple(self.trainee.tokenizer.encode(prompt(longest.question)))
+        reasoner.check_room(context, self._recipe.max_new_tokens)
+
+    @property
+    def max_length(self) -> int | None:
+        """The most columns the model reads."""
+        return self.trainee.reasoner(self._config(0)).max_length
+
+    def _config(self, latent_steps: int) -> RefinementConfig:
+        return RefinementConfig(latent_steps=latent_steps, latent_kind=self._kind)
+
+    def _sum_over_processes(self, loss: Tensor) -> float:
+        """Makes every process's gradients the sum over all; the sum of the losses."""
+        if self._accelerator.num_processes == 1:
+            return loss.item()
+        for weight in self._weights:
+            if weight.grad is None:  # a process may have no row of a small batch
+                weight.grad = torch.zeros_like(weight)
+        gradients: list[Any] = [weight.grad for weight in self._weights]
+        flat = torch.cat([loss.reshape(1), *[gradient.flatten() for gradient in gradients]])
+        flat = self._accelerator.reduce(flat, reduction="sum")
+        parts = flat[1:].split([gradient.numel() for gradient in gradients])
+        for gradient, part in zip(gradients, parts, strict=True):
+            gradient.copy_(part.view_as(gradient))
+        return flat[0].item()
+
+    def _autocast(self) -> torch.autocast:
+        return torch.autocast(
+            self._accelerator.device.type,
+            dtype=torch.bfloat16,
+            enabled=self._recipe.precision == "bf16",
+        )

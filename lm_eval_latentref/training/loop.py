@@ -1,0 +1,350 @@
+"""Training of the checkpoints the method needs: No-CoT, CoT with its snapshots, pause, Coconut.
+
+    folder = train(load_recipe("hops-small", ["output=out/hops", "seed=1"]))
+    reasoner = load(str(folder))
+
+Runs on accelerate, on any number of processes. Killed at any moment, the same call goes on from the
+state saved last; on a CPU in float32 to the same weights, bit for bit. Deliberately knows no
+lm-eval.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import random
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import gather_object
+from tqdm import tqdm
+from tqdm.contrib.logging import logging_redirect_tqdm
+
+from lm_eval_latentref.checkpoints.manifest import Manifest
+from lm_eval_latentref.config import RefinementConfig
+from lm_eval_latentref.errors import LatentRefError
+from lm_eval_latentref.reasoner import find_markers
+from lm_eval_latentref.training.curriculum import Problem, Row, epoch_batches
+from lm_eval_latentref.training.data import encode, load_data
+from lm_eval_latentref.training.learner import Learner
+from lm_eval_latentref.training.loss import num_labelled
+from lm_eval_latentref.training.models import build, restore, save, state
+from lm_eval_latentref.training.plan import (
+    LATENT_KINDS,
+    Progress,
+    Stage,
+    epochs_left,
+    is_over,
+    latent_steps,
+    learning_rate,
+    stage_rows,
+    stages,
+)
+from lm_eval_latentref.training.recipe import Recipe
+from lm_eval_latentref.training.snapshots import Epoch, choose
+from lm_eval_latentref.training.state import RunFolder
+from lm_eval_latentref.training.word_tokenizer import words
+
+logger = logging.getLogger(__name__)
+
+SNAPSHOTS = ".snapshots"
+RUNNING_LOSS_DECAY = 0.98
+
+
+def train(recipe: Recipe) -> Path:
+    """Trains all phases of `recipe`, or what is left of them; the folder of the result.
+
+    Raises LatentRefError for what the recipe names and cannot be had or written, and when the loss
+    is no longer finite.
+    """
+    run = _Run(recipe)
+    with logging_redirect_tqdm(), run.bar:
+        run.go()
+    return run.folder.path
+
+
+class _Run:
+    """One training run: what lasts over its phases."""
+
+    def __init__(self, recipe: Recipe) -> None:
+        self.recipe = recipe
+        self.accelerator = Accelerator()
+        self.is_main = self.accelerator.is_main_process
+        if not self.is_main:
+            logging.getLogger(__package__).setLevel(logging.ERROR)  # one voice is enough
+        self.folder = RunFolder(recipe.output, recipe.to_dict(), is_main=self.is_main)
+        self.data = load_data(recipe)
+        self.data_digest = self.data.digest()
+        new_words = recipe.config is not None and recipe.tokenizer is None
+        self.words = words(self.data.texts) if new_words else []
+        self.progress = Progress()
+        self.bar = tqdm(desc="training", unit="step", disable=not self.is_main)
+
+    def go(self) -> None:
+        saved = self.folder.load()
+        self.accelerator.wait_for_everyone()
+        if saved is not None:
+            if saved["data"] != self.data_digest:
+                raise LatentRefError(
+                    f"output={self.folder.path} holds a run on other data; give another output, "
+                    "or remove the folder"
+                )
+            self.progress = Progress(**saved["progress"])
+            logger.info("going on from step %d of the saved run", self.progress.num_steps)
+        if self.is_main:
+            self.folder.cut_metrics(self.progress.metrics_bytes)
+        while self.progress.phase < len(self.recipe.phases):
+            _Phase(self, self.recipe.phases[self.progress.phase], saved).go()
+            saved = None
+        logger.info("finished: %s", self.folder.path)
+
+    def save(self, learner: Learner | None) -> None:
+        """Saves all that is needed to go on from here; None between two phases."""
+        rng: dict[str, Any] = {"cpu": torch.get_rng_state()}
+        if torch.cuda.is_available():
+            rng["cuda"] = torch.cuda.get_rng_state()
+        every_rng = gather_object([rng])
+        if self.is_main:
+            self.folder.save(
+                {
+                    "progress": dataclasses.asdict(self.progress),
+                    "data": self.data_digest,
+                    "rng": every_rng,
+                    "trained": None if learner is None else state(learner.trainee),
+                    "optimizer": None if learner is None else learner.optimizer.state_dict(),
+                }
+            )
+        self.accelerator.wait_for_everyone()
+
+    def seed(self, phase: str) -> None:
+        """Makes the random numbers of `phase` depend on seed, phase and process alone."""
+        text = f"{self.recipe.seed} {phase} {self.accelerator.process_index}"
+        torch.manual_seed(random.Random(text).getrandbits(63))
+
+
+class _Phase:
+    """The training of one model; `saved` is the state to go on from, if it was within a phase."""
+
+    def __init__(self, run: _Run, name: str, saved: dict[str, Any] | None) -> None:
+        self._run, self._name = run, name
+        self._recipe, self._progress, self._folder = run.recipe, run.progress, run.folder
+        kind = LATENT_KINDS.get(name)
+        starts_from_cot = kind is not None and "cot" in run.recipe.phases
+        start = self._folder.path / "strong" if starts_from_cot else None
+        trainee = build(self._recipe, words=run.words, latent=kind is not None, start=start)
+        run.seed(name)
+        config = RefinementConfig(latent_kind=kind or "continuous")
+        self._learner = Learner(
+            trainee,
+            recipe=self._recipe,
+            accelerator=run.accelerator,
+            markers=find_markers(trainee.tokenizer, config) if kind else None,
+            latent_kind=config.latent_kind,
+        )
+        self._encoded: tuple[Sequence[Any], list[Problem]] = ([], [])
+        self._check_room()
+        if saved is not None and saved["trained"] is not None:
+            self._restore(saved)
+
+    def go(self) -> None:
+        progress = self._progress
+        planned = stages(self._recipe, self._name)
+        while progress.stage < len(planned):
+            stage = planned[progress.stage]
+            self._epoch(stage)
+            num_correct = self._validate(stage)
+            accuracy = num_correct / len(self._run.data.validation)
+            kept = self._keep_snapshot(num_correct) if self._name == "cot" else set()
+            if is_over(self._recipe, stage, progress, accuracy):
+                progress.end_stage()
+            self._run.save(self._learner)
+            if self._name == "cot" and self._run.is_main:
+                self._drop_snapshots(kept)
+        if self._run.is_main:
+            self._finish(planned[-1])
+        self._run.accelerator.wait_for_everyone()
+        progress.end_phase()
+        self._run.save(None)
+        if self._run.is_main:
+            self._folder.remove(SNAPSHOTS)
+
+    def _epoch(self, stage: Stage) -> None:
+        recipe, progress, learner = self._recipe, self._progress, self._learner
+        is_new = progress.epoch == 0 and progress.step == 0
+        if is_new and (recipe.reset_optimizer or progress.stage == 0):
+            learner.reset_optimizer()
+            progress.num_updates = 0
+        batches = self._batches(stage)
+        bar = self._run.bar
+        bar.total = progress.num_steps - progress.step
+        bar.total += epochs_left(recipe, progress) * len(batches)
+        bar.update(progress.num_steps - bar.n)
+        for batch in batches[progress.step :]:
+            started = time.perf_counter()
+            rate = learning_rate(recipe, self._name, stage, progress, steps_per_epoch=len(batches))
+            loss = learner.step(batch, learning_rate=rate)
+            self._count(batch, loss, time.perf_counter() - started)
+            bar.set_postfix_str(
+                f"{self._label(stage)}, loss {progress.running_loss:.4f}", refresh=False
+            )
+            bar.update()
+            if progress.num_steps % recipe.save_steps == 0 and progress.step < len(batches):
+                self._run.save(learner)
+
+    def _count(self, batch: Sequence[Row], loss: float, seconds: float) -> None:
+        progress = self._progress
+        progress.step += 1
+        progress.num_steps += 1
+        progress.num_updates += 1
+        progress.loss += loss
+        progress.num_labelled += num_labelled(batch)
+        progress.num_columns += sum(row.num_columns for row in batch)
+        progress.num_rows += len(batch)
+        progress.seconds += seconds
+        mean, running = loss / num_labelled(batch), progress.running_loss
+        decay = RUNNING_LOSS_DECAY
+        progress.running_loss = mean if running is None else decay * running + (1 - decay) * mean
+
+    def _batches(self, stage: Stage) -> list[list[Row]]:
+        """The global batches of the epoch that comes next, in order."""
+        seed, number = self._recipe.seed, self._progress.num_epochs
+        rng = random.Random(f"{seed} {self._name} {number}")
+        examples = self._run.data.epoch(number)
+        if self._encoded[0] is not examples:
+            self._encoded = (examples, encode(examples, self._learner.trainee.tokenizer))
+        rows = stage_rows(self._recipe, self._name, stage, self._encoded[1], rng)
+        longest = self._learner.max_length
+        # Two markers more; the last token is predicted, never read.
+        fitting = [row for row in rows if longest is None or row.num_columns + 1 <= longest]
+        if len(fitting) < len(rows):
+            num_long = len(rows) - len(fitting)
+            logger.warning(
+                "%s: %d of %d rows are left out: longer than the %s columns the model reads",
+                *(self._label(stage), num_long, len(rows), longest),
+            )
+        if not fitting:
+            raise LatentRefError(
+                f"{self._label(stage)}: no row fits the {longest} columns the model reads; give "
+                "shorter problems or another model"
+            )
+        return epoch_batches(fitting, self._recipe.batch_size, rng)
+
+    def _validate(self, stage: Stage) -> int:
+        """Measures the epoch just trained, writes its line and ends it; the right answers."""
+        progress, validation = self._progress, self._run.data.validation
+        num_thoughts = latent_steps(self._recipe, stage)
+        started = time.perf_counter()
+        num_correct = self._learner.num_correct(validation, latent_steps=num_thoughts)
+        values = {
+            "phase": self._name,
+            "stage": stage.number,
+            "epoch": progress.epoch + 1,
+            "step": progress.num_steps,
+            "latent_steps": num_thoughts,
+            "loss": progress.loss / progress.num_labelled,
+            "validation_accuracy": num_correct / len(validation),
+            "validation_problems": len(validation),
+            "seconds": round(progress.seconds, 3),
+            "validation_seconds": round(time.perf_counter() - started, 3),
+            "examples_per_second": round(progress.num_rows / progress.seconds, 2),
+            "tokens_per_second": round(progress.num_columns / progress.seconds, 1),
+        }
+        if self._run.is_main:
+            progress.metrics_bytes = self._folder.append_metrics(values)
+        logger.info(
+            "%s, epoch %d: loss %.4f, validation accuracy %.3f, %.0f s",
+            *(self._label(stage), values["epoch"], values["loss"]),
+            *(values["validation_accuracy"], values["seconds"]),
+        )
+        progress.end_epoch()
+        return num_correct
+
+    def _keep_snapshot(self, num_correct: int) -> set[int]:
+        """Saves the epoch just finished if it may become a reference; all that may, so far."""
+        progress, number = self._progress, self._progress.epoch
+        progress.validated.append([number, num_correct, len(self._run.data.validation)])
+        chosen = self._chosen_epochs()
+        if number in chosen and self._run.is_main:
+            self._save(f"{SNAPSHOTS}/epoch-{number}", self._manifest(latent_steps=0))
+        return {epoch for epoch in chosen if epoch is not None}
+
+    def _chosen_epochs(self) -> tuple[int | None, int | None]:
+        recipe, chance = self._recipe, self._recipe.chance
+        return choose(
+            [Epoch(*values) for values in self._progress.validated],
+            chance=self._run.data.majority if chance is None else chance,
+            strong_epoch=recipe.strong_epoch,
+            weak_epoch=recipe.weak_epoch,
+        )
+
+    def _drop_snapshots(self, kept: set[int]) -> None:
+        # Only once the state that does not need them is saved.
+        for folder in (self._folder.path / SNAPSHOTS).glob("epoch-*"):
+            if int(folder.name.removeprefix("epoch-")) not in kept:
+                self._folder.remove(f"{SNAPSHOTS}/{folder.name}")
+
+    def _finish(self, last: Stage) -> None:
+        """Puts the phase's result in its place."""
+        is_root = self._name == self._recipe.main_phase
+        if self._name != "cot":
+            num_thoughts = latent_steps(self._recipe, last)
+            manifest = self._manifest(latent_steps=num_thoughts)
+            if self._name == "pause":
+                manifest = dataclasses.replace(manifest, latent_kind="pause")
+            elif (self._folder.path / "weak").is_dir() and self._name == "coconut":
+                manifest = dataclasses.replace(manifest, strong="strong", weak="weak")
+            self._save("." if is_root else self._name, manifest)
+            return
+        weak, strong = self._chosen_epochs()
+        self._folder.copy_folder(f"{SNAPSHOTS}/epoch-{strong}", "strong")
+        if weak is None:
+            logger.warning(
+                "no epoch of CoT but the best clearly beats chance, so there is no weak reference; "
+                "measure more often (a smaller num_train) or name weak_epoch"
+            )
+        else:
+            self._folder.copy_folder(f"{SNAPSHOTS}/epoch-{weak}", "weak")
+        logger.info("CoT epochs kept: strong %s, weak %s", strong, weak)
+        if is_root:
+            self._folder.copy_folder("strong", ".")
+
+    def _manifest(self, **values: Any) -> Manifest:
+        return Manifest(trained_on=[self._recipe.trained_on], **values)
+
+    def _save(self, name: str, manifest: Manifest) -> None:
+        with self._folder.new_folder(name) as folder:
+            save(self._learner.trainee, folder, manifest)
+
+    def _restore(self, saved: dict[str, Any]) -> None:
+        restore(self._learner.trainee, saved["trained"])
+        self._learner.optimizer.load_state_dict(saved["optimizer"])
+        every_rng = saved["rng"]
+        if len(every_rng) != self._run.accelerator.num_processes:
+            raise LatentRefError(
+                f"the saved run had {len(every_rng)} processes, this one has "
+                f"{self._run.accelerator.num_processes}; start as many"
+            )
+        rng = every_rng[self._run.accelerator.process_index]
+        torch.set_rng_state(rng["cpu"])
+        if "cuda" in rng and torch.cuda.is_available():
+            torch.cuda.set_rng_state(rng["cuda"])
+
+    def _check_room(self) -> None:
+        """Raises before training what would otherwise end it: too little disk, too few columns."""
+        trainee = self._learner.trainee
+        num_trained = sum(weight.numel() for weight in trainee.trained.values())
+        num_saved = num_trained
+        if trainee.adapter is None:
+            num_saved = sum(weight.numel() for weight in trainee.model.parameters())
+        # Weights and two moments, the old state beside the new; weak, strong and the new folder.
+        if self._run.is_main:
+            self._folder.check_space(4 * (2 * 3 * num_trained + 3 * num_saved))
+        longest = max(latent_steps(self._recipe, one) for one in stages(self._recipe, self._name))
+        self._learner.check_room(self._run.data.validation, latent_steps=longest)
+
+    def _label(self, stage: Stage) -> str:
+        return self._name if stage.number is None else f"{self._name} stage {stage.number}"

@@ -1,0 +1,74 @@
+"""The training loss: think about the contexts, read the text behind, cross-entropy of its tokens.
+
+    loss = loss_sum(rows, network=network, markers=markers)
+    (loss / num_labelled(batch)).backward()
+
+The thoughts come from the loop that inference uses, so what is trained is what is evaluated. Logits
+are made at labelled positions only. Deliberately knows no curriculum and no optimiser.
+
+Shape suffixes: B batch, P pending columns, L text columns, D hidden size, M labelled positions,
+V vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from lm_eval_latentref.config import RefinementConfig
+from lm_eval_latentref.networks import Network
+from lm_eval_latentref.thoughts import Context, Markers, think
+from lm_eval_latentref.training.curriculum import Row
+
+
+def num_labelled(rows: Sequence[Row]) -> int:
+    """How many tokens of `rows` are predicted."""
+    return sum(len(row.target) for row in rows)
+
+
+def loss_sum(
+    rows: Sequence[Row],
+    *,
+    network: Network,
+    markers: Markers | None,
+    latent_kind: str = "continuous",
+) -> Tensor:
+    """Sum of the cross-entropies, in float32 or more, of all labelled tokens of `rows`.
+
+    Args:
+        rows: with equal numbers of thoughts.
+        markers: None for rows without thoughts that are trained without markers.
+        latent_kind: what stands in place of thoughts, as in `RefinementConfig`.
+    """
+    (num_thoughts,) = {row.num_thoughts for row in rows}
+    thoughts = think(
+        Context.pad([row.context for row in rows], device=network.device),
+        backbone=network,
+        references=None,
+        config=RefinementConfig(latent_steps=num_thoughts, latent_kind=latent_kind),
+        markers=markers,
+    )
+    target_BL, labelled_BL = _pad_right([row.target for row in rows], network.device)
+    # The last pending column predicts the first token, and the last token predicts nothing. The
+    # padding stands behind all that is read, so causality hides it and no mask is needed for it.
+    text_BLD = network.embed(target_BL[:, :-1]).to(thoughts.pending_BPD)
+    columns_BLD = torch.cat([thoughts.pending_BPD, text_BLD], dim=1)
+    mask_BL = thoughts.pending_mask_BP
+    if mask_BL is not None:
+        mask_BL = torch.nn.functional.pad(mask_BL, (0, text_BLD.shape[1]), value=True)
+    hidden_BLD = thoughts.stream.feed(columns_BLD, mask_BL)[:, -target_BL.shape[1] :]
+    logits_MV = network.project(hidden_BLD[labelled_BL])
+    if logits_MV.dtype in (torch.bfloat16, torch.float16):
+        logits_MV = logits_MV.float()
+    return torch.nn.functional.cross_entropy(logits_MV, target_BL[labelled_BL], reduction="sum")
+
+
+def _pad_right(rows: Sequence[Sequence[int]], device: torch.device) -> tuple[Tensor, Tensor]:
+    """Ids (B, L) and which of them are real, bool."""
+    longest = max(map(len, rows))
+    ids_BL = torch.tensor([[*row, *[0] * (longest - len(row))] for row in rows])
+    lengths_B1 = torch.tensor([[len(row)] for row in rows])
+    real_BL = torch.arange(longest) < lengths_B1
+    return ids_BL.to(device), real_BL.to(device)

@@ -1,0 +1,256 @@
+"""Models in training: made or opened, given marker tokens, saved in the form that `load` opens.
+
+    trainee = build(recipe, words=words, latent=False)
+    save(trainee, "out/strong", Manifest(latent_steps=0))
+    trainee = build(recipe, words=words, latent=True, start="out/strong")
+
+All weights are trained, or a LoRA adapter with the markers' rows. Deliberately knows no data and no
+optimiser.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lm_eval_latentref.checkpoints import vocabulary
+from lm_eval_latentref.checkpoints.folders import one_line
+from lm_eval_latentref.checkpoints.loading import LoadedModel, LoadedSet
+from lm_eval_latentref.checkpoints.manifest import Manifest, write_manifest
+from lm_eval_latentref.checkpoints.opening import default_loader, load_tokenizer, open_model
+from lm_eval_latentref.checkpoints.sources import DEFAULT_MODEL, Source, resolve
+from lm_eval_latentref.config import RefinementConfig
+from lm_eval_latentref.errors import LatentRefError
+from lm_eval_latentref.networks import Network
+from lm_eval_latentref.reasoner import Reasoner
+from lm_eval_latentref.training.recipe import Recipe
+from lm_eval_latentref.training.word_tokenizer import make_word_tokenizer
+
+ADAPTER = "default"
+"""The name PEFT gives the adapter in training."""
+
+
+@dataclass(kw_only=True)
+class Trainee:
+    """A model in training, with its tokenizer."""
+
+    model: Any
+    """A PreTrainedModel, or a PeftModel whose one adapter is trained."""
+    tokenizer: Any
+    adapter: str | None = None
+
+    @property
+    def trained(self) -> dict[str, nn.Parameter]:
+        """What is trained, by name; weights that two modules share stand here once."""
+        named = self.model.named_parameters()
+        return {name: weight for name, weight in named if weight.requires_grad}
+
+    def network(self) -> Network:
+        return Network(self.model, adapter=self.adapter)
+
+    def reasoner(self, config: RefinementConfig) -> Reasoner:
+        """The model as evaluation sees it; the caller sets the eval mode."""
+        loaded = LoadedModel(model=self.model, adapter=self.adapter, identity={"name": "trainee"})
+        return Reasoner(LoadedSet(tokenizer=self.tokenizer, backbone=loaded), config)
+
+
+def build(
+    recipe: Recipe,
+    *,
+    words: Iterable[str],
+    latent: bool,
+    start: str | os.PathLike[str] | None = None,
+) -> Trainee:
+    """The model of `recipe` at the start of a phase, on the CPU, in training mode.
+
+    Args:
+        words: the vocabulary of a new model without a `tokenizer` of its own.
+        latent: whether it needs the marker tokens.
+        start: a folder that `save` wrote, to go on from; None for the recipe's own start.
+
+    Raises:
+        LatentRefError: what the recipe names cannot be opened or does not fit together.
+    """
+    if recipe.lora is not None:
+        return _build_adapter(recipe, latent, start)
+    if start is not None:
+        source = Source(base=os.fspath(start))
+        trainee = _open(source, "float32")
+    elif recipe.pretrained is not None:
+        trainee = _open(_plain_source(recipe.pretrained), "float32")
+    else:
+        trainee = _make(recipe, words)
+    if latent:
+        _add_markers(trainee, recipe.marker_init)
+    trainee.model.train()
+    return trainee
+
+
+def save(trainee: Trainee, folder: str | os.PathLike[str], manifest: Manifest) -> None:
+    """Writes the model, its tokenizer and latentref.json into the existing `folder`."""
+    if trainee.adapter is not None:
+        # The base has its own embedding; the markers' rows are the adapter's.
+        trainee.model.save_pretrained(folder, save_embedding_layers=False)
+        Path(folder, "README.md").unlink(missing_ok=True)  # an empty form, not ours to fill in
+    else:
+        trainee.model.save_pretrained(folder)
+    trainee.tokenizer.save_pretrained(folder)
+    write_manifest(folder, manifest)
+
+
+def state(trainee: Trainee) -> dict[str, Tensor]:
+    """The trained weights, on the CPU."""
+    return {name: weight.detach().cpu() for name, weight in trainee.trained.items()}
+
+
+def restore(trainee: Trainee, weights: dict[str, Tensor]) -> None:
+    """Puts back what `state` gave; the names must be the same."""
+    trained = trainee.trained
+    assert trained.keys() == weights.keys(), "the state is of another model"
+    with torch.no_grad():
+        for name, weight in trained.items():
+            weight.copy_(weights[name])
+
+
+def _open(source: Source, dtype: str) -> Trainee:
+    tokenizer = load_tokenizer(source)
+    model = open_model(default_loader(dtype=getattr(torch, dtype)), source)
+    if tokenizer.eos_token_id is None:
+        raise LatentRefError(
+            f"the tokenizer of {source.name or source.base} has no EOS token, which ends every "
+            "answer; give a model whose tokenizer has one"
+        )
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    return Trainee(model=model, tokenizer=tokenizer)
+
+
+def _plain_source(name: str) -> Source:
+    source = resolve(pretrained=name).backbone
+    if source.adapter is not None:
+        raise LatentRefError(
+            f"pretrained={name} is an adapter; run `latentref convert` on it and give that folder"
+        )
+    return source
+
+
+def _make(recipe: Recipe, words: Iterable[str]) -> Trainee:
+    """A new model with random weights, which the seed decides."""
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    assert recipe.config is not None
+    if recipe.tokenizer is not None:
+        tokenizer = load_tokenizer(_plain_source(recipe.tokenizer))
+    else:
+        tokenizer = make_word_tokenizer(words)
+    values = {
+        "vocab_size": len(tokenizer),
+        "bos_token_id": tokenizer.bos_token_id,
+        "eos_token_id": tokenizer.eos_token_id,
+        "pad_token_id": tokenizer.pad_token_id,
+        **recipe.config,
+    }
+    try:
+        config = AutoConfig.for_model(**values)
+        torch.manual_seed(recipe.seed)
+        model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+    except (ValueError, KeyError, TypeError, RuntimeError) as error:
+        raise LatentRefError(
+            f"config={recipe.config} makes no causal language model ({one_line(error)}); see the "
+            "configuration class of its model_type in transformers"
+        ) from error
+    _scale(model, recipe)
+    return Trainee(model=model, tokenizer=tokenizer)
+
+
+@torch.no_grad()
+def _scale(model: Any, recipe: Recipe) -> None:
+    """Start values that the configuration of a new model cannot express."""
+    if recipe.embedding_std is not None:
+        model.get_input_embeddings().weight.normal_(0.0, recipe.embedding_std)
+    if recipe.final_norm is not None:
+        # A decoder's final norm is the last of its own modules that has a weight.
+        decoder = getattr(model, model.base_model_prefix)
+        weighted = [part for part in decoder.children() if hasattr(part, "weight")]
+        weighted[-1].weight.fill_(recipe.final_norm)
+
+
+def _build_adapter(recipe: Recipe, latent: bool, start: str | os.PathLike[str] | None) -> Trainee:
+    from peft import LoraConfig, get_peft_model
+
+    assert recipe.pretrained is not None
+    assert recipe.lora is not None
+    source = _plain_source(recipe.pretrained)
+    trainee = _open(source, recipe.dtype)
+    new_ids = _add_markers(trainee, recipe.marker_init) if latent else []
+    base = os.path.abspath(source.base) if os.path.isdir(source.base) else source.base
+    values = {"task_type": "CAUSAL_LM", "revision": source.revision, **recipe.lora}
+    if new_ids:
+        embedding = trainee.model.get_input_embeddings()
+        (name,) = (n for n, m in trainee.model.named_modules() if m is embedding)
+        values["trainable_token_indices"] = {name.rsplit(".", 1)[-1]: new_ids}
+    torch.manual_seed(recipe.seed)
+    try:
+        config = LoraConfig(**values)
+        model = get_peft_model(trainee.model, config, adapter_name=ADAPTER)
+    except (ValueError, KeyError, TypeError, RuntimeError) as error:
+        raise LatentRefError(
+            f"lora={recipe.lora} fits no adapter on {recipe.pretrained} ({one_line(error)}); see "
+            "LoraConfig in peft"
+        ) from error
+    name = DEFAULT_MODEL if source.gguf_file is not None else base
+    model.peft_config[ADAPTER].base_model_name_or_path = name
+    if start is not None:
+        _load_adapter(model, Path(start))
+    model.train()
+    return dataclasses.replace(trainee, model=model, adapter=ADAPTER)
+
+
+def _load_adapter(model: Any, folder: Path) -> None:
+    """The low-rank weights of a saved adapter; rows of markers it has not stay as they are."""
+    from peft import get_peft_model_state_dict, set_peft_model_state_dict
+    from safetensors.torch import load_file
+
+    own = get_peft_model_state_dict(model, adapter_name=ADAPTER, save_embedding_layers=False)
+    tensors = {**own, **load_file(folder / "adapter_model.safetensors")}
+    result = set_peft_model_state_dict(model, tensors, adapter_name=ADAPTER)
+    assert not result.unexpected_keys, result.unexpected_keys
+
+
+def _add_markers(trainee: Trainee, marker_init: str | None) -> list[int]:
+    """Adds the marker tokens that are missing, their rows copies of a known token's; their ids.
+
+    Copied as facebookresearch/coconut does, which finds that it steadies training.
+    """
+    tokenizer, model = trainee.tokenizer, trainee.model
+    before = vocabulary.known_markers(tokenizer)
+    source_id = _initial_id(tokenizer, marker_init)
+    vocabulary.add_markers(tokenizer)
+    after = vocabulary.known_markers(tokenizer)
+    new_ids = sorted(after[marker] for marker in after.keys() - before.keys())
+    if len(tokenizer) > len(model.get_input_embeddings().weight):
+        model.resize_token_embeddings(len(tokenizer), mean_resizing=False)
+    with torch.no_grad():
+        for layer in (model.get_input_embeddings(), model.get_output_embeddings()):
+            for token_id in new_ids:
+                layer.weight[token_id] = layer.weight[source_id]
+    return new_ids
+
+
+def _initial_id(tokenizer: Any, marker_init: str | None) -> int:
+    for text in [marker_init] if marker_init is not None else ["<<", "\n"]:
+        ids = tokenizer.encode(text, add_special_tokens=False)
+        if len(ids) == 1 and ids[0] != tokenizer.unk_token_id:
+            return ids[0]
+    if marker_init is not None:
+        raise LatentRefError(
+            f"marker_init={marker_init!r} is not one token of this tokenizer; give one that is"
+        )
+    return tokenizer.eos_token_id

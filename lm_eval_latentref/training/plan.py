@@ -1,0 +1,146 @@
+"""What a training run does when: its phases' stages, what each trains on, and when it is over.
+
+    for stage in stages(recipe, "coconut"):
+        rows = stage_rows(recipe, "coconut", stage, problems, rng)
+
+Deliberately knows no models and no files.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from lm_eval_latentref.training.curriculum import Problem, Row, cot_row, no_cot_row
+from lm_eval_latentref.training.recipe import Recipe
+
+LATENT_KINDS = {"pause": "pause", "coconut": "continuous"}
+"""What stands for thoughts in the phases that have any."""
+
+LEAST_RATE = 0.05
+"""Where `decay` ends, relative to the highest learning rate."""
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A part of a phase with one kind of rows."""
+
+    number: int | None
+    """Of the curriculum; None outside of it."""
+    num_epochs: int
+    max_epochs: int
+    """How long it may wait for `advance_accuracy` or `advance_loss`."""
+    min_epochs: int = 1
+    """How long it goes on whatever these say."""
+
+
+@dataclass
+class Progress:
+    """Where a run stands: with the tensors, all that is needed to go on as if nothing happened."""
+
+    phase: int = 0
+    stage: int = 0
+    """Index among the stages of the phase."""
+    epoch: int = 0
+    """Finished epochs of the stage."""
+    step: int = 0
+    """Finished steps of the epoch."""
+    num_epochs: int = 0
+    """Finished epochs of the run."""
+    num_steps: int = 0
+    """Finished steps of the run."""
+    num_updates: int = 0
+    """Steps of the present optimiser: how far the warm-up has come."""
+    loss: float = 0.0
+    """Sum over the labelled tokens of the epoch so far."""
+    num_labelled: int = 0
+    num_columns: int = 0
+    num_rows: int = 0
+    seconds: float = 0.0
+    running_loss: float | None = None
+    """Exponential mean of the stage's loss per labelled token."""
+    metrics_bytes: int = 0
+    validated: list[list[int]] = field(default_factory=list)
+    """Epoch, right answers and problems after each epoch of CoT."""
+
+    def end_epoch(self) -> None:
+        self.epoch, self.num_epochs, self.step = self.epoch + 1, self.num_epochs + 1, 0
+        self.loss, self.num_labelled, self.num_columns, self.num_rows = 0.0, 0, 0, 0
+        self.seconds = 0.0
+
+    def end_stage(self) -> None:
+        self.stage, self.epoch, self.running_loss = self.stage + 1, 0, None
+
+    def end_phase(self) -> None:
+        self.phase, self.stage = self.phase + 1, 0
+
+
+def stages(recipe: Recipe, phase: str) -> list[Stage]:
+    """The stages of `phase`, in order."""
+    if phase not in LATENT_KINDS:
+        if phase == "no_cot":
+            return [Stage(None, recipe.no_cot_epochs, recipe.no_cot_epochs)]
+        named = max(recipe.strong_epoch or 1, recipe.weak_epoch or 1)
+        return [Stage(None, recipe.cot_epochs, recipe.cot_epochs, min_epochs=named)]
+    result = []
+    for number in range(recipe.first_stage, recipe.final_stage + 1):
+        num_epochs = recipe.epochs_per_stage
+        if number == recipe.final_stage and recipe.last_stage_epochs is not None:
+            num_epochs = recipe.last_stage_epochs
+        max_epochs = max(num_epochs, recipe.max_epochs_per_stage or 0)
+        result.append(Stage(number, num_epochs, max_epochs))
+    return result
+
+
+def is_over(recipe: Recipe, stage: Stage, progress: Progress, accuracy: float) -> bool:
+    """Whether `stage` ends with the epoch just finished."""
+    if recipe.advance_accuracy is None and recipe.advance_loss is None:
+        return progress.epoch >= stage.num_epochs
+    if progress.epoch < stage.min_epochs:
+        return False
+    if recipe.advance_accuracy is not None and accuracy >= recipe.advance_accuracy:
+        return True
+    running = progress.running_loss
+    if recipe.advance_loss is not None and running is not None and running < recipe.advance_loss:
+        return True
+    return progress.epoch >= stage.max_epochs
+
+
+def stage_rows(
+    recipe: Recipe, phase: str, stage: Stage, problems: Sequence[Problem], rng: random.Random
+) -> list[Row]:
+    """What is trained on in one epoch of `stage`: a row of each problem."""
+    if stage.number is None:
+        return [cot_row(one) if phase == "cot" else no_cot_row(one) for one in problems]
+    curriculum = recipe.curriculum
+    return [curriculum.row(one, curriculum.draw_stage(one, stage.number, rng)) for one in problems]
+
+
+def latent_steps(recipe: Recipe, stage: Stage) -> int:
+    """Thoughts that a model trained at `stage` thinks when it is evaluated."""
+    return 0 if stage.number is None else recipe.curriculum.latent_steps(stage.number)
+
+
+def learning_rate(
+    recipe: Recipe, phase: str, stage: Stage, progress: Progress, *, steps_per_epoch: int
+) -> float:
+    """Of the step that comes next: up with the warm-up, down at the end of the stage."""
+    peak = recipe.learning_rate
+    if phase in LATENT_KINDS and recipe.latent_learning_rate is not None:
+        peak = recipe.latent_learning_rate
+    warmed = (progress.num_updates + 1) / (recipe.warmup_steps + 1)
+    done = (progress.epoch + progress.step / steps_per_epoch) / stage.num_epochs
+    left = 1.0
+    if recipe.decay > 0:
+        left = max(0.0, 1.0 - done) / recipe.decay * (1 - LEAST_RATE) + LEAST_RATE
+    return peak * min(1.0, warmed, left)
+
+
+def epochs_left(recipe: Recipe, progress: Progress) -> int:
+    """Epochs still to come, if no stage ends early or waits."""
+    left = -progress.epoch
+    for index, phase in enumerate(recipe.phases[progress.phase :]):
+        planned = stages(recipe, phase)[progress.stage if index == 0 else 0 :]
+        left += sum(stage.num_epochs for stage in planned)
+    return max(left, 1)

@@ -1,0 +1,290 @@
+"""The recipe of a training run: one flat, frozen dataclass with the meaning of every field.
+
+    recipe = Recipe(output="out", train="prosqa", pretrained="gpt2", max_latent_stage=6)
+
+Fields that Coconut's published configuration files have too bear their names. Ranges and what goes
+together are checked here. Deliberately knows no files, no model and no data: what a name stands for
+is checked where it is used.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from lm_eval_latentref.errors import LatentRefError
+from lm_eval_latentref.training.curriculum import Curriculum
+
+PHASES = ("no_cot", "cot", "pause", "coconut")
+"""In the order in which they are trained, whichever of them a recipe asks for."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """All that decides a training run."""
+
+    output: str
+    """Folder of the result; a run that was stopped goes on from what stands there."""
+
+    seed: int = 0
+
+    phases: tuple[str, ...] = ("cot", "coconut")
+    """Which models: `no_cot` (the answer alone), `cot` (gives the references), `pause` (pause
+    tokens in place of thoughts), `coconut`. The last of them is the output folder itself, the
+    others are subfolders; `pause` and `coconut` start from the best CoT if `cot` is there."""
+
+    # The model.
+
+    pretrained: str | None = None
+    """Hub id or folder to start from; else `config` makes a new model."""
+
+    config: dict[str, Any] | None = None
+    """Of a new model: `model_type` and whatever its configuration in transformers takes."""
+
+    tokenizer: str | None = None
+    """Of a new model: a hub id or folder; without it, one token for each word of the data."""
+
+    lora: dict[str, Any] | None = None
+    """Arguments of PEFT's LoraConfig; without it all weights are trained."""
+
+    dtype: str = "float32"
+    """Of the weights as loaded; those in training stay float32 under LoRA."""
+
+    precision: str = "fp32"
+    """Of the computation: `fp32`, or `bf16` (autocast)."""
+
+    embedding_std: float | None = None
+    """Of a new model: the spread of its input embeddings at the start, where it should differ from
+    the configuration's `initializer_range`."""
+
+    final_norm: float | None = None
+    """Of a new model: what the weights of its final norm start from. With both, thoughts can begin
+    as large as embeddings, though they are outputs and these are inputs."""
+
+    marker_init: str | None = None
+    """The token whose rows new marker tokens start as; "<<" as in Coconut where that is one
+    token, else the newline."""
+
+    # The data.
+
+    train: str
+    """A benchmark, a generated task, or a JSON file with `question`, `steps`, `answer`."""
+
+    validation: str | None = None
+    """A JSON file; without it, the dev split of the benchmark or task that `train` names."""
+
+    task: dict[str, Any] = field(default_factory=dict)
+    """Arguments of the generator, for a generated task."""
+
+    num_train: int | None = None
+    """Problems: the first so many of a data set; so many fresh ones each epoch if generated."""
+
+    num_validation: int | None = 500
+    """Problems that the accuracy after each epoch is measured on, at most."""
+
+    check_overlap: bool = True
+    """Whether questions of any benchmark's dev or test split are removed from the training data,
+    for which these must be at hand. Generated tasks keep their own splits apart."""
+
+    max_new_tokens: int = 64
+    """Of an answer in validation."""
+
+    # The schedule. Names and meanings up to `reset_optimizer` are Coconut's.
+
+    c_thought: int = 1
+    """Thoughts in place of each step."""
+
+    epochs_per_stage: int = 3
+    max_latent_stage: int = 3
+    pad_latent_to_max: bool = True
+    uniform_prob: float = 0.0
+
+    reset_optimizer: bool = True
+    """Whether each stage starts with a new optimiser (and warm-up)."""
+
+    first_stage: int = 1
+    """1 if CoT comes before the curriculum; 0 trains a stage of all steps with bare markers."""
+
+    last_stage: int | None = None
+    """Without it, the one after `max_latent_stage`, in which no step is left."""
+
+    last_stage_epochs: int | None = None
+    """Epochs of the last stage; without it, `epochs_per_stage`."""
+
+    no_cot_epochs: int = 10
+    cot_epochs: int = 10
+
+    advance_accuracy: float | None = None
+    """A stage ends at the first epoch whose validation accuracy is at least this."""
+
+    advance_loss: float | None = None
+    """A stage ends at the first epoch after which the running training loss is below this."""
+
+    max_epochs_per_stage: int | None = None
+    """How long a stage of the curriculum waits for `advance_*`; else, `epochs_per_stage`."""
+
+    # The references, out of the epochs of CoT, counted from 1.
+
+    strong_epoch: int | None = None
+    """Without it, the epoch of the best validation accuracy."""
+
+    weak_epoch: int | None = None
+    """Without it, the worst epoch that clearly beats chance (lower bound of the 95 % interval)."""
+
+    chance: float | None = None
+    """Accuracy without reasoning; else, the share of the most frequent validation answer."""
+
+    # Optimisation.
+
+    batch_size: int = 32
+    """Rows of a global batch, over all processes."""
+
+    micro_batch_size: int | None = None
+    """Rows of one forward pass, at most; gradients add up over the batch."""
+
+    learning_rate: float = 1e-4
+
+    latent_learning_rate: float | None = None
+    """Of the phases with thoughts, where it should differ."""
+
+    decay: float = 0.0
+    """The share of a stage's planned steps, at its end, over which the learning rate falls linearly
+    to a twentieth."""
+
+    weight_decay: float = 0.01
+    beta1: float = 0.9
+    beta2: float = 0.999
+
+    warmup_steps: int = 0
+    """Steps of an optimiser over which the learning rate rises linearly."""
+
+    max_grad_norm: float = 1.0
+    """Gradients are clipped to this norm; 0 = never."""
+
+    save_steps: int = 500
+    """Steps between two saves of the training state; it is saved after each epoch besides."""
+
+    eval_batch_size: int = 64
+
+    def __post_init__(self) -> None:
+        _check_phases(self)
+        _check_model(self)
+        _check_ranges(self)
+
+    @property
+    def curriculum(self) -> Curriculum:
+        return Curriculum(
+            c_thought=self.c_thought,
+            max_latent_stage=self.max_latent_stage,
+            pad_latent_to_max=self.pad_latent_to_max,
+            uniform_prob=self.uniform_prob,
+        )
+
+    @property
+    def final_stage(self) -> int:
+        return self.curriculum.final_stage if self.last_stage is None else self.last_stage
+
+    @property
+    def main_phase(self) -> str:
+        """The phase whose model is the output folder itself."""
+        return self.phases[-1]
+
+    @property
+    def trained_on(self) -> str:
+        """The training split as latentref.json names it; a file by its name."""
+        return Path(self.train).name if Path(self.train).is_file() else f"{self.train} train"
+
+    def to_dict(self) -> dict[str, Any]:
+        """As plain YAML values, all fields present."""
+        values = dataclasses.asdict(self)
+        values["phases"] = list(self.phases)
+        return values
+
+
+def _require(holds: bool, what: str, domain: str) -> None:
+    if not holds:
+        raise LatentRefError(f"{what}: {domain}")
+
+
+def _check_phases(recipe: Recipe) -> None:
+    known = [phase for phase in PHASES if phase in recipe.phases]
+    _require(
+        bool(recipe.phases) and list(recipe.phases) == known,
+        f"phases={', '.join(recipe.phases)}",
+        f"give one or more of {', '.join(PHASES)}, each once and in this order",
+    )
+    _require(
+        0 <= recipe.first_stage <= recipe.final_stage <= recipe.curriculum.final_stage,
+        f"first_stage={recipe.first_stage}, last_stage={recipe.final_stage}",
+        f"they must be in order, from 0 to max_latent_stage + 1 = {recipe.curriculum.final_stage}",
+    )
+
+
+def _check_model(recipe: Recipe) -> None:
+    _require(
+        (recipe.pretrained is None) != (recipe.config is None),
+        f"pretrained={recipe.pretrained}, config={recipe.config}",
+        "give one of them: a model to start from, or the configuration of a new one",
+    )
+    _require(
+        recipe.config is None or "model_type" in recipe.config,
+        f"config={recipe.config}",
+        "it needs a model_type, for example llama or gpt2",
+    )
+    for name in ("tokenizer", "embedding_std", "final_norm"):
+        value = getattr(recipe, name)
+        _require(
+            recipe.pretrained is None or value is None,
+            f"{name}={value}",
+            "a pretrained model keeps its own; leave it out",
+        )
+    _require(
+        recipe.lora is None or recipe.pretrained is not None,
+        f"lora={recipe.lora}",
+        "adapters are trained on a pretrained model; give pretrained, or leave lora out",
+    )
+    for name, choices in (("dtype", ("float32", "bfloat16")), ("precision", ("fp32", "bf16"))):
+        value = getattr(recipe, name)
+        _require(value in choices, f"{name}={value}", f"it must be {' or '.join(choices)}")
+    _require(
+        recipe.dtype == "float32" or recipe.lora is not None,
+        f"dtype={recipe.dtype}",
+        "weights in training are float32; for less memory give precision=bf16 or lora",
+    )
+
+
+_AT_LEAST_ONE = (
+    *("num_train", "num_validation", "max_new_tokens", "c_thought", "epochs_per_stage"),
+    *("last_stage_epochs", "no_cot_epochs", "cot_epochs", "max_epochs_per_stage", "strong_epoch"),
+    *("weak_epoch", "batch_size", "micro_batch_size", "save_steps", "eval_batch_size"),
+)
+
+
+def _check_ranges(recipe: Recipe) -> None:
+    for name in _AT_LEAST_ONE:
+        value = getattr(recipe, name)
+        _require(value is None or value >= 1, f"{name}={value}", "it must be at least 1")
+    for name in ("uniform_prob", "chance", "beta1", "beta2", "advance_accuracy", "decay"):
+        value = getattr(recipe, name)
+        _require(value is None or 0 <= value <= 1, f"{name}={value}", "it must be in [0, 1]")
+    for name in ("max_latent_stage", "warmup_steps", "max_grad_norm", "weight_decay"):
+        value = getattr(recipe, name)
+        _require(value >= 0, f"{name}={value}", "it must be at least 0")
+    for name in ("learning_rate", "latent_learning_rate", "embedding_std", "final_norm"):
+        value = getattr(recipe, name)
+        _require(value is None or value > 0, f"{name}={value}", "it must be above 0")
+    waits = recipe.advance_accuracy is not None or recipe.advance_loss is not None
+    _require(
+        recipe.max_epochs_per_stage is None or waits,
+        f"max_epochs_per_stage={recipe.max_epochs_per_stage}",
+        "it has no effect without advance_accuracy or advance_loss; add one or leave it out",
+    )
+    for name in ("strong_epoch", "weak_epoch"):
+        value = getattr(recipe, name)
+        _require(
+            value is None or value <= recipe.cot_epochs,
+            f"{name}={value}",
+            f"it must be one of the cot_epochs={recipe.cot_epochs}",
+        )

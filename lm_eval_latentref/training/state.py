@@ -1,0 +1,193 @@
+"""What a training run leaves on disk: its state, its metrics, and folders that are whole or absent.
+
+    run = RunFolder("out/hops", recipe.to_dict())     # notices what cannot be written
+    state = run.load()
+    run.append_metrics({"loss": 0.1}); run.save(state)
+    with run.new_folder("strong") as folder: ...
+
+Everything is written beside its place and then renamed. Deliberately knows no model: a state is
+whatever tensors and plain values it is given.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shutil
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from lm_eval_latentref.checkpoints.folders import one_line
+from lm_eval_latentref.errors import LatentRefError
+
+STATE = "training_state.pt"
+METRICS = "metrics.jsonl"
+RECIPE = "recipe.yaml"
+LOADABLE = ("config.json", "adapter_config.json")
+"""Without one of these a folder is no checkpoint, so they are put in place last."""
+
+UNCOMPARED = ("output", "save_steps", "eval_batch_size")
+"""Recipe values that may change when a run goes on: they decide no weight."""
+
+
+class RunFolder:
+    """The output folder of one training run.
+
+    Args:
+        path: the folder, made if it is missing.
+        recipe: the resolved recipe as plain values.
+        is_main: whether this process writes; the others only read.
+
+    Raises:
+        LatentRefError: the folder cannot be written, or belongs to a run of another recipe.
+    """
+
+    def __init__(self, path: str, recipe: Mapping[str, Any], *, is_main: bool = True) -> None:
+        self.path = Path(path)
+        if is_main:
+            self._probe()
+            self._claim(recipe)
+
+    def check_space(self, num_bytes: int) -> None:
+        """Raises LatentRefError if there is no room for `num_bytes` more."""
+        free = shutil.disk_usage(self.path).free
+        if free < num_bytes:
+            raise LatentRefError(
+                f"output={self.path} has {free / 1e6:.0f} MB free, this run needs "
+                f"{num_bytes / 1e6:.0f} MB; make room or give another folder"
+            )
+
+    def load(self) -> dict[str, Any] | None:
+        """The state that was saved last; None when there is none."""
+        if not (self.path / STATE).exists():
+            return None
+        try:
+            return torch.load(self.path / STATE, map_location="cpu", weights_only=True)
+        except Exception as error:  # whatever a damaged file makes of unpickling
+            raise LatentRefError(
+                f"{self.path / STATE} cannot be read ({one_line(error)}); remove it to start over"
+            ) from error
+
+    def save(self, state: Mapping[str, Any]) -> None:
+        """Replaces the saved state; a crash leaves the old one or the new one."""
+        with self._full_disk_is_one_line(), _replacing(self.path / STATE) as temporary:
+            torch.save(dict(state), temporary)
+
+    def append_metrics(self, values: Mapping[str, Any]) -> int:
+        """Adds one line to the metrics; the file's size in bytes after it."""
+        with (
+            self._full_disk_is_one_line(),
+            open(self.path / METRICS, "a", encoding="utf-8") as file,
+        ):
+            file.write(json.dumps(values) + "\n")
+            file.flush()
+            os.fsync(file.fileno())
+            return file.tell()
+
+    def cut_metrics(self, num_bytes: int) -> None:
+        """Forgets the lines after `num_bytes`: a run that goes on will write them again."""
+        if (self.path / METRICS).exists():
+            os.truncate(self.path / METRICS, num_bytes)
+
+    @contextlib.contextmanager
+    def new_folder(self, name: str) -> Iterator[Path]:
+        """A folder to fill, which takes the place of `name` when all is in it.
+
+        `name` "." is the output folder itself: its files are replaced, others stay.
+        """
+        temporary = self.path / f".new-{name.strip('.').replace('/', '-')}"
+        shutil.rmtree(temporary, ignore_errors=True)
+        with self._full_disk_is_one_line():
+            temporary.mkdir(parents=True)
+            yield temporary
+            for file in temporary.iterdir():
+                _sync(file)
+            if name == ".":
+                self._move_files(temporary)
+            else:
+                (self.path / name).parent.mkdir(exist_ok=True)
+                shutil.rmtree(self.path / name, ignore_errors=True)
+                os.replace(temporary, self.path / name)
+
+    def copy_folder(self, source: str, target: str) -> None:
+        """`source` once more as `target`."""
+        with self.new_folder(target) as folder:
+            shutil.copytree(self.path / source, folder, dirs_exist_ok=True)
+
+    def remove(self, name: str) -> None:
+        """Removes a folder, which need not be there."""
+        shutil.rmtree(self.path / name, ignore_errors=True)
+
+    def _move_files(self, temporary: Path) -> None:
+        for name in LOADABLE:
+            (self.path / name).unlink(missing_ok=True)
+        for file in sorted(temporary.iterdir(), key=lambda file: file.name in LOADABLE):
+            os.replace(file, self.path / file.name)
+        temporary.rmdir()
+
+    def _probe(self) -> None:
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            probe = self.path / ".probe"
+            probe.write_bytes(bytes(4096))
+            probe.unlink()
+        except OSError as error:
+            raise LatentRefError(
+                f"output={self.path} cannot be written ({one_line(error)}); give a folder that can"
+            ) from error
+
+    def _claim(self, recipe: Mapping[str, Any]) -> None:
+        """Writes the recipe down, or checks that it is the one that stands there."""
+        import yaml
+
+        path = self.path / RECIPE
+        if path.exists():
+            there = yaml.safe_load(path.read_text(encoding="utf-8"))
+            names = (there.keys() | recipe.keys()) - set(UNCOMPARED)
+            differing = sorted(name for name in names if there.get(name) != recipe.get(name))
+            if differing:
+                name = differing[0]
+                raise LatentRefError(
+                    f"output={self.path} holds a run of another recipe ({name} was "
+                    f"{there.get(name)!r}, is {recipe.get(name)!r}); give another output, or "
+                    "remove the folder"
+                )
+        text = yaml.safe_dump(dict(recipe), sort_keys=False)
+        with self._full_disk_is_one_line(), _replacing(path) as temporary:
+            temporary.write_text(text, encoding="utf-8")
+
+    @contextlib.contextmanager
+    def _full_disk_is_one_line(self) -> Iterator[None]:
+        try:
+            yield
+        except LatentRefError:
+            raise
+        except Exception as error:
+            # A full disk is an OSError here, torch's RuntimeError or safetensors' error there.
+            raise LatentRefError(
+                f"{self.path}: writing failed ({one_line(error)}); what was saved before is whole: "
+                "make room and run the same command again"
+            ) from error
+
+
+@contextlib.contextmanager
+def _replacing(target: Path) -> Iterator[Path]:
+    """A path to write to, which takes the place of `target` at the end."""
+    temporary = target.with_name(f".{target.name}.tmp")
+    try:
+        yield temporary
+        _sync(temporary)
+        os.replace(temporary, target)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _sync(path: Path) -> None:
+    # Without it a power cut may leave the new name on an empty file.
+    if path.is_file():
+        with open(path, "rb") as file:
+            os.fsync(file.fileno())

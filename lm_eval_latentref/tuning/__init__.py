@@ -1,0 +1,1 @@
+"""Choosing settings and judging them: sweeps, statistics, comparisons and studies."""

@@ -1,0 +1,149 @@
+"""lm-eval tasks to choose settings on: requests as lm-eval builds them, and the gold answers.
+
+    task = load_dev_task("latentref_mathqa_mc_dev")
+    task.requests[0].args, task.documents[0].gold
+
+Any multiple-choice task that is evaluated on a validation split will do; test and training splits
+are refused. Deliberately knows no model and no setting.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from lm_eval_latentref.benchmarks import documents
+from lm_eval_latentref.benchmarks.tasks import tasks_path
+from lm_eval_latentref.errors import LatentRefError
+
+
+@dataclass(frozen=True)
+class Document:
+    """One document: which requests are its candidates, and which of them is right."""
+
+    doc_id: int
+    doc_hash: str
+    """As in lm-eval's logged samples."""
+    requests: tuple[int, ...]
+    gold: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class DevTask:
+    """A task's requests, in lm-eval's order."""
+
+    name: str
+    version: Any
+    requests: list[Any]
+    """lm-eval Instances; `args` is (context, continuation)."""
+    documents: list[Document]
+    splits: dict[str, dict[str, object]]
+    """Identity of the data that was loaded for it, by split name; empty for a foreign task."""
+
+
+def load_dev_task(
+    name: str,
+    *,
+    limit: int | None = None,
+    metadata: Mapping[str, Any] | None = None,
+    include_path: str | None = None,
+    trained_on: Sequence[str] = (),
+) -> DevTask:
+    """The task called `name`, ready to be asked.
+
+    Args:
+        limit: the first so many documents only.
+        metadata: what lm-eval's `--metadata` takes, for generated sets.
+        include_path: a folder of the user's own task files.
+        trained_on: splits ("mathqa train") that the checkpoints learnt from.
+
+    Raises:
+        LatentRefError: no such task, one that offers no candidates, or one whose documents are
+            test documents or were trained on.
+    """
+    before = dict(documents.loaded_splits)
+    task = _load(name, metadata, include_path)
+    _check_split(name, task)
+    if task.OUTPUT_TYPE != "multiple_choice":
+        raise LatentRefError(
+            f"task={name} has no candidates to compare (it is {task.OUTPUT_TYPE}); "
+            "give a multiple-choice task on a dev split, such as latentref_prosqa_mc_dev"
+        )
+    splits = {
+        split: identity
+        for split, identity in documents.loaded_splits.items()
+        if before.get(split) is not identity
+    }
+    if seen := sorted(splits.keys() & set(trained_on)):
+        raise LatentRefError(
+            f"task={name}: the checkpoints were trained on its documents ({', '.join(seen)}); "
+            "choose settings on a split that no training saw"
+        )
+    task.build_all_requests(limit=limit, rank=0, world_size=1)
+    return DevTask(
+        name=name,
+        version=task.VERSION,
+        requests=list(task.instances),
+        documents=_documents(task),
+        splits=splits,
+    )
+
+
+def _load(name: str, metadata: Mapping[str, Any] | None, include_path: str | None) -> Any:
+    from lm_eval.tasks import TaskManager
+
+    folders = [str(tasks_path()), *([include_path] if include_path else [])]
+    manager = TaskManager(
+        include_path=folders, include_defaults=False, metadata=dict(metadata or {})
+    )
+    if name not in manager.all_tasks:
+        allowed = [task for task in manager.all_tasks if task.endswith("_mc_dev")]
+        raise LatentRefError(
+            f"task={name}: there is no such task; give one of {', '.join(sorted(allowed))}, "
+            "or the folder of your own task files as --include_path"
+        )
+    tasks = manager.load([name])["tasks"]
+    if name not in tasks:
+        raise LatentRefError(
+            f"task={name} is a group; settings are chosen on one task: {', '.join(tasks)}"
+        )
+    return tasks[name]
+
+
+def _check_split(name: str, task: Any) -> None:
+    split = task.config.test_split if task.has_test_docs() else task.config.validation_split
+    if task.has_test_docs() or split in ("test", "train", None):
+        raise LatentRefError(
+            f"task={name} is evaluated on its {split} split; settings are chosen on documents "
+            "that neither training nor the final number sees: give a task whose name ends in _dev"
+        )
+
+
+def _documents(task: Any) -> list[Document]:
+    members: dict[int, list[int]] = {}
+    for number, request in enumerate(task.instances):
+        members.setdefault(request.doc_id, []).append(number)
+    found = []
+    for doc_id, numbers in members.items():
+        document = task.instances[numbers[0]].doc
+        choices, gold = task.doc_to_choice(document), task.doc_to_target(document)
+        gold = choices.index(gold) if isinstance(gold, str) else gold
+        if not isinstance(gold, int) or not 0 <= gold < len(choices):
+            raise LatentRefError(
+                f"task={task.config.task} document {doc_id}: its right answer ({gold!r}) is not "
+                f"one of its {len(choices)} candidates; leave it out of the task"
+            )
+        # A metric such as acc_mutual_info asks for more than the candidates; those come first.
+        candidates = tuple(numbers[: len(choices)])
+        found.append(Document(doc_id, _hash(document), candidates, gold))
+    return found
+
+
+def _hash(document: Any) -> str:
+    from lm_eval.utils import handle_non_serializable, hash_string
+
+    return hash_string(
+        json.dumps(document, indent=2, default=handle_non_serializable, ensure_ascii=False)
+    )

@@ -1,0 +1,289 @@
+"""A finished study as a page for people (README.md) and as results.json.
+
+    save(study, "results/hops-small", command="latentref study ...")
+
+Every figure on the page is computed here from the study. Deliberately runs nothing.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from lm_eval_latentref.provenance import machine, versions
+from lm_eval_latentref.tuning.statistics import (
+    Interval,
+    detectable_difference,
+    paired_interval,
+    standard_error,
+)
+from lm_eval_latentref.tuning.study import COCONUT, Row, Study, TrainedSet
+
+CHANCE = {"latentref_hops": (1 / 11, "1 in 11: any of the 12 letters but the start")}
+"""Accuracy of a guess among the answers that are possible, where that is known."""
+
+FORMAT = "latentref study 1"
+_TABLE = ("row", "accuracy %", "against Coconut, points", "p", "tokens", "ms", "settings")
+
+
+def save(study: Study, folder: str | os.PathLike[str], *, command: str) -> None:
+    """Writes README.md and results.json into `folder`."""
+    path = Path(folder)
+    path.mkdir(parents=True, exist_ok=True)
+    content = json.dumps(as_json(study, command=command), indent=1)
+    (path / "results.json").write_text(content + "\n", "utf-8")
+    page = as_markdown(study, command=command) + _see_also(path)
+    (path / "README.md").write_text(page, "utf-8")
+
+
+def as_json(study: Study, *, command: str) -> dict[str, Any]:
+    """All numbers, without the single problems."""
+    return {
+        "format": FORMAT,
+        "command": command,
+        "versions": versions(),
+        "machine": machine(),
+        "task": study.task,
+        "dev_task": study.dev_task,
+        "problems": len(_coconut(study.sets[0]).values),
+        "bootstrap_seed": study.seed,
+        "majority_answer": _coconut(study.sets[0]).majority,
+        "chance": CHANCE.get(study.task, (None,))[0],
+        "sets": [_set_json(one) for one in study.sets],
+        "mean_over_sets": {name: _mean_json(study, name) for name in _names(study)},
+    }
+
+
+def as_markdown(study: Study, *, command: str) -> str:
+    """The page: what was measured, the mean over seeds, each seed, settings, commands."""
+    parts = [
+        *_heading(study, command),
+        *_means(study),
+        *(line for one in study.sets for line in _of_set(one)),
+        *_sweeps(study),
+        *_commands(study),
+        *_origin(),
+    ]
+    return "\n".join(parts) + "\n"
+
+
+def mean_difference(study: Study, name: str) -> Interval:
+    """Of row `name` against Coconut over all sets that have it: problems are what is resampled."""
+    sets = [one for one in study.sets if name in one.rows]
+    rows_N = np.mean([one.rows[name].run.values for one in sets], axis=0)
+    coconut_N = np.mean([_coconut(one).values for one in sets], axis=0)
+    return paired_interval(rows_N, coconut_N, seed=study.seed)
+
+
+def _heading(study: Study, command: str) -> list[str]:
+    run = _coconut(study.sets[0])
+    chance = CHANCE.get(study.task)
+    lines = [
+        f"# {study.task}: {len(study.sets)} trained set{'s' * (len(study.sets) > 1)}",
+        "",
+        f"Written by `{command}`; every figure is also in results.json.",
+        "",
+        f"- Model: {_model(study.sets[0])}.",
+        f"- Test: the {len(run.values)} problems of `{study.task}` (its test split), exact match. "
+        f"Settings: chosen on `{study.dev_task}` (its validation split), by mean margin. Training "
+        "problems are of the train split; no problem is in two splits.",
+        f"- Always giving the most frequent answer: {_percent(run.majority)} %.",
+    ]
+    if chance is not None:
+        lines.append(f"- Chance: {_percent(chance[0])} % ({chance[1]}).")
+    lines += [
+        "- +- is one standard error over the problems. Differences are paired, on the same "
+        f"problems: 95 % bootstrap interval (seed {study.seed}), p of the exact McNemar test.",
+        "- An interval without width: no problem was judged differently. So many problems would "
+        f"show a difference of {_percent(_smallest(run))} points (5 % significance, 80 % power).",
+        "- tokens: generated per problem, without end of sequence and thoughts; ms: per problem, "
+        f"models loaded, batches of {study.batch_size}. eta is in units of d/2.",
+        "",
+    ]
+    return lines
+
+
+def _means(study: Study) -> list[str]:
+    if len(study.sets) < 2:
+        return []
+    lines = ["## Mean over the training seeds", ""]
+    lines += _table_head(
+        ("row", "accuracy %", "each seed", "against Coconut, points", "margin, each seed, nats")
+    )
+    for name in _names(study):
+        sets = [one.rows[name].run for one in study.sets if name in one.rows]
+        each = ", ".join(_percent(run.accuracy) for run in sets)
+        error = standard_error(np.mean([run.values for run in sets], axis=0))
+        mean = float(np.mean([run.accuracy for run in sets]))
+        against = "" if name == COCONUT else _points(mean_difference(study, name))
+        margins = "; ".join(
+            filter(None, (_nats(s.rows[name]) for s in study.sets if name in s.rows))
+        )
+        accuracy = f"{_percent(mean)} +- {_percent(error)}"
+        lines.append(f"| {name} | {accuracy} | {each} | {against} | {margins} |")
+    return [*lines, ""]
+
+
+def _of_set(one: TrainedSet) -> list[str]:
+    lines = [f"## {_name(one)}", "", *_table_head(_TABLE)]
+    for name, row in one.rows.items():
+        against = row.against_coconut
+        test = against.test if against else None
+        cells = (
+            name,
+            f"{_percent(row.run.accuracy)} +- {_percent(row.run.accuracy_error)}",
+            _points(against.difference) if against else "",
+            f"{test.p_value:.3g}" if test else "",
+            f"{row.run.tokens_per_document:.2f}",
+            f"{1000 * row.run.seconds_per_document:.2f}",
+            row.setting or "",
+        )
+        lines.append(f"| {' | '.join(cells)} |")
+    lines += ["", "Margin of the gold answer on the same problems, in nats:", ""]
+    lines += _table_head(("row", "mean margin", "against Coconut"))
+    for name, row in one.rows.items():
+        if row.margin is not None:
+            lines.append(f"| {name} | {_margin(row)} | {_nats(row)} |")
+    return [*lines, ""]
+
+
+def _sweeps(study: Study) -> list[str]:
+    lines = [f"## Settings tried on `{study.dev_task}`", ""]
+    for one in study.sets:
+        lines += [f"{_name(one)}; recommended: {one.sweep['recommended']}", ""]
+        lines += _table_head(("setting", "accuracy %", "margin", "margin against plain"))
+        best = {label: row for row, label in one.sweep["best"].items()}
+        for setting in one.sweep["settings"]:
+            label = setting["label"]
+            mark = f" (best of {best[label]})" if label in best else ""
+            interval = Interval(**setting["margin_against_plain"])
+            error = f"{setting['margin']:+.3f} +- {setting['margin_stderr']:.3f}"
+            lines.append(
+                f"| {label}{mark} | {_percent(setting['accuracy'])} | {error} | "
+                f"{interval.mean:+.3f} [{interval.low:+.3f}, {interval.high:+.3f}] |"
+            )
+        lines.append("")
+    return lines
+
+
+def _commands(study: Study) -> list[str]:
+    lines = ["## Commands", "", "```bash"]
+    for one in study.sets:
+        if one.recipe:
+            lines.append(f"# {_name(one)}: recipe.yaml of the folder has all values")
+        lines += [row.run.command for row in one.rows.values()]
+    return [*lines, "```", ""]
+
+
+def _origin() -> list[str]:
+    names = ", ".join(f"{name} {version}" for name, version in versions().items())
+    found = machine()
+    gpu = found["gpu"] or "no GPU"
+    return [
+        "## Made with",
+        "",
+        f"{names}; {found['cpu']}, {found['threads']} of {found['cores']} cores, {gpu}.",
+    ]
+
+
+def _see_also(folder: Path) -> str:
+    """Links to what other commands wrote into the same folder."""
+    found = [*folder.glob("diagnosis.md"), *sorted(folder.glob("*/README.md"))]
+    if not found:
+        return ""
+    names = [path.relative_to(folder).as_posix() for path in found]
+    links = "".join(f"- [{name}]({name})\n" for name in names)
+    return f"\n## Beside this\n\n{links}"
+
+
+def _smallest(run: Any) -> float:
+    return detectable_difference(len(run.values), discordant_share=0.0)
+
+
+def _set_json(one: TrainedSet) -> dict[str, Any]:
+    return {
+        "folder": one.folder,
+        "recipe": dict(one.recipe),
+        "rows": {name: _row_json(row) for name, row in one.rows.items()},
+        "sweep": dict(one.sweep),
+    }
+
+
+def _row_json(row: Row) -> dict[str, Any]:
+    run = row.run
+    return {
+        "command": run.command,
+        "setting": row.setting,
+        "model_args": dict(row.model_args),
+        "accuracy": run.accuracy,
+        "accuracy_stderr": run.accuracy_error,
+        "tokens_per_problem": run.tokens_per_document,
+        "seconds_per_problem": run.seconds_per_document,
+        "cost": dict(run.cost),
+        "against_coconut": row.against_coconut and dataclasses.asdict(row.against_coconut),
+        "margin_mean": row.margin_mean,
+        "margin_against_coconut": row.margin and dataclasses.asdict(row.margin),
+    }
+
+
+def _mean_json(study: Study, name: str) -> dict[str, Any]:
+    accuracies = [one.rows[name].run.accuracy for one in study.sets if name in one.rows]
+    difference = mean_difference(study, name)
+    return {
+        "sets": len(accuracies),
+        "accuracy": float(np.mean(accuracies)),
+        "against_coconut": dataclasses.asdict(difference),
+    }
+
+
+def _names(study: Study) -> list[str]:
+    return list(dict.fromkeys(name for one in study.sets for name in one.rows))
+
+
+def _coconut(one: TrainedSet) -> Any:
+    return one.rows[COCONUT].run
+
+
+def _name(one: TrainedSet) -> str:
+    seed = one.recipe.get("seed")
+    return one.folder if seed is None else f"{one.folder}, training seed {seed}"
+
+
+def _model(one: TrainedSet) -> str:
+    config: Mapping[str, Any] = one.recipe.get("config") or {}
+    if not config:
+        return str(one.recipe.get("pretrained", one.folder))
+    return (
+        f"{config['model_type']} from scratch, {config.get('num_hidden_layers')} layers, width "
+        f"{config.get('hidden_size')}"
+    )
+
+
+def _table_head(names: Sequence[str]) -> list[str]:
+    return [f"| {' | '.join(names)} |", "|---" * len(names) + "|"]
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.2f}"
+
+
+def _points(interval: Interval) -> str:
+    mean, low, high = (100 * value for value in (interval.mean, interval.low, interval.high))
+    return f"{mean:+.2f} [{low:+.2f}, {high:+.2f}]"
+
+
+def _margin(row: Row) -> str:
+    return f"{row.margin_mean:+.3f}"
+
+
+def _nats(row: Row) -> str:
+    if row.against_coconut is None or row.margin is None or row.margin.margin_difference is None:
+        return ""
+    interval = row.margin.margin_difference
+    return f"{interval.mean:+.3f} [{interval.low:+.3f}, {interval.high:+.3f}]"
