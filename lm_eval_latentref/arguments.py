@@ -3,14 +3,15 @@
     check_known({"latent_step": 6}, config)     # LatentRefError: ... did you mean latent_steps?
 
 HFLM hands every argument it does not know to `from_pretrained`, so an argument is a mistake only
-when none of the three knows it. Deliberately knows no values, only names.
+when none of the three knows it. What others refuse is told in one line as well.
 """
 
 from __future__ import annotations
 
 import difflib
 import inspect
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from transformers import PreTrainedModel
@@ -50,3 +51,25 @@ def check_known(names: Iterable[str], config: Any, *, also: Iterable[str] = ()) 
             f"{name}= is no argument of latentref, nor of what it hands arguments on to "
             f"(--model hf, from_pretrained); {advice}"
         )
+
+
+def check_batch_size(batch_size: Any) -> None:
+    """Raise LatentRefError unless `batch_size` is one that HFLM understands."""
+    number = str(batch_size)
+    if not number.startswith("auto") and not (number.isdigit() and int(number) > 0):
+        raise LatentRefError(
+            f"batch_size={batch_size}: it must be an integer >= 1, auto or auto:N; "
+            "it is the most rows in one forward pass"
+        )
+
+
+@contextmanager
+def one_line_errors(name: str) -> Iterator[None]:
+    """What others raise while `name` is loaded becomes one line; the cause stays attached."""
+    try:
+        yield
+    except LatentRefError:
+        raise
+    except (OSError, ValueError, TypeError, AttributeError, ImportError) as error:
+        line = " ".join(str(error).split())
+        raise LatentRefError(f"pretrained={name} cannot be loaded: {line[:300]}") from error

@@ -270,20 +270,7 @@ def _parser() -> argparse.ArgumentParser:
     convert.add_argument("-o", "--output", required=True, metavar="FOLDER", help="a new folder")
     convert.set_defaults(call=_convert)
 
-    train = commands.add_parser("train", help="train a set of checkpoints by a recipe")
-    train.add_argument("recipe", metavar="RECIPE", help="a YAML file or a recipe of the package")
-    train.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="changes of the recipe")
-    train.set_defaults(call=_train)
-
-    data = commands.add_parser("data", help="write generated problems to a file")
-    data.add_argument("task", help="prosqa or hops")
-    data.add_argument("options", nargs="*", metavar="KEY=VALUE", help="options of the generator")
-    data.add_argument("--num", type=int, required=True, help="how many problems")
-    data.add_argument("--seed", type=int, default=0)
-    data.add_argument("--split", default="train", help="train (default), validation or test")
-    data.add_argument("-o", "--output", required=True, metavar="FILE", help=".json or .jsonl")
-    data.set_defaults(call=_data)
-
+    _add_training(commands)
     _add_sweep(commands)
     _add_study(commands)
 
@@ -307,6 +294,22 @@ def _parser() -> argparse.ArgumentParser:
     demo.add_argument("--limit", type=int, default=50, help="documents (default: 50)")
     demo.set_defaults(call=_demo)
     return parser
+
+
+def _add_training(commands: Any) -> None:
+    train = commands.add_parser("train", help="train a set of checkpoints by a recipe")
+    train.add_argument("recipe", metavar="RECIPE", help="a YAML file or a recipe of the package")
+    train.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="changes of the recipe")
+    train.set_defaults(call=_train)
+
+    data = commands.add_parser("data", help="write generated problems to a file")
+    data.add_argument("task", help="prosqa or hops")
+    data.add_argument("options", nargs="*", metavar="KEY=VALUE", help="options of the generator")
+    data.add_argument("--num", type=int, required=True, help="how many problems")
+    data.add_argument("--seed", type=int, default=0)
+    data.add_argument("--split", default="train", help="train (default), validation or test")
+    data.add_argument("-o", "--output", required=True, metavar="FILE", help=".json or .jsonl")
+    data.set_defaults(call=_data)
 
 
 def _add_model_options(parser: argparse.ArgumentParser, names: Iterable[str]) -> None:

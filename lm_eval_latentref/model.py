@@ -23,7 +23,7 @@ from torch import Tensor
 from tqdm import tqdm
 from transformers import PreTrainedModel
 
-from lm_eval_latentref.arguments import check_known
+from lm_eval_latentref.arguments import check_batch_size, check_known, one_line_errors
 from lm_eval_latentref.batching import (
     Group,
     RowLimit,
@@ -36,8 +36,9 @@ from lm_eval_latentref.checkpoints.loading import Source, load_set, load_tokeniz
 from lm_eval_latentref.checkpoints.opening import StrictAutoModel
 from lm_eval_latentref.config import OPTION_NAMES
 from lm_eval_latentref.errors import LatentRefError
+from lm_eval_latentref.naming import DocumentNames
 from lm_eval_latentref.planning import plan_run
-from lm_eval_latentref.reasoner import NonFiniteThoughtError, Reasoner
+from lm_eval_latentref.reasoner import Reasoner
 from lm_eval_latentref.response_cache import check_settings
 from lm_eval_latentref.thoughts import Context
 
@@ -79,7 +80,7 @@ class LatentRefLM(HFLM):
         **kwargs: Any,
     ) -> None:
         started = time.perf_counter()
-        _check_batch_size(kwargs.get("batch_size", 1))
+        check_batch_size(kwargs.get("batch_size", 1))
         self._plan, self._refinement = plan_run(
             {name: kwargs.pop(name) for name in OPTION_NAMES if name in kwargs},
             pretrained=pretrained,
@@ -92,7 +93,7 @@ class LatentRefLM(HFLM):
             subfolder=subfolder,
             tokenizer=tokenizer if isinstance(tokenizer, str) else None,
         )
-        self._documents: dict[str, str] = {}
+        self._documents = DocumentNames()
         # HFLM would ask for CUDA where there is none.
         kwargs["device"] = kwargs.get("device") or ("cuda" if torch.cuda.is_available() else "cpu")
         if kwargs.get("device_map") is not None:
@@ -101,7 +102,7 @@ class LatentRefLM(HFLM):
         self._batch_texts: list[str] = []
         self._warned_of_cut = False
         backbone = self._plan.backbone
-        with _one_line_errors(backbone.base):
+        with one_line_errors(backbone.base):
             super().__init__(
                 backbone.base,
                 revision=backbone.revision or "main",
@@ -188,7 +189,7 @@ class LatentRefLM(HFLM):
         self, requests: list[Any], disable_tqdm: bool = False
     ) -> list[tuple[float, bool]]:
         """Log-likelihood of each request's continuation after its context and thoughts."""
-        self._remember_documents(requests)
+        self._documents.remember(requests)
         if self.reasoner.markers is None:
             return super().loglikelihood(requests, disable_tqdm=disable_tqdm)
         bar = tqdm(
@@ -227,7 +228,7 @@ class LatentRefLM(HFLM):
 
         def work(groups: Sequence[Group], max_rows: int) -> list[list[Any]]:
             texts = [requests[group.requests[0]][0] for group in groups]
-            with self._autocast(), self._naming_documents([text[0] for text in texts]):
+            with self._autocast(), self._documents.telling([text[0] for text in texts]):
                 return self.reasoner.score(
                     [group.context for group in groups],
                     [group.continuations for group in groups],
@@ -280,7 +281,7 @@ class LatentRefLM(HFLM):
 
     def generate_until(self, requests: list[Any], disable_tqdm: bool = False) -> list[str]:
         """Text written after each request's context and thoughts."""
-        self._remember_documents(requests)
+        self._documents.remember(requests)
         for gen_kwargs in {repr(request.args[1]): request.args[1] for request in requests}.values():
             self._check_generation(gen_kwargs)
         self._generation_limit = self._row_limit(len(requests))
@@ -316,7 +317,7 @@ class LatentRefLM(HFLM):
 
         def work(rows: Sequence[int], _: int) -> list[list[int]]:
             ids_BC, keep_BC = context[list(rows)], mask_BC[list(rows)]
-            names = self._naming_documents([self._batch_texts[row] for row in rows])
+            names = self._documents.telling([self._batch_texts[row] for row in rows])
             with self.reasoner.accounting.working(), names:
                 inputs = self._generation_inputs(ids_BC, keep_BC)
                 num_read = inputs["input_ids"].shape[1]
@@ -403,40 +404,6 @@ class LatentRefLM(HFLM):
             enabled=self.mixed_precision_dtype is not None,
         )
 
-    def _remember_documents(self, requests: Sequence[Any]) -> None:
-        for request in requests:
-            name = f"{request.task_name} document {request.doc_id}"
-            self._documents.setdefault(request.args[0], name)
-
-    @contextmanager
-    def _naming_documents(self, contexts: Sequence[str]) -> Iterator[None]:
-        try:
-            yield
-        except NonFiniteThoughtError as error:
-            text = contexts[error.row]
-            name = self._documents.get(text, "a document")
-            raise LatentRefError(f"{name} ({text[:60]!r}...): {error.reason}") from error
-
 
 def _nothing_to_do(*_: Any, **__: Any) -> None:
     return
-
-
-def _check_batch_size(batch_size: Any) -> None:
-    number = str(batch_size)
-    if not number.startswith("auto") and not (number.isdigit() and int(number) > 0):
-        raise LatentRefError(
-            f"batch_size={batch_size}: it must be an integer >= 1, auto or auto:N; "
-            "it is the most rows in one forward pass"
-        )
-
-
-@contextmanager
-def _one_line_errors(name: str) -> Iterator[None]:
-    try:
-        yield
-    except LatentRefError:
-        raise
-    except (OSError, ValueError, TypeError, AttributeError, ImportError) as error:
-        line = " ".join(str(error).split())
-        raise LatentRefError(f"pretrained={name} cannot be loaded: {line[:300]}") from error

@@ -63,7 +63,7 @@ LAYERS = {
         ),
     ],
     "C": [
-        *("reasoner", "model", "checkpoints.convert"),
+        *("reasoner", "naming", "model", "checkpoints.convert"),
         *(
             "training.recipe",
             "training.recipe_files",

@@ -20,7 +20,7 @@ from lm_eval_latentref.reasoner import load
 __all__ = ["folders"]
 
 
-def mistake(call, *parts):
+def expect_mistake(call, *parts):
     """The one-line message of the mistake in `call`, which names all `parts`."""
     with pytest.raises(LatentRefError) as error:
         call()
@@ -40,20 +40,22 @@ def saved_with(folders, tmp_path, *, tokens=(), model=None):
 
 
 def test_no_such_checkpoint():
-    mistake(lambda: LatentRefLM("./nowhere", device="cpu"), "pretrained=./nowhere", "folder")
-    mistake(lambda: LatentRefLM("no-one/nothing", device="cpu"), "no-one/nothing", "hub id")
+    expect_mistake(lambda: LatentRefLM("./nowhere", device="cpu"), "pretrained=./nowhere", "folder")
+    expect_mistake(lambda: LatentRefLM("no-one/nothing", device="cpu"), "no-one/nothing", "hub id")
 
 
 def test_no_such_reference(folders):
     call = lambda: latentref(folders, strong="./gone", weak=folders["weak"], search_step_size=1)  # noqa: E731
-    mistake(call, "strong=./gone", "folder")
+    expect_mistake(call, "strong=./gone", "folder")
 
 
 def test_a_seq2seq_model(tmp_path):
     config = transformers.T5Config(d_model=16, d_kv=4, d_ff=16, num_layers=1, num_heads=2)
     transformers.T5ForConditionalGeneration(config).save_pretrained(tmp_path)
     tiny_tokenizer(markers=False).save_pretrained(tmp_path)
-    mistake(lambda: LatentRefLM(str(tmp_path), device="cpu"), tmp_path, "seq2seq", "decoder-only")
+    expect_mistake(
+        lambda: LatentRefLM(str(tmp_path), device="cpu"), tmp_path, "seq2seq", "decoder-only"
+    )
 
 
 def test_hidden_sizes_that_differ(folders, tmp_path):
@@ -61,7 +63,7 @@ def test_hidden_sizes_that_differ(folders, tmp_path):
     transformers.GPT2LMHeadModel(config).save_pretrained(tmp_path)
     tiny_tokenizer(markers=True).save_pretrained(tmp_path)
     call = lambda: latentref(folders, **{**REFINED, "weak": str(tmp_path)})  # noqa: E731
-    mistake(call, tmp_path, "16", "32")
+    expect_mistake(call, tmp_path, "16", "32")
 
 
 @pytest.mark.parametrize(
@@ -77,7 +79,7 @@ def test_hidden_sizes_that_differ(folders, tmp_path):
     ],
 )
 def test_an_option_outside_its_domain(folders, name, value):
-    mistake(lambda: latentref(folders, **{name: value}), f"{name}={value}", "must be")
+    expect_mistake(lambda: latentref(folders, **{name: value}), f"{name}={value}", "must be")
 
 
 @pytest.mark.parametrize("given", ["strong", "weak"])
@@ -86,13 +88,13 @@ def test_search_with_a_reference_missing(folders, given):
     call = lambda: LatentRefLM(  # noqa: E731
         folders["marked"], search_step_size=3, **{given: folders[given]}
     )
-    mistake(call, "search_step_size=3", f"{missing} is not given")
+    expect_mistake(call, "search_step_size=3", f"{missing} is not given")
 
 
 def test_an_argument_that_nobody_knows_names_the_nearest(folders):
-    mistake(lambda: latentref(folders, latent_step=6), "latent_step=", "latent_steps?")
-    mistake(lambda: latentref(folders, memory_rat=0.3), "memory_rat=", "memory_rate?")
-    mistake(lambda: latentref(folders, attn_implementatoin="eager"), "attn_implementation?")
+    expect_mistake(lambda: latentref(folders, latent_step=6), "latent_step=", "latent_steps?")
+    expect_mistake(lambda: latentref(folders, memory_rat=0.3), "memory_rat=", "memory_rate?")
+    expect_mistake(lambda: latentref(folders, attn_implementatoin="eager"), "attn_implementation?")
 
 
 def test_arguments_of_from_pretrained_are_known(folders):
@@ -102,31 +104,35 @@ def test_arguments_of_from_pretrained_are_known(folders):
 
 def test_one_marker_without_the_other(folders, tmp_path):
     call = lambda: saved_with(folders, tmp_path, tokens=[START_LATENT])  # noqa: E731
-    mistake(call, START_LATENT, "<|end-latent|>", "latent_markers=none")
+    expect_mistake(call, START_LATENT, "<|end-latent|>", "latent_markers=none")
 
 
 def test_no_room_for_a_single_context_token(folders):
     lm = latentref(folders, latent_steps=6, max_length=10)
-    mistake(lambda: lm.loglikelihood(pairs()), "max_length=10", "latent_steps")
-    mistake(lambda: lm.generate_until(requests([("x", GREEDY)])), "max_length=10", "max_gen_toks")
+    expect_mistake(lambda: lm.loglikelihood(pairs()), "max_length=10", "latent_steps")
+    expect_mistake(
+        lambda: lm.generate_until(requests([("x", GREEDY)])), "max_length=10", "max_gen_toks"
+    )
 
 
 def test_no_room_is_said_without_thoughts_too(folders):
     lm = latentref(folders, "plain", max_length=12)
-    mistake(lambda: lm.generate_until(requests([("x", GREEDY)])), "max_length=12", "max_gen_toks")
+    expect_mistake(
+        lambda: lm.generate_until(requests([("x", GREEDY)])), "max_length=12", "max_gen_toks"
+    )
 
 
 def test_beam_search(folders):
     lm = latentref(folders, **REFINED)
     asked = requests([(CONTEXTS[0], {**GREEDY, "num_beams": 4})])
-    mistake(lambda: lm.generate_until(asked), "num_beams=4", "do_sample=True")
+    expect_mistake(lambda: lm.generate_until(asked), "num_beams=4", "do_sample=True")
 
 
 def test_beam_search_by_the_models_own_generation_config(folders):
     lm = latentref(folders, **REFINED)
     lm.model.generation_config.num_beams = 3
     asked = requests([(CONTEXTS[0], GREEDY)])
-    mistake(lambda: lm.generate_until(asked), "num_beams=3", "num_beams=1")
+    expect_mistake(lambda: lm.generate_until(asked), "num_beams=3", "num_beams=1")
 
 
 @pytest.mark.parametrize(
@@ -142,7 +148,7 @@ def test_beam_search_by_the_models_own_generation_config(folders):
     ],
 )
 def test_a_value_that_others_refuse_is_one_line_too(folders, arguments, parts):
-    mistake(lambda: latentref(folders, **arguments), *parts)
+    expect_mistake(lambda: latentref(folders, **arguments), *parts)
 
 
 @pytest.mark.parametrize(
@@ -155,12 +161,12 @@ def test_a_value_that_others_refuse_is_one_line_too(folders, arguments, parts):
     ],
 )
 def test_the_library_says_the_same(folders, arguments, parts):
-    mistake(lambda: load(folders["marked"], device="cpu", **arguments), *parts)
+    expect_mistake(lambda: load(folders["marked"], device="cpu", **arguments), *parts)
 
 
 def test_no_token_to_write_is_refused_by_the_library(folders):
     reasoner = load(folders["marked"], device="cpu", latent_steps=1)
-    mistake(lambda: reasoner.ask("Is it?", max_new_tokens=0), "max_new_tokens=0")
+    expect_mistake(lambda: reasoner.ask("Is it?", max_new_tokens=0), "max_new_tokens=0")
 
 
 def test_a_cache_filled_under_other_settings(folders, tmp_path):
@@ -179,7 +185,7 @@ def test_a_cache_filled_under_other_settings(folders, tmp_path):
     again.dbdict.close()
 
     other = latentref(folders, **{**REFINED, "memory_rate": 0.9})
-    mistake(lambda: CachingLM(other, path), path, "memory_rate=0.4 (now 0.9)", "delete")
+    expect_mistake(lambda: CachingLM(other, path), path, "memory_rate=0.4 (now 0.9)", "delete")
 
 
 def test_a_cache_of_another_model(folders, tmp_path):
@@ -188,7 +194,7 @@ def test_a_cache_of_another_model(folders, tmp_path):
     path = str(tmp_path / "cache.db")
     with SqliteDict(path, autocommit=True) as answers:
         answers["some request"] = 1.0
-    mistake(lambda: CachingLM(latentref(folders), path), path, "another model")
+    expect_mistake(lambda: CachingLM(latentref(folders), path), path, "another model")
 
 
 def test_thoughts_that_overflow_name_document_step_and_cause(folders):
@@ -197,7 +203,7 @@ def test_thoughts_that_overflow_name_document_step_and_cause(folders):
         for number, context in enumerate(CONTEXTS)
     ]
     huge = latentref(folders, **{**REFINED, "search_step_size": 1e38})
-    mistake(
+    expect_mistake(
         lambda: huge.loglikelihood(asked),
         "mathqa document",
         "thought",
@@ -210,10 +216,12 @@ def test_a_last_thought_that_overflows_stops_generation(folders):
     settings = {**REFINED, "latent_steps": 1, "search_step_size": 1e30}
     lm = latentref(folders, **settings)
     asked = requests([(context, GREEDY) for context in CONTEXTS])
-    mistake(lambda: lm.generate_until(asked), "task document", "lower search_step_size=1e+30")
+    expect_mistake(
+        lambda: lm.generate_until(asked), "task document", "lower search_step_size=1e+30"
+    )
     references = {"strong": folders["strong"], "weak": folders["weak"]}
     reasoner = load(folders["marked"], device="cpu", **references, **settings)
-    mistake(lambda: reasoner.ask("Is it?", max_new_tokens=4), "lower search_step_size=1e+30")
+    expect_mistake(lambda: reasoner.ask("Is it?", max_new_tokens=4), "lower search_step_size=1e+30")
 
 
 def test_a_backbone_that_overflows_is_named_as_the_cause(folders, tmp_path):
@@ -221,7 +229,7 @@ def test_a_backbone_that_overflows_is_named_as_the_cause(folders, tmp_path):
     with torch.no_grad():
         model.transformer.ln_f.bias[0] = float("inf")
     lm = saved_with(folders, tmp_path, model=model)
-    mistake(
+    expect_mistake(
         lambda: lm.generate_until(requests([("Tom", GREEDY)])), "task document 0", "thought 1",
         "backbone",
     )  # fmt: skip
