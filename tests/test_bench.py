@@ -156,3 +156,18 @@ def test_the_table_ends_in_remarks_and_the_spread_has_a_range():
     assert str(Spread.of([2, 1, 9])) == "2 (1 to 9)"
     assert verdict("it", 3.1, at_most=3.2) == "it: 3.1, to be at most 3.2: reached."
     assert verdict("it", 2.4, at_least=2.5) == "it: 2.4, to be at least 2.5: NOT reached."
+
+
+def test_a_written_report_has_its_table_and_command_beside_the_numbers(tmp_path):
+    report = Report(
+        bench="choices",
+        header=("side", "speed"),
+        rows=[("ours", "2")],
+        remarks=["twice"],
+        record={"command": "latentref bench choices", "machine": {"cpu": "any"}},
+    )
+    report.write(str(tmp_path / "new" / "choices.json"))
+    page = (tmp_path / "new" / "choices.md").read_text()
+    for part in ("`latentref bench choices`", report.table(), "Machine: cpu any."):
+        assert part in page
+    assert json.loads((tmp_path / "new" / "choices.json").read_text())["bench"] == "choices"

@@ -94,10 +94,27 @@ class Report:
         """The numbers for machines."""
         return json.dumps({"bench": self.bench, "failures": self.failures, **self.record})
 
+    def page(self) -> str:
+        """The table with what repeats it, as Markdown."""
+        record = self.record
+        where = [
+            f"{kind.capitalize()}: {', '.join(f'{k} {v}' for k, v in record[kind].items())}."
+            for kind in ("versions", "machine")
+            if kind in record
+        ]
+        parts = [
+            f"# latentref bench {self.bench}",
+            f"Written by `{record.get('command', '')}`; all of it is in the JSON file beside it.",
+            f"```\n{self.table()}\n```",
+            *where,
+        ]
+        return "\n\n".join(parts) + "\n"
+
     def write(self, path: str) -> None:
-        """Write the JSON line to a file, whose folder is made."""
+        """Write the JSON line to a file, whose folder is made, and the page beside it."""
         Path(path).parent.mkdir(parents=True, exist_ok=True)
         Path(path).write_text(self.line() + "\n", encoding="utf-8")
+        Path(path).with_suffix(".md").write_text(self.page(), encoding="utf-8")
 
 
 def alternate(
