@@ -369,8 +369,18 @@ class LatentRefLM(HFLM):
 
     def set_cache_hook(self, cache_hook: Any) -> None:
         """Take lm-eval's response cache, unless it holds answers made under other settings."""
-        text_to_ids = {"max_length": self.max_length, "add_bos_token": self.add_bos_token}
-        check_settings(cache_hook, {**self.reasoner.settings(), **text_to_ids})
+        names = (
+            *("max_length", "add_bos_token", "custom_prefix_token_id", "truncation"),
+            *("think_end_token", "delta", "mixed_precision_dtype", "softmax_dtype"),
+        )
+        config = self.model.config
+        others = {
+            **{name: str(getattr(self, name)) for name in names},
+            "tokenizer": self.tokenizer.name_or_path,
+            "attn_implementation": config._attn_implementation,
+            "quantization": str(getattr(config, "quantization_config", None)),
+        }
+        check_settings(cache_hook, {**self.reasoner.settings(), **others})
         super().set_cache_hook(cache_hook)
 
     def _encode_context(self, string: str, truncation: bool = False) -> list[int]:

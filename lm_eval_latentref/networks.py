@@ -349,7 +349,17 @@ class _GivenOutput(BaseModelOutputWithPast):
 
 
 class _GivenHiddenStates(nn.Module):
-    """Stands in for a decoder: what comes in as embeddings goes out as final hidden states."""
+    """Stands in for a decoder: what comes in as embeddings goes out as final hidden states.
+
+    What a head reads off its decoder is read off the real one; a decoder within it is this again.
+    """
+
+    def __init__(self, decoder: nn.Module) -> None:
+        super().__init__()
+        self.__dict__["_real"] = decoder
+
+    def __getattr__(self, name: str) -> Any:
+        return self if name == "decoder" else getattr(self.__dict__["_real"], name)
 
     def forward(self, *args: Any, inputs_embeds: Tensor, **kwargs: Any) -> _GivenOutput:
         return _GivenOutput(last_hidden_state=inputs_embeds)
@@ -365,7 +375,7 @@ def _without_decoder(causal_lm: PreTrainedModel, prefix: str) -> PreTrainedModel
         for name, value in causal_lm.__dict__.items()
         if name not in ("forward", "_hf_hook", "_old_forward")
     }
-    head._modules = {**causal_lm._modules, prefix: _GivenHiddenStates()}
+    head._modules = {**causal_lm._modules, prefix: _GivenHiddenStates(getattr(causal_lm, prefix))}
     return head
 
 

@@ -110,10 +110,6 @@ class Reasoner:
         Raises NonFiniteThoughtError when a thought overflowed.
         """
         unique = list(dict.fromkeys(contexts))
-        self.accounting.count(
-            tokens_encoded=sum(map(len, unique)),
-            thought_steps=len(unique) * self.config.latent_steps,
-        )
         accounting = self.accounting
         with torch.no_grad(), accounting.working(), accounting.thinking():
             thoughts = think(
@@ -122,6 +118,11 @@ class Reasoner:
                 references=self.references,
                 config=self.config,
                 markers=self.markers,
+            )
+            # Only now: a batch that ran out of memory is thought about again.
+            accounting.count(
+                tokens_encoded=sum(map(len, unique)),
+                thought_steps=len(unique) * self.config.latent_steps,
             )
             if len(unique) < len(contexts):
                 thoughts = thoughts.select([unique.index(context) for context in contexts])

@@ -11,6 +11,7 @@ number of processes. Deliberately knows nothing of what settings and answers mea
 from __future__ import annotations
 
 import json
+import logging
 import re
 import sqlite3
 from collections.abc import Iterator, Mapping
@@ -19,6 +20,8 @@ from pathlib import Path
 from typing import Any
 
 from lm_eval_latentref.errors import LatentRefError
+
+logger = logging.getLogger(__name__)
 
 SETTINGS_KEY = "latentref settings"
 
@@ -75,12 +78,14 @@ def _read(file: Path, now: str) -> Iterator[tuple[str, Any]]:
     from sqlitedict import decode
 
     try:
-        with closing(sqlite3.connect(f"file:{file}?mode=ro", uri=True)) as connection:
+        # Not read-only: what a killed process left half written has to be rolled back first.
+        with closing(sqlite3.connect(f"file:{file}?mode=rw", uri=True)) as connection:
             rows = dict(connection.execute("select key, value from unnamed"))
-    except sqlite3.OperationalError:
-        return  # that rank is only just making it
-    if SETTINGS_KEY not in rows:
+    except sqlite3.Error as error:
+        logger.warning("--use_cache: nothing is taken over from %s (%s)", file, error)
         return
+    if SETTINGS_KEY not in rows:
+        return  # that rank is only just making it
     _check_same(file, decode(rows.pop(SETTINGS_KEY)), now)
     for key, value in rows.items():
         yield key, decode(value)

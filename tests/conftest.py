@@ -5,8 +5,10 @@ Set here, before any test module imports torch or transformers, which read it at
 
 from __future__ import annotations
 
+import logging
 import os
 
+import pytest
 from hypothesis import settings
 
 os.environ["HF_HUB_OFFLINE"] = "1"
@@ -17,3 +19,9 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 settings.register_profile("shared-machine", deadline=None)
 settings.load_profile("shared-machine")
+
+
+@pytest.fixture(autouse=True)
+def logs_can_be_caught(monkeypatch):
+    """lm-eval's logging set-up, once it has run in this process, keeps its lines from pytest."""
+    monkeypatch.setattr(logging.getLogger("lm_eval"), "propagate", True)

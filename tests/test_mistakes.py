@@ -188,6 +188,24 @@ def test_a_cache_filled_under_other_settings(folders, tmp_path):
     expect_mistake(lambda: CachingLM(other, path), path, "memory_rate=0.4 (now 0.9)", "delete")
 
 
+@pytest.mark.parametrize(
+    "other", [{"mixed_precision_dtype": "bfloat16"}, {"prefix_token_id": 5}, {"max_length": 99}]
+)
+def test_a_cache_is_kept_to_all_that_decides_an_answer(folders, tmp_path, other):
+    path = str(tmp_path / "cache.db")
+    CachingLM(latentref(folders), path).dbdict.close()
+    (name,) = other
+    shown = name.removesuffix("_id")
+    expect_mistake(lambda: CachingLM(latentref(folders, **other), path), path, shown)
+
+
+def test_a_damaged_file_of_another_rank_is_passed_over_with_a_warning(folders, tmp_path, caplog):
+    (tmp_path / "cache_rank1.db").write_bytes(b"no database at all" * 100)
+    cached = CachingLM(latentref(folders), str(tmp_path / "cache_rank0.db"))
+    assert len(cached.loglikelihood([*pairs()[:2]])) == 2
+    assert any("nothing is taken over" in record.message for record in caplog.records)
+
+
 def test_a_cache_of_another_model(folders, tmp_path):
     from sqlitedict import SqliteDict
 

@@ -57,6 +57,18 @@ CONFIGS = {
         final_logit_softcapping=3.0,
         layer_types=["sliding_attention", "full_attention", "sliding_attention"],
     ),
+    "opt": lambda: transformers.OPTConfig(
+        vocab_size=VOCAB_SIZE,
+        hidden_size=HIDDEN_SIZE,
+        word_embed_proj_dim=HIDDEN_SIZE,
+        ffn_dim=48,
+        num_hidden_layers=3,
+        num_attention_heads=4,
+        max_position_embeddings=256,
+        bos_token_id=0,
+        eos_token_id=0,
+        pad_token_id=0,
+    ),
     "gpt_neox": lambda: transformers.GPTNeoXConfig(**_SHAPE),
 }
 FAMILIES = tuple(CONFIGS)

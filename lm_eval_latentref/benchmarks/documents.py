@@ -37,8 +37,9 @@ def generated_documents(
     *, num: int, seed: int, split: str = "test", task: str = "prosqa"
 ) -> list[Document]:
     """Documents made on the spot: `task` is "prosqa", in the style of ProsQA, or "hops"."""
-    origin = {"origin": "generated", "rows": num, "seed": seed}
-    loaded_splits[f"{task}_generated {split}"] = origin
+    # The names that `latentref train` knows these tasks by: what it wrote down can be recognised.
+    name = "prosqa_generated" if task == "prosqa" else task
+    loaded_splits[f"{name} {split}"] = {"origin": "generated", "rows": num, "seed": seed}
     if task == "hops":
         return [_hops_document(row) for row in hops.generate(num, seed=seed, split=split)]
     rows = prosqa.generate(num, seed=seed, split=split)

@@ -124,7 +124,7 @@ def read_examples(path: str) -> list[Example]:
     LatentRefError if the file cannot be read.
     """
     try:
-        text = Path(path).read_text(encoding="utf-8")
+        text = Path(path).read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         raise LatentRefError(
             f"{path} cannot be read ({error}); give a benchmark ({', '.join(BENCHMARKS)}), a "
@@ -245,7 +245,7 @@ def _rows(path: str, text: str) -> Iterator[tuple[int, Any]]:
     if text.lstrip().startswith("["):
         yield from _list_rows(path, text)
         return
-    for number, line in enumerate(text.splitlines(), start=1):
+    for number, line in enumerate(text.split("\n"), start=1):
         if line.strip():
             try:
                 yield number, json.loads(line)

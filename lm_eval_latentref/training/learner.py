@@ -78,7 +78,9 @@ class Learner:
                 "add warmup_steps or use precision=fp32"
             )
         if self._recipe.max_grad_norm > 0:
-            torch.nn.utils.clip_grad_norm_(self._weights, self._recipe.max_grad_norm)
+            torch.nn.utils.clip_grad_norm_(
+                self._weights, self._recipe.max_grad_norm, error_if_nonfinite=True
+            )
         self.optimizer.step()
         self.optimizer.zero_grad()
         return loss

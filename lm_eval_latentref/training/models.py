@@ -189,13 +189,13 @@ def _build_adapter(recipe: Recipe, latent: bool, start: str | os.PathLike[str] |
     assert recipe.lora is not None
     source = _plain_source(recipe.pretrained)
     trainee = _open(source, recipe.dtype)
-    new_ids = _add_markers(trainee, recipe.marker_init) if latent else []
+    marker_ids = _add_markers(trainee, recipe.marker_init) if latent else []
     base = os.path.abspath(source.base) if os.path.isdir(source.base) else source.base
     values = {"task_type": "CAUSAL_LM", "revision": source.revision, **recipe.lora}
-    if new_ids:
+    if marker_ids:
         embedding = trainee.model.get_input_embeddings()
         (name,) = (n for n, m in trainee.model.named_modules() if m is embedding)
-        values["trainable_token_indices"] = {name.rsplit(".", 1)[-1]: new_ids}
+        values["trainable_token_indices"] = {name.rsplit(".", 1)[-1]: marker_ids}
     torch.manual_seed(recipe.seed)
     try:
         config = LoraConfig(**values)
@@ -225,7 +225,7 @@ def _load_adapter(model: Any, folder: Path) -> None:
 
 
 def _add_markers(trainee: Trainee, marker_init: str | None) -> list[int]:
-    """Adds the marker tokens that are missing, their rows copies of a known token's; their ids.
+    """Adds the marker tokens that are missing, rows copied from a known token; the ids of all.
 
     Copied as facebookresearch/coconut does, which finds that it steadies training.
     """
@@ -241,7 +241,7 @@ def _add_markers(trainee: Trainee, marker_init: str | None) -> list[int]:
         for layer in (model.get_input_embeddings(), model.get_output_embeddings()):
             for token_id in new_ids:
                 layer.weight[token_id] = layer.weight[source_id]
-    return new_ids
+    return sorted(after.values())
 
 
 def _initial_id(tokenizer: Any, marker_init: str | None) -> int:
