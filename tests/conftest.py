@@ -24,4 +24,8 @@ settings.load_profile("shared-machine")
 @pytest.fixture(autouse=True)
 def logs_can_be_caught(monkeypatch):
     """lm-eval's logging set-up, once it has run in this process, keeps its lines from pytest."""
-    monkeypatch.setattr(logging.getLogger("lm_eval"), "propagate", True)
+    logger = logging.getLogger("lm_eval")
+    monkeypatch.setattr(logger, "propagate", True)
+    level = logger.level
+    yield
+    logger.setLevel(level)

@@ -75,7 +75,7 @@ class _Run:
         self.accelerator = Accelerator()
         self.is_main = self.accelerator.is_main_process
         if not self.is_main:
-            logging.getLogger(__package__).setLevel(logging.ERROR)  # one voice is enough
+            logging.getLogger("lm_eval_latentref").setLevel(logging.ERROR)  # one voice is enough
         self.folder = RunFolder(recipe.output, recipe.to_dict(), is_main=self.is_main)
         self.data = load_data(recipe)
         self.data_digest = self.data.digest()
