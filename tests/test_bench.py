@@ -142,7 +142,8 @@ def test_three_adapters_are_written_and_measured(folder, tmp_path):
 @pytest.mark.slow
 def test_memory_is_measured_in_fresh_processes():
     held = bytearray(400 * 2**20)
-    assert memory.in_fresh_process(memory._peak) < len(held)
+    # What this process holds does not count there, whatever importing torch takes.
+    assert memory.in_fresh_process(memory._peak) < memory._peak() - len(held) // 2
 
 
 def test_an_option_a_bench_has_not_is_named_with_those_it_has():
