@@ -41,6 +41,8 @@ BENCH_OPTIONS = {
     "search_gradient": (str, "of refinement: detached or through"),
     "layers": (int, "of the model that is trained"),
     "width": (int, "of the model that is trained"),
+    "models": (str, "what the device works with: names with commas between"),
+    "published_documents": (int, "how many of a round's documents the published loop answers"),
     "output": (str, "file for the JSON line; growth draws its plot beside it"),
 }
 
@@ -282,7 +284,7 @@ def _parser() -> argparse.ArgumentParser:
     compare.set_defaults(call=_compare)
 
     bench = commands.add_parser("bench", help="measure speed, memory and growth on this machine")
-    names = ("choices", "generation", "refinement", "memory", "growth", "train")
+    names = ("choices", "generation", "refinement", "memory", "growth", "train", "device")
     bench.add_argument("name", choices=names, help="what is measured")
     for name, (kind, meaning) in BENCH_OPTIONS.items():
         flags = ("-o", "--output") if name == "output" else (f"--{name}",)

@@ -11,7 +11,15 @@ from tiny import random_ids, tiny_model, tiny_tokenizer
 
 from lm_eval_latentref import bench
 from lm_eval_latentref.bench import choices, generation, growth, memory, published, refinement
-from lm_eval_latentref.bench.report import NUM_WARM_UP, Report, Side, Spread, alternate, verdict
+from lm_eval_latentref.bench.report import (
+    NUM_WARM_UP,
+    Report,
+    Side,
+    Spread,
+    alternate,
+    compare_speed,
+    verdict,
+)
 from lm_eval_latentref.cli import main
 from lm_eval_latentref.config import RefinementConfig
 from lm_eval_latentref.errors import LatentRefError
@@ -65,6 +73,14 @@ def test_all_sides_get_the_same_documents_and_every_round_gets_fresh_ones():
     used = [document for name, batch in timed if name == "a" for document in batch]
     assert used == list(range(NUM_WARM_UP, NUM_WARM_UP + 12))
     assert all(one.answers["a"] == one.answers["b"] for one in rounds)
+
+
+def test_a_side_may_answer_fewer_and_is_compared_by_the_document():
+    sides = [Side("slow", list, most=1), Side("fast", list)]
+    (found,) = alternate(sides, range(20), rounds=1, per_round=4)
+    assert found.answers == {"slow": [NUM_WARM_UP], "fast": list(range(2, 6))}
+    found.seconds.update(slow=3.0, fast=2.0)
+    assert compare_speed([found], slow="slow", fast="fast").ratio.median == pytest.approx(6.0)
 
 
 def test_too_few_documents_are_said_to_be_so():

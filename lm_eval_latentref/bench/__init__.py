@@ -27,6 +27,7 @@ BENCHES = {
     "memory": "lm_eval_latentref.bench.memory",
     "growth": "lm_eval_latentref.bench.growth",
     "train": "lm_eval_latentref.bench.train",
+    "device": "lm_eval_latentref.bench.device",
 }
 """The module of each bench."""
 

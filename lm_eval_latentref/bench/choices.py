@@ -56,7 +56,7 @@ def run(
     found = alternate(sides, asked[:-NUM_CHECKED], rounds=rounds, per_round=documents)
     timed = asked[NUM_WARM_UP : NUM_WARM_UP + rounds * documents]
     accuracies = {side.name: _accuracy(side.name, found, timed) for side in sides}
-    compared = compare_speed(found, per_round=documents, slow=HF, fast=OURS)
+    compared = compare_speed(found, slow=HF, fast=OURS)
     remarks = [
         verdict(f"{OURS} against {HF}", compared.ratio.median, at_least=TARGET),
         f"Log-likelihoods in float32 differ by at most {difference:.1e} over {NUM_CHECKED} "

@@ -49,7 +49,7 @@ def run(
         Side(PLAIN, partial(write, plain, max_new_tokens=NEW_TOKENS)),
     ]
     found = alternate(sides, prompts[:-NUM_CHECKED], rounds=rounds, per_round=documents)
-    compared = compare_speed(found, per_round=documents, slow=REFINED, fast=PLAIN)
+    compared = compare_speed(found, slow=REFINED, fast=PLAIN)
     remarks = [
         verdict(f"time with {search_gradient} search", compared.ratio.median, at_most=TARGET),
         f"Forwards a thought: {', '.join(f'{n} {v:g}' for n, v in forwards.items())}; with "

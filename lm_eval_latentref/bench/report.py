@@ -33,6 +33,8 @@ class Side:
 
     name: str
     answer: Callable[[Sequence[Any]], list[Any]]
+    most: int | None = None
+    """How many of a round's documents it answers, the first ones; None for all."""
 
 
 @dataclass(frozen=True)
@@ -41,6 +43,8 @@ class Round:
 
     seconds: dict[str, float]
     answers: dict[str, list[Any]]
+    documents: dict[str, int]
+    """How many each side answered."""
 
 
 @dataclass(frozen=True)
@@ -138,11 +142,12 @@ def alternate(
         start = NUM_WARM_UP + number * per_round
         batch = documents[start : start + per_round]
         order = sides if number % 2 == 0 else sides[::-1]
-        timed = {side.name: timed_call(side.answer, batch) for side in order}
+        timed = {side.name: timed_call(side.answer, batch[: side.most]) for side in order}
         found.append(
             Round(
                 {name: seconds for name, (seconds, _) in timed.items()},
                 {name: answers for name, (_, answers) in timed.items()},
+                {side.name: len(batch[: side.most]) for side in order},
             )
         )
     return found
@@ -151,19 +156,25 @@ def alternate(
 def timed_call(call: Callable[..., Any], *args: Any) -> tuple[float, Any]:
     """Seconds that `call(*args)` takes until the device is done, and what it returns."""
     gc.collect()
+    _wait_for_device()
     started = time.perf_counter()
     result = call(*args)
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
+    _wait_for_device()
     return time.perf_counter() - started, result
 
 
-def compare_speed(rounds: Sequence[Round], *, per_round: int, slow: str, fast: str) -> Comparison:
-    """Documents a second of two sides and the ratio of their times, round by round."""
-    speeds = {
-        name: Spread.of([per_round / one.seconds[name] for one in rounds]) for name in (slow, fast)
+def _wait_for_device() -> None:
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+
+
+def compare_speed(rounds: Sequence[Round], *, slow: str, fast: str) -> Comparison:
+    """Documents a second of two sides and the ratio of their times a document, round by round."""
+    by_round = {
+        name: [one.documents[name] / one.seconds[name] for one in rounds] for name in (slow, fast)
     }
-    ratio = Spread.of([one.seconds[slow] / one.seconds[fast] for one in rounds])
+    speeds = {name: Spread.of(values) for name, values in by_round.items()}
+    ratio = Spread.of([b / a for a, b in zip(by_round[slow], by_round[fast], strict=True)])
     return Comparison(slow, fast, speeds, ratio, [one.seconds for one in rounds])
 
 

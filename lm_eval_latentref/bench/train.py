@@ -86,7 +86,7 @@ def _report(
     device: torch.device,
 ) -> Report:
     documents = options["documents"]
-    compared = compare_speed(found, per_round=documents, slow=PUBLISHED, fast=OURS)
+    compared = compare_speed(found, slow=PUBLISHED, fast=OURS)
     one_pass = Spread.of([documents / one.seconds[ONE_PASS] for one in found])
     remarks = [
         verdict("time of the published trainer / ours", compared.ratio.median, at_least=TARGET),
