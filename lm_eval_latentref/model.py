@@ -10,6 +10,7 @@ name. It holds no maths.
 from __future__ import annotations
 
 import inspect
+import itertools
 import logging
 import time
 from collections.abc import Iterator, Sequence
@@ -345,7 +346,9 @@ class LatentRefLM(HFLM):
         if not self.reasoner.thinks:
             self.reasoner.accounting.count(tokens_encoded=int(mask_BC.sum()))
             return {"input_ids": ids_BC, "attention_mask": mask_BC}
-        rows = [tuple(ids[keep].tolist()) for ids, keep in zip(ids_BC, mask_BC.bool(), strict=True)]
+        # Off the device at once, not row by row.
+        pairs = zip(ids_BC.tolist(), mask_BC.tolist(), strict=True)
+        rows = [tuple(itertools.compress(ids, keep)) for ids, keep in pairs]
         with self._autocast():
             return self.reasoner.generation_inputs(rows, self.reasoner.think(rows))
 

@@ -317,7 +317,7 @@ class Stream:
         branch.cache = copy.copy(self.cache)
         branch.cache.layers = [copy.copy(layer) for layer in self.cache.layers]
         if rows is not None:
-            rows_R = torch.as_tensor(rows, device=self.network.device)
+            rows_R = torch.as_tensor(rows).to(self.network.device, non_blocking=True)
             for layer in branch.cache.layers:
                 if layer.is_initialized:
                     layer.batch_select_indices(rows_R.to(layer.keys.device))

@@ -154,14 +154,16 @@ class Reasoner:
         """
         self.backbone.activate()
         stream, pending_BPD = thoughts.stream, thoughts.pending_BPD
-        columns = Context.pad([self._column_ids(context) for context in contexts])
+        columns = Context.pad(
+            [self._column_ids(context) for context in contexts], device=self.backbone.device
+        )
         read_BKD = pending_BPD.new_zeros(len(contexts), stream.length, pending_BPD.shape[-1])
         mask_BK = columns.mask_BC
         if mask_BK is None:
             mask_BK = torch.ones_like(columns.ids_BC)
         return {
-            "input_ids": columns.ids_BC.to(self.backbone.device),
-            "attention_mask": mask_BK.long().to(self.backbone.device),
+            "input_ids": columns.ids_BC,
+            "attention_mask": mask_BK.long(),
             "inputs_embeds": torch.cat([read_BKD, pending_BPD], dim=1),
             "past_key_values": stream.cache,
             # The cache is ours: a kind named by the model's generation config would be another.

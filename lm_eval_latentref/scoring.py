@@ -72,14 +72,16 @@ def _read(stream: Stream, rows: Sequence[_Row]) -> Tensor:
         owner = [n for n, branch in enumerate(row.branches) for _ in branch.prefix]
         ids_RL[number, : len(ids)], branch_RL[number, : len(ids)] = map(torch.tensor, (ids, owner))
     real_RL = branch_RL >= 0
-    embeds_RLD = stream.network.embed(ids_RL)
+    device = stream.network.device
+    embeds_RLD = stream.network.embed(ids_RL.to(device, non_blocking=True))
     if any(len(row.branches) > 1 for row in rows):
-        hidden_RLD = stream.feed_branches(embeds_RLD, branch_RL)
+        hidden_RLD = stream.feed_branches(embeds_RLD, branch_RL.to(device, non_blocking=True))
     else:
         # No scored position comes after padding on the right; the mask keeps its positions from
         # running past the last one a model with learnt positions has.
         hidden_RLD = stream.feed(embeds_RLD, None if real_RL.all() else real_RL)
-    return hidden_RLD.flatten(0, 1)[real_RL.flatten().nonzero()[:, 0].to(hidden_RLD.device)]
+    real_M = real_RL.flatten().nonzero()[:, 0].to(hidden_RLD.device, non_blocking=True)
+    return hidden_RLD.flatten(0, 1)[real_M]
 
 
 class _Pick(NamedTuple):
@@ -173,9 +175,10 @@ class _Tally:
 
     def _add(self, hidden_MD: Tensor, picks: Sequence[_Pick], start: int) -> None:
         log_p_MV = self._network.project(hidden_MD).float().log_softmax(-1)
-        device = log_p_MV.device
-        positions_N = torch.tensor([pick.position - start for pick in picks], device=device)
-        tokens_N = torch.tensor([pick.token for pick in picks], device=device)
+        chosen_2N = torch.tensor(
+            [[pick.position - start for pick in picks], [pick.token for pick in picks]]
+        )
+        positions_N, tokens_N = chosen_2N.to(log_p_MV.device, non_blocking=True)
         self._owners += [pick.owner for pick in picks]
         self._log_p.append(log_p_MV[positions_N, tokens_N])
         self._greedy.append(log_p_MV.argmax(-1)[positions_N] == tokens_N)
@@ -184,8 +187,7 @@ class _Tally:
         log_p: dict[tuple[int, int], list[float]] = {}
         misses: set[tuple[int, int]] = set()
         if self._owners:
-            values = torch.cat([part.cpu() for part in self._log_p]).tolist()
-            greedy = torch.cat([part.cpu() for part in self._greedy]).tolist()
+            values, greedy = torch.cat(self._log_p).tolist(), torch.cat(self._greedy).tolist()
             for owner, value, hit in zip(self._owners, values, greedy, strict=True):
                 log_p.setdefault(owner, []).append(value)
                 if not hit:

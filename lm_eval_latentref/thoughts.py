@@ -39,10 +39,11 @@ class Context:
         longest = max(map(len, rows))
         ids_BC = torch.tensor([[0] * (longest - len(row)) + list(row) for row in rows])
         if min(map(len, rows)) == longest:
-            return cls(ids_BC.to(device), None)
+            return cls(ids_BC.to(device, non_blocking=True), None)
         lengths_B = torch.tensor([len(row) for row in rows])
         mask_BC = torch.arange(longest) >= longest - lengths_B.unsqueeze(1)
-        return cls(ids_BC.to(device), mask_BC.to(device))
+        # What comes from pageable memory is staged at once: nobody need wait for the device.
+        return cls(*(one.to(device, non_blocking=True) for one in (ids_BC, mask_BC)))
 
     def then(self, token_id: int) -> Context:
         """These contexts with one more token at the end of each."""

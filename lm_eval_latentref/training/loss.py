@@ -50,7 +50,7 @@ def loss_sum(
         config=RefinementConfig(latent_steps=num_thoughts, latent_kind=latent_kind),
         markers=markers,
     )
-    target_BL, labelled_BL = _pad_right([row.target for row in rows], network.device)
+    target_BL, labelled_M = _pad_right([row.target for row in rows], network.device)
     # The last pending column predicts the first token, and the last token predicts nothing. The
     # padding stands behind all that is read, so causality hides it and no mask is needed for it.
     text_BLD = network.embed(target_BL[:, :-1]).to(thoughts.pending_BPD)
@@ -59,16 +59,21 @@ def loss_sum(
     if mask_BL is not None:
         mask_BL = torch.nn.functional.pad(mask_BL, (0, text_BLD.shape[1]), value=True)
     hidden_BLD = thoughts.stream.feed(columns_BLD, mask_BL)[:, -target_BL.shape[1] :]
-    logits_MV = network.project(hidden_BLD[labelled_BL])
+    logits_MV = network.project(hidden_BLD.flatten(0, 1).index_select(0, labelled_M))
     if logits_MV.dtype in (torch.bfloat16, torch.float16):
         logits_MV = logits_MV.float()
-    return torch.nn.functional.cross_entropy(logits_MV, target_BL[labelled_BL], reduction="sum")
+    labels_M = target_BL.flatten().index_select(0, labelled_M)
+    return torch.nn.functional.cross_entropy(logits_MV, labels_M, reduction="sum")
 
 
 def _pad_right(rows: Sequence[Sequence[int]], device: torch.device) -> tuple[Tensor, Tensor]:
-    """Ids (B, L) and which of them are real, bool."""
+    """Ids (B, L), and where the real ones stand (M,) once rows are laid end to end.
+
+    Found on the CPU: picking by a mask would wait for the device.
+    """
     longest = max(map(len, rows))
     ids_BL = torch.tensor([[*row, *[0] * (longest - len(row))] for row in rows])
     lengths_B1 = torch.tensor([[len(row)] for row in rows])
     real_BL = torch.arange(longest) < lengths_B1
-    return ids_BL.to(device), real_BL.to(device)
+    real_M = real_BL.flatten().nonzero()[:, 0]
+    return ids_BL.to(device, non_blocking=True), real_M.to(device, non_blocking=True)
