@@ -106,6 +106,15 @@ def test_both_sides_agree_and_the_report_says_on_what_it_ran(module, expected, f
     assert "median (range)" in report.table()
 
 
+def test_the_published_loop_may_answer_fewer(folder):
+    options = {"rounds": 1, "documents": 3, "dtype": "float32", "pretrained": folder}
+    record = generation.run(**options, published_documents=1).record
+    assert (record["documents"], record["published_documents"]) == (3, 1)
+    assert record["equal_texts"] == [1, 1]
+    with pytest.raises(LatentRefError, match="published_documents=0; give at least 1"):
+        generation.run(**options, published_documents=0)
+
+
 def test_a_detached_search_is_one_forward_a_thought_and_through_is_more(folder):
     options = {"rounds": 1, "documents": 1, "dtype": "float32", "pretrained": folder}
     detached = refinement.run(**options).record["forwards_a_thought"]

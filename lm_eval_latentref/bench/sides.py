@@ -66,7 +66,8 @@ def thinking(
 def perturbed(model: PreTrainedModel, seed: int) -> PreTrainedModel:
     """A copy of `model` with noise on its weights: a reference that costs what a real one does."""
     generator = torch.Generator(model.device).manual_seed(seed)
-    twin = AutoModelForCausalLM.from_config(model.config, dtype=model.dtype).to(model.device)
+    with model.device:
+        twin = AutoModelForCausalLM.from_config(model.config, dtype=model.dtype)
     twin.load_state_dict(model.state_dict())
     with torch.no_grad():
         for weight in twin.parameters():
