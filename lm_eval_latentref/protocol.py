@@ -28,6 +28,29 @@ class Example:
     steps: tuple[str, ...]
     answer: str
 
+    @property
+    def context(self) -> str:
+        """What the model reads before it thinks."""
+        return prompt(self.question)
+
+    @property
+    def written_answer(self) -> str:
+        """What it writes last."""
+        return answer_text(self.answer)
+
+
+@dataclass(frozen=True)
+class ClozeExample(Example):
+    """The same in the words of lm-eval's own tasks: a bare question, an answer in plain text."""
+
+    @property
+    def context(self) -> str:
+        return f"Question: {self.question}\nAnswer:"
+
+    @property
+    def written_answer(self) -> str:
+        return f" {self.answer}"
+
 
 def prompt(question: str) -> str:
     """The context of `question`; its newline stays before the start marker."""

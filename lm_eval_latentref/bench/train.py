@@ -146,7 +146,7 @@ def _learner(
         config = GPT2Config(vocab_size=VOCABULARY + 3, n_layer=layers, n_embd=width, n_head=heads)
         model = GPT2LMHeadModel(config).train()
     recipe = Recipe(
-        output="", train="", pretrained="gpt2", batch_size=batch_size, max_grad_norm=0.0
+        output="", train=("bench",), pretrained="gpt2", batch_size=batch_size, max_grad_norm=0.0
     )
     learner = Learner(
         Trainee(model=model, tokenizer=None),

@@ -13,12 +13,18 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from lm_eval_latentref.benchmarks import prosqa
 from lm_eval_latentref.benchmarks.published import DataMissingError, Published, read
-from lm_eval_latentref.benchmarks.rows import BENCHMARKS, normalise_question
+from lm_eval_latentref.benchmarks.rows import (
+    BENCHMARKS,
+    Row,
+    harness_example,
+    normalise_question,
+)
 from lm_eval_latentref.errors import LatentRefError
 from lm_eval_latentref.protocol import Example
 
@@ -93,12 +99,26 @@ def load_split(name: str, split: str) -> Split:
     return loaded
 
 
-def load_training(name: str) -> tuple[list[Example], int]:
-    """Training examples of `name` that stand in no dev or test split, and how many were dropped."""
-    held_out, benchmark = held_out_questions(), BENCHMARKS[name]
-    rows = load_split(name, "train").rows
-    kept = [row for row in rows if normalise_question(benchmark.problem(row)) not in held_out]
-    return [benchmark.example(row) for row in kept], len(rows) - len(kept)
+TRAINING: dict[str, tuple[str, Callable[[Row], Example]]] = {
+    **{name: (name, benchmark.example) for name, benchmark in BENCHMARKS.items()},
+    "mathqa_harness": ("mathqa", harness_example),
+}
+"""What can be trained on: the benchmark, and how its rows are put. MathQA has a second prompt, that
+of lm-eval's own `mathqa`."""
+
+
+def load_training(name: str, held_out: Collection[str] | None = None) -> tuple[list[Example], int]:
+    """Examples of `name`, one of `TRAINING`, that stand in no dev or test split; how many did.
+
+    Args:
+        held_out: `held_out_questions()`, where it is known already.
+    """
+    benchmark, example = TRAINING[name]
+    problem = BENCHMARKS[benchmark].problem
+    held_out = held_out_questions() if held_out is None else held_out
+    rows = load_split(benchmark, "train").rows
+    kept = [row for row in rows if normalise_question(problem(row)) not in held_out]
+    return [example(row) for row in kept], len(rows) - len(kept)
 
 
 def held_out_questions() -> frozenset[str]:

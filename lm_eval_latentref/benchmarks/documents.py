@@ -16,8 +16,7 @@ from typing import Any
 
 from lm_eval_latentref.benchmarks import hops, prosqa
 from lm_eval_latentref.benchmarks.data import load_split
-from lm_eval_latentref.benchmarks.rows import BENCHMARKS, harness_choices
-from lm_eval_latentref.errors import LatentRefError
+from lm_eval_latentref.benchmarks.rows import BENCHMARKS, harness_choices, harness_example
 from lm_eval_latentref.protocol import answer_text, extract_answer, prompt
 
 Document = dict[str, Any]
@@ -86,10 +85,6 @@ def _hops_document(row: hops.Row) -> Document:
 
 
 def _harness_document(row: dict[str, Any]) -> Document:
-    letter, choices = row["correct"], harness_choices(row["options"])
-    if letter not in tuple("abcde") or len(choices) != 5:
-        raise LatentRefError(
-            f"malformed mathqa row (correct {letter!r}, {len(choices)} choices in "
-            f"{row['options']!r}); mend or remove that row"
-        )
-    return {**row, "choices": choices, "gold": "abcde".index(letter)}
+    harness_example(row)  # a malformed row ends here
+    choices = harness_choices(row["options"])
+    return {**row, "choices": choices, "gold": "abcde".index(row["correct"])}

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from lm_eval_latentref.errors import LatentRefError
-from lm_eval_latentref.protocol import Example
+from lm_eval_latentref.protocol import ClozeExample, Example
 
 Row = Mapping[str, Any]
 
@@ -98,6 +98,22 @@ def harness_choices(options: str) -> list[str]:
             choices.append(options[text:end].rstrip(" ,"))
             start = end + 2
     return choices
+
+
+def harness_example(row: Row) -> ClozeExample:
+    """A MathQA row as lm-eval's own `mathqa` puts it: no choices shown, one's text as the answer.
+
+    Raises:
+        LatentRefError: its gold answer is not among five choices.
+    """
+    letter, choices = row["correct"], harness_choices(row["options"])
+    if letter not in tuple("abcde") or len(choices) != 5:
+        raise LatentRefError(
+            f"malformed mathqa row (correct {letter!r}, {len(choices)} choices in "
+            f"{row['options']!r}); mend or remove that row"
+        )
+    answer = choices["abcde".index(letter)]
+    return ClozeExample(row["Problem"], _rationale_steps(row), answer)
 
 
 def _gsm8k_answer(row: Row) -> str:

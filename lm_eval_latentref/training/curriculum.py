@@ -132,14 +132,33 @@ def share(batch: Sequence[Row], rank: int, num_processes: int) -> list[Row]:
     return _ordered(batch)[rank::num_processes]
 
 
-def micro_batches(rows: Sequence[Row], max_rows: int) -> Iterator[list[Row]]:
-    """`rows` in groups of at most `max_rows` that have equal numbers of thoughts, shortest first.
+def micro_batches(
+    rows: Sequence[Row], max_rows: int, max_columns: int | None = None
+) -> Iterator[list[Row]]:
+    """`rows` in groups that have equal numbers of thoughts, shortest first.
 
     The loss of a batch is a sum over its rows, so the grouping changes nothing but rounding.
+
+    Args:
+        max_columns: of a group padded to its longest row; a row longer than that goes alone.
     """
-    for _, group in itertools.groupby(_ordered(rows), key=lambda row: row.num_thoughts):
-        alike = list(group)
-        yield from (alike[at : at + max_rows] for at in range(0, len(alike), max_rows))
+    group: list[Row] = []
+    for row in _ordered(rows):
+        grown = [*group, row]
+        fits = len(grown) <= max_rows and row.num_thoughts == grown[0].num_thoughts
+        if max_columns is not None:
+            fits = fits and len(grown) * _padded_columns(grown) <= max_columns
+        if group and not fits:
+            yield group
+            grown = [row]
+        group = grown
+    if group:
+        yield group
+
+
+def _padded_columns(rows: Sequence[Row]) -> int:
+    contexts, targets = (len(row.context) for row in rows), (len(row.target) for row in rows)
+    return max(contexts) + rows[0].num_thoughts + max(targets)
 
 
 def _ordered(rows: Sequence[Row]) -> list[Row]:

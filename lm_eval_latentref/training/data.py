@@ -15,7 +15,7 @@ import hashlib
 import inspect
 import json
 import logging
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,7 @@ from typing import Any
 from lm_eval_latentref.benchmarks import data, hops, prosqa
 from lm_eval_latentref.benchmarks.rows import BENCHMARKS, normalise_question
 from lm_eval_latentref.errors import LatentRefError
-from lm_eval_latentref.protocol import Example, answer_text, prompt
+from lm_eval_latentref.protocol import Example
 from lm_eval_latentref.training.curriculum import Problem
 from lm_eval_latentref.training.recipe import Recipe
 
@@ -57,9 +57,9 @@ class TrainingData:
     def texts(self) -> Iterator[str]:
         """All text of the first epoch and of the validation set."""
         for example in [*self.epoch(0), *self.validation]:
-            yield prompt(example.question)
+            yield example.context
             yield from map(step_text, example.steps)
-            yield answer_text(example.answer)
+            yield example.written_answer
 
     @property
     def majority(self) -> float:
@@ -79,19 +79,24 @@ def load_data(recipe: Recipe) -> TrainingData:
     Raises LatentRefError for names, files and generator arguments that cannot be used, and when no
     row is left.
     """
-    if recipe.task and recipe.train not in GENERATORS:
+    if recipe.task and not GENERATORS.keys() & set(recipe.train):
         raise LatentRefError(
-            f"task={recipe.task} has no effect on train={recipe.train}, which is not generated; "
-            f"leave it out, or train on {' or '.join(GENERATORS)}"
+            f"task={recipe.task} has no effect on train={', '.join(recipe.train)}, which is not "
+            f"generated; leave it out, or train on {' or '.join(GENERATORS)}"
         )
-    if recipe.train in GENERATORS:
-        return _generated(recipe)
-    validation = _validation(recipe)[: recipe.num_validation]
-    train = _train(recipe, validation)[: recipe.num_train]
-    for name, examples in (("train", train), ("validation", validation)):
-        if not examples:
-            raise LatentRefError(f"{name}: no usable example is left; give other data")
-    return TrainingData(validation, lambda epoch: train)
+    validation = _validation(recipe)
+    from_benchmarks = data.TRAINING.keys() & set(recipe.train)
+    held_out = {normalise_question(example.question) for example in validation}
+    if from_benchmarks or (recipe.check_overlap and not GENERATORS.keys() >= set(recipe.train)):
+        held_out |= _benchmark_questions()
+    sources = [_source(recipe, name, held_out) for name in recipe.train]
+    if not validation:
+        raise LatentRefError("validation: no usable example is left; give other data")
+    if len(sources) == 1:
+        return TrainingData(validation, sources[0])
+    return TrainingData(
+        validation, lambda epoch: [example for source in sources for example in source(epoch)]
+    )
 
 
 def step_text(step: str) -> str:
@@ -101,8 +106,8 @@ def step_text(step: str) -> str:
 
 def encode(examples: Sequence[Example], tokenizer: Any) -> list[Problem]:
     """`examples` as token ids in the text of the prompt protocol, each answer closed by EOS."""
-    questions = tokenizer([prompt(example.question) for example in examples])["input_ids"]
-    plain = {answer_text(example.answer) for example in examples}
+    questions = tokenizer([example.context for example in examples])["input_ids"]
+    plain = {example.written_answer for example in examples}
     plain |= {step_text(step) for example in examples for step in example.steps}
     texts = sorted(plain)
     encoded = tokenizer(texts, add_special_tokens=False)["input_ids"]
@@ -111,7 +116,7 @@ def encode(examples: Sequence[Example], tokenizer: Any) -> list[Problem]:
         Problem(
             tuple(question),
             tuple(ids[step_text(step)] for step in example.steps),
-            (*ids[answer_text(example.answer)], tokenizer.eos_token_id),
+            (*ids[example.written_answer], tokenizer.eos_token_id),
         )
         for example, question in zip(examples, questions, strict=True)
     ]
@@ -127,7 +132,7 @@ def read_examples(path: str) -> list[Example]:
         text = Path(path).read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         raise LatentRefError(
-            f"{path} cannot be read ({error}); give a benchmark ({', '.join(BENCHMARKS)}), a "
+            f"{path} cannot be read ({error}); give a benchmark ({', '.join(data.TRAINING)}), a "
             f"generated task ({', '.join(GENERATORS)}) or a JSON file"
         ) from error
     examples, bad = [], []
@@ -182,48 +187,58 @@ def _generate(
     return list(generate(num, seed=seed, split=split, **options))
 
 
-def _generated(recipe: Recipe) -> TrainingData:
-    generate = GENERATORS[recipe.train]
-
-    def make(num: int, seed: int, split: str) -> list[Example]:
-        rows = _generate(generate, num, seed, split, recipe.task)
-        return [Example(row["question"], tuple(row["steps"]), row["answer"]) for row in rows]
-
-    if recipe.validation is not None:
-        validation = read_examples(recipe.validation)[: recipe.num_validation]
-    else:
-        validation = make(recipe.num_validation or 500, 0, "validation")
-    num_train, first = recipe.num_train or NUM_GENERATED, recipe.seed * EPOCH_SEEDS
-    return TrainingData(validation, lambda epoch: make(num_train, first + epoch, "train"))
-
-
 def _validation(recipe: Recipe) -> list[Example]:
+    """The problems to validate on, as many of each source that has any."""
     if recipe.validation is not None:
-        return read_examples(recipe.validation)
-    if recipe.train in BENCHMARKS:
-        return data.load(recipe.train, "dev")
-    raise LatentRefError(
-        f"train={recipe.train} is a file, so the validation problems have to be given as well; "
-        "give validation=FILE"
-    )
+        return read_examples(recipe.validation)[: recipe.num_validation]
+    most = recipe.num_validation or 500
+    with_dev = [name for name in recipe.train if name in BENCHMARKS or name in GENERATORS]
+    if not with_dev:
+        raise LatentRefError(
+            f"train={', '.join(recipe.train)} has no dev split, so the validation problems have to "
+            "be given as well; give validation=FILE"
+        )
+    share = -(-most // len(with_dev))
+    return [
+        example
+        for name in with_dev
+        for example in (
+            _generate_examples(recipe, name, share, 0, "validation")
+            if name in GENERATORS
+            else data.load(name, "dev")[:share]
+        )
+    ]
 
 
-def _train(recipe: Recipe, validation: Sequence[Example]) -> list[Example]:
-    """Training examples whose questions stand in no dev or test split and not in `validation`."""
+def _source(recipe: Recipe, name: str, held_out: Collection[str]) -> Callable[[int], list[Example]]:
+    """The training examples of one source, by epoch."""
+    if name in GENERATORS:
+        num_train, first = recipe.num_train or NUM_GENERATED, recipe.seed * EPOCH_SEEDS
+        return lambda epoch: _generate_examples(recipe, name, num_train, first + epoch, "train")
+    examples = _train(name, held_out)[: recipe.num_train]
+    if not examples:
+        raise LatentRefError(f"train={name}: no usable example is left; give other data")
+    return lambda epoch: examples
+
+
+def _generate_examples(recipe: Recipe, name: str, num: int, seed: int, split: str) -> list[Example]:
+    rows = _generate(GENERATORS[name], num, seed, split, recipe.task)
+    return [Example(row["question"], tuple(row["steps"]), row["answer"]) for row in rows]
+
+
+def _train(name: str, held_out: Collection[str]) -> list[Example]:
+    """The training examples of `name` whose questions are not in `held_out`."""
     num_removed = 0
-    if recipe.train in BENCHMARKS:
-        examples, num_removed = data.load_training(recipe.train)
+    if name in data.TRAINING:
+        examples, num_removed = data.load_training(name, held_out)
     else:
-        examples = read_examples(recipe.train)
-    held_out = {normalise_question(example.question) for example in validation}
-    if recipe.check_overlap and recipe.train not in BENCHMARKS:
-        held_out |= _benchmark_questions()
+        examples = read_examples(name)
     kept = [one for one in examples if normalise_question(one.question) not in held_out]
     num_removed += len(examples) - len(kept)
     logger.info(
         "%s: %d training examples; %d removed because their question stands in a dev, test or "
         "validation split",
-        recipe.train,
+        name,
         len(kept),
         num_removed,
     )
@@ -286,4 +301,4 @@ def _broken_rule(value: Any) -> str | None:
 
 
 def _values(example: Example) -> list[Any]:
-    return [example.question, list(example.steps), example.answer]
+    return [example.context, list(example.steps), example.written_answer]

@@ -91,7 +91,8 @@ class Learner:
         accelerator = self._accelerator
         rows = share(batch, accelerator.process_index, accelerator.num_processes)
         total = torch.zeros((), device=accelerator.device)
-        for micro_batch in micro_batches(rows, self._recipe.micro_batch_size or len(batch)):
+        max_rows = self._recipe.micro_batch_size or len(batch)
+        for micro_batch in micro_batches(rows, max_rows, self._recipe.micro_batch_tokens):
             with self._autocast():
                 loss = loss_sum(
                     micro_batch,

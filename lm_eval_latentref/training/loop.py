@@ -214,7 +214,7 @@ class _Phase:
         seed, number = self._recipe.seed, self._progress.num_epochs
         rng = random.Random(f"{seed} {self._name} {number}")
         examples = self._run.data.epoch(number)
-        if self._encoded[0] is not examples:
+        if self._encoded[0] != examples:
             self._encoded = (examples, encode(examples, self._learner.trainee.tokenizer))
         rows = stage_rows(self._recipe, self._name, stage, self._encoded[1], rng)
         longest = self._learner.max_length
@@ -313,7 +313,7 @@ class _Phase:
             self._folder.copy_folder("strong", ".")
 
     def _manifest(self, **values: Any) -> Manifest:
-        return Manifest(trained_on=[self._recipe.trained_on], **values)
+        return Manifest(trained_on=self._recipe.trained_on, **values)
 
     def _save(self, name: str, manifest: Manifest) -> None:
         with self._folder.new_folder(name) as folder:

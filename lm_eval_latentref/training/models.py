@@ -25,7 +25,7 @@ from lm_eval_latentref.checkpoints.folders import one_line
 from lm_eval_latentref.checkpoints.loading import LoadedModel, LoadedSet
 from lm_eval_latentref.checkpoints.manifest import Manifest, write_manifest
 from lm_eval_latentref.checkpoints.opening import default_loader, load_tokenizer, open_model
-from lm_eval_latentref.checkpoints.sources import DEFAULT_MODEL, Source, resolve
+from lm_eval_latentref.checkpoints.sources import DEFAULT_MODEL, Source, default_source, resolve
 from lm_eval_latentref.config import RefinementConfig
 from lm_eval_latentref.errors import LatentRefError
 from lm_eval_latentref.networks import Network
@@ -133,6 +133,8 @@ def _open(source: Source, dtype: str) -> Trainee:
 
 
 def _plain_source(name: str) -> Source:
+    if name == DEFAULT_MODEL:  # the weights at hand, as an adapter on them will find them
+        return default_source()
     source = resolve(pretrained=name).backbone
     if source.adapter is not None:
         raise LatentRefError(

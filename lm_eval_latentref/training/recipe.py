@@ -69,20 +69,23 @@ class Recipe:
 
     # The data.
 
-    train: str
-    """A benchmark, a generated task, or a JSON file with `question`, `steps`, `answer`."""
+    train: tuple[str, ...]
+    """One or more of: a benchmark, `mathqa_harness` (MathQA as lm-eval's own task puts it), a
+    generated task, a JSON file with `question`, `steps`, `answer`."""
 
     validation: str | None = None
-    """A JSON file; without it, the dev split of the benchmark or task that `train` names."""
+    """A JSON file; without it, the dev splits of the benchmarks and tasks that `train` names."""
 
     task: dict[str, Any] = field(default_factory=dict)
     """Arguments of the generator, for a generated task."""
 
     num_train: int | None = None
-    """Problems: the first so many of a data set; so many fresh ones each epoch if generated."""
+    """Problems of each source: the first so many of a data set; so many fresh ones each epoch if
+    generated."""
 
     num_validation: int | None = 500
-    """Problems that the accuracy after each epoch is measured on, at most."""
+    """Problems that the accuracy after each epoch is measured on, at most; as many of each dev
+    split, if there are several."""
 
     check_overlap: bool = True
     """Whether questions of any benchmark's dev or test split are removed from the training data,
@@ -144,6 +147,9 @@ class Recipe:
     micro_batch_size: int | None = None
     """Rows of one forward pass, at most; gradients add up over the batch."""
 
+    micro_batch_tokens: int | None = None
+    """Columns of one forward pass, padding included, at most; a longer row goes alone."""
+
     learning_rate: float = 1e-4
 
     latent_learning_rate: float | None = None
@@ -169,6 +175,11 @@ class Recipe:
     eval_batch_size: int = 64
 
     def __post_init__(self) -> None:
+        _require(
+            bool(self.train) and len(set(self.train)) == len(self.train),
+            f"train={', '.join(self.train)}",
+            "name one source or more, each once",
+        )
         _check_phases(self)
         _check_model(self)
         _check_ranges(self)
@@ -192,14 +203,14 @@ class Recipe:
         return self.phases[-1]
 
     @property
-    def trained_on(self) -> str:
-        """The training split as latentref.json names it; a file by its name."""
-        return Path(self.train).name if Path(self.train).is_file() else f"{self.train} train"
+    def trained_on(self) -> list[str]:
+        """The training splits as latentref.json names them; a file by its name."""
+        return [Path(one).name if Path(one).is_file() else f"{one} train" for one in self.train]
 
     def to_dict(self) -> dict[str, Any]:
         """As plain YAML values, all fields present."""
         values = dataclasses.asdict(self)
-        values["phases"] = list(self.phases)
+        values["phases"], values["train"] = list(self.phases), list(self.train)
         return values
 
 
@@ -258,7 +269,8 @@ def _check_model(recipe: Recipe) -> None:
 _AT_LEAST_ONE = (
     *("num_train", "num_validation", "max_new_tokens", "c_thought", "epochs_per_stage"),
     *("last_stage_epochs", "no_cot_epochs", "cot_epochs", "max_epochs_per_stage", "strong_epoch"),
-    *("weak_epoch", "batch_size", "micro_batch_size", "save_steps", "eval_batch_size"),
+    *("weak_epoch", "batch_size", "micro_batch_size", "micro_batch_tokens", "save_steps"),
+    "eval_batch_size",
 )
 
 
