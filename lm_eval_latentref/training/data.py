@@ -11,6 +11,7 @@ Deliberately knows no curriculum and no models.
 from __future__ import annotations
 
 import collections
+import functools
 import hashlib
 import inspect
 import json
@@ -215,10 +216,17 @@ def _source(recipe: Recipe, name: str, held_out: Collection[str]) -> Callable[[i
     if name in GENERATORS:
         num_train, first = recipe.num_train or NUM_GENERATED, recipe.seed * EPOCH_SEEDS
         return lambda epoch: _generate_examples(recipe, name, num_train, first + epoch, "train")
-    examples = _train(name, held_out)[: recipe.num_train]
+    examples = _train(name, held_out)
     if not examples:
         raise LatentRefError(f"train={name}: no usable example is left; give other data")
-    return lambda epoch: examples
+    if recipe.num_train is None or recipe.num_train >= len(examples):
+        return lambda epoch: examples
+    return functools.partial(_turn, examples, recipe.num_train)
+
+
+def _turn(examples: Sequence[Example], num: int, epoch: int) -> list[Example]:
+    """The `num` examples whose turn it is: epoch after epoch goes on where the last one ended."""
+    return [examples[at % len(examples)] for at in range(epoch * num, (epoch + 1) * num)]
 
 
 def _generate_examples(recipe: Recipe, name: str, num: int, seed: int, split: str) -> list[Example]:

@@ -80,8 +80,8 @@ class Recipe:
     """Arguments of the generator, for a generated task."""
 
     num_train: int | None = None
-    """Problems of each source: the first so many of a data set; so many fresh ones each epoch if
-    generated."""
+    """Problems of each source in an epoch: of a data set the next so many, in turn; so many fresh
+    ones if generated."""
 
     num_validation: int | None = 500
     """Problems that the accuracy after each epoch is measured on, at most; as many of each dev
