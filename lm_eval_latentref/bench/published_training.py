@@ -62,9 +62,9 @@ def published_loss(
     batch = collate(
         rows, start_id=start_id, end_id=end_id, latent_id=latent_id, device=model.device
     )
+    found = (batch.ids_BL == latent_id).nonzero()
     places = [
-        [place[1].item() for place in (batch.ids_BL == latent_id).nonzero() if place[0] == number]
-        for number in range(len(rows))
+        [place[1].item() for place in found if place[0] == number] for number in range(len(rows))
     ]
     embeds_BLD = model.get_input_embeddings()(batch.ids_BL)
     cache = DynamicCache(config=model.config)
@@ -74,7 +74,10 @@ def published_loss(
         upto = min(row[number] for row in places)
         output = _pass(model, batch, embeds_BLD, cache, done, upto)
         logits.append(output.logits)
-        vectors = [list(row_LD) for row_LD in embeds_BLD]
+        num_rows, num_columns = embeds_BLD.shape[:2]
+        vectors = [
+            [embeds_BLD[row, column] for column in range(num_columns)] for row in range(num_rows)
+        ]
         for row, row_places in enumerate(places):
             vectors[row][row_places[number]] = output.hidden_states[-1][row, -1]
         embeds_BLD = torch.stack([torch.stack(row) for row in vectors])
