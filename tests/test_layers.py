@@ -47,6 +47,7 @@ LAYERS = {
             "checkpoints.folders",
             "checkpoints.identity",
             "checkpoints.manifest",
+            "checkpoints.questions",
             "checkpoints.sources",
             "checkpoints.state_dicts",
             "checkpoints.adapters",

@@ -33,6 +33,7 @@ from lm_eval_latentref.checkpoints.opening import (
     open_config,
     open_tokenizer,
 )
+from lm_eval_latentref.checkpoints.questions import QUESTIONS_NAME, read_hashes, write_hashes
 from lm_eval_latentref.checkpoints.sources import (
     DEFAULT_MODEL,
     SetPlan,
@@ -108,6 +109,8 @@ def convert(
             _save_models(plan, folder, own_tokenizer, borrowed, dtype, trust_remote_code)
         if plan.backbone.tokenizer is not None or not adapter:
             own_tokenizer.save_pretrained(folder)
+        if plan.trained_questions is not None:
+            write_hashes(folder, read_hashes(plan.trained_questions))
         write_manifest(folder, manifest)
     return target
 
@@ -142,6 +145,7 @@ def _manifest(plan: SetPlan, given: dict[str, Any], tuned_on: str | None) -> Man
         weak="weak" if plan.weak is not None else None,
         tuned_on=tuned_on or (None if retuned else plan.tuned_on),
         trained_on=list(plan.trained_on) or None,
+        trained_questions=QUESTIONS_NAME if plan.trained_questions else None,
     )
 
 

@@ -49,6 +49,13 @@ class Manifest:
     trained_on: list[str] | None = None
     """The splits ("mathqa train") that a training saw: no settings are chosen on them."""
 
+    trained_questions: str | None = None
+    """File in the folder with hashes of the questions that a training saw (see `questions`). What
+    a generator drew is not among them: its splits are apart whatever the seed."""
+
+    epoch: int | None = None
+    """Of a reference: the epoch of CoT training that it is, counted from 1."""
+
     def settings(self) -> dict[str, object]:
         """The refinement options that the file sets, by their model-argument names."""
         values = {name: getattr(self, name) for name in OPTION_NAMES}
@@ -68,6 +75,8 @@ _TYPES: dict[str, tuple[type, ...]] = {
     "base": (str,),
     "tuned_on": (str,),
     "trained_on": (list,),
+    "trained_questions": (str,),
+    "epoch": (int,),
 }
 
 

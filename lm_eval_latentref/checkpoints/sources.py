@@ -94,6 +94,9 @@ class SetPlan:
     trained_on: tuple[str, ...] = ()
     """The splits that latentref.json says a training saw."""
 
+    trained_questions: str | None = None
+    """The file of hashes that latentref.json names; a path, whether or not the file is there."""
+
     notes: tuple[str, ...] = ()
     """One line per value: where it came from."""
 
@@ -152,8 +155,15 @@ def resolve(
         settings=settings,
         tuned_on=manifest.tuned_on,
         trained_on=tuple(manifest.trained_on or ()),
+        trained_questions=_beside(folder, manifest.trained_questions),
         notes=tuple(notes),
     )
+
+
+def _beside(folder: Folder | None, name: str | None) -> str | None:
+    if folder is None or name is None:
+        return None
+    return folder.find(name) or os.path.join(folder.name, folder.subfolder, name)
 
 
 def describe(source: Source) -> dict[str, str]:

@@ -53,6 +53,8 @@ class TrainingData:
     validation: list[Example]
     epoch: Callable[[int], list[Example]]
     """The training examples of an epoch, counted over the whole run."""
+    fixed: Sequence[Example] = ()
+    """Those that come in every epoch: of files and benchmarks. Generated ones are drawn afresh."""
 
     @property
     def texts(self) -> Iterator[str]:
@@ -90,14 +92,15 @@ def load_data(recipe: Recipe) -> TrainingData:
     held_out = {normalise_question(example.question) for example in validation}
     if from_benchmarks or (recipe.check_overlap and not GENERATORS.keys() >= set(recipe.train)):
         held_out |= _benchmark_questions()
-    sources = [_source(recipe, name, held_out) for name in recipe.train]
+    sources = {name: _source(recipe, name, held_out) for name in recipe.train}
     if not validation:
         raise LatentRefError("validation: no usable example is left; give other data")
-    if len(sources) == 1:
-        return TrainingData(validation, sources[0])
-    return TrainingData(
-        validation, lambda epoch: [example for source in sources for example in source(epoch)]
-    )
+
+    def epoch(number: int) -> list[Example]:
+        return [example for source in sources.values() for example in source(number)]
+
+    fixed = [one for name in sources.keys() - GENERATORS.keys() for one in sources[name](0)]
+    return TrainingData(validation, epoch, fixed=fixed)
 
 
 def step_text(step: str) -> str:

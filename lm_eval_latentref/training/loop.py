@@ -11,6 +11,7 @@ lm-eval.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import logging
 import random
 import time
@@ -25,6 +26,12 @@ from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
 from lm_eval_latentref.checkpoints.manifest import Manifest
+from lm_eval_latentref.checkpoints.questions import (
+    QUESTIONS_NAME,
+    Hashes,
+    hash_questions,
+    write_hashes,
+)
 from lm_eval_latentref.config import RefinementConfig
 from lm_eval_latentref.errors import LatentRefError
 from lm_eval_latentref.reasoner import find_markers
@@ -119,6 +126,10 @@ class _Run:
                 }
             )
         self.accelerator.wait_for_everyone()
+
+    @functools.cached_property
+    def trained_questions(self) -> Hashes:
+        return hash_questions(example.question for example in self.data.fixed)
 
     def seed(self, phase: str) -> None:
         """Makes the random numbers of `phase` depend on seed, phase and process alone."""
@@ -269,7 +280,8 @@ class _Phase:
         progress.validated.append([number, num_correct, len(self._run.data.validation)])
         chosen = self._chosen_epochs()
         if number in chosen and self._run.is_main:
-            self._save(f"{SNAPSHOTS}/epoch-{number}", self._manifest(latent_steps=0))
+            manifest = self._manifest(latent_steps=0, epoch=number)
+            self._save(f"{SNAPSHOTS}/epoch-{number}", manifest)
         return {epoch for epoch in chosen if epoch is not None}
 
     def _chosen_epochs(self) -> tuple[int | None, int | None]:
@@ -313,11 +325,14 @@ class _Phase:
             self._folder.copy_folder("strong", ".")
 
     def _manifest(self, **values: Any) -> Manifest:
-        return Manifest(trained_on=self._recipe.trained_on, **values)
+        names = QUESTIONS_NAME if len(self._run.trained_questions) else None
+        return Manifest(trained_on=self._recipe.trained_on, trained_questions=names, **values)
 
     def _save(self, name: str, manifest: Manifest) -> None:
         with self._folder.new_folder(name) as folder:
             save(self._learner.trainee, folder, manifest)
+            if manifest.trained_questions is not None:
+                write_hashes(folder, self._run.trained_questions)
 
     def _restore(self, saved: dict[str, Any]) -> None:
         restore(self._learner.trainee, saved["trained"])

@@ -10,12 +10,16 @@ are refused. Deliberately knows no model and no setting.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+
 from lm_eval_latentref.benchmarks import documents
+from lm_eval_latentref.benchmarks.rows import normalise_question
 from lm_eval_latentref.benchmarks.tasks import tasks_path
+from lm_eval_latentref.checkpoints.questions import Hashes, hash_questions
 from lm_eval_latentref.errors import LatentRefError
 
 
@@ -49,7 +53,8 @@ def load_dev_task(
     limit: int | None = None,
     metadata: Mapping[str, Any] | None = None,
     include_path: str | None = None,
-    trained_on: Sequence[str] = (),
+    trained_on: Collection[str] = (),
+    trained_questions: Hashes | None = None,
 ) -> DevTask:
     """The task called `name`, ready to be asked.
 
@@ -58,6 +63,7 @@ def load_dev_task(
         metadata: what lm-eval's `--metadata` takes, for generated sets.
         include_path: a folder of the user's own task files.
         trained_on: splits ("mathqa train") that the checkpoints learnt from.
+        trained_questions: hashes of questions that they learnt from, of whatever file.
 
     Raises:
         LatentRefError: no such task, one that offers no candidates, or one whose documents are
@@ -82,6 +88,8 @@ def load_dev_task(
             "choose settings on a split that no training saw"
         )
     task.build_all_requests(limit=limit, rank=0, world_size=1)
+    if trained_questions is not None:
+        _check_questions(name, task, trained_questions)
     return DevTask(
         name=name,
         version=task.VERSION,
@@ -119,6 +127,34 @@ def _check_split(name: str, task: Any) -> None:
             f"task={name} is evaluated on its {split} split; settings are chosen on documents "
             "that neither training nor the final number sees: give a task whose name ends in _dev"
         )
+
+
+def _check_questions(name: str, task: Any, trained: Hashes) -> None:
+    asked = {request.doc_id: request.doc for request in task.instances}
+    seen = [
+        questions[0]
+        for questions in (list(_questions(task, document)) for document in asked.values())
+        if np.isin(hash_questions(questions), trained).any()
+    ]
+    if seen:
+        first = " ".join(seen[0].split())[:60]
+        raise LatentRefError(
+            f"task={name}: the checkpoints were trained on {len(seen)} of its {len(asked)} "
+            f"documents (the first begins {first!r}); choose settings on questions that no "
+            "training saw"
+        )
+
+
+def _questions(task: Any, document: Any) -> Iterator[str]:
+    """All that may be a document's question: its text, then each field that stands in it."""
+    text = task.doc_to_text(document)
+    fields = [value for value in document.values() if isinstance(value, str)]
+    if not isinstance(text, str):  # the number of a choice, in tasks that fill a gap
+        yield from fields
+        return
+    yield text
+    shown = normalise_question(text)
+    yield from (field for field in fields if normalise_question(field) in shown)
 
 
 def _documents(task: Any) -> list[Document]:

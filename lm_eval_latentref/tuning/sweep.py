@@ -17,6 +17,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from lm_eval_latentref.checkpoints.loading import resolve
 from lm_eval_latentref.checkpoints.manifest import (
     MANIFEST_NAME,
@@ -24,6 +26,8 @@ from lm_eval_latentref.checkpoints.manifest import (
     read_manifest,
     write_manifest,
 )
+from lm_eval_latentref.checkpoints.questions import Hashes, hash_questions, read_hashes
+from lm_eval_latentref.checkpoints.sources import SetPlan
 from lm_eval_latentref.config import RefinementConfig
 from lm_eval_latentref.errors import LatentRefError
 from lm_eval_latentref.tuning.dev_tasks import DevTask, load_dev_task
@@ -100,6 +104,7 @@ def sweep(
         metadata=metadata,
         include_path=include_path,
         trained_on=started.trained_on,
+        trained_questions=started.trained_questions,
     )
     grid = started.grid
     needed = {
@@ -134,7 +139,8 @@ class _Start:
     folder: Path
     """Where latentref.json is or would be."""
     manifest: Manifest
-    trained_on: tuple[str, ...]
+    trained_on: frozenset[str]
+    trained_questions: Hashes
 
     @classmethod
     def of(
@@ -168,7 +174,14 @@ class _Start:
             search_steps=tuple(search_steps),
         )
         manifest = read_manifest(path) if path.is_file() else Manifest()
-        return cls(grid=grid, folder=folder, manifest=manifest, trained_on=plan.trained_on)
+        splits, questions = _trained_on(plan, model_args)
+        return cls(
+            grid=grid,
+            folder=folder,
+            manifest=manifest,
+            trained_on=splits,
+            trained_questions=questions,
+        )
 
     def write(self, setting: Setting, run: GridRun, model_args: Mapping[str, Any]) -> Path:
         """Puts `setting` into latentref.json, with the references if it needs them."""
@@ -189,6 +202,17 @@ class _Start:
             **names,
         )
         return write_manifest(self.folder, manifest)
+
+
+def _trained_on(plan: SetPlan, model_args: Mapping[str, Any]) -> tuple[frozenset[str], Hashes]:
+    """The splits and questions that any checkpoint of the set learnt from, as far as recorded."""
+    # References that latentref.json names were trained together with the backbone.
+    given = [model_args[role] for role in ("strong", "weak") if role in model_args]
+    folders = [name for name in given if Path(name).expanduser().is_dir()]
+    plans = [plan, *(resolve(pretrained=folder) for folder in folders)]
+    files = sorted({one.trained_questions for one in plans if one.trained_questions is not None})
+    questions = np.concatenate([hash_questions([]), *(read_hashes(file) for file in files)])
+    return frozenset(split for one in plans for split in one.trained_on), np.unique(questions)
 
 
 def _check_arguments(model_args: Mapping[str, Any], write: bool) -> None:

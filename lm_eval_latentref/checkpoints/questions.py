@@ -1,0 +1,58 @@
+"""Which questions a training saw: hashes beside its checkpoint, so that none is tuned on.
+
+    write_hashes("out/mine", hash_questions(["Is Tom a lempus?"]))
+    seen = read_hashes("out/mine/trained_questions.npy")
+    bool(np.isin(hash_questions(["is tom a LEMPUS"]), seen).any())      # True
+
+Eight bytes a question, whatever its length; equal means equal after `normalise_question`.
+Deliberately knows no data set and no model.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lm_eval_latentref.benchmarks.rows import normalise_question
+from lm_eval_latentref.errors import LatentRefError
+
+QUESTIONS_NAME = "trained_questions.npy"
+
+Hashes = NDArray[Any]
+"""Sorted 64-bit integers, each once."""
+
+
+def hash_questions(questions: Iterable[str]) -> Hashes:
+    """The hash of each question; one that has neither letters nor digits tells nothing."""
+    texts = {normalise_question(question) for question in questions} - {""}
+    digests = b"".join(hashlib.sha256(text.encode()).digest()[:8] for text in texts)
+    return np.sort(np.frombuffer(digests, dtype="<u8"))
+
+
+def write_hashes(folder: str | os.PathLike[str], hashes: Hashes) -> None:
+    """Puts `hashes` into `folder` under the name that latentref.json gives."""
+    np.save(Path(folder) / QUESTIONS_NAME, hashes)
+
+
+def read_hashes(path: str | os.PathLike[str]) -> Hashes:
+    """What `write_hashes` wrote; LatentRefError if it cannot be read."""
+    try:
+        hashes = np.load(path, allow_pickle=False)
+    except (OSError, ValueError, EOFError) as error:
+        reason = " ".join(str(error).split())
+        raise LatentRefError(
+            f"{path}, which latentref.json names as the questions trained on, cannot be read "
+            f"({reason}); put the file back, or remove trained_questions from latentref.json"
+        ) from error
+    if hashes.dtype != np.dtype("<u8") or hashes.ndim != 1:
+        raise LatentRefError(
+            f"{path} holds {hashes.dtype} values, not hashes of questions; put back the file that "
+            "training wrote, or remove trained_questions from latentref.json"
+        )
+    return hashes
