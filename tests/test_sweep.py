@@ -12,6 +12,8 @@ import lm_eval
 import numpy as np
 import pytest
 import yaml
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from lm_eval.tasks import TaskManager
 from tiny import tiny_model, tiny_tokenizer
 from training_helpers import small_recipe
@@ -440,6 +442,54 @@ def test_the_simplest_setting_that_noise_allows_is_recommended(gains, recommende
     )
 
 
+def point(steps, alpha=0.0, eta=0.0, num_searches=1):
+    return Setting(latent_steps=steps, memory_rate=alpha, step_size=eta, search_steps=num_searches)
+
+
+@pytest.mark.parametrize(
+    ("simpler", "others"),
+    [
+        # Within a row too: thoughts, search steps, size of the step, memory rate.
+        (point(2), [point(6), point(9)]),
+        (point(6, 0.1), [point(6, 0.3), point(6, 0.7)]),
+        (point(6, 0.0, 0.1), [point(6, 0.0, 0.3), point(6, 0.0, -0.3)]),
+        (point(6, 0.0, -0.1), [point(6, 0.0, 0.3)]),
+        (point(6, 0.0, 0.1), [point(6, 0.0, -0.1)]),
+        (point(6, 0.0, 0.3), [point(6, 0.0, 0.1, 2)]),
+        (point(2, 0.0, 0.3, 2), [point(6, 0.0, 0.1)]),
+        # No references before references, whatever the number of thoughts.
+        (point(9, 0.7), [point(2, 0.0, 0.1), point(2, 0.1, 0.1)]),
+    ],
+)
+def test_of_settings_within_noise_the_cheapest_is_recommended(simpler, others):
+    plain = outcome(point(1), -2.0, 1)
+    # A little better, but less than noise lets one see; by far better than plain.
+    close = [outcome(one, 0.5 + 0.001, seed) for seed, one in enumerate(others, start=8)]
+    choice = choose([plain, outcome(simpler, 0.5, 7), *close], seed=0)
+    assert choice.recommended.setting == simpler
+    clear = [outcome(one, 0.9, seed) for seed, one in enumerate(others, start=8)]
+    choice = choose([plain, outcome(simpler, 0.5, 7), *clear], seed=0)
+    assert choice.recommended.setting in others
+    near = {one.setting for one in choice.rivals if one.within_noise}
+    assert near == set(others) - {choice.best_of_all.setting}
+
+
+@settings(max_examples=15)
+@given(st.lists(st.floats(-0.1, 0.1), min_size=4, max_size=4), st.integers(0, 9))
+def test_the_recommendation_is_never_more_complex_than_the_best_nor_worse_than_noise(gains, seed):
+    rows = (PLAIN, RESIDUAL, SEARCH, BOTH)
+    made = [
+        outcome(one, gain, seed + number)
+        for number, (one, gain) in enumerate(zip(rows, gains, strict=True), start=1)
+    ]
+    choice = choose(made, seed=0)
+    assert choice.best_of_all.margin == max(one.margin for one in made)
+    recommended = choice.recommended.setting
+    assert rows.index(recommended) <= rows.index(choice.best_of_all.setting)
+    simpler = rows[: rows.index(recommended)]
+    assert not any(one.within_noise for one in choice.rivals if one.setting in simpler)
+
+
 def test_the_best_of_many_settings_that_change_nothing_is_not_recommended():
     rates = np.linspace(0.01, 1.0, 30)
     wins = 0
@@ -497,6 +547,10 @@ def test_the_report_says_all_that_is_needed_to_judge_the_sweep(finished, tmp_pat
         assert len(one["margins"]) == len(one["correct"]) == len(report["task"]["documents"]) == 12
         assert one["margin"] == pytest.approx(np.mean(one["margins"]))
     assert set(report["best"]) == {"plain", "residual", "search", "both"}
+    margins = {one["label"]: one["margin"] for one in report["settings"]}
+    assert report["best_of_all"] == max(margins, key=margins.get)
+    assert [one["setting"] for one in report["rivals"]] != []
+    assert {one["setting"] for one in report["rivals"]} == margins.keys() - {report["best_of_all"]}
 
 
 def test_the_text_names_both_choices_and_the_smallest_effect(finished):
@@ -507,6 +561,7 @@ def test_the_text_names_both_choices_and_the_smallest_effect(finished):
     assert sum("recommended" in line for line in table) == 1
     assert "Best of each row" in text
     assert "Recommended, the simplest within noise" in text
+    assert f"of {NUM_SETTINGS} settings" in text
     assert "The smallest effect that 12 documents could show" in text
     assert "Separate runs (6 of 6 settings run" in text
 

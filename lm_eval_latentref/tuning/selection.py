@@ -27,10 +27,11 @@ from lm_eval_latentref.tuning.statistics import (
 )
 
 RULE = (
-    "Rows from simple to complex: plain, residual only, search only, both. The best plain setting "
-    "is recommended unless a row's best setting beats it: the 95 % paired bootstrap interval of "
-    "the mean margin's difference, held jointly over all settings that are more complex, lies "
-    "above 0. A row that wins has to be beaten in the same way by the next."
+    "Within noise of the best setting (the largest mean margin of all) are those whose paired "
+    "difference from it has a 95 % bootstrap interval, held jointly over all settings, that does "
+    "not lie below 0. Recommended is the simplest of these and the best: none that needs "
+    "references before one that does not, then the fewest thoughts, the fewest search steps, the "
+    "smallest step, the smallest memory rate."
 )
 
 
@@ -61,16 +62,15 @@ class Outcome:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Duel:
-    """A more complex setting against a simpler one on the same documents."""
+class Rival:
+    """A setting against the best of all on the same documents."""
 
-    challenger: Setting
-    incumbent: Setting
+    setting: Setting
     margin: Interval
-    """Of the difference, challenger minus incumbent, joint over all settings compared."""
+    """Of the difference, this one minus the best, joint over all settings."""
     accuracy_difference: float
     test: McNemar
-    wins: bool
+    within_noise: bool
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,9 +79,10 @@ class Choice:
 
     best: dict[str, Outcome]
     """Per row of `ROWS` that the sweep has, its setting of the largest mean margin."""
+    best_of_all: Outcome
     recommended: Outcome
-    duels: tuple[Duel, ...]
-    """In the order they were fought; the recommended setting is the last winner."""
+    rivals: tuple[Rival, ...]
+    """Every setting but the best of all, from simple to complex."""
     smallest_accuracy: float
     """The smallest accuracy difference from the best plain setting that this many documents would
     show with a power of 80 %, at the share on which it and the best other setting disagree."""
@@ -101,42 +102,53 @@ def choose(outcomes: Sequence[Outcome], *, seed: int) -> Choice:
             "no setting without refinement came out finite, so there is nothing to compare with; "
             "check the checkpoint, or use dtype=float32"
         )
-    incumbent, duels = best["plain"], []
-    for row in ROWS[1:]:
-        if row in best:
-            duel = _duel(best[row], incumbent, outcomes, seed)
-            duels.append(duel)
-            incumbent = best[row] if duel.wins else incumbent
+    best_of_all = max(best.values(), key=_preference)
+    rivals = _rivals(best_of_all, outcomes, seed)
+    near = {rival.setting for rival in rivals if rival.within_noise} | {best_of_all.setting}
+    recommended = min(
+        (one for one in outcomes if one.setting in near), key=lambda one: _complexity(one.setting)
+    )
     smallest_accuracy, smallest_margin = _smallest(best)
     return Choice(
         best=best,
-        recommended=incumbent,
-        duels=tuple(duels),
+        best_of_all=best_of_all,
+        recommended=recommended,
+        rivals=tuple(rivals),
         smallest_accuracy=smallest_accuracy,
         smallest_margin=smallest_margin,
     )
 
 
-def _preference(outcome: Outcome) -> tuple[float, int, int, float, float]:
-    """Largest mean margin; of equal ones the cheapest and the gentlest."""
-    setting = outcome.setting
-    gentle = (-setting.latent_steps, -setting.search_steps)
-    return outcome.margin, *gentle, -abs(setting.step_size), -setting.memory_rate
+def _complexity(setting: Setting) -> tuple[bool, int, int, float, bool, float]:
+    """Smaller is simpler: what costs most comes first."""
+    size = abs(setting.step_size)
+    # Of a step and its opposite, the one towards the strong reference.
+    step = (setting.search_steps, size, setting.step_size < 0)
+    return size > 0, setting.latent_steps, *step, setting.memory_rate
 
 
-def _duel(challenger: Outcome, incumbent: Outcome, outcomes: Sequence[Outcome], seed: int) -> Duel:
-    rank = ROWS.index(incumbent.setting.row)
-    family = [one for one in outcomes if ROWS.index(one.setting.row) > rank]
-    differences_SN = np.array([one.margins for one in family]) - np.array(incumbent.margins)
-    interval = joint_intervals(differences_SN, seed=seed)[family.index(challenger)]
-    return Duel(
-        challenger=challenger.setting,
-        incumbent=incumbent.setting,
-        margin=interval,
-        accuracy_difference=challenger.accuracy - incumbent.accuracy,
-        test=mcnemar(incumbent.correct, challenger.correct),
-        wins=interval.low > 0.0,
+def _preference(outcome: Outcome) -> tuple[float, ...]:
+    """Largest mean margin; of equal ones the simplest."""
+    return outcome.margin, *(-value for value in _complexity(outcome.setting))
+
+
+def _rivals(best: Outcome, outcomes: Sequence[Outcome], seed: int) -> list[Rival]:
+    others = sorted(
+        (one for one in outcomes if one is not best), key=lambda one: _complexity(one.setting)
     )
+    if not others:
+        return []
+    differences_SN = np.array([one.margins for one in others]) - np.array(best.margins)
+    return [
+        Rival(
+            setting=one.setting,
+            margin=interval,
+            accuracy_difference=one.accuracy - best.accuracy,
+            test=mcnemar(best.correct, one.correct),
+            within_noise=interval.high >= 0.0,
+        )
+        for one, interval in zip(others, joint_intervals(differences_SN, seed=seed), strict=True)
+    ]
 
 
 def _smallest(best: dict[str, Outcome]) -> tuple[float, float]:

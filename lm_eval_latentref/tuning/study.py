@@ -221,7 +221,7 @@ def _short(swept: Mapping[str, Any]) -> dict[str, Any]:
         {name: value for name, value in one.items() if name not in left_out}
         for one in swept["settings"]
     ]
-    names = ("best", "recommended", "rule", "duels", "smallest_effect", "cost")
+    names = ("best", "recommended", "rule", "best_of_all", "rivals", "smallest_effect", "cost")
     return {**{name: swept[name] for name in names}, "settings": settings}
 
 

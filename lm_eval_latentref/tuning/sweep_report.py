@@ -30,7 +30,7 @@ from lm_eval_latentref.tuning.sweep import Sweep
 logger = logging.getLogger(__name__)
 
 RESULT_NAME = "sweep.json"
-FORMAT = "latentref sweep 1"
+FORMAT = "latentref sweep 2"
 ROW_NAMES = {
     "plain": "plain",
     "residual": "residual only",
@@ -92,13 +92,9 @@ def as_json(result: Sweep, *, command: str) -> dict[str, Any]:
         "best": {row: one.setting.label for row, one in choice.best.items()},
         "recommended": choice.recommended.setting.label,
         "rule": RULE,
-        "duels": [
-            {
-                **dataclasses.asdict(duel),
-                "challenger": duel.challenger.label,
-                "incumbent": duel.incumbent.label,
-            }
-            for duel in choice.duels
+        "best_of_all": choice.best_of_all.setting.label,
+        "rivals": [
+            {**dataclasses.asdict(rival), "setting": rival.setting.label} for rival in choice.rivals
         ],
         "smallest_effect": {
             "accuracy": choice.smallest_accuracy,
@@ -198,13 +194,15 @@ def _table(result: Sweep) -> list[str]:
 def _verdict(result: Sweep) -> list[str]:
     choice = result.choice
     lines = [f"Recommended, the simplest within noise: {_summary(choice.recommended)}"]
-    for duel in choice.duels:
-        lines.append(
-            f"  {duel.challenger.label} against {duel.incumbent.label}: margin "
-            f"{_interval(duel.margin)} (jointly over all settings compared), accuracy "
-            f"{100 * duel.accuracy_difference:+.2f} points, p = {duel.test.p_value:.3f}: "
-            f"{'better' if duel.wins else 'within noise, the simpler one stays'}"
-        )
+    for rival in choice.rivals:
+        if rival.setting == choice.recommended.setting:
+            lines.append(
+                f"  against the best of all, {choice.best_of_all.setting.label}: margin "
+                f"{_interval(rival.margin)} (jointly over all settings), accuracy "
+                f"{100 * rival.accuracy_difference:+.2f} points, p = {rival.test.p_value:.3f}"
+            )
+    num_near = 1 + sum(rival.within_noise for rival in choice.rivals)
+    lines.append(f"  within noise of the best: {num_near} of {1 + len(choice.rivals)} settings")
     smallest = f"{100 * choice.smallest_accuracy:.2f} points of accuracy"
     if math.isfinite(choice.smallest_margin):
         smallest += f" or {choice.smallest_margin:.4f} nats of margin"
