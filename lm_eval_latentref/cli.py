@@ -308,7 +308,13 @@ def _add_training(commands: Any) -> None:
     data.add_argument("task", help="prosqa or hops")
     data.add_argument("options", nargs="*", metavar="KEY=VALUE", help="options of the generator")
     data.add_argument("--num", type=int, required=True, help="how many problems")
-    data.add_argument("--seed", type=int, default=0)
+    data.add_argument(
+        "--seed",
+        type=int,
+        default=-1,
+        help="of the problems (default: -1); training with seed S draws epoch E, from 0, of seed "
+        "S * 1000000 + E, and the dev and test tasks are of seed 0",
+    )
     data.add_argument("--split", default="train", help="train (default), validation or test")
     data.add_argument("-o", "--output", required=True, metavar="FILE", help=".json or .jsonl")
     data.set_defaults(call=_data)

@@ -70,6 +70,7 @@ LAYERS = {
             "training.recipe_files",
             "training.snapshots",
             "training.word_tokenizer",
+            "training.examples",
             "training.data",
             "training.loss",
         ),

@@ -26,6 +26,7 @@ from lm_eval_latentref.thoughts import Markers
 from lm_eval_latentref.training import data as training_data
 from lm_eval_latentref.training.curriculum import Curriculum, Problem, cot_row
 from lm_eval_latentref.training.data import encode, load_data, read_examples
+from lm_eval_latentref.training.examples import BadRow, parse_examples, summary
 from lm_eval_latentref.training.loop import train
 from lm_eval_latentref.training.loss import loss_sum, num_labelled
 from lm_eval_latentref.training.models import build
@@ -426,12 +427,68 @@ def test_bad_rows_are_counted_and_named_with_file_line_and_rule(tmp_path, caplog
     assert read_examples(str(path)) == [Example("q", ("s",), "a")] * 2
     assert f"{path}: 4 bad rows left out of 6" in caplog.text
     for part in (
-        "line 3: answer",
-        "line 4: steps",
-        "line 5: it is no JSON object",
-        "line 6: quest",
+        "answer is not a text: line 3;",
+        "steps is not a list of texts: line 4;",
+        "it is no JSON object: line 5;",
+        "question is not a text: line 6",
     ):
         assert part in caplog.text
+
+
+def test_every_bad_row_is_named_in_the_output_folder_and_the_log_stays_readable(tmp_path, caplog):
+    good = {"question": "q", "steps": ["s"], "answer": "a"}
+    places = [*range(2, 40, 2), *range(50, 60)]
+    rows = [{**good, "answer": 7} if line in places else good for line in range(1, 70)]
+    path = tmp_path / "data.jsonl"
+    path.write_text("\n".join(map(json.dumps, rows)))
+    (tmp_path / "out").mkdir()
+    assert len(read_examples(str(path), report=str(tmp_path / "out"))) == 69 - len(places)
+    (record,) = caplog.records
+    assert "answer is not a text: lines 2, 4, 6, 8, 10, 12, 14, 16, 18, 20 and 19 more" in (
+        record.getMessage()
+    )
+    assert len(record.getMessage()) < 500
+    (listed,) = (tmp_path / "out").iterdir()
+    assert str(listed) in record.getMessage()
+    expected = [f"{path} line {line}: answer is not a text" for line in places]
+    assert listed.read_text().splitlines() == expected
+
+
+@given(st.lists(st.tuples(st.integers(1, 99), st.sampled_from("ab")), unique_by=lambda row: row[0]))
+def test_a_summary_of_few_bad_rows_names_each_of_them(rows):
+    found = {}
+    for part in filter(None, summary([BadRow(*row) for row in sorted(rows)[:9]]).split("; ")):
+        rule, places = part.split(": line")
+        for ends in places.removeprefix("s").strip().split(", "):
+            first, _, last = ends.partition("-")
+            found.update(dict.fromkeys(range(int(first), int(last or first) + 1), rule))
+    assert found == dict(sorted(rows)[:9])
+
+
+def test_a_training_run_leaves_the_list_of_bad_rows_beside_its_result(tmp_path):
+    path = write_json(tmp_path / "train.json", ["one", "", "two"])
+    files = {"train": path, "validation": path, "task": {}, "check_overlap": False}
+    validation = write_json(tmp_path / "validation.json", ["three"])
+    recipe = small_recipe(
+        tmp_path / "out", **{**files, "validation": validation}, phases=["no_cot"]
+    )
+    folder = train(recipe)
+    (listed,) = folder.glob("bad-rows-*.txt")
+    assert listed.read_text() == f"{path} line 1: question is not a text\n"
+
+
+@pytest.mark.parametrize("suffix", ["json", "jsonl"])
+def test_a_byte_order_mark_and_unicode_line_separators_are_read_as_json_has_them(tmp_path, suffix):
+    # All that str.splitlines would part a line at, but JSON allows within a string.
+    question = "one\u2028two\u2029three\x85four\x7f"
+    row = json.dumps({"question": question, "steps": ["s"], "answer": "a"}, ensure_ascii=False)
+    bad = json.dumps({"question": question, "steps": 1, "answer": "a"}, ensure_ascii=False)
+    text = f"[\n{row},\n{bad},\n{row}\n]" if suffix == "json" else f"\n{row}\n{bad}\r\n{row}\n"
+    path = tmp_path / f"data.{suffix}"
+    path.write_bytes(b"\xef\xbb\xbf" + text.encode())
+    assert read_examples(str(path)) == [Example(question, ("s",), "a")] * 2
+    _, found = parse_examples(str(path), text)
+    assert [row.line for row in found] == [3]
 
 
 def test_json_lines_are_read_too_and_a_broken_line_is_a_bad_row(tmp_path, caplog):
@@ -471,6 +528,50 @@ def test_generated_problems_are_fresh_each_epoch_and_the_same_for_the_same_seed(
     other = load_data(small_recipe(tmp_path, seed=1))
     assert data.epoch(0) != other.epoch(0)
     assert data.validation == other.validation
+
+
+def test_generated_problems_that_stand_in_a_validation_file_are_removed_and_counted(
+    tmp_path, caplog
+):
+    plain = load_data(small_recipe(tmp_path / "plain"))
+    leaked = plain.epoch(0)[3:5]
+    questions = [f" {example.question.upper()}" for example in leaked]
+    recipe = small_recipe(
+        tmp_path / "out", validation=write_json(tmp_path / "validation.json", questions)
+    )
+    caplog.set_level(logging.INFO)
+    data = load_data(recipe)
+    for number in (0, 1):
+        held_out = {example.question for example in leaked}
+        kept = [example for example in plain.epoch(number) if example.question not in held_out]
+        assert data.epoch(number) == data.epoch(number) == kept
+    removed = len(plain.epoch(0)) - len(data.epoch(0))
+    assert removed >= 2
+    assert caplog.text.count(f"hops: {removed} of the 64 problems of epoch 1 removed") == 1
+    assert len(data.epoch(1)) == 64 or "problems of epoch 2 removed" in caplog.text
+
+
+def test_no_problem_that_is_left_is_said_in_one_line(tmp_path):
+    questions = [one.question for one in load_data(small_recipe(tmp_path)).epoch(0)]
+    for left, name in ((questions, "train=hops"), ([""], "validation")):
+        path = write_json(tmp_path / "validation.json", left)
+        with pytest.raises(LatentRefError, match=f"{name}: no usable example is left"):
+            load_data(small_recipe(tmp_path, validation=path, num_validation=64)).epoch(0)
+
+
+def test_a_file_of_problems_with_the_default_seed_is_no_part_of_any_training_stream(tmp_path):
+    path = str(tmp_path / "hops.json")
+    assert main(["data", "hops", "--num", "300", "-o", path]) == 0
+    written = {example.question for example in read_examples(path)}
+    for seed in (0, 1):
+        recipe = small_recipe(tmp_path, seed=seed, task={}, num_train=300)
+        data = load_data(recipe)
+        for number in range(3):
+            assert not written & {example.question for example in data.epoch(number)}
+        same = str(tmp_path / f"{seed}.json")
+        number = seed * training_data.EPOCH_SEEDS + 2
+        assert main(["data", "hops", "--num", "300", "--seed", str(number), "-o", same]) == 0
+        assert read_examples(same) == data.epoch(2)
 
 
 def test_problems_are_encoded_in_the_text_of_the_protocol():

@@ -26,6 +26,7 @@ from lm_eval_latentref.benchmarks.rows import BENCHMARKS, normalise_question
 from lm_eval_latentref.errors import LatentRefError
 from lm_eval_latentref.protocol import Example
 from lm_eval_latentref.training.curriculum import Problem
+from lm_eval_latentref.training.examples import parse_examples, summary, write_bad_rows
 from lm_eval_latentref.training.recipe import Recipe
 
 logger = logging.getLogger(__name__)
@@ -43,7 +44,8 @@ NUM_GENERATED = 10_000
 """Fresh problems an epoch when the recipe does not say."""
 
 EPOCH_SEEDS = 1_000_000
-"""Seeds of one run's epochs start this far from those of the next seed's run."""
+"""Seeds of one run's epochs start this far from those of the next seed's run: epoch e (from 0) of
+seed s is the train split of seed s * EPOCH_SEEDS + e. Below 0 are seeds that no run draws from."""
 
 
 @dataclass(frozen=True)
@@ -93,8 +95,7 @@ def load_data(recipe: Recipe) -> TrainingData:
     if from_benchmarks or (recipe.check_overlap and not GENERATORS.keys() >= set(recipe.train)):
         held_out |= _benchmark_questions()
     sources = {name: _source(recipe, name, held_out) for name in recipe.train}
-    if not validation:
-        raise LatentRefError("validation: no usable example is left; give other data")
+    _check_left("validation", validation)
 
     def epoch(number: int) -> list[Example]:
         return [example for source in sources.values() for example in source(number)]
@@ -126,11 +127,11 @@ def encode(examples: Sequence[Example], tokenizer: Any) -> list[Problem]:
     ]
 
 
-def read_examples(path: str) -> list[Example]:
+def read_examples(path: str, *, report: str | None = None) -> list[Example]:
     """The examples in the JSON or JSON-lines file `path`.
 
-    Rows that break a rule are left out; how many, where and which rule is logged. Raises
-    LatentRefError if the file cannot be read.
+    Rows that break a rule are left out; how many, where and which rule is logged, and written in
+    full into the folder `report` if that exists. Raises LatentRefError if the file cannot be read.
     """
     try:
         text = Path(path).read_text(encoding="utf-8-sig")
@@ -139,20 +140,14 @@ def read_examples(path: str) -> list[Example]:
             f"{path} cannot be read ({error}); give a benchmark ({', '.join(data.TRAINING)}), a "
             f"generated task ({', '.join(GENERATORS)}) or a JSON file"
         ) from error
-    examples, bad = [], []
-    for line, value in _rows(path, text):
-        broken = "it is no JSON object" if value is None else _broken_rule(value)
-        if broken:
-            bad.append(f"line {line}: {broken}")
-        else:
-            steps = tuple(value["steps"])
-            examples.append(Example(value["question"], steps, value["answer"]))
+    examples, bad = parse_examples(path, text)
     if bad:
-        shown, num_rows = (
-            "; ".join(bad[:5]) + ("; ..." if bad[5:] else ""),
-            len(examples) + len(bad),
+        place = write_bad_rows(report, path, bad) if report and Path(report).is_dir() else None
+        logger.warning(
+            "%s: %d bad rows left out of %d: %s%s",
+            *(path, len(bad), len(examples) + len(bad), summary(bad)),
+            f" (each of them in {place})" if place else "",
         )
-        logger.warning("%s: %d bad rows left out of %d: %s", path, len(bad), num_rows, shown)
     return examples
 
 
@@ -194,7 +189,7 @@ def _generate(
 def _validation(recipe: Recipe) -> list[Example]:
     """The problems to validate on, as many of each source that has any."""
     if recipe.validation is not None:
-        return read_examples(recipe.validation)[: recipe.num_validation]
+        return read_examples(recipe.validation, report=recipe.output)[: recipe.num_validation]
     most = recipe.num_validation or 500
     with_dev = [name for name in recipe.train if name in BENCHMARKS or name in GENERATORS]
     if not with_dev:
@@ -217,11 +212,9 @@ def _validation(recipe: Recipe) -> list[Example]:
 def _source(recipe: Recipe, name: str, held_out: Collection[str]) -> Callable[[int], list[Example]]:
     """The training examples of one source, by epoch."""
     if name in GENERATORS:
-        num_train, first = recipe.num_train or NUM_GENERATED, recipe.seed * EPOCH_SEEDS
-        return lambda epoch: _generate_examples(recipe, name, num_train, first + epoch, "train")
-    examples = _train(name, held_out)
-    if not examples:
-        raise LatentRefError(f"train={name}: no usable example is left; give other data")
+        return _generated(recipe, name, held_out)
+    examples = _train(name, held_out, report=recipe.output)
+    _check_left(f"train={name}", examples)
     if recipe.num_train is None or recipe.num_train >= len(examples):
         return lambda epoch: examples
     return functools.partial(_turn, examples, recipe.num_train)
@@ -232,18 +225,47 @@ def _turn(examples: Sequence[Example], num: int, epoch: int) -> list[Example]:
     return [examples[at % len(examples)] for at in range(epoch * num, (epoch + 1) * num)]
 
 
+def _generated(
+    recipe: Recipe, name: str, held_out: Collection[str]
+) -> Callable[[int], list[Example]]:
+    """Fresh problems each epoch, those that stand in a validation file left out."""
+    num_train, first = recipe.num_train or NUM_GENERATED, recipe.seed * EPOCH_SEEDS
+    told: set[int] = set()
+
+    def epoch(number: int) -> list[Example]:
+        drawn = _generate_examples(recipe, name, num_train, first + number, "train")
+        if recipe.validation is None:  # the generator keeps its own splits apart
+            return drawn
+        kept = [one for one in drawn if normalise_question(one.question) not in held_out]
+        if number not in told:
+            told.add(number)
+            logger.info(
+                "%s: %d of the %d problems of epoch %d removed because they stand in %s",
+                *(name, len(drawn) - len(kept), len(drawn), number + 1, recipe.validation),
+            )
+        _check_left(f"train={name}", kept)
+        return kept
+
+    return epoch
+
+
+def _check_left(name: str, examples: Sequence[Example]) -> None:
+    if not examples:
+        raise LatentRefError(f"{name}: no usable example is left; give other data")
+
+
 def _generate_examples(recipe: Recipe, name: str, num: int, seed: int, split: str) -> list[Example]:
     rows = _generate(GENERATORS[name], num, seed, split, recipe.task)
     return [Example(row["question"], tuple(row["steps"]), row["answer"]) for row in rows]
 
 
-def _train(name: str, held_out: Collection[str]) -> list[Example]:
+def _train(name: str, held_out: Collection[str], *, report: str) -> list[Example]:
     """The training examples of `name` whose questions are not in `held_out`."""
     num_removed = 0
     if name in data.TRAINING:
         examples, num_removed = data.load_training(name, held_out)
     else:
-        examples = read_examples(name)
+        examples = read_examples(name, report=report)
     kept = [one for one in examples if normalise_question(one.question) not in held_out]
     num_removed += len(examples) - len(kept)
     logger.info(
@@ -264,51 +286,6 @@ def _benchmark_questions() -> frozenset[str]:
             f"the benchmarks' dev and test questions, which must not be trained on, are not at "
             f"hand: {error}; or give check_overlap=false if the data has none of them"
         ) from error
-
-
-def _rows(path: str, text: str) -> Iterator[tuple[int, Any]]:
-    """Each row with the line it begins on; None for a line that is no JSON."""
-    if text.lstrip().startswith("["):
-        yield from _list_rows(path, text)
-        return
-    for number, line in enumerate(text.split("\n"), start=1):
-        if line.strip():
-            try:
-                yield number, json.loads(line)
-            except json.JSONDecodeError:
-                yield number, None
-
-
-def _list_rows(path: str, text: str) -> Iterator[tuple[int, Any]]:
-    decoder, at, line, counted = json.JSONDecoder(), text.index("[") + 1, 1, 0
-    while True:
-        while at < len(text) and text[at] in " \t\r\n,":
-            at += 1
-        line, counted = line + text.count("\n", counted, at), at
-        if text.startswith("]", at):
-            return
-        try:
-            value, at = decoder.raw_decode(text, at)
-        except json.JSONDecodeError as error:
-            raise LatentRefError(
-                f"{path} is broken off or no JSON at line {line} ({error.msg}); mend the file"
-            ) from error
-        yield line, value
-
-
-def _broken_rule(value: Any) -> str | None:
-    """The first rule that a row breaks; None for a good one."""
-    if not isinstance(value, dict):
-        return "it is no JSON object"
-    for name in ("question", "answer"):
-        if not isinstance(value.get(name), str) or not value[name].strip():
-            return f"{name} is not a text"
-    steps = value.get("steps")
-    if not isinstance(steps, list) or not all(isinstance(step, str) for step in steps):
-        return "steps is not a list of texts"
-    if "#" in value["answer"]:
-        return "answer contains '#', which marks where it begins"
-    return None
 
 
 def _values(example: Example) -> list[Any]:

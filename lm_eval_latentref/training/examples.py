@@ -1,0 +1,130 @@
+"""A training file's rows as examples, and what is said of the rows that break a rule.
+
+    examples, bad = parse_examples("train.json", text)
+    summary(bad)        # "answer is not a text: line 3; it is no JSON object: lines 5, 7-9"
+
+The format is Coconut's: a JSON list or JSON lines of objects with `question`, `steps`, `answer`.
+Deliberately knows no benchmark and no generator.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from lm_eval_latentref.errors import LatentRefError
+from lm_eval_latentref.protocol import Example
+
+MOST_SHOWN = 10
+"""Places that a summary names for each rule; more would not be read."""
+
+
+class BadRow(NamedTuple):
+    """A row that is left out."""
+
+    line: int
+    rule: str
+    """The first that it breaks."""
+
+
+def parse_examples(path: str, text: str) -> tuple[list[Example], list[BadRow]]:
+    """The examples in `text`, and the rows of it that are none.
+
+    Raises LatentRefError that names `path` if a list is broken off.
+    """
+    examples, bad = [], []
+    for line, value in _rows(path, text):
+        rule = "it is no JSON object" if value is None else _broken_rule(value)
+        if rule:
+            bad.append(BadRow(line, rule))
+        else:
+            steps = tuple(value["steps"])
+            examples.append(Example(value["question"], steps, value["answer"]))
+    return examples, bad
+
+
+def summary(bad: Sequence[BadRow]) -> str:
+    """The broken rules, each with its lines: all of them, as far as a reader goes along."""
+    lines: dict[str, list[int]] = {}
+    for row in bad:
+        lines.setdefault(row.rule, []).append(row.line)
+    return "; ".join(f"{rule}: {_places(numbers)}" for rule, numbers in lines.items())
+
+
+def write_bad_rows(folder: str | os.PathLike[str], path: str, bad: Sequence[BadRow]) -> Path:
+    """Names every bad row of `path`, a line each, in a file of `folder`; its path."""
+    parts = [part for part in Path(path).parts if part not in ("/", "..")]
+    target = Path(folder) / f"bad-rows-{'-'.join(parts)}.txt"
+    # Each process of a run writes the same.
+    temporary = target.with_name(f".{target.name}.{os.getpid()}")
+    text = "".join(f"{path} line {row.line}: {row.rule}\n" for row in bad)
+    try:
+        temporary.write_text(text, encoding="utf-8")
+        os.replace(temporary, target)
+    except OSError as error:
+        raise LatentRefError(
+            f"{target} cannot be written ({error.strerror}); make room or give another output"
+        ) from error
+    return target
+
+
+def _places(numbers: Sequence[int]) -> str:
+    """ "line 3", or "lines 3, 7-9 and 12 more"."""
+    ranges: list[list[int]] = []
+    for number in numbers:
+        if ranges and number == ranges[-1][-1] + 1:
+            ranges[-1] = [ranges[-1][0], number]
+        else:
+            ranges.append([number])
+    shown = ", ".join("-".join(map(str, ends)) for ends in ranges[:MOST_SHOWN])
+    num_left = sum(ends[-1] - ends[0] + 1 for ends in ranges[MOST_SHOWN:])
+    more = f" and {num_left} more" if num_left else ""
+    return f"line{'s' * (len(numbers) > 1)} {shown}{more}"
+
+
+def _rows(path: str, text: str) -> Iterator[tuple[int, Any]]:
+    """Each row with the line it begins on; None for a line that is no JSON."""
+    if text.lstrip().startswith("["):
+        yield from _list_rows(path, text)
+        return
+    for number, line in enumerate(text.split("\n"), start=1):
+        if line.strip():
+            try:
+                yield number, json.loads(line)
+            except json.JSONDecodeError:
+                yield number, None
+
+
+def _list_rows(path: str, text: str) -> Iterator[tuple[int, Any]]:
+    decoder, at, line, counted = json.JSONDecoder(), text.index("[") + 1, 1, 0
+    while True:
+        while at < len(text) and text[at] in " \t\r\n,":
+            at += 1
+        line, counted = line + text.count("\n", counted, at), at
+        if text.startswith("]", at):
+            return
+        try:
+            value, at = decoder.raw_decode(text, at)
+        except json.JSONDecodeError as error:
+            raise LatentRefError(
+                f"{path} is broken off or no JSON at line {line} ({error.msg}); mend the file"
+            ) from error
+        yield line, value
+
+
+def _broken_rule(value: Any) -> str | None:
+    """The first rule that a row breaks; None for a good one."""
+    if not isinstance(value, dict):
+        return "it is no JSON object"
+    for name in ("question", "answer"):
+        if not isinstance(value.get(name), str) or not value[name].strip():
+            return f"{name} is not a text"
+    steps = value.get("steps")
+    if not isinstance(steps, list) or not all(isinstance(step, str) for step in steps):
+        return "steps is not a list of texts"
+    if "#" in value["answer"]:
+        return "answer contains '#', which marks where it begins"
+    return None
