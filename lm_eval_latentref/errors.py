@@ -1,6 +1,7 @@
 """The one exception a user's mistake raises.
 
     raise LatentRefError("memory_rate=1.5: it must lie in [0, 1]; give a value such as 0.3")
+    with saving(path): path.write_text(report)      # a full disk ends in one line, too
 
 Knows nothing of what was wrong: whoever raises it says in one line what was given, what is
 allowed and what to do next.
@@ -8,6 +9,22 @@ allowed and what to do next.
 
 from __future__ import annotations
 
+import contextlib
+import os
+from collections.abc import Iterator
+
 
 class LatentRefError(ValueError):
     """A mistake the user can mend; its message is one line and needs no traceback."""
+
+
+@contextlib.contextmanager
+def saving(path: str | os.PathLike[str]) -> Iterator[None]:
+    """Turns a failure to write `path`, such as a full disk, into a LatentRefError."""
+    try:
+        yield
+    except OSError as error:
+        raise LatentRefError(
+            f"{os.fspath(path)} cannot be written ({error.strerror or error}); make room or name "
+            "another folder, and give the same command again: what is finished is kept"
+        ) from error

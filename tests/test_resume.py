@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import itertools
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -14,6 +15,7 @@ import pytest
 import torch
 import yaml
 from tiny import tiny_model, tiny_tokenizer
+from tqdm import tqdm
 from training_helpers import metrics, small_recipe
 
 from lm_eval_latentref.errors import LatentRefError
@@ -185,6 +187,86 @@ def test_a_disk_that_fills_up_ends_in_a_message_and_the_run_can_go_on(
     assert weights(train(recipe)) == weights(uninterrupted)
 
 
+def test_what_deaths_left_behind_is_gone_after_a_finished_run(tmp_path):
+    recipe = small_recipe(tmp_path / "out", phases=["cot"], cot_epochs=2, weak_epoch=1)
+    folder = train(recipe)
+    shutil.copytree(folder / "weak", folder / ".snapshots" / "epoch-1")
+    shutil.copytree(folder / "weak", folder / ".new-weak")
+    (folder / f".{training_state.STATE}.tmp").write_bytes(b"half")
+    train(recipe)
+    assert not [path.name for path in folder.iterdir() if path.name.startswith(".")]
+
+
+def test_the_bar_of_a_resumed_run_begins_where_the_state_stands(tmp_path, monkeypatch):
+    recipe, bars = small_recipe(tmp_path / "out", **CHANGES), []
+
+    class Bar(tqdm):
+        def __init__(self, *args, **kwargs):
+            super().__init__(*args, **kwargs)
+            bars.append(self)
+
+    monkeypatch.setattr("lm_eval_latentref.training.loop.tqdm", Bar)
+    with monkeypatch.context() as patch:
+        die_after(patch, 10)
+        with pytest.raises(Killed):
+            train(recipe)
+    saved = torch.load(tmp_path / "out" / training_state.STATE, weights_only=True)
+    train(recipe)
+    first, second = bars
+    assert first.initial == 0
+    # Rate and time left are reckoned from the steps after `initial`.
+    assert second.initial == saved["progress"]["num_steps"] == 9
+    assert second.n == second.total == NUM_STEPS
+
+
+def test_a_resumed_run_needs_no_room_for_what_is_there(tmp_path, monkeypatch):
+    asked, check = [], training_state.RunFolder.check_space
+
+    def noting(self, num_bytes):
+        asked.append(num_bytes)
+        check(self, num_bytes)
+
+    monkeypatch.setattr(training_state.RunFolder, "check_space", noting)
+    recipe = small_recipe(tmp_path / "out", **CHANGES)
+    with monkeypatch.context() as patch:
+        die_after(patch, 26)  # within the curriculum, so that both references stand there
+        with pytest.raises(Killed):
+            train(recipe)
+    fresh, asked[:] = asked[0], []
+    out = tmp_path / "out"
+    there = [out / training_state.STATE, *out.glob("strong/*.saf*"), *out.glob("weak/*.saf*")]
+    num_there = sum(path.stat().st_size for path in there)
+    assert len(there) == 3
+
+    class Usage:
+        free = fresh - num_there + 4 * 9 * 3 * 16  # the markers' rows, which CoT has not
+
+    with monkeypatch.context() as patch:
+        patch.setattr("shutil.disk_usage", lambda path: Usage)
+        train(recipe)
+    assert asked[0] < 0.6 * fresh
+    (tmp_path / "new").mkdir()
+    with monkeypatch.context() as patch:
+        patch.setattr("shutil.disk_usage", lambda path: Usage)
+        with pytest.raises(LatentRefError, match="MB free"):
+            train(small_recipe(tmp_path / "new", **CHANGES))
+
+
+def test_metrics_that_cannot_be_cut_end_in_a_message(tmp_path, monkeypatch):
+    recipe = small_recipe(tmp_path / "out", **CHANGES)
+    with monkeypatch.context() as patch:
+        die_after(patch, 10)
+        with pytest.raises(Killed):
+            train(recipe)
+
+    def fail(*args):
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    monkeypatch.setattr("lm_eval_latentref.training.state.os.truncate", fail)
+    with pytest.raises(LatentRefError, match="Permission denied"):
+        train(recipe)
+
+
 def test_a_run_on_other_data_is_not_continued(tmp_path, monkeypatch):
     recipe = small_recipe(tmp_path / "out", **CHANGES)
     with monkeypatch.context() as patch:
@@ -215,11 +297,17 @@ def recipe_file(tmp_path, output, **changes):
     return str(path)
 
 
-def start(*command):
+def start(*command, session=False):
+    """A Python process; with `session`, the leader of a process group of its own."""
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
     command = [sys.executable, "-m", *command]
     return subprocess.Popen(
-        command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+        command,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=session,
     )
 
 
@@ -248,15 +336,40 @@ def test_kill_9_at_any_moment_changes_nothing_in_the_end(tmp_path):
     assert lines_without_times(tmp_path / "out") == lines_without_times(whole)
 
 
+def two_processes(*arguments):
+    launch = ["accelerate.commands.launch", "--cpu", "--num_processes", "2", "--num_machines", "1"]
+    launch += ["--mixed_precision", "no", "--dynamo_backend", "no", "-m", "lm_eval_latentref"]
+    return [*launch, *arguments]
+
+
+@pytest.mark.slow
+def test_kill_9_of_two_processes_changes_nothing_in_the_end(tmp_path):
+    changes = {"num_train": 320}
+    (tmp_path / "parts").mkdir()
+    whole = two_processes("train", recipe_file(tmp_path, tmp_path / "whole", **changes))
+    finish(start(*whole))
+    path = recipe_file(tmp_path / "parts", tmp_path / "out", **changes)
+    process = start(*two_processes("train", path), session=True)
+    deadline = time.monotonic() + 120
+    while len(metrics(tmp_path / "out")) < 4 and time.monotonic() < deadline:
+        time.sleep(0.01)
+    os.killpg(process.pid, signal.SIGKILL)  # the launcher and both processes at once
+    process.communicate()
+    assert process.returncode == -signal.SIGKILL
+    assert 4 <= len(metrics(tmp_path / "out")) < len(metrics(tmp_path / "whole"))
+    output = finish(start(*two_processes("train", path)))
+    assert "going on from step" in output
+    assert weights(tmp_path / "out") == weights(tmp_path / "whole")
+    assert lines_without_times(tmp_path / "out") == lines_without_times(tmp_path / "whole")
+
+
 @pytest.mark.slow
 def test_two_processes_have_the_losses_of_one(tmp_path):
     # Without dropout, which draws other numbers in each process.
     still = {"config": {**small_recipe(tmp_path).config, "attention_dropout": 0.0}}
     one = train(small_recipe(tmp_path / "one", **CHANGES, **still))
-    launch = ["accelerate.commands.launch", "--cpu", "--num_processes", "2", "--num_machines", "1"]
-    launch += ["--mixed_precision", "no", "--dynamo_backend", "no", "-m", "lm_eval_latentref"]
     path = recipe_file(tmp_path, tmp_path / "two", **still)
-    finish(start(*launch, "train", path))
+    finish(start(*two_processes("train", path)))
     for first, second in zip(metrics(one), metrics(tmp_path / "two"), strict=True):
         assert second["loss"] == pytest.approx(first["loss"], rel=1e-5)
         assert second["step"] == first["step"]

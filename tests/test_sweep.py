@@ -620,6 +620,27 @@ def test_a_line_that_was_cut_off_is_dropped_and_written_over(tmp_path):
     assert read_journal(path) == [{"a": 1}, {"c": 3}]
 
 
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="only Linux has such a device")
+def test_a_disk_that_fills_up_under_the_journal_ends_in_one_line(tmp_path):
+    def fill_up():
+        with Journal(tmp_path / "journal.jsonl") as journal:
+            journal.add({"a": 1})
+            journal._file.close()
+            journal._file = open("/dev/full", "ab")  # noqa: SIM115
+            journal.add({"b": 2})
+
+    with pytest.raises(LatentRefError, match=r"No space left.*what is finished is kept") as error:
+        fill_up()
+    assert "\n" not in str(error.value)
+    assert read_journal(tmp_path / "journal.jsonl") == [{"a": 1}]
+
+
+def test_a_report_that_cannot_be_written_is_told_in_one_line(finished, tmp_path):
+    (tmp_path / "sweep.json").mkdir()
+    with pytest.raises(LatentRefError, match=r"sweep\.json cannot be written"):
+        save(finished, tmp_path, command="")
+
+
 def test_a_damaged_journal_is_told(tmp_path):
     path = tmp_path / "journal.jsonl"
     path.write_text('{"a": 1}\nnot json\n', encoding="utf-8")

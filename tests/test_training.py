@@ -20,12 +20,14 @@ from lm_eval_latentref.cli import main
 from lm_eval_latentref.config import RefinementConfig
 from lm_eval_latentref.errors import LatentRefError
 from lm_eval_latentref.networks import Network
+from lm_eval_latentref.protocol import LATENT as PAUSE
+from lm_eval_latentref.protocol import MARKERS as MARKER_TOKENS
 from lm_eval_latentref.protocol import Example
 from lm_eval_latentref.reasoner import load
 from lm_eval_latentref.thoughts import Markers
 from lm_eval_latentref.training import data as training_data
 from lm_eval_latentref.training.curriculum import Curriculum, Problem, cot_row
-from lm_eval_latentref.training.data import encode, load_data, read_examples
+from lm_eval_latentref.training.data import encode, load_data, read_examples, texts
 from lm_eval_latentref.training.examples import BadRow, parse_examples, summary
 from lm_eval_latentref.training.loop import train
 from lm_eval_latentref.training.loss import loss_sum, num_labelled
@@ -279,6 +281,24 @@ def test_an_adapter_with_marker_rows_loads_as_it_was_trained(tmp_path, tied):
     assert right / len(validation) == metrics(folder)[-1]["validation_accuracy"]
 
 
+def test_an_adapter_trains_every_marker_row_also_where_the_tokenizer_has_the_markers(tmp_path):
+    base = tmp_path / "base"
+    tiny_model("llama").save_pretrained(base)
+    tiny_tokenizer(markers=True).save_pretrained(base)
+    changes = {"config": None, "pretrained": str(base), "phases": ["pause", "coconut"]}
+    lora = {"r": 2, "target_modules": ["q_proj"]}
+    folder = train(small_recipe(tmp_path / "out", **changes, lora=lora, num_train=16))
+    ids = tiny_tokenizer(markers=True).convert_tokens_to_ids(list(MARKER_TOKENS))
+    before = load_file(base / "model.safetensors")["model.embed_tokens.weight"][sorted(ids)]
+    for name, unused in (("pause", set()), (".", {PAUSE})):
+        saved = load_file(folder / name / "adapter_model.safetensors")
+        (rows,) = (value for key, value in saved.items() if "trainable_tokens" in key)
+        assert rows.shape == before.shape
+        moved = (rows != before).any(dim=1).tolist()
+        tokens = tiny_tokenizer().convert_ids_to_tokens(sorted(ids))
+        assert {token for token, one in zip(tokens, moved, strict=True) if not one} <= unused
+
+
 def reasoner_answer(folder, example):
     return load(str(folder)).ask(example.question, max_new_tokens=8).answer
 
@@ -388,6 +408,34 @@ def test_what_a_recipe_names_in_vain_is_said_in_one_line(tmp_path, changes, mess
     assert not metrics(tmp_path / "out")
 
 
+def test_the_longest_validation_problem_is_that_of_the_most_tokens(tmp_path):
+    # The one with more characters is a single word.
+    path = write_json(tmp_path / "data.json", ["x" * 200, "a b " * 20])
+    train_file = write_json(tmp_path / "train.json", ["c"])
+    changes = {"train": train_file, "validation": path, "task": {}, "check_overlap": False}
+    changes["config"] = {**SMALL["config"], "max_position_embeddings": 40}
+    with pytest.raises(LatentRefError, match="max_new_tokens=8"):
+        train(small_recipe(tmp_path / "out", **changes))
+    assert not metrics(tmp_path / "out")
+
+
+def test_words_that_only_later_epochs_have_are_named(tmp_path):
+    changes = {"task": {"num_symbols": 20, "min_hops": 2, "max_hops": 2}, "num_train": 4}
+    changes["config"] = {**SMALL["config"], "max_position_embeddings": 128}
+    recipe = small_recipe(tmp_path / "out", **changes, phases=["no_cot"], num_validation=1)
+    data = load_data(recipe)
+    known, later = (set(words(texts(data.epoch(number)))) for number in (0, 1))
+    unknown = sorted(later - known - set(words(texts(data.validation))))
+    train(recipe)  # the first epoch alone has no such words
+    longer = small_recipe(
+        tmp_path / "longer", **changes, phases=["no_cot"], num_validation=1, no_cot_epochs=2
+    )
+    with pytest.raises(LatentRefError, match=f"epoch 2 has {len(unknown)} words") as caught:
+        train(longer)
+    assert ", ".join(map(repr, unknown[:5])) in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
 def test_an_unwritable_output_is_noticed_before_training(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(LatentRefError, match="cannot be written"):
@@ -402,6 +450,15 @@ def test_a_full_disk_is_noticed_before_training(tmp_path, monkeypatch):
     with pytest.raises(LatentRefError, match="MB free"):
         train(small_recipe(tmp_path / "out"))
     assert not metrics(tmp_path / "out")
+
+
+@pytest.mark.parametrize("content", ["[1", "- a list", "\0"])
+def test_a_damaged_recipe_in_the_output_is_named_in_one_line(tmp_path, content):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "recipe.yaml").write_text(content)
+    with pytest.raises(LatentRefError, match=r"recipe\.yaml") as caught:
+        train(small_recipe(tmp_path / "out"))
+    assert "\n" not in str(caught.value)
 
 
 def test_an_output_of_another_recipe_is_refused(tmp_path):

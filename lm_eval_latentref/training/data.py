@@ -23,7 +23,7 @@ from typing import Any
 
 from lm_eval_latentref.benchmarks import data, hops, prosqa
 from lm_eval_latentref.benchmarks.rows import BENCHMARKS, normalise_question
-from lm_eval_latentref.errors import LatentRefError
+from lm_eval_latentref.errors import LatentRefError, saving
 from lm_eval_latentref.protocol import Example
 from lm_eval_latentref.training.curriculum import Problem
 from lm_eval_latentref.training.examples import parse_examples, summary, write_bad_rows
@@ -61,10 +61,7 @@ class TrainingData:
     @property
     def texts(self) -> Iterator[str]:
         """All text of the first epoch and of the validation set."""
-        for example in [*self.epoch(0), *self.validation]:
-            yield example.context
-            yield from map(step_text, example.steps)
-            yield example.written_answer
+        return texts([*self.epoch(0), *self.validation])
 
     @property
     def majority(self) -> float:
@@ -102,6 +99,14 @@ def load_data(recipe: Recipe) -> TrainingData:
 
     fixed = [one for name in sources.keys() - GENERATORS.keys() for one in sources[name](0)]
     return TrainingData(validation, epoch, fixed=fixed)
+
+
+def texts(examples: Iterable[Example]) -> Iterator[str]:
+    """All that a model reads or writes of `examples`."""
+    for example in examples:
+        yield example.context
+        yield from map(step_text, example.steps)
+        yield example.written_answer
 
 
 def step_text(step: str) -> str:
@@ -155,10 +160,8 @@ def write_rows(path: str, rows: Iterable[Any]) -> int:
     """Writes `rows` as one JSON list, or as JSON lines if `path` ends in .jsonl; their number."""
     lines = [json.dumps(row, ensure_ascii=False) for row in rows]
     text = "\n".join(lines) if path.endswith(".jsonl") else "[\n" + ",\n".join(lines) + "\n]"
-    try:
+    with saving(path):
         Path(path).write_text(text + "\n", encoding="utf-8")
-    except OSError as error:
-        raise LatentRefError(f"{path} cannot be written ({error}); give another file") from error
     return len(lines)
 
 

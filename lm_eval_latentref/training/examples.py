@@ -15,7 +15,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from lm_eval_latentref.errors import LatentRefError
+from lm_eval_latentref.errors import LatentRefError, saving
 from lm_eval_latentref.protocol import Example
 
 MOST_SHOWN = 10
@@ -61,13 +61,9 @@ def write_bad_rows(folder: str | os.PathLike[str], path: str, bad: Sequence[BadR
     # Each process of a run writes the same.
     temporary = target.with_name(f".{target.name}.{os.getpid()}")
     text = "".join(f"{path} line {row.line}: {row.rule}\n" for row in bad)
-    try:
+    with saving(target):
         temporary.write_text(text, encoding="utf-8")
         os.replace(temporary, target)
-    except OSError as error:
-        raise LatentRefError(
-            f"{target} cannot be written ({error.strerror}); make room or give another output"
-        ) from error
     return target
 
 

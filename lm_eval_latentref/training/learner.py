@@ -131,9 +131,9 @@ class Learner:
     def check_room(self, examples: Sequence[Example], *, latent_steps: int) -> None:
         """Raise LatentRefError if a validation problem does not fit the model."""
         reasoner = self.trainee.reasoner(self._config(latent_steps))
-        longest = max(examples, key=lambda example: len(example.question))
-        context = tuple(self.trainee.tokenizer.encode(prompt(longest.question)))
-        reasoner.check_room(context, self._recipe.max_new_tokens)
+        texts = [prompt(example.question) for example in examples]
+        longest = max(self.trainee.tokenizer(texts)["input_ids"], key=len)
+        reasoner.check_room(tuple(longest), self._recipe.max_new_tokens)
 
     @property
     def max_length(self) -> int | None:

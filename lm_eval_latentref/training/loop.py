@@ -34,9 +34,10 @@ from lm_eval_latentref.checkpoints.questions import (
 )
 from lm_eval_latentref.config import RefinementConfig
 from lm_eval_latentref.errors import LatentRefError
+from lm_eval_latentref.protocol import Example
 from lm_eval_latentref.reasoner import find_markers
 from lm_eval_latentref.training.curriculum import Problem, Row, epoch_batches
-from lm_eval_latentref.training.data import encode, load_data
+from lm_eval_latentref.training.data import encode, load_data, texts
 from lm_eval_latentref.training.learner import Learner
 from lm_eval_latentref.training.loss import num_labelled
 from lm_eval_latentref.training.models import build, restore, save, state
@@ -69,7 +70,7 @@ def train(recipe: Recipe) -> Path:
     is no longer finite.
     """
     run = _Run(recipe)
-    with logging_redirect_tqdm(), run.bar:
+    with logging_redirect_tqdm():
         run.go()
     return run.folder.path
 
@@ -89,9 +90,22 @@ class _Run:
         new_words = recipe.config is not None and recipe.tokenizer is None
         self.words = words(self.data.texts) if new_words else []
         self.progress = Progress()
-        self.bar = tqdm(desc="training", unit="step", disable=not self.is_main)
 
     def go(self) -> None:
+        saved = self._resume()
+        done = self.progress.num_steps
+        # With `initial` the time left is reckoned from this run's steps alone.
+        options = {"desc": "training", "unit": "step", "disable": not self.is_main}
+        with tqdm(initial=done, **options) as self.bar:
+            while self.progress.phase < len(self.recipe.phases):
+                _Phase(self, self.recipe.phases[self.progress.phase], saved).go()
+                saved = None
+        if self.is_main:
+            self.folder.remove_leftovers(SNAPSHOTS)
+        logger.info("finished: %s", self.folder.path)
+
+    def _resume(self) -> dict[str, Any] | None:
+        """The saved state to go on from, if there is one."""
         saved = self.folder.load()
         self.accelerator.wait_for_everyone()
         if saved is not None:
@@ -104,10 +118,7 @@ class _Run:
             logger.info("going on from step %d of the saved run", self.progress.num_steps)
         if self.is_main:
             self.folder.cut_metrics(self.progress.metrics_bytes)
-        while self.progress.phase < len(self.recipe.phases):
-            _Phase(self, self.recipe.phases[self.progress.phase], saved).go()
-            saved = None
-        logger.info("finished: %s", self.folder.path)
+        return saved
 
     def save(self, learner: Learner | None) -> None:
         """Saves all that is needed to go on from here; None between two phases."""
@@ -126,6 +137,17 @@ class _Run:
                 }
             )
         self.accelerator.wait_for_everyone()
+
+    def check_words(self, examples: Sequence[Example]) -> None:
+        """Raises LatentRefError for words that a tokenizer made of the first epoch's has not."""
+        unknown = sorted({*words(texts(examples))} - {*self.words}) if self.words else []
+        if unknown:
+            shown = ", ".join(map(repr, unknown[:5])) + (", ..." if unknown[5:] else "")
+            raise LatentRefError(
+                f"epoch {self.progress.num_epochs + 1} has {len(unknown)} words that the first "
+                f"epoch and the validation problems have not, so the tokenizer made of these does "
+                f"not know them: {shown}; give a larger num_train, or a tokenizer"
+            )
 
     @functools.cached_property
     def trained_questions(self) -> Hashes:
@@ -226,6 +248,7 @@ class _Phase:
         rng = random.Random(f"{seed} {self._name} {number}")
         examples = self._run.data.epoch(number)
         if self._encoded[0] != examples:
+            self._run.check_words(examples)
             self._encoded = (examples, encode(examples, self._learner.trainee.tokenizer))
         rows = stage_rows(self._recipe, self._name, stage, self._encoded[1], rng)
         longest = self._learner.max_length
@@ -356,8 +379,10 @@ class _Phase:
         if trainee.adapter is None:
             num_saved = sum(weight.numel() for weight in trainee.model.parameters())
         # Weights and two moments, the old state beside the new; weak, strong and the new folder.
+        # What of these is there already needs no room any more.
         if self._run.is_main:
-            self._folder.check_space(4 * (2 * 3 * num_trained + 3 * num_saved))
+            there = self._folder.num_bytes("strong", "weak", SNAPSHOTS)
+            self._folder.check_space(4 * (2 * 3 * num_trained + 3 * num_saved) - there)
         longest = max(latent_steps(self._recipe, one) for one in stages(self._recipe, self._name))
         self._learner.check_room(self._run.data.validation, latent_steps=longest)
 

@@ -61,6 +61,13 @@ class RunFolder:
                 f"{num_bytes / 1e6:.0f} MB; make room or give another folder"
             )
 
+    def num_bytes(self, *names: str) -> int:
+        """What the saved state and the weights in the folders `names` take on disk."""
+        files = [self.path / STATE]
+        for name in names:
+            files += (self.path / name).rglob("*.safetensors")
+        return sum(file.stat().st_size for file in files if file.is_file())
+
     def load(self) -> dict[str, Any] | None:
         """The state that was saved last; None when there is none."""
         if not (self.path / STATE).exists():
@@ -91,7 +98,8 @@ class RunFolder:
     def cut_metrics(self, num_bytes: int) -> None:
         """Forgets the lines after `num_bytes`: a run that goes on will write them again."""
         if (self.path / METRICS).exists():
-            os.truncate(self.path / METRICS, num_bytes)
+            with self._full_disk_is_one_line():
+                os.truncate(self.path / METRICS, num_bytes)
 
     @contextlib.contextmanager
     def new_folder(self, name: str) -> Iterator[Path]:
@@ -122,6 +130,14 @@ class RunFolder:
         """Removes a folder, which need not be there."""
         shutil.rmtree(self.path / name, ignore_errors=True)
 
+    def remove_leftovers(self, name: str) -> None:
+        """Removes the folder `name`, and what deaths while writing left behind."""
+        for path in (self.path / name, *self.path.glob(".new-*")):
+            shutil.rmtree(path, ignore_errors=True)
+        for path in self.path.glob(".*.tmp"):
+            with self._full_disk_is_one_line():
+                path.unlink(missing_ok=True)
+
     def _move_files(self, temporary: Path) -> None:
         for name in LOADABLE:
             (self.path / name).unlink(missing_ok=True)
@@ -146,7 +162,7 @@ class RunFolder:
 
         path = self.path / RECIPE
         if path.exists():
-            there = yaml.safe_load(path.read_text(encoding="utf-8"))
+            there = _read_recipe(path)
             names = (there.keys() | recipe.keys()) - set(UNCOMPARED)
             differing = sorted(name for name in names if there.get(name) != recipe.get(name))
             if differing:
@@ -172,6 +188,21 @@ class RunFolder:
                 f"{self.path}: writing failed ({one_line(error)}); what was saved before is whole: "
                 "make room and run the same command again"
             ) from error
+
+
+def _read_recipe(path: Path) -> dict[str, Any]:
+    import yaml
+
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise LatentRefError(
+            f"{path} cannot be read ({one_line(error)}); remove it if the run in this folder is of "
+            "the same recipe, else give another output"
+        ) from error
+    if not isinstance(values, dict):
+        raise LatentRefError(f"{path} holds no recipe; give another output, or remove the folder")
+    return values
 
 
 @contextlib.contextmanager

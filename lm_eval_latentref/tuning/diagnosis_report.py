@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+from lm_eval_latentref.errors import saving
 from lm_eval_latentref.provenance import machine, versions
 from lm_eval_latentref.tuning.diagnosis import Diagnosis, Effect
 from lm_eval_latentref.tuning.statistics import Interval
@@ -25,7 +26,6 @@ CEILING = 0.99
 def save(found: Sequence[Diagnosis], folder: str | os.PathLike[str], *, command: str) -> None:
     """Writes diagnosis.md and diagnosis.json into `folder`."""
     path = Path(folder)
-    path.mkdir(parents=True, exist_ok=True)
     content: dict[str, Any] = {
         "format": "latentref diagnosis 1",
         "command": command,
@@ -33,8 +33,10 @@ def save(found: Sequence[Diagnosis], folder: str | os.PathLike[str], *, command:
         "machine": machine(),
         "sets": [dataclasses.asdict(one) for one in found],
     }
-    (path / "diagnosis.json").write_text(json.dumps(content, indent=1) + "\n", "utf-8")
-    (path / "diagnosis.md").write_text(as_markdown(found, command=command), "utf-8")
+    with saving(path):
+        path.mkdir(parents=True, exist_ok=True)
+        (path / "diagnosis.json").write_text(json.dumps(content, indent=1) + "\n", "utf-8")
+        (path / "diagnosis.md").write_text(as_markdown(found, command=command), "utf-8")
 
 
 def as_markdown(found: Sequence[Diagnosis], *, command: str) -> str:

@@ -10,13 +10,14 @@ removed before anything is added. Deliberately knows nothing of what the lines m
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from lm_eval_latentref.errors import LatentRefError
+from lm_eval_latentref.errors import LatentRefError, saving
 
 
 def read_journal(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
@@ -34,7 +35,7 @@ class Journal:
     """The file, open for adding; everything added is with the operating system at once."""
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
-        path = Path(path)
+        self._path = path = Path(path)
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             self._file = path.open("ab")
@@ -46,8 +47,9 @@ class Journal:
 
     def add(self, value: dict[str, Any]) -> None:
         """Writes one line."""
-        self._file.write(json.dumps(value, allow_nan=False).encode() + b"\n")
-        self._file.flush()
+        with saving(self._path):
+            self._file.write(json.dumps(value, allow_nan=False).encode() + b"\n")
+            self._file.flush()
 
     def __enter__(self) -> Journal:
         return self
@@ -58,7 +60,9 @@ class Journal:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        self._file.close()
+        # What could not be written is tried once more here; the first failure has been told.
+        with contextlib.suppress(OSError) if kind is not None else saving(self._path):
+            self._file.close()
 
 
 def _whole_lines(path: Path) -> bytes:

@@ -22,6 +22,7 @@ from typing import Any
 from lm_eval_latentref import _autoload
 from lm_eval_latentref.benchmarks.tasks import tasks_path
 from lm_eval_latentref.checkpoints.sources import fingerprint, resolve
+from lm_eval_latentref.errors import saving
 from lm_eval_latentref.tuning.samples import Answers, read_answers
 from lm_eval_latentref.tuning.statistics import standard_error
 
@@ -100,7 +101,8 @@ def evaluate(
         shutil.rmtree(folder, ignore_errors=True)
         logger.info("%s", command)
         _run(model_args, task, folder, batch_size, limit)
-        (folder / DONE).write_text(json.dumps(identity) + "\n", "utf-8")
+        with saving(folder / DONE):
+            (folder / DONE).write_text(json.dumps(identity) + "\n", "utf-8")
     (results,) = folder.rglob("results_*.json")
     found = json.loads(results.read_text(encoding="utf-8"))
     return Run(

@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+from lm_eval_latentref.errors import saving
 from lm_eval_latentref.provenance import machine, versions
 from lm_eval_latentref.tuning.statistics import (
     Interval,
@@ -35,11 +36,12 @@ _TABLE = ("row", "accuracy %", "against Coconut, points", "p", "tokens", "ms", "
 def save(study: Study, folder: str | os.PathLike[str], *, command: str) -> None:
     """Writes README.md and results.json into `folder`."""
     path = Path(folder)
-    path.mkdir(parents=True, exist_ok=True)
     content = json.dumps(as_json(study, command=command), indent=1)
-    (path / "results.json").write_text(content + "\n", "utf-8")
-    page = as_markdown(study, command=command) + _see_also(path)
-    (path / "README.md").write_text(page, "utf-8")
+    with saving(path):
+        path.mkdir(parents=True, exist_ok=True)
+        (path / "results.json").write_text(content + "\n", "utf-8")
+        page = as_markdown(study, command=command) + _see_also(path)
+        (path / "README.md").write_text(page, "utf-8")
 
 
 def as_json(study: Study, *, command: str) -> dict[str, Any]:

@@ -29,7 +29,7 @@ from lm_eval_latentref.checkpoints.manifest import (
 from lm_eval_latentref.checkpoints.questions import Hashes, hash_questions, read_hashes
 from lm_eval_latentref.checkpoints.sources import SetPlan
 from lm_eval_latentref.config import RefinementConfig
-from lm_eval_latentref.errors import LatentRefError
+from lm_eval_latentref.errors import LatentRefError, saving
 from lm_eval_latentref.tuning.dev_tasks import DevTask, load_dev_task
 from lm_eval_latentref.tuning.grid import Grid, Setting
 from lm_eval_latentref.tuning.selection import Choice, Outcome, choose
@@ -201,7 +201,8 @@ class _Start:
             tuned_on=f"{run.task.name}, {len(run.task.documents)} documents",
             **names,
         )
-        return write_manifest(self.folder, manifest)
+        with saving(self.folder / MANIFEST_NAME):
+            return write_manifest(self.folder, manifest)
 
 
 def _trained_on(plan: SetPlan, model_args: Mapping[str, Any]) -> tuple[frozenset[str], Hashes]:

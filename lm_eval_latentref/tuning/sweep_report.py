@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from lm_eval_latentref.errors import LatentRefError
+from lm_eval_latentref.errors import LatentRefError, saving
 from lm_eval_latentref.provenance import machine, versions
 from lm_eval_latentref.tuning.grid import ROWS
 from lm_eval_latentref.tuning.plots import heat_map
@@ -109,10 +109,13 @@ def as_json(result: Sweep, *, command: str) -> dict[str, Any]:
 def save(result: Sweep, folder: str | os.PathLike[str], *, command: str) -> None:
     """Writes sweep.json and, where matplotlib is there, sweep.png into `folder`."""
     path = Path(folder) / RESULT_NAME
-    path.write_text(json.dumps(as_json(result, command=command), indent=1) + "\n", "utf-8")
+    content = json.dumps(as_json(result, command=command), indent=1)
+    with saving(path):
+        path.write_text(content + "\n", "utf-8")
     title = f"{result.task.name}, {len(result.task.documents)} documents"
     try:
-        heat_map(result.outcomes, path.with_suffix(".png"), title=title)
+        with saving(path.with_suffix(".png")):
+            heat_map(result.outcomes, path.with_suffix(".png"), title=title)
     except LatentRefError as error:
         # The work is done and saved: a missing extra is no reason to fail now.
         logger.warning("%s; the same command then draws it, nothing is run again", error)
