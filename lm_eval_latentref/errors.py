@@ -10,7 +10,6 @@ allowed and what to do next.
 from __future__ import annotations
 
 import contextlib
-import os
 from collections.abc import Iterator
 
 
@@ -19,12 +18,12 @@ class LatentRefError(ValueError):
 
 
 @contextlib.contextmanager
-def saving(path: str | os.PathLike[str]) -> Iterator[None]:
+def saving(path: object) -> Iterator[None]:
     """Turns a failure to write `path`, such as a full disk, into a LatentRefError."""
     try:
         yield
     except OSError as error:
         raise LatentRefError(
-            f"{os.fspath(path)} cannot be written ({error.strerror or error}); make room or name "
+            f"{path} cannot be written ({error.strerror or error}); make room or name "
             "another folder, and give the same command again: what is finished is kept"
         ) from error

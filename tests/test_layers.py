@@ -95,6 +95,7 @@ LAYERS = {
         "tuning.diagnosis_report",
         "harness",
         "tuning.runs",
+        "tuning.training_log",
         "tuning.study",
         "tuning.study_report",
         "demo",

@@ -12,6 +12,7 @@ import pytest
 from lm_eval_latentref.benchmarks.hops import generate
 from lm_eval_latentref.checkpoints.sources import PACKAGED_MODELS
 from lm_eval_latentref.errors import LatentRefError
+from lm_eval_latentref.training.snapshots import Epoch
 from lm_eval_latentref.tuning import runs
 from lm_eval_latentref.tuning.diagnosis import Diagnosis, Effect, Geometry, SignTest, diagnose
 from lm_eval_latentref.tuning.diagnosis_report import findings
@@ -19,6 +20,7 @@ from lm_eval_latentref.tuning.grid import Setting
 from lm_eval_latentref.tuning.statistics import Interval, McNemar
 from lm_eval_latentref.tuning.study import run_study
 from lm_eval_latentref.tuning.study_report import as_json, as_markdown, mean_difference, save
+from lm_eval_latentref.tuning.training_log import TrainingLog
 
 NUM_PROBLEMS = 12
 ROWS = ["No-CoT", "CoT", "Coconut", "+ residual", "+ search", "both"]
@@ -100,6 +102,39 @@ def test_the_page_has_the_numbers_of_the_file(study, tmp_path):
             assert f"{100 * row['accuracy']:.2f} +- {100 * row['accuracy_stderr']:.2f}" in page
     assert f"{100 / 11:.2f} %" in page
     assert page == as_markdown(study, command="latentref study ...")
+
+
+def test_training_and_its_command_are_told_where_the_folder_tells_them(study):
+    assert "## Training" not in as_markdown(study, command="")
+    log = TrainingLog(
+        seconds={"cot": 90.0, "coconut": 240.0},
+        references={"weak": Epoch(3, 20, 80), "strong": Epoch(9, 80, 80)},
+    )
+    told = dataclasses.replace(study.sets[0], training=log, train_command="latentref train x")
+    made = dataclasses.replace(study, sets=(told, study.sets[1]))
+    page = as_markdown(made, command="")
+    row = "| 1.5 | 4.0 | 5.5 | epoch 3, 25.00 % of 80 | epoch 9, 100.00 % of 80 |"
+    assert f"| {told.folder} {row}" in page
+    assert "latentref train x" in page.split("## Commands")[1]
+    content = as_json(made, command="")["sets"]
+    assert content[0]["training"]["seconds"] == log.seconds
+    assert content[0]["training"]["references"]["weak"] == {
+        "epoch": 3,
+        "accuracy": 0.25,
+        "problems": 80,
+    }
+    assert content[1]["training"] is None
+
+
+def test_the_margins_too_have_their_commands(study):
+    page = as_markdown(study, command="").split("## Commands")[1]
+    for one in as_json(study, command="")["sets"]:
+        for name, row in one["rows"].items():
+            if name in ROWS[2:]:
+                assert row["margin_command"] == row["command"].replace("_hops ", "_hops_mc ")
+                assert row["margin_command"] in page
+            else:
+                assert row["margin_command"] is None
 
 
 def test_the_mean_over_sets_weighs_each_set_the_same(study):

@@ -26,6 +26,7 @@ from lm_eval_latentref.tuning.compare import Comparison, compare
 from lm_eval_latentref.tuning.runs import Run, evaluate
 from lm_eval_latentref.tuning.sweep import sweep
 from lm_eval_latentref.tuning.sweep_report import RESULT_NAME, save
+from lm_eval_latentref.tuning.training_log import TrainingLog, read_training, retrain_command
 
 COCONUT = "Coconut"
 BASELINES = {"No-CoT": "no_cot", "CoT": "strong", "pause tokens": "pause"}
@@ -51,6 +52,8 @@ class Row:
     """Against Coconut by the multiple-choice task; None where that is not asked."""
     margin_mean: float | None = None
     """Of the gold answer in nats, by that task."""
+    margin_command: str | None = None
+    """What repeats that."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,6 +66,9 @@ class TrainedSet:
     rows: Mapping[str, Row]
     sweep: Mapping[str, Any]
     """The contents of sweep.json, the single documents left out."""
+    training: TrainingLog | None = None
+    """What the folder tells of its training; None if nothing."""
+    train_command: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -136,6 +142,7 @@ class _Options:
             raise LatentRefError(
                 f"{folder}: no latentref.json there; give a folder that `latentref train` wrote"
             )
+        training = read_training(folder)
         swept = self._sweep(folder, work / "sweep")
         rows: dict[str, Row] = {}
         for name, part in BASELINES.items():
@@ -149,7 +156,14 @@ class _Options:
                 label = setting["label"]
                 rows[name] = self._row(args, work / key, label, rows.get(COCONUT))
         rows = self._compared(rows)
-        return TrainedSet(folder=folder, recipe=_recipe(folder), rows=rows, sweep=_short(swept))
+        return TrainedSet(
+            folder=folder,
+            recipe=_recipe(folder),
+            rows=rows,
+            sweep=_short(swept),
+            training=training,
+            train_command=retrain_command(folder),
+        )
 
     def _sweep(self, folder: str, work: Path) -> dict[str, Any]:
         # The journal makes this quick when it was done before.
@@ -171,7 +185,7 @@ class _Options:
         self, args: Mapping[str, Any], work: Path, setting: str | None, coconut: Row | None
     ) -> Row:
         run = self._evaluate(args, self.task, work)
-        margin, mean = None, None
+        margin, mean, margin_command = None, None, None
         if setting is not None:
             own = self._evaluate(args, f"{self.task}_mc", work)
             other = own
@@ -179,7 +193,7 @@ class _Options:
                 plain = work.parent / REFINED[COCONUT]
                 other = self._evaluate(coconut.model_args, f"{self.task}_mc", plain)
             (margin,) = compare(other.answers, own.answers, seed=self.seed)
-            mean = float(np.mean(own.margins))
+            mean, margin_command = float(np.mean(own.margins)), own.command
         return Row(
             run=run,
             model_args=args,
@@ -187,6 +201,7 @@ class _Options:
             against_coconut=None,
             margin=margin,
             margin_mean=mean,
+            margin_command=margin_command,
         )
 
     def _evaluate(self, args: Mapping[str, Any], task: str, work: Path) -> Run:

@@ -25,6 +25,7 @@ from lm_eval_latentref.tuning.statistics import (
     standard_error,
 )
 from lm_eval_latentref.tuning.study import COCONUT, Row, Study, TrainedSet
+from lm_eval_latentref.tuning.training_log import TrainingLog
 
 CHANCE = {"latentref_hops": (1 / 11, "1 in 11: any of the 12 letters but the start")}
 """Accuracy of a guess among the answers that are possible, where that is known."""
@@ -69,6 +70,7 @@ def as_markdown(study: Study, *, command: str) -> str:
         *_means(study),
         *(line for one in study.sets for line in _of_set(one)),
         *_sweeps(study),
+        *_training(study),
         *_commands(study),
         *_origin(),
     ]
@@ -174,12 +176,44 @@ def _sweeps(study: Study) -> list[str]:
     return lines
 
 
+def _training(study: Study) -> list[str]:
+    """Minutes and references of the sets whose folder tells them."""
+    told = [(one, one.training) for one in study.sets if one.training is not None]
+    if not told:
+        return []
+    phases = list(dict.fromkeys(phase for _, log in told for phase in log.seconds))
+    lines = [
+        "## Training",
+        "",
+        "Minutes of steps and validation, saving left out, on the machine that trained. Weak and "
+        "strong: the epoch of CoT and its accuracy on the validation problems of training.",
+        "",
+        *_table_head(("set", *phases, "all phases", "weak", "strong")),
+    ]
+    for one, log in told:
+        seconds = [log.seconds.get(phase) for phase in phases]
+        minutes = ["" if value is None else f"{value / 60:.1f}" for value in seconds]
+        total = f"{sum(log.seconds.values()) / 60:.1f}"
+        references = [_reference(log, role) for role in ("weak", "strong")]
+        lines.append(f"| {' | '.join((_name(one), *minutes, total, *references))} |")
+    return [*lines, ""]
+
+
+def _reference(log: TrainingLog, role: str) -> str:
+    epoch = log.references.get(role)
+    if epoch is None:
+        return ""
+    return f"epoch {epoch.number}, {_percent(epoch.accuracy)} % of {epoch.num_problems}"
+
+
 def _commands(study: Study) -> list[str]:
     lines = ["## Commands", "", "```bash"]
     for one in study.sets:
         if one.recipe:
             lines.append(f"# {_name(one)}: recipe.yaml of the folder has all values")
+        lines += [one.train_command] if one.train_command else []
         lines += [row.run.command for row in one.rows.values()]
+        lines += [row.margin_command for row in one.rows.values() if row.margin_command]
     return [*lines, "```", ""]
 
 
@@ -214,6 +248,21 @@ def _set_json(one: TrainedSet) -> dict[str, Any]:
         "recipe": dict(one.recipe),
         "rows": {name: _row_json(row) for name, row in one.rows.items()},
         "sweep": dict(one.sweep),
+        "training": _training_json(one),
+    }
+
+
+def _training_json(one: TrainedSet) -> dict[str, Any] | None:
+    if one.training is None:
+        return None
+    references = {
+        role: {"epoch": epoch.number, "accuracy": epoch.accuracy, "problems": epoch.num_problems}
+        for role, epoch in one.training.references.items()
+    }
+    return {
+        "command": one.train_command,
+        "seconds": dict(one.training.seconds),
+        "references": references,
     }
 
 
@@ -229,6 +278,7 @@ def _row_json(row: Row) -> dict[str, Any]:
         "seconds_per_problem": run.seconds_per_document,
         "cost": dict(run.cost),
         "against_coconut": row.against_coconut and dataclasses.asdict(row.against_coconut),
+        "margin_command": row.margin_command,
         "margin_mean": row.margin_mean,
         "margin_against_coconut": row.margin and dataclasses.asdict(row.margin),
     }

@@ -1,0 +1,128 @@
+"""What a trained folder tells of its own training: minutes, the references' epochs, the command.
+
+    log = read_training("out/hops-s0")
+    log.seconds["cot"], log.references["weak"].accuracy
+    retrain_command("out/hops-s0")      # "latentref train hops-small output=out/hops-s0"
+
+Read from metrics.jsonl, recipe.yaml and latentref.json; deliberately opens no model.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+import shlex
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from lm_eval_latentref.checkpoints.manifest import MANIFEST_NAME, read_manifest
+from lm_eval_latentref.errors import LatentRefError
+from lm_eval_latentref.training.data import load_data
+from lm_eval_latentref.training.recipe import Recipe
+from lm_eval_latentref.training.recipe_files import RECIPES, load_recipe
+from lm_eval_latentref.training.snapshots import Epoch, choose
+
+logger = logging.getLogger(__name__)
+
+METRICS = "metrics.jsonl"
+RECIPE = "recipe.yaml"
+MOST_OVERRIDES = 6
+"""Of a packaged recipe; a run that differs in more is told by its own recipe file."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingLog:
+    """A finished training."""
+
+    seconds: Mapping[str, float]
+    """Of steps and validation, by phase; saving left out."""
+    references: Mapping[str, Epoch]
+    """The epochs of CoT that became `weak` and `strong`, as far as that is known."""
+
+
+def read_training(folder: str) -> TrainingLog | None:
+    """What `folder` tells; None if it has no metrics.
+
+    Raises LatentRefError if they cannot be read.
+    """
+    path = Path(folder) / METRICS
+    if not path.is_file():
+        return None
+    seconds: dict[str, float] = {}
+    epochs = []
+    try:
+        for line in map(json.loads, path.read_text(encoding="utf-8").splitlines()):
+            spent = line["seconds"] + line["validation_seconds"]
+            seconds[line["phase"]] = seconds.get(line["phase"], 0.0) + spent
+            if line["phase"] == "cot":
+                num = line["validation_problems"]
+                epochs.append(Epoch(line["epoch"], round(line["validation_accuracy"] * num), num))
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise LatentRefError(
+            f"{path} is not what `latentref train` writes ({error!r}); remove it"
+        ) from error
+    return TrainingLog(seconds=seconds, references=_references(folder, epochs))
+
+
+def retrain_command(folder: str) -> str | None:
+    """What trains such a set again: by a packaged recipe where one is near, else by its own."""
+    recipe = _recipe(folder)
+    if recipe is None:
+        return None
+    # Where the first was written says nothing; the next one need not lie there.
+    own = {**recipe.to_dict(), "output": folder}
+    near: tuple[str, dict[str, Any]] = (f"{folder}/{RECIPE}", {"output": f"{folder}-again"})
+    num_fewest = MOST_OVERRIDES + 1
+    for path in sorted(RECIPES.glob("*.yaml")):
+        other = load_recipe(path.stem).to_dict()
+        changes = {name: value for name, value in own.items() if value != other[name]}
+        if len(changes) < num_fewest:
+            near, num_fewest = (path.stem, changes), len(changes)
+    name, changes = near
+    overrides = [f"{key}={_as_yaml(value)}" for key, value in changes.items()]
+    return shlex.join(["latentref", "train", name, *overrides])
+
+
+def _references(folder: str, epochs: Sequence[Epoch]) -> dict[str, Epoch]:
+    by_number = {epoch.number: epoch for epoch in epochs}
+    recorded = {}
+    for role in ("weak", "strong"):
+        path = Path(folder) / role / MANIFEST_NAME
+        if path.is_file():
+            recorded[role] = read_manifest(path).epoch
+    if None in recorded.values():  # trained before latentref.json said it: choose once more
+        recorded = dict(zip(("weak", "strong"), _chosen_again(folder, epochs), strict=True))
+    return {role: by_number[number] for role, number in recorded.items() if number in by_number}
+
+
+def _chosen_again(folder: str, epochs: Sequence[Epoch]) -> tuple[int | None, int | None]:
+    recipe = _recipe(folder)
+    if recipe is None:
+        return None, None
+    try:
+        chance = load_data(recipe).majority if recipe.chance is None else recipe.chance
+    except LatentRefError as error:
+        logger.warning("%s: which epochs became the references is not known: %s", folder, error)
+        return None, None
+    return choose(
+        epochs, chance=chance, strong_epoch=recipe.strong_epoch, weak_epoch=recipe.weak_epoch
+    )
+
+
+def _recipe(folder: str) -> Recipe | None:
+    path = Path(folder) / RECIPE
+    try:
+        return load_recipe(str(path)) if path.is_file() else None
+    except LatentRefError as error:  # of another release
+        logger.warning("%s", error)
+        return None
+
+
+def _as_yaml(value: Any) -> str:
+    text: str = yaml.safe_dump(value, default_flow_style=True, width=math.inf)
+    return text.removesuffix("\n").removesuffix("\n...")  # which ends a lone value
