@@ -6,6 +6,7 @@ import pytest
 import yaml
 
 from lm_eval_latentref.errors import LatentRefError
+from lm_eval_latentref.training.plan import stages
 from lm_eval_latentref.training.recipe import Recipe
 from lm_eval_latentref.training.recipe_files import RECIPES, load_recipe, parse_recipe
 
@@ -41,6 +42,33 @@ def test_the_recipes_of_the_package_are_found_by_name_and_valid(name):
     assert isinstance(load_recipe(name), Recipe)
 
 
+# What facebookresearch/coconut's files in args/ say, in its names; batches are of 4 GPUs.
+PUBLISHED = {
+    "gpt2-prosqa": {"c_thought": 1, "epochs_per_stage": 5, "max_latent_stage": 6},
+    "gpt2-gsm8k": {"c_thought": 2, "epochs_per_stage": 3, "max_latent_stage": 3},
+}
+EPOCHS = {"gpt2-prosqa": range(0, 50), "gpt2-gsm8k": range(3, 25)}
+"""From `resume` to `num_epochs`."""
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_the_published_schedules_are_reproduced_epoch_by_epoch(name):
+    recipe = load_recipe(name)
+    for key, value in PUBLISHED[name].items():
+        assert getattr(recipe, key) == value
+    planned = [stage.number for stage in stages(recipe, "coconut") for _ in range(stage.num_epochs)]
+    published = [epoch // recipe.epochs_per_stage for epoch in EPOCHS[name]]
+    # Every stage after the last that removes one more step is the same one.
+    assert planned == [min(number, recipe.max_latent_stage + 1) for number in published]
+    assert recipe.start_from_cot == (EPOCHS[name].start > 0)
+    assert (recipe.batch_size, recipe.learning_rate, recipe.weight_decay) == (4 * 32, 1e-4, 0.01)
+    assert (recipe.dtype, recipe.precision) == ("float32", "fp32")
+    assert (recipe.warmup_steps, recipe.decay, recipe.max_grad_norm) == (0, 0.0, 0.0)
+    assert (recipe.beta1, recipe.beta2) == (0.9, 0.999)  # AdamW's own
+    assert (recipe.pad_latent_to_max, recipe.uniform_prob) == (True, 0.0)
+    assert recipe.reset_optimizer
+
+
 @pytest.mark.parametrize(
     ("values", "message"),
     [
@@ -65,6 +93,7 @@ def test_the_recipes_of_the_package_are_found_by_name_and_valid(name):
         ({"first_stage": 3, "max_latent_stage": 1}, "first_stage=3"),
         ({"last_stage": 9}, "last_stage=9"),
         ({"max_epochs_per_stage": 5}, "no effect without"),
+        ({"start_from_cot": False, "phases": ["coconut"]}, "no effect without cot"),
         ({"weak_epoch": 11}, "weak_epoch=11"),
         ({"output": None}, "output is missing"),
     ],

@@ -358,6 +358,22 @@ def test_the_commands_name_a_mistake_in_one_line(arguments, message, capsys):
 # The schedule.
 
 
+def test_the_curriculum_starts_from_the_best_cot_or_where_cot_started(tmp_path, monkeypatch):
+    starts = []
+
+    def noting(recipe, **how):
+        starts.append(how["start"])
+        return build(recipe, **how)
+
+    monkeypatch.setattr("lm_eval_latentref.training.loop.build", noting)
+    few = {"cot_epochs": 1, "num_train": 16, "max_latent_stage": 0, "phases": "cot,pause,coconut"}
+    for name, start_from_cot in (("from_cot", True), ("anew", False)):
+        folder = train(small_recipe(tmp_path / name, **few, start_from_cot=start_from_cot))
+        start = folder / "strong" if start_from_cot else None
+        assert starts == [None, start, start]
+        starts.clear()
+
+
 def test_the_learning_rate_rises_stays_and_falls():
     recipe = parse_recipe(
         {

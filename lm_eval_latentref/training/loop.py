@@ -166,7 +166,7 @@ class _Phase:
         self._run, self._name = run, name
         self._recipe, self._progress, self._folder = run.recipe, run.progress, run.folder
         kind = LATENT_KINDS.get(name)
-        starts_from_cot = kind is not None and "cot" in run.recipe.phases
+        starts_from_cot = kind and run.recipe.start_from_cot and "cot" in run.recipe.phases
         start = self._folder.path / "strong" if starts_from_cot else None
         trainee = build(self._recipe, words=run.words, latent=kind is not None, start=start)
         run.seed(name)

@@ -35,6 +35,9 @@ class Recipe:
     tokens in place of thoughts), `coconut`. The last of them is the output folder itself, the
     others are subfolders; `pause` and `coconut` start from the best CoT if `cot` is there."""
 
+    start_from_cot: bool = True
+    """Whether they do; else each starts where `cot` started, as Coconut does on ProsQA."""
+
     # The model.
 
     pretrained: str | None = None
@@ -225,6 +228,11 @@ def _check_phases(recipe: Recipe) -> None:
         bool(recipe.phases) and list(recipe.phases) == known,
         f"phases={', '.join(recipe.phases)}",
         f"give one or more of {', '.join(PHASES)}, each once and in this order",
+    )
+    _require(
+        recipe.start_from_cot or "cot" in recipe.phases,
+        f"start_from_cot=False, phases={', '.join(recipe.phases)}",
+        "it has no effect without cot among the phases; leave it out",
     )
     _require(
         0 <= recipe.first_stage <= recipe.final_stage <= recipe.curriculum.final_stage,
