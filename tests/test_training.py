@@ -624,6 +624,15 @@ def test_generated_problems_that_stand_in_a_validation_file_are_removed_and_coun
     assert len(data.epoch(1)) == 64 or "problems of epoch 2 removed" in caplog.text
 
 
+def test_of_mixed_sources_those_that_come_again_each_epoch_are_told_from_generated_ones(tmp_path):
+    path = write_json(tmp_path / "train.json", ["one", "two"])
+    mixed = small_recipe(tmp_path / "out", train=["hops", path], check_overlap=False)
+    data = load_data(mixed)
+    assert [example.question for example in data.fixed] == ["one", "two"]
+    assert [*data.fixed] == data.epoch(0)[-2:] == data.epoch(1)[-2:]
+    assert data.epoch(0)[:-2] != data.epoch(1)[:-2]
+
+
 def test_no_problem_that_is_left_is_said_in_one_line(tmp_path):
     questions = [one.question for one in load_data(small_recipe(tmp_path)).epoch(0)]
     for left, name in ((questions, "train=hops"), ([""], "validation")):
