@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import logging
 import random
@@ -631,6 +632,12 @@ def test_of_mixed_sources_those_that_come_again_each_epoch_are_told_from_generat
     assert [example.question for example in data.fixed] == ["one", "two"]
     assert [*data.fixed] == data.epoch(0)[-2:] == data.epoch(1)[-2:]
     assert data.epoch(0)[:-2] != data.epoch(1)[:-2]
+    # What comes in a later epoch only is fixed as well: hashed, and known to a new tokenizer.
+    few = dataclasses.replace(mixed, num_train=1)
+    in_turn = load_data(few)
+    assert [in_turn.epoch(number)[-1].question for number in (0, 1)] == ["one", "two"]
+    assert in_turn.fixed == data.fixed
+    assert "two\n" in set(in_turn.texts)
 
 
 def test_no_problem_that_is_left_is_said_in_one_line(tmp_path):

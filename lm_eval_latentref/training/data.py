@@ -56,12 +56,12 @@ class TrainingData:
     epoch: Callable[[int], list[Example]]
     """The training examples of an epoch, counted over the whole run."""
     fixed: Sequence[Example] = ()
-    """Those that come in every epoch: of files and benchmarks. Generated ones are drawn afresh."""
+    """All of files and benchmarks, whatever epoch they come in. Generated ones are drawn afresh."""
 
     @property
     def texts(self) -> Iterator[str]:
-        """All text of the first epoch and of the validation set."""
-        return texts([*self.epoch(0), *self.validation])
+        """All text that is known before training: of later epochs what is generated is not."""
+        return texts([*self.fixed, *self.epoch(0), *self.validation])
 
     @property
     def majority(self) -> float:
@@ -71,8 +71,8 @@ class TrainingData:
 
     def digest(self) -> str:
         """Tells two sets of data apart."""
-        lines = json.dumps([_values(example) for example in [*self.epoch(0), *self.validation]])
-        return hashlib.sha256(lines.encode()).hexdigest()
+        known = [*self.fixed, *self.epoch(0), *self.validation]
+        return hashlib.sha256(json.dumps(list(map(_values, known))).encode()).hexdigest()
 
 
 def load_data(recipe: Recipe) -> TrainingData:
@@ -91,14 +91,23 @@ def load_data(recipe: Recipe) -> TrainingData:
     held_out = {normalise_question(example.question) for example in validation}
     if from_benchmarks or (recipe.check_overlap and not GENERATORS.keys() >= set(recipe.train)):
         held_out |= _benchmark_questions()
-    sources = {name: _source(recipe, name, held_out) for name in recipe.train}
     _check_left("validation", validation)
-
-    def epoch(number: int) -> list[Example]:
-        return [example for source in sources.values() for example in source(number)]
-
-    fixed = [one for name in sources.keys() - GENERATORS.keys() for one in sources[name](0)]
-    return TrainingData(validation, epoch, fixed=fixed)
+    fixed = {
+        name: _train(name, held_out, report=recipe.output)
+        for name in recipe.train
+        if name not in GENERATORS
+    }
+    sources = [
+        functools.partial(_turn, fixed[name], recipe.num_train)
+        if name in fixed
+        else _generated(recipe, name, held_out)
+        for name in recipe.train
+    ]
+    return TrainingData(
+        validation,
+        lambda number: [example for source in sources for example in source(number)],
+        fixed=[example for examples in fixed.values() for example in examples],
+    )
 
 
 def texts(examples: Iterable[Example]) -> Iterator[str]:
@@ -212,25 +221,16 @@ def _validation(recipe: Recipe) -> list[Example]:
     ]
 
 
-def _source(recipe: Recipe, name: str, held_out: Collection[str]) -> Callable[[int], list[Example]]:
-    """The training examples of one source, by epoch."""
-    if name in GENERATORS:
-        return _generated(recipe, name, held_out)
-    examples = _train(name, held_out, report=recipe.output)
-    _check_left(f"train={name}", examples)
-    if recipe.num_train is None or recipe.num_train >= len(examples):
-        return lambda epoch: examples
-    return functools.partial(_turn, examples, recipe.num_train)
-
-
-def _turn(examples: Sequence[Example], num: int, epoch: int) -> list[Example]:
+def _turn(examples: Sequence[Example], num: int | None, epoch: int) -> Sequence[Example]:
     """The `num` examples whose turn it is: epoch after epoch goes on where the last one ended."""
+    if num is None or num >= len(examples):
+        return examples
     return [examples[at % len(examples)] for at in range(epoch * num, (epoch + 1) * num)]
 
 
 def _generated(
     recipe: Recipe, name: str, held_out: Collection[str]
-) -> Callable[[int], list[Example]]:
+) -> Callable[[int], Sequence[Example]]:
     """Fresh problems each epoch, those that stand in a validation file left out."""
     num_train, first = recipe.num_train or NUM_GENERATED, recipe.seed * EPOCH_SEEDS
     told: set[int] = set()
@@ -278,6 +278,7 @@ def _train(name: str, held_out: Collection[str], *, report: str) -> list[Example
         len(kept),
         num_removed,
     )
+    _check_left(f"train={name}", kept)
     return kept
 
 
