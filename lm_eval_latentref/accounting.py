@@ -16,6 +16,7 @@ that forward is encoding.
 
 from __future__ import annotations
 
+import gc
 import re
 import sys
 import time
@@ -107,6 +108,18 @@ def peak_memory() -> dict[str, int]:
     peaks = {f"cuda:{i}": torch.cuda.max_memory_allocated(i) for i in _used_gpus()}
     host = _peak_of_host()
     return peaks if host is None else {"host": host, **peaks}
+
+
+def restart_peak_memory() -> None:
+    """Let `peak_memory` count from what is held now; on the host where the system allows it."""
+    gc.collect()
+    for index in _used_gpus():
+        torch.cuda.reset_peak_memory_stats(index)
+    try:
+        # On Linux, 5 sets VmHWM to what is resident.
+        Path("/proc/self/clear_refs").write_text("5")
+    except OSError:
+        return
 
 
 def _peak_of_host() -> int | None:

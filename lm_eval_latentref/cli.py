@@ -17,7 +17,7 @@ from typing import Any
 from lm_eval_latentref.errors import LatentRefError
 
 MODEL_OPTIONS = {
-    "pretrained": "hub id or folder of the backbone (default: SmolLM2-135M-Instruct)",
+    "pretrained": "hub id, folder or packaged set (default: smollm2-135m)",
     "strong": "the reference to move towards: hub id, folder, adapter or state dict",
     "weak": "the reference to move away from",
     "weights": "raw state dict laid over the backbone: a file, or REPO_ID:PATH/IN/REPO",
@@ -181,14 +181,17 @@ def _bench(args: argparse.Namespace) -> int:
 
 def _study(args: argparse.Namespace) -> int:
     from lm_eval_latentref.provenance import command
-    from lm_eval_latentref.tuning.study import run_study
-    from lm_eval_latentref.tuning.study_report import as_markdown, save
+    from lm_eval_latentref.tuning import overview, study_report
+    from lm_eval_latentref.tuning.study import run_studies
 
-    names = ("task", "work", "latent_steps", "memory_rates", "step_sizes", "limit", "seed")
-    options = {name: getattr(args, name) for name in names}
-    study = run_study(args.folders, batch_size=args.batch_size, **options)
-    save(study, args.output, command=command())
-    print(as_markdown(study, command=command()))
+    names = ("work", "latent_steps", "memory_rates", "step_sizes", "limit", "dev_limit", "seed")
+    options = {name: getattr(args, name) for name in (*names, "batch_size", "device", "dtype")}
+    studies = run_studies(args.folders, tasks=args.task, **options)
+    if len(studies) > 1:
+        print(overview.save(studies, args.output, command=command()))
+    else:
+        study_report.save(studies[0], args.output, command=command())
+        print(study_report.as_markdown(studies[0], command=command()))
     return 0
 
 
@@ -200,6 +203,19 @@ def _diagnose(args: argparse.Namespace) -> int:
     names = ("task", "work", "latent_steps", "limit", "batch_size", "seed")
     options = {name: getattr(args, name) for name in names}
     found = [diagnose(folder, **options) for folder in args.folders]
+    save(found, args.output, command=command())
+    print(as_markdown(found, command=command()))
+    return 0
+
+
+def _thoughts(args: argparse.Namespace) -> int:
+    from lm_eval_latentref.provenance import command
+    from lm_eval_latentref.tuning.cases import study_cases
+    from lm_eval_latentref.tuning.cases_report import as_markdown, save
+
+    names = ("task", "work", "num", "latent_steps", "memory_rate", "step_size", "limit")
+    options = {name: getattr(args, name) for name in (*names, "batch_size", "device", "dtype")}
+    found = study_cases(args.folder, **options)
     save(found, args.output, command=command())
     print(as_markdown(found, command=command()))
     return 0
@@ -275,6 +291,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_training(commands)
     _add_sweep(commands)
     _add_study(commands)
+    _add_thoughts(commands)
 
     compare = commands.add_parser("compare", help="paired tests of two runs on the same documents")
     compare.add_argument("first", help="folder or file of logged samples, or SWEEP.json::SETTING")
@@ -365,13 +382,21 @@ def _add_study(commands: Any) -> None:
     study = commands.add_parser("study", help="every row of the results table on trained sets")
     study.add_argument("--memory-rates", type=float, nargs="+", default=(0.05, 0.1, 0.3))
     study.add_argument("--step-sizes", type=float, nargs="+", default=(-0.1, 0.03, 0.1, 0.3))
+    study.add_argument(
+        "--task",
+        action="append",
+        required=True,
+        help="for example latentref_mathqa; give it again for more tasks, on one page",
+    )
+    study.add_argument("--device", help="default: the GPU when there is one")
+    study.add_argument("--dtype", help="of the models, for example bfloat16")
+    study.add_argument("--dev-limit", type=int, metavar="N", help="as --limit, of the dev split")
     study.set_defaults(call=_study)
     diagnose = commands.add_parser("diagnose", help="why refinement helps a trained set, or not")
     diagnose.set_defaults(call=_diagnose)
-    examples = {study: "latentref_hops", diagnose: "latentref_hops_mc_dev"}
-    for parser, example in examples.items():
+    diagnose.add_argument("--task", required=True, help="for example latentref_hops_mc_dev")
+    for parser in (study, diagnose):
         parser.add_argument("folders", nargs="+", metavar="FOLDER", help="trained sets")
-        parser.add_argument("--task", required=True, help=f"for example {example}")
         parser.add_argument("-o", "--output", required=True, metavar="FOLDER", help="the report's")
         parser.add_argument(
             "--work", default="out/study", metavar="FOLDER", help="keeps what is done"
@@ -380,3 +405,24 @@ def _add_study(commands: Any) -> None:
         parser.add_argument("--batch_size", type=int, default=100)
         parser.add_argument("--limit", type=int, help="the first so many documents only")
         parser.add_argument("--seed", type=int, default=0, help="of the bootstrap (default: 0)")
+
+
+def _add_thoughts(commands: Any) -> None:
+    thoughts = commands.add_parser("thoughts", help="what thoughts read as, before and after")
+    thoughts.add_argument("folder", metavar="FOLDER", help="a trained set with its references")
+    thoughts.add_argument("--task", required=True, help="for example latentref_mathqa_mc")
+    thoughts.add_argument(
+        "--num", type=int, default=6, help="cases, half of each kind (default: 6)"
+    )
+    thoughts.add_argument("--latent-steps", type=int, help="default: what latentref.json says")
+    thoughts.add_argument("--memory-rate", type=float, help="likewise")
+    thoughts.add_argument("--step-size", type=float, help="units of d/2; likewise")
+    thoughts.add_argument("-o", "--output", required=True, metavar="FILE.md", help="the page")
+    thoughts.add_argument(
+        "--work", default="out/study", metavar="FOLDER", help="keeps what is done"
+    )
+    thoughts.add_argument("--batch_size", type=int, default=100)
+    thoughts.add_argument("--device", help="default: the GPU when there is one")
+    thoughts.add_argument("--dtype", help="of the models, for example bfloat16")
+    thoughts.add_argument("--limit", type=int, help="the first so many documents only")
+    thoughts.set_defaults(call=_thoughts)

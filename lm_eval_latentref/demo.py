@@ -1,9 +1,10 @@
-"""The first run of a new user: a small trained set that needs no download, then SmolLM2-135M.
+"""The first run of a new user: the two trained sets that come with the package.
 
     latentref demo --output results/demo
 
-The small set shows what thoughts are for: No-CoT, Coconut and Coconut refined in one table. For
-SmolLM2 the benchmark is picked by what can be reached from here. Commands are printed so that they
+The small set shows what thoughts are for: No-CoT, Coconut and Coconut refined in one table. Then
+the set on SmolLM2-135M by the plain command, without any model argument; the benchmark is picked by
+what can be reached from here. Commands are printed so that they
 can be copied and changed. Knows nothing of models and of what data mean.
 """
 
@@ -25,12 +26,17 @@ from typing import Any
 
 from lm_eval_latentref.benchmarks import published
 from lm_eval_latentref.benchmarks.tasks import tasks_path
+from lm_eval_latentref.checkpoints.packaged import default_set
 
 logger = logging.getLogger(__name__)
 
-REAL_TASK = "latentref_mathqa_mc"
+REAL_TASK = "latentref_mathqa_harness"
+"""lm-eval's own `mathqa` on rows that `LATENTREF_DATA` may hold."""
+
 GENERATED_TASK = "latentref_prosqa_generated"
-MODEL_ARGS = "latent_steps=6,memory_rate=0.5"
+UNTRAINED_ARGS = "latent_steps=6,memory_rate=0.5"
+"""Model arguments where no trained set on SmolLM2-135M came with the package."""
+
 PROBE_SECONDS = 5.0
 
 SMALL_TASK = "latentref_hops"
@@ -82,14 +88,19 @@ def write_report(output: Path, small: str, command: str, task: str, *, since: fl
     lines = [
         *("# What `make demo` showed", "", "Written by the command itself.", ""),
         *("```", small.strip(), "```", ""),
-        f"SmolLM2-135M-Instruct, never trained to think in vectors, on the first {num_documents} "
-        f"documents of `{task}`:",
+        f"{_subject()}, on the first {num_documents} documents of `{task}`:",
         *("", "```", f"$ {command}", "```", ""),
         *("| metric | value | standard error |", "|---|---|---|", *table, ""),
         f"Versions: {', '.join(f'{name} {version}' for name, version in versions().items())}.",
         f"Machine: {', '.join(f'{name} {value}' for name, value in machine().items())}.",
     ]
     (output / "README.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
+def _subject() -> str:
+    if name := default_set():
+        return f"`{name}`, the trained set that `--model latentref` means by itself"
+    return "SmolLM2-135M-Instruct, never trained to think in vectors"
 
 
 def show_small_set(output: str) -> str:
@@ -135,8 +146,9 @@ def choose_task(reachable: Callable[[], bool]) -> str:
 
 def lm_eval_command(task: str, *, output: str, limit: int) -> list[str]:
     """The words of the demo's command, as a user would type them."""
+    model_args = () if default_set() else ("--model_args", UNTRAINED_ARGS)
     return [
-        *("lm_eval", "run", "--model", "latentref", "--model_args", MODEL_ARGS),
+        *("lm_eval", "run", "--model", "latentref", *model_args),
         *("--include_path", str(tasks_path()), "--tasks", task),
         *("--limit", str(limit), "--batch_size", "8", "--output_path", output),
     ]

@@ -35,7 +35,7 @@ from lm_eval_latentref.batching import (
 from lm_eval_latentref.benchmarks.documents import loaded_splits
 from lm_eval_latentref.checkpoints.loading import Source, load_set, load_tokenizer
 from lm_eval_latentref.checkpoints.opening import StrictAutoModel
-from lm_eval_latentref.config import OPTION_NAMES
+from lm_eval_latentref.config import OPTION_NAMES, RefinementConfig
 from lm_eval_latentref.errors import LatentRefError
 from lm_eval_latentref.naming import DocumentNames
 from lm_eval_latentref.planning import plan_run
@@ -54,7 +54,8 @@ class LatentRefLM(HFLM):
     """A causal language model that reasons in refined continuous thoughts.
 
     Args:
-        pretrained: the backbone: hub id, folder, or adapter folder; None for SmolLM2-135M-Instruct.
+        pretrained: the backbone: hub id, folder, or adapter folder; None for the trained set of
+            this package, smollm2-135m.
         strong: the reference to move thoughts towards; as `pretrained`, or a raw state dict.
         weak: the reference to move thoughts away from; likewise.
         weights: a raw state dict laid over `pretrained`.
@@ -65,6 +66,7 @@ class LatentRefLM(HFLM):
     """
 
     batch_size_per_gpu: Any
+    reasoner: Reasoner
 
     def __init__(
         self,
@@ -121,6 +123,14 @@ class LatentRefLM(HFLM):
             self._world_size = self.accelerator.num_processes
         if self.rank == 0:
             logger.info("latentref: %s", self.reasoner.describe())
+
+    def refine(self, config: RefinementConfig) -> None:
+        """Think as `config` says from now on, with costs counted anew.
+
+        References must be loaded if it searches: they are if the model was made with a search.
+        """
+        self._refinement = config
+        self.reasoner = Reasoner(self.reasoner.loaded, config)
 
     # Loading: HFLM opens each base model, so that its placement and quantisation options hold for
     # all three; what is laid over it is ours.

@@ -306,7 +306,7 @@ def load(
     """Load a set of checkpoints by name; arguments as those of `lm_eval --model latentref`.
 
     Args:
-        pretrained: the backbone; None for SmolLM2-135M-Instruct.
+        pretrained: the backbone; None for the trained set of this package, smollm2-135m.
         device: where the models go; None for the GPU when there is one. Not used with `device_map`.
         options: the fields of `RefinementConfig`, and arguments of `from_pretrained` (`dtype`,
             `device_map`, `attn_implementation`, ...).

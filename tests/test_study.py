@@ -5,20 +5,25 @@ from __future__ import annotations
 import dataclasses
 import json
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 from lm_eval_latentref.benchmarks.hops import generate
-from lm_eval_latentref.checkpoints.sources import PACKAGED_MODELS
+from lm_eval_latentref.benchmarks.tasks import tasks_path
+from lm_eval_latentref.checkpoints.packaged import PACKAGED_MODELS
+from lm_eval_latentref.cli import main
 from lm_eval_latentref.errors import LatentRefError
 from lm_eval_latentref.training.snapshots import Epoch
 from lm_eval_latentref.tuning import runs
 from lm_eval_latentref.tuning.diagnosis import Diagnosis, Effect, Geometry, SignTest, diagnose
 from lm_eval_latentref.tuning.diagnosis_report import findings
 from lm_eval_latentref.tuning.grid import Setting
+from lm_eval_latentref.tuning.overview import pooled
+from lm_eval_latentref.tuning.reported import REPORTED
 from lm_eval_latentref.tuning.statistics import Interval, McNemar
-from lm_eval_latentref.tuning.study import run_study
+from lm_eval_latentref.tuning.study import TaskNames, run_study
 from lm_eval_latentref.tuning.study_report import as_json, as_markdown, mean_difference, save
 from lm_eval_latentref.tuning.training_log import TrainingLog
 
@@ -130,7 +135,7 @@ def test_the_margins_too_have_their_commands(study):
     page = as_markdown(study, command="").split("## Commands")[1]
     for one in as_json(study, command="")["sets"]:
         for name, row in one["rows"].items():
-            if name in ROWS[2:]:
+            if name != "CoT":  # which answers after its steps only
                 assert row["margin_command"] == row["command"].replace("_hops ", "_hops_mc ")
                 assert row["margin_command"] in page
             else:
@@ -147,11 +152,37 @@ def test_the_mean_over_sets_weighs_each_set_the_same(study):
 
 
 def test_nothing_is_run_twice(study, ask, monkeypatch):
-    monkeypatch.setattr(runs, "_run", lambda *_: pytest.fail("run again"))
+    monkeypatch.setattr(runs.Runs, "_run", lambda *_: pytest.fail("run again"))
     again = ask()
     assert [one.rows["both"].run.values for one in again.sets] == [
         one.rows["both"].run.values for one in study.sets
     ]
+
+
+def test_neighbouring_rows_share_a_loaded_model_and_get_its_numbers(folders, tmp_path, monkeypatch):
+    loaded = []
+
+    class Counting(runs.LatentRefLM):
+        def __init__(self, **args):
+            loaded.append(args)
+            super().__init__(**args)
+
+    monkeypatch.setattr(runs, "LatentRefLM", Counting)
+    together = runs.Runs(batch_size=4, limit=3)
+    rows = [{"memory_rate": rate, "search_step_size": size} for size in (0, 9) for rate in (0, 0.6)]
+    for number, options in enumerate(rows):
+        args = {"pretrained": folders[0], **options}
+        for task in ("latentref_hops", "latentref_hops_mc"):
+            ours = together.evaluate(args, task=task, folder=tmp_path / f"{number}" / task)
+            alone = runs.evaluate(
+                args, task=task, folder=tmp_path / f"{number}" / f"{task}-alone", limit=3
+            )
+            assert ours.margins == pytest.approx(alone.margins, abs=1e-4)
+            assert ours.values == alone.values
+            for name in ("thought_steps", "tokens_generated"):
+                assert ours.cost[name] == alone.cost[name]
+    # Ours: without references, and with them; the others: once for each run.
+    assert len(loaded) == 2 + 8
 
 
 def test_other_weights_under_the_same_name_are_run_again(folders, study, monkeypatch, tmp_path):
@@ -161,7 +192,7 @@ def test_other_weights_under_the_same_name_are_run_again(folders, study, monkeyp
     args = {"pretrained": str(copy / "strong")}
     assert runs.evaluate(args, **options).accuracy == 1.0
     shutil.copy(copy / "weak" / "model.safetensors", copy / "strong" / "model.safetensors")
-    monkeypatch.setattr(runs, "_run", lambda *_: pytest.fail("run again"))
+    monkeypatch.setattr(runs.Runs, "_run", lambda *_: pytest.fail("run again"))
     with pytest.raises(pytest.fail.Exception, match="run again"):
         runs.evaluate(args, **options)
 
@@ -169,6 +200,58 @@ def test_other_weights_under_the_same_name_are_run_again(folders, study, monkeyp
 def test_a_folder_without_a_set_is_named(tmp_path):
     with pytest.raises(LatentRefError, match=r"no latentref\.json"):
         run_study([str(tmp_path)], task="latentref_hops", work=str(tmp_path / "work"))
+
+
+def test_several_tasks_stand_on_one_page_beside_their_own(folders, tmp_path, capsys):
+    out = tmp_path / "out"
+    words = ["study", folders[0], "--work", str(tmp_path / "work"), "-o", str(out)]
+    words += ["--task", "latentref_hops", "--task", "latentref_hops_mc", "--limit", "3"]
+    words += ["--memory-rates", "0.3", "--step-sizes", "0.3", "--dtype", "float32"]
+    assert main(words) == 0
+    page = (out / "README.md").read_text(encoding="utf-8")
+    assert page.strip() in capsys.readouterr().out
+    content = json.loads((out / "results.json").read_text(encoding="utf-8"))
+    for task, one in content["tasks"].items():
+        own = json.loads((out / one["results"]).read_text(encoding="utf-8"))
+        assert own["task"] == task
+        assert f"[{task}]({Path(one['results']).parent}/README.md)" in page
+        for name, row in own["sets"][0]["rows"].items():
+            mean = own["mean_over_sets"][name]
+            assert mean["accuracy"] == row["accuracy"]
+            assert f"{100 * row['accuracy']:.2f} +- {100 * row['accuracy_stderr']:.2f}" in page
+            assert f"{row['peak_memory_bytes'] / 1e9:.2f}" in page
+            assert "dtype=float32" in row["command"]
+    assert "arXiv:2506.08552" in page
+
+
+def test_pooling_counts_every_problem_once():
+    def study(num, lost, gained):
+        test = {"only_first": lost, "only_second": gained}
+        row = {"against_coconut": {"test": test}}
+        return {"problems": num, "sets": [{"rows": {"both": row}}]}
+
+    found = pooled({"a": study(10, 1, 3), "b": study(40, 0, 8)}, 0, "both")
+    assert found["problems"] == 50
+    assert found["difference"]["mean"] == pytest.approx(10 / 50)
+    assert (found["test"]["only_first"], found["test"]["only_second"]) == (1, 11)
+
+
+def test_the_papers_gain_is_that_of_its_table():
+    mathqa = REPORTED["latentref_mathqa"].accuracy
+    assert mathqa["both"] - mathqa["Coconut"] == pytest.approx(1.95)
+
+
+@pytest.mark.parametrize("name", ["aqua", "gsm8k", "mathqa", "prosqa", "strategyqa"])
+def test_every_benchmark_has_a_dev_task_to_choose_settings_on(name):
+    task = TaskNames(f"latentref_{name}")
+    assert (task.scored is None) == (name == "gsm8k")
+    assert (tasks_path() / f"{task.dev}.yaml").is_file()
+    assert f"latentref_{name}" in REPORTED
+
+
+def test_a_task_without_a_dev_split_is_refused(folders, tmp_path):
+    with pytest.raises(LatentRefError, match="there is no latentref_hops_dev_dev"):
+        run_study(folders, task="latentref_hops_dev", work=str(tmp_path))
 
 
 @pytest.fixture(scope="module")

@@ -27,6 +27,7 @@ from lm_eval_latentref.checkpoints.questions import QUESTIONS_NAME, hash_questio
 from lm_eval_latentref.cli import main
 from lm_eval_latentref.errors import LatentRefError
 from lm_eval_latentref.model import LatentRefLM
+from lm_eval_latentref.reasoner import Reasoner
 from lm_eval_latentref.training.loop import train
 from lm_eval_latentref.tuning import sweep_model
 from lm_eval_latentref.tuning.dev_tasks import load_dev_task
@@ -230,7 +231,6 @@ def test_a_step_that_overflows_is_left_out_and_named(folders, tasks, tmp_path):
         ("riddles_test", "evaluated on its test split"),
         ("riddles_train", "evaluated on its train split"),
         ("latentref_prosqa_generated_mc", "evaluated on its test split"),
-        ("latentref_prosqa_generated_dev", "no candidates to compare"),
         ("latentref_mc_dev", "is a group"),
         ("no_such_task", "there is no such task"),
     ],
@@ -339,6 +339,37 @@ def test_a_record_of_questions_that_is_lost_is_named(trained_on_dev_problems, tm
         with pytest.raises(LatentRefError, match=r"cannot be read.*put the file back") as error:
             sweep_hops({"pretrained": str(tmp_path / "set")}, tmp_path)
         assert "\n" not in str(error.value)
+
+
+def test_free_answers_are_judged_by_their_likelihood_and_by_greedy_decoding(
+    folders, tasks, tmp_path
+):
+    free = yaml.safe_load((Path(tasks) / f"{TASK}.yaml").read_text(encoding="utf-8"))
+    del free["doc_to_choice"]
+    free |= {
+        "task": "free_riddles_dev",
+        "output_type": "generate_until",
+        "doc_to_target": "{{choices[gold]}}",
+        "metric_list": [{"metric": "exact_match"}],
+    }
+    (tmp_path / "free_riddles_dev.yaml").write_text(yaml.safe_dump(free), encoding="utf-8")
+    found = run(folders, str(tmp_path), tmp_path / "out", task="free_riddles_dev")
+    lm = LatentRefLM(**model_args(folders, latent_steps=3, search_step_size=1.0))
+    gold = [request.args for request in found.task.requests]
+    ids = [
+        (
+            tuple(lm.tok_encode(context)),
+            (*lm.tok_encode(text, add_special_tokens=False), lm.eot_token_id),
+        )
+        for context, text in gold
+    ]
+    for outcome in found.outcomes:
+        reasoner = Reasoner(lm.reasoner.loaded, found.configs[outcome.setting])
+        wanted = [reasoner.score([a], [[b]], max_rows=1)[0][0] for a, b in ids]
+        assert outcome.margins == pytest.approx([one.log_likelihood for one in wanted], abs=1e-4)
+        assert list(outcome.correct) == [one.is_greedy for one in wanted]
+    assert "answers are free" in as_text(found)
+    assert as_json(found, command="")["task"]["free_answers"]
 
 
 def test_generated_validation_sets_can_be_chosen_by_metadata():

@@ -86,8 +86,9 @@ def write_checkpoints(folder: str, pretrained: str | None, dtype: str) -> None:
     from transformers import AutoModelForCausalLM
 
     from lm_eval_latentref.checkpoints.convert import convert
+    from lm_eval_latentref.checkpoints.packaged import BASE_NAME
 
-    base = convert(out=Path(folder) / "base", pretrained=pretrained, dtype=dtype)
+    base = convert(out=Path(folder) / "base", pretrained=pretrained or BASE_NAME, dtype=dtype)
     for seed, name in enumerate(("f", "strong", "weak")):
         torch.manual_seed(seed)
         model = get_peft_model(

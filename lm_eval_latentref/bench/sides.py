@@ -23,6 +23,7 @@ from lm_eval_latentref.bench.report import environment
 from lm_eval_latentref.benchmarks.documents import documents, generated_documents, harness_documents
 from lm_eval_latentref.benchmarks.published import DATA_VARIABLE
 from lm_eval_latentref.checkpoints.loading import LoadedModel
+from lm_eval_latentref.checkpoints.packaged import BASE_NAME
 from lm_eval_latentref.config import RefinementConfig
 from lm_eval_latentref.model import LatentRefLM
 from lm_eval_latentref.reasoner import Reasoner
@@ -34,10 +35,14 @@ NOISE = 0.01
 
 
 def load_lm(*, pretrained: str | None, dtype: str, batch_size: int) -> LatentRefLM:
-    """The lm-eval class with the default weights (or `pretrained`'s), no thoughts."""
+    """The lm-eval class with SmolLM2-135M's weights (or `pretrained`'s), no thoughts."""
     device = "cuda" if torch.cuda.is_available() else "cpu"
     return LatentRefLM(
-        pretrained, dtype=dtype, batch_size=batch_size, device=device, latent_markers="none"
+        pretrained or BASE_NAME,
+        dtype=dtype,
+        batch_size=batch_size,
+        device=device,
+        latent_markers="none",
     )
 
 

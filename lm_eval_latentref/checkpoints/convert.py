@@ -11,19 +11,26 @@ nothing of evaluation.
 from __future__ import annotations
 
 import copy
+import dataclasses
 import json
 import logging
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import save_file
+from torch import Tensor
 
 from lm_eval_latentref.checkpoints import vocabulary
-from lm_eval_latentref.checkpoints.adapters import CONFIG, PICKLED_WEIGHTS, SAFE_WEIGHTS
+from lm_eval_latentref.checkpoints.adapters import (
+    CONFIG,
+    PICKLED_WEIGHTS,
+    SAFE_WEIGHTS,
+)
 from lm_eval_latentref.checkpoints.loading import check_set, load_alone
 from lm_eval_latentref.checkpoints.manifest import Manifest, write_manifest
 from lm_eval_latentref.checkpoints.opening import (
@@ -33,20 +40,23 @@ from lm_eval_latentref.checkpoints.opening import (
     open_config,
     open_tokenizer,
 )
+from lm_eval_latentref.checkpoints.packaged import DEFAULT_MODEL
 from lm_eval_latentref.checkpoints.questions import QUESTIONS_NAME, read_hashes, write_hashes
 from lm_eval_latentref.checkpoints.sources import (
-    DEFAULT_MODEL,
     SetPlan,
     Source,
     default_source,
     resolve,
 )
-from lm_eval_latentref.checkpoints.state_dicts import make_skeleton
+from lm_eval_latentref.checkpoints.state_dicts import make_skeleton, read_tensors
 from lm_eval_latentref.config import RefinementConfig
 from lm_eval_latentref.errors import LatentRefError
 from lm_eval_latentref.protocol import END_LATENT, START_LATENT
 
 logger = logging.getLogger(__name__)
+
+_LEARNT = ("lora_", "trainable_tokens", "token_adapter")
+"""In the names of tensors that an adapter learnt itself."""
 
 
 def convert(
@@ -104,7 +114,7 @@ def convert(
     _check_space(plan, target, adapter, dtype, trust_remote_code)
     with _appearing_whole(target) as folder:
         if adapter:
-            _copy_adapters(plan, folder)
+            _copy_adapters(plan, folder, dtype)
         else:
             _save_models(plan, folder, own_tokenizer, borrowed, dtype, trust_remote_code)
         if plan.backbone.tokenizer is not None or not adapter:
@@ -149,9 +159,9 @@ def _manifest(plan: SetPlan, given: dict[str, Any], tuned_on: str | None) -> Man
     )
 
 
-def _copy_adapters(plan: SetPlan, folder: Path) -> None:
+def _copy_adapters(plan: SetPlan, folder: Path, dtype: str) -> None:
     for role, source in _members(plan).items():
-        _copy_adapter(source, folder if role == "pretrained" else folder / role)
+        _copy_adapter(source, folder if role == "pretrained" else folder / role, dtype)
 
 
 def _save_models(
@@ -254,21 +264,45 @@ def _check_adapters(plan: SetPlan) -> None:
     _base_name(plan.backbone)
 
 
-def _copy_adapter(source: Source, folder: Path) -> None:
-    """Copies an adapter's files; its configuration then names the base as it was resolved."""
+def _copy_adapter(source: Source, folder: Path, dtype: str) -> None:
+    """Copies an adapter's files; its configuration then names the base as it was resolved.
+
+    A tokenizer that knows the same tokens as the base's is left out: the base's serves.
+    """
     assert source.adapter is not None
     folder.mkdir(exist_ok=True)
     origin = Path(source.adapter)
     weights = SAFE_WEIGHTS if (origin / SAFE_WEIGHTS).exists() else PICKLED_WEIGHTS
-    shutil.copyfile(origin / weights, folder / weights)
+    if dtype == "auto":
+        shutil.copyfile(origin / weights, folder / weights)
+    else:
+        _write_as(dtype, read_tensors(str(origin / weights)), folder / SAFE_WEIGHTS)
     config = json.loads((origin / CONFIG).read_text(encoding="utf-8"))
     config["base_model_name_or_path"] = _base_name(source)
     config["revision"] = None if os.path.isdir(source.base) else source.revision
     (folder / CONFIG).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
     if source.tokenizer == source.adapter:
-        from transformers import AutoTokenizer
+        own = open_tokenizer(source)
+        base = dataclasses.replace(source, adapter=None, tokenizer=None)
+        if not has_tokenizer(base) or own.get_vocab() != open_tokenizer(base).get_vocab():
+            own.save_pretrained(folder)
 
-        AutoTokenizer.from_pretrained(origin).save_pretrained(folder)
+
+def _write_as(dtype: str, tensors: Mapping[str, Tensor], target: Path) -> None:
+    """An adapter's tensors in another floating-point type.
+
+    Copies of the base's own weights beside them stay as they are, equal to the base's.
+    """
+    wanted = getattr(torch, dtype, None)
+    if not isinstance(wanted, torch.dtype) or not wanted.is_floating_point:
+        raise LatentRefError(f"dtype={dtype}: give a floating-point type such as bfloat16")
+    written = {
+        name: tensor.to(
+            wanted if any(kind in name for kind in _LEARNT) else tensor.dtype
+        ).contiguous()
+        for name, tensor in tensors.items()
+    }
+    save_file(written, target, metadata={"format": "pt"})
 
 
 def _base_name(source: Source) -> str:

@@ -9,7 +9,10 @@ know that a set has three models, nor what adapters are.
 
 from __future__ import annotations
 
+import copy
+import os
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -115,8 +118,12 @@ def open_config(source: Source, role: str, trust_remote_code: bool = False) -> A
 
     label = f"{role}={source.name or source.base}"
     try:
-        config = AutoConfig.from_pretrained(
-            source.base, **_where(source), trust_remote_code=trust_remote_code
+        config = _read_once(
+            lambda: AutoConfig.from_pretrained(
+                source.base, **_where(source), trust_remote_code=trust_remote_code
+            ),
+            source,
+            "config",
         )
     except (OSError, ValueError, KeyError, RuntimeError) as error:
         raise LatentRefError(
@@ -133,10 +140,12 @@ def open_tokenizer(source: Source, trust_remote_code: bool = False, **kwargs: An
 
     at = {} if source.tokenizer is not None else _where(source)
     name = source.tokenizer or source.base
+    options = {**at, "trust_remote_code": trust_remote_code, **kwargs}
     try:
-        return AutoTokenizer.from_pretrained(
-            name, **{**at, "trust_remote_code": trust_remote_code, **kwargs}
-        )
+        if source.tokenizer is not None:
+            return AutoTokenizer.from_pretrained(name, **options)
+        what = f"tokenizer {sorted(options.items(), key=str)}"
+        return _read_once(lambda: AutoTokenizer.from_pretrained(name, **options), source, what)
     except (OSError, ValueError, KeyError, RuntimeError) as error:
         raise LatentRefError(
             f"the tokenizer of {name} cannot be loaded ({one_line(error)}); add its files to the "
@@ -171,6 +180,21 @@ def has_marker_rows(raw: RawStateDict, config: Any, tokenizer: Any) -> bool:
         f"{raw.path} has {raw.num_rows} rows in its embedding; with this tokenizer it must have "
         f"{' or '.join(map(str, allowed))}: give the model it was trained from as pretrained="
     )
+
+
+_headers: dict[tuple[str, str, int, int], Any] = {}
+
+
+def _read_once(read: Callable[[], Any], source: Source, what: str) -> Any:
+    """What `read` gives, or a copy of that: the header of a GGUF file takes seconds to parse."""
+    path = Path(source.base) / source.subfolder / (source.gguf_file or "")
+    if source.gguf_file is None or not path.is_file():
+        return read()
+    stat = path.stat()
+    key = (what, os.path.realpath(path), stat.st_size, stat.st_mtime_ns)
+    if key not in _headers:
+        _headers[key] = read()
+    return copy.deepcopy(_headers[key])
 
 
 def _where(source: Source) -> dict[str, Any]:

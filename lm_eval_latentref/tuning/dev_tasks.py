@@ -3,12 +3,14 @@
     task = load_dev_task("latentref_mathqa_mc_dev")
     task.requests[0].args, task.documents[0].gold
 
-Any multiple-choice task that is evaluated on a validation split will do; test and training splits
-are refused. Deliberately knows no model and no setting.
+A task offers candidates, of which one is right, or its answer is free: then the one request of a
+document is its right answer as text. Settings are chosen on validation splits; test and training
+splits are refused. Deliberately knows no model and no setting.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
@@ -42,6 +44,9 @@ class DevTask:
     version: Any
     requests: list[Any]
     """lm-eval Instances; `args` is (context, continuation)."""
+    is_free: bool
+    """Whether answers are written freely: each request is then a right answer, to which the model's
+    end-of-sequence token belongs."""
     documents: list[Document]
     splits: dict[str, dict[str, object]]
     """Identity of the data that was loaded for it, by split name; empty for a foreign task."""
@@ -56,50 +61,90 @@ def load_dev_task(
     trained_on: Collection[str] = (),
     trained_questions: Hashes | None = None,
 ) -> DevTask:
-    """The task called `name`, ready to be asked.
+    """The task called `name` for choosing settings: as `load_task`, but not with any documents.
+
+    Args:
+        limit, metadata, include_path: as of `load_task`.
+        trained_on: splits ("mathqa train") that the checkpoints learnt from.
+        trained_questions: hashes of questions that they learnt from, of whatever file.
+
+    Raises:
+        LatentRefError: as `load_task`, or its documents are test documents or were trained on.
+    """
+    task = _load(name, metadata, include_path)
+    _check_split(name, task.task)
+    if seen := sorted(task.splits.keys() & set(trained_on)):
+        raise LatentRefError(
+            f"task={name}: the checkpoints were trained on its documents ({', '.join(seen)}); "
+            "choose settings on a split that no training saw"
+        )
+    asked = task.asked(limit)
+    if trained_questions is not None:
+        _check_questions(name, task.task, trained_questions)
+    return asked
+
+
+def load_task(
+    name: str,
+    *,
+    limit: int | None = None,
+    metadata: Mapping[str, Any] | None = None,
+    include_path: str | None = None,
+) -> DevTask:
+    """The task called `name`, ready to be asked, whatever split it is evaluated on.
 
     Args:
         limit: the first so many documents only.
         metadata: what lm-eval's `--metadata` takes, for generated sets.
         include_path: a folder of the user's own task files.
-        trained_on: splits ("mathqa train") that the checkpoints learnt from.
-        trained_questions: hashes of questions that they learnt from, of whatever file.
 
     Raises:
-        LatentRefError: no such task, one that offers no candidates, or one whose documents are
-            test documents or were trained on.
+        LatentRefError: no such task, or one with neither candidates nor an answer as text.
     """
+    return _load(name, metadata, include_path).asked(limit)
+
+
+@dataclass(frozen=True)
+class _Task:
+    """lm-eval's task and what was loaded for it."""
+
+    name: str
+    task: Any
+    splits: dict[str, dict[str, object]]
+
+    def asked(self, limit: int | None) -> DevTask:
+        """Its requests: all candidates of each document, or its right answer if that is free."""
+        task = self.task
+        task.build_all_requests(limit=limit, rank=0, world_size=1)
+        is_free = task.OUTPUT_TYPE == "generate_until"
+        requests = [_gold(task, one) for one in task.instances] if is_free else task.instances
+        return DevTask(
+            name=self.name,
+            version=task.VERSION,
+            requests=list(requests),
+            is_free=is_free,
+            documents=_free_documents(task) if is_free else _documents(task),
+            splits=self.splits,
+        )
+
+
+def _load(name: str, metadata: Mapping[str, Any] | None, include_path: str | None) -> _Task:
     before = dict(documents.loaded_splits)
-    task = _load(name, metadata, include_path)
-    _check_split(name, task)
-    if task.OUTPUT_TYPE != "multiple_choice":
+    task = _find(name, metadata, include_path)
+    if task.OUTPUT_TYPE not in ("multiple_choice", "generate_until"):
         raise LatentRefError(
-            f"task={name} has no candidates to compare (it is {task.OUTPUT_TYPE}); "
-            "give a multiple-choice task on a dev split, such as latentref_prosqa_mc_dev"
+            f"task={name} has neither candidates nor an answer to write (it is "
+            f"{task.OUTPUT_TYPE}); give a task such as latentref_prosqa_mc_dev"
         )
     splits = {
         split: identity
         for split, identity in documents.loaded_splits.items()
         if before.get(split) is not identity
     }
-    if seen := sorted(splits.keys() & set(trained_on)):
-        raise LatentRefError(
-            f"task={name}: the checkpoints were trained on its documents ({', '.join(seen)}); "
-            "choose settings on a split that no training saw"
-        )
-    task.build_all_requests(limit=limit, rank=0, world_size=1)
-    if trained_questions is not None:
-        _check_questions(name, task, trained_questions)
-    return DevTask(
-        name=name,
-        version=task.VERSION,
-        requests=list(task.instances),
-        documents=_documents(task),
-        splits=splits,
-    )
+    return _Task(name, task, splits)
 
 
-def _load(name: str, metadata: Mapping[str, Any] | None, include_path: str | None) -> Any:
+def _find(name: str, metadata: Mapping[str, Any] | None, include_path: str | None) -> Any:
     from lm_eval.tasks import TaskManager
 
     folders = [str(tasks_path()), *([include_path] if include_path else [])]
@@ -155,6 +200,27 @@ def _questions(task: Any, document: Any) -> Iterator[str]:
     yield text
     shown = normalise_question(text)
     yield from (field for field in fields if normalise_question(field) in shown)
+
+
+def _gold(task: Any, request: Any) -> Any:
+    """The request for the log-likelihood of what `request` should have written."""
+    target = task.doc_to_target(request.doc)
+    if not isinstance(target, str) or not target:
+        raise LatentRefError(
+            f"task={task.config.task} document {request.doc_id}: its right answer ({target!r}) is "
+            "no text; give a task whose doc_to_target is one"
+        )
+    text = task.config.target_delimiter + target
+    return dataclasses.replace(
+        request, request_type="loglikelihood", arguments=(request.args[0], text)
+    )
+
+
+def _free_documents(task: Any) -> list[Document]:
+    return [
+        Document(one.doc_id, _hash(one.doc), (number,), 0)
+        for number, one in enumerate(task.instances)
+    ]
 
 
 def _documents(task: Any) -> list[Document]:

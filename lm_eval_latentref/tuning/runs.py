@@ -1,6 +1,7 @@
-"""One evaluation through lm-eval, kept in a folder and not done twice.
+"""Evaluations through lm-eval, each kept in a folder and not done twice.
 
-    run = evaluate({"pretrained": "hops-small"}, task="latentref_hops", folder="out/study/coconut")
+    runs = Runs(batch_size=100)
+    run = runs.evaluate({"pretrained": "hops-small"}, task="latentref_hops", folder="out/coconut")
     run.accuracy, run.command, run.tokens_per_document
 
 A run whose folder already holds this command's results on these checkpoints is read back. Knows
@@ -9,6 +10,7 @@ the files that lm-eval writes; deliberately compares nothing.
 
 from __future__ import annotations
 
+import gc
 import json
 import logging
 import shlex
@@ -20,9 +22,14 @@ from pathlib import Path
 from typing import Any
 
 from lm_eval_latentref import _autoload
+from lm_eval_latentref.accounting import restart_peak_memory
 from lm_eval_latentref.benchmarks.tasks import tasks_path
 from lm_eval_latentref.checkpoints.sources import fingerprint, resolve
+from lm_eval_latentref.config import OPTION_NAMES
 from lm_eval_latentref.errors import saving
+from lm_eval_latentref.model import LatentRefLM
+from lm_eval_latentref.planning import plan_run
+from lm_eval_latentref.provenance import machine, versions
 from lm_eval_latentref.tuning.samples import Answers, read_answers
 from lm_eval_latentref.tuning.statistics import standard_error
 
@@ -43,6 +50,14 @@ class Run:
     """As `accounting.Accounting.report` gives it."""
     targets: tuple[str, ...]
     """Each document's right answer."""
+    made_with: Mapping[str, Any]
+    """`versions` and `machine` of the process that ran it."""
+
+    @property
+    def metric(self) -> str:
+        """By which `values` were judged."""
+        (metric,) = self.answers.metrics.values()
+        return metric
 
     @property
     def values(self) -> list[float]:
@@ -77,9 +92,110 @@ class Run:
         return float(seconds / len(self.values))
 
     @property
+    def peak_memory(self) -> int:
+        """Bytes: of tensors on the GPUs if there are any, else of the process."""
+        peaks = dict(self.cost["peak_memory_bytes"])
+        host = peaks.pop("host", 0)
+        return int(sum(peaks.values()) or host)
+
+    @property
     def majority(self) -> float:
         """Accuracy of always giving the most frequent answer."""
         return Counter(self.targets).most_common(1)[0][1] / len(self.targets)
+
+
+class Runs:
+    """Evaluations one after another, with the same batch size and on the same device.
+
+    The model loaded last is kept for the next run that differs in its refinement or task only.
+
+    Args:
+        device: None for the GPU when there is one.
+        limit: the first so many documents of each task only.
+    """
+
+    def __init__(
+        self, *, batch_size: int = 100, device: str | None = None, limit: int | None = None
+    ) -> None:
+        self._options = {"batch_size": batch_size, "device": device}
+        self._limit = limit
+        self._key: str | None = None
+        self._model: LatentRefLM | None = None
+
+    def evaluate(self, model_args: Mapping[str, Any], *, task: str, folder: str | Path) -> Run:
+        """Runs `task` with lm-eval, its samples logged below `folder`, or reads what is there.
+
+        Raises LatentRefError for what the model cannot use.
+        """
+        folder = Path(folder)
+        command = self._command(model_args, task)
+        identity = {"command": command, "checkpoints": _checkpoints(model_args)}
+        if not _is_done(folder, identity):
+            shutil.rmtree(folder, ignore_errors=True)
+            logger.info("%s", command)
+            self._run(model_args, task, folder)
+            made_with = {"versions": versions(), "machine": machine()}
+            done = {**identity, "made_with": made_with}
+            with saving(folder / DONE):
+                (folder / DONE).write_text(json.dumps(done) + "\n", "utf-8")
+        (results,) = folder.rglob("results_*.json")
+        found = json.loads(results.read_text(encoding="utf-8"))
+        return Run(
+            command=command,
+            answers=read_answers(str(folder)),
+            cost=found["config"]["latentref"]["cost"],
+            targets=_targets(folder),
+            made_with=json.loads((folder / DONE).read_text(encoding="utf-8"))["made_with"],
+        )
+
+    def _run(self, model_args: Mapping[str, Any], task: str, folder: Path) -> None:
+        from lm_eval import simple_evaluate
+        from lm_eval.loggers import EvaluationTracker
+        from lm_eval.tasks import TaskManager
+
+        _autoload.install()
+        tracker = EvaluationTracker(output_path=str(folder))
+        model = self._load(model_args)
+        restart_peak_memory()
+        results = simple_evaluate(
+            model=model,
+            model_args=dict(model_args),
+            tasks=[task],
+            # The command line looks through all of lm-eval's own tasks first: that takes seconds.
+            task_manager=TaskManager(include_path=str(tasks_path()), include_defaults=False),
+            limit=self._limit,
+            log_samples=True,
+            bootstrap_iters=0,
+            evaluation_tracker=tracker,
+        )
+        samples = results.pop("samples")
+        tracker.save_results_aggregated(results=results, samples=samples)
+        tracker.save_results_samples(task_name=task, samples=samples[task])
+
+    def _load(self, model_args: Mapping[str, Any]) -> LatentRefLM:
+        """The model of `model_args`: the last one, thinking otherwise, where that is enough."""
+        names = {name: model_args[name] for name in ("pretrained",) if name in model_args}
+        given = {name: model_args[name] for name in OPTION_NAMES if name in model_args}
+        _, config = plan_run(given, **names)
+        others = {name: value for name, value in model_args.items() if name not in OPTION_NAMES}
+        # Without a search no reference is loaded, so that memory is what such a run needs.
+        kept = {name: getattr(config, name) for name in ("searches", "latent_kind")}
+        key = json.dumps([others, kept, _checkpoints(model_args)], sort_keys=True)
+        if self._model is None or key != self._key:
+            self._model = None
+            gc.collect()
+            self._model = LatentRefLM(**{**model_args, **self._options})
+            self._key = key
+        self._model.refine(config)
+        return self._model
+
+    def _command(self, model_args: Mapping[str, Any], task: str) -> str:
+        given = ",".join(f"{name}={value}" for name, value in model_args.items())
+        words = ["latentref", "run", "--model", "latentref", "--model_args", given]
+        words += ["--tasks", task]
+        for name, value in {**self._options, "limit": self._limit}.items():
+            words += [f"--{name}", str(value)] if value is not None else []
+        return shlex.join(words)
 
 
 def evaluate(
@@ -90,60 +206,9 @@ def evaluate(
     batch_size: int = 100,
     limit: int | None = None,
 ) -> Run:
-    """Runs `task` with lm-eval, its samples logged below `folder`, or reads what is there.
-
-    Raises LatentRefError for what the model cannot use.
-    """
-    folder = Path(folder)
-    command = _command(model_args, task, batch_size, limit)
-    identity = {"command": command, "checkpoints": _checkpoints(model_args)}
-    if not _is_done(folder, identity):
-        shutil.rmtree(folder, ignore_errors=True)
-        logger.info("%s", command)
-        _run(model_args, task, folder, batch_size, limit)
-        with saving(folder / DONE):
-            (folder / DONE).write_text(json.dumps(identity) + "\n", "utf-8")
-    (results,) = folder.rglob("results_*.json")
-    found = json.loads(results.read_text(encoding="utf-8"))
-    return Run(
-        command=command,
-        answers=read_answers(str(folder)),
-        cost=found["config"]["latentref"]["cost"],
-        targets=_targets(folder),
-    )
-
-
-def _run(
-    model_args: Mapping[str, Any], task: str, folder: Path, batch_size: int, limit: int | None
-) -> None:
-    from lm_eval import simple_evaluate
-    from lm_eval.loggers import EvaluationTracker
-    from lm_eval.tasks import TaskManager
-
-    _autoload.install()
-    tracker = EvaluationTracker(output_path=str(folder))
-    results = simple_evaluate(
-        model="latentref",
-        model_args=dict(model_args),
-        tasks=[task],
-        # The command line looks through all of lm-eval's own tasks first, which takes seconds.
-        task_manager=TaskManager(include_path=str(tasks_path()), include_defaults=False),
-        batch_size=batch_size,
-        limit=limit,
-        log_samples=True,
-        bootstrap_iters=0,
-        evaluation_tracker=tracker,
-    )
-    samples = results.pop("samples")
-    tracker.save_results_aggregated(results=results, samples=samples)
-    tracker.save_results_samples(task_name=task, samples=samples[task])
-
-
-def _command(model_args: Mapping[str, Any], task: str, batch_size: int, limit: int | None) -> str:
-    given = ",".join(f"{name}={value}" for name, value in model_args.items())
-    words = ["latentref", "run", "--model", "latentref", "--model_args", given, "--tasks", task]
-    words += ["--batch_size", str(batch_size)]
-    return shlex.join(words + (["--limit", str(limit)] if limit is not None else []))
+    """A single evaluation; see `Runs`."""
+    runs = Runs(batch_size=batch_size, limit=limit)
+    return runs.evaluate(model_args, task=task, folder=folder)
 
 
 def _checkpoints(model_args: Mapping[str, Any]) -> list[str]:
@@ -154,8 +219,9 @@ def _checkpoints(model_args: Mapping[str, Any]) -> list[str]:
 
 def _is_done(folder: Path, identity: Mapping[str, Any]) -> bool:
     try:
-        return bool(json.loads((folder / DONE).read_text(encoding="utf-8")) == identity)
-    except (OSError, ValueError):
+        done = json.loads((folder / DONE).read_text(encoding="utf-8"))
+        return all(done[name] == value for name, value in identity.items())
+    except (OSError, ValueError, KeyError, TypeError):
         return False
 
 

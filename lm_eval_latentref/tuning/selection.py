@@ -3,8 +3,9 @@
     choice = choose(outcomes, seed=0)
     choice.best["both"].setting.label, choice.recommended.setting.label
 
-Judged by the mean log-likelihood margin of the gold answer (gold minus the best other candidate),
-which moves long before an accuracy does. Deliberately knows no model and no file.
+Judged by the mean log-likelihood margin of the gold answer (gold minus the best other candidate, or
+gold alone where answers are free), which moves long before an accuracy does. Deliberately knows no
+model and no file.
 """
 
 from __future__ import annotations
@@ -42,7 +43,8 @@ class Outcome:
     setting: Setting
     correct: tuple[bool, ...]
     margins: tuple[float, ...]
-    """Log-likelihood of the gold answer minus that of the best other, in nats."""
+    """Log-likelihood of the gold answer minus that of the best other, in nats; of a free answer,
+    which has no other, its log-likelihood alone."""
 
     @property
     def accuracy(self) -> float:

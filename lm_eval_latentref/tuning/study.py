@@ -1,30 +1,33 @@
 """All rows of the paper's table on trained sets: baselines, Coconut, and each refinement.
 
-    study = run_study(["out/hops-s0", "out/hops-s1"], task="latentref_hops", work="out/study")
+    (study,) = run_studies(["out/s0", "out/s1"], tasks=["latentref_mathqa"], work="out/study")
     study.sets[0].rows["both"].run.accuracy
 
-Settings of the refined rows are chosen by a sweep of the dev task; the test task is evaluated once
-with each. What is finished is kept in `work`, so the same call goes on where one stopped.
-Deliberately knows no table layout: that is `study_report`.
+Settings of the refined rows are chosen by a sweep of each task's dev split; its test split is
+evaluated once with each. What is finished is kept in `work`, so the same call goes on where one
+stopped. Deliberately knows no table layout: that is `study_report`.
 """
 
 from __future__ import annotations
 
-import dataclasses
 import json
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import yaml
 
+from lm_eval_latentref.benchmarks.tasks import tasks_path
+from lm_eval_latentref.checkpoints.manifest import MANIFEST_NAME, Manifest, read_manifest
+from lm_eval_latentref.checkpoints.packaged import local_folder
 from lm_eval_latentref.errors import LatentRefError
 from lm_eval_latentref.provenance import command
 from lm_eval_latentref.tuning.compare import Comparison, compare
-from lm_eval_latentref.tuning.runs import Run, evaluate
-from lm_eval_latentref.tuning.sweep import sweep
+from lm_eval_latentref.tuning.grid import Grid
+from lm_eval_latentref.tuning.runs import Run, Runs
+from lm_eval_latentref.tuning.sweep import load_model, sweep
+from lm_eval_latentref.tuning.sweep_model import SweepModel
 from lm_eval_latentref.tuning.sweep_report import RESULT_NAME, save
 from lm_eval_latentref.tuning.training_log import TrainingLog, read_training, retrain_command
 
@@ -33,9 +36,30 @@ BASELINES = {"No-CoT": "no_cot", "CoT": "strong", "pause tokens": "pause"}
 """Rows that are a part of the trained folder, evaluated as it is."""
 REFINED = {COCONUT: "plain", "+ residual": "residual", "+ search": "search", "both": "both"}
 """Rows of the set itself, by the sweep's row that gives their settings."""
+WRITES_STEPS = ("CoT",)
+"""Rows that answer at the end of what they write: candidates are not compared without it."""
 
 MEMORY_RATES = (0.05, 0.1, 0.3)
 STEP_SIZES = (-0.1, 0.03, 0.1, 0.3)
+
+
+@dataclass(frozen=True)
+class TaskNames:
+    """A task of the test split and what goes with it."""
+
+    name: str
+    """What the rows are judged by."""
+
+    @property
+    def scored(self) -> str | None:
+        """Its companion with candidates, where margins come from; None where there is none."""
+        companion = f"{self.name}_mc"
+        return companion if (tasks_path() / f"{companion}.yaml").is_file() else None
+
+    @property
+    def dev(self) -> str:
+        """What settings are chosen on."""
+        return f"{self.scored or self.name}_dev"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,14 +70,22 @@ class Row:
     model_args: Mapping[str, Any]
     setting: str | None
     """Of a refined row, in the sweep's words."""
+    scored: Run | None
+    """By the log-likelihood of candidates; None where that is not asked."""
     against_coconut: Comparison | None
-    """On the same problems; None for Coconut itself."""
-    margin: Comparison | None
-    """Against Coconut by the multiple-choice task; None where that is not asked."""
-    margin_mean: float | None = None
-    """Of the gold answer in nats, by that task."""
-    margin_command: str | None = None
-    """What repeats that."""
+    """Of `run`, on the same problems; None for Coconut itself."""
+    scored_against: Comparison | None
+    """Likewise of `scored`."""
+
+    @property
+    def choosing(self) -> Run | None:
+        """The run that compared candidates, whether that is the task's own or a companion's."""
+        return self.scored or (self.run if self.run.margins else None)
+
+    @property
+    def choosing_against(self) -> Comparison | None:
+        """Of `choosing`, on the same problems; None for Coconut itself."""
+        return self.scored_against if self.scored else self.against_coconut
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,9 +95,13 @@ class TrainedSet:
     folder: str
     recipe: Mapping[str, Any]
     """As the training resolved it; empty where the folder has none."""
+    trained_on: tuple[str, ...]
+    """As latentref.json says."""
     rows: Mapping[str, Row]
     sweep: Mapping[str, Any]
     """The contents of sweep.json, the single documents left out."""
+    heat_map: Path
+    """The sweep's figure; drawn where matplotlib is installed."""
     training: TrainingLog | None = None
     """What the folder tells of its training; None if nothing."""
     train_command: str | None = None
@@ -73,7 +109,7 @@ class TrainedSet:
 
 @dataclass(frozen=True, kw_only=True)
 class Study:
-    """A finished study."""
+    """A finished study of one task."""
 
     task: str
     dev_task: str
@@ -82,146 +118,211 @@ class Study:
     batch_size: int
 
 
-def run_study(
-    folders: Sequence[str],
-    *,
-    task: str,
-    work: str,
-    latent_steps: int | None = None,
-    memory_rates: Sequence[float] = MEMORY_RATES,
-    step_sizes: Sequence[float] = STEP_SIZES,
-    batch_size: int = 100,
-    limit: int | None = None,
-    seed: int = 0,
-) -> Study:
-    """Evaluates each trained folder, one per training seed, by all rows.
-
-    Args:
-        task: a generation task that has `_mc` and `_mc_dev` companions.
-        work: folder for sweeps and logged samples.
-        latent_steps: thoughts of the Coconut rows; default: what latentref.json says.
-        memory_rates, step_sizes: the sweep's grid, step sizes in units of d/2.
-        limit: the first so many documents of the sweep and of the test.
-        seed: of the bootstrap.
-
-    Raises:
-        LatentRefError: a folder is not there or cannot be evaluated.
-    """
-    options = _Options(
-        task=task,
-        latent_steps=latent_steps,
-        memory_rates=tuple(memory_rates),
-        step_sizes=tuple(step_sizes),
-        batch_size=batch_size,
-        limit=limit,
-        seed=seed,
-    )
-    sets = [options.study(folder, Path(work) / Path(folder).name) for folder in folders]
-    dev_task = options.dev_task
-    return Study(task=task, dev_task=dev_task, sets=tuple(sets), seed=seed, batch_size=batch_size)
-
-
 @dataclass(frozen=True, kw_only=True)
-class _Options:
-    """What all sets of a study share."""
+class Options:
+    """What all sets and tasks of a study share."""
 
-    task: str
-    latent_steps: int | None
-    memory_rates: tuple[float, ...]
-    step_sizes: tuple[float, ...]
-    batch_size: int
-    limit: int | None
-    seed: int
+    latent_steps: int | None = None
+    """Thoughts of the Coconut rows; default: what latentref.json says."""
+    memory_rates: Sequence[float] = MEMORY_RATES
+    step_sizes: Sequence[float] = STEP_SIZES
+    """The sweep's grid, step sizes in units of d/2."""
+    batch_size: int = 100
+    device: str | None = None
+    """None for the GPU when there is one."""
+    dtype: str | None = None
+    """Of the models; None for the checkpoint's own."""
+    limit: int | None = None
+    """The first so many documents of each test."""
+    dev_limit: int | None = None
+    """The first so many documents of each sweep; None for `limit`."""
+    seed: int = 0
+    """Of the bootstrap."""
 
     @property
-    def dev_task(self) -> str:
-        return f"{self.task}_mc_dev"
+    def loading(self) -> dict[str, Any]:
+        """As model arguments of every row."""
+        return {} if self.dtype is None else {"dtype": self.dtype}
 
-    def study(self, folder: str, work: Path) -> TrainedSet:
-        if not (Path(folder) / "latentref.json").is_file():
-            raise LatentRefError(
-                f"{folder}: no latentref.json there; give a folder that `latentref train` wrote"
-            )
-        training = read_training(folder)
-        swept = self._sweep(folder, work / "sweep")
-        rows: dict[str, Row] = {}
-        for name, part in BASELINES.items():
-            if (Path(folder) / part).is_dir():
-                args = {"pretrained": f"{folder}/{part}"}
-                rows[name] = self._row(args, work / part, None, None)
-        for name, key in REFINED.items():
-            if key in swept["best"]:
-                setting = _setting(swept, swept["best"][key])
-                args = {"pretrained": folder, **_arguments(setting)}
-                label = setting["label"]
-                rows[name] = self._row(args, work / key, label, rows.get(COCONUT))
-        rows = self._compared(rows)
-        return TrainedSet(
-            folder=folder,
-            recipe=_recipe(folder),
-            rows=rows,
-            sweep=_short(swept),
-            training=training,
-            train_command=retrain_command(folder),
+
+def run_studies(
+    folders: Sequence[str], *, tasks: Sequence[str], work: str, **options: Any
+) -> list[Study]:
+    """Evaluates each trained folder, one per training seed, by all rows; a study for each task.
+
+    Args:
+        tasks: generation tasks, whose `_mc` companions give margins, or tasks with candidates;
+            each has a `_dev` companion.
+        work: folder for sweeps and logged samples.
+        options: fields of `Options`.
+
+    Raises:
+        LatentRefError: a folder or task is not there or cannot be evaluated.
+    """
+    given = Options(**options)
+    names = [TaskNames(task) for task in tasks]
+    for task in names:
+        _check_dev_task(task)
+    places = [(folder, Path(work) / Path(folder).name) for folder in folders]
+    found = [_SetStudy(folder, place, names, given).all_tasks() for folder, place in places]
+    return [
+        Study(
+            task=task.name,
+            dev_task=task.dev,
+            sets=tuple(by_task[task] for by_task in found),
+            seed=given.seed,
+            batch_size=given.batch_size,
+        )
+        for task in names
+    ]
+
+
+def run_study(folders: Sequence[str], *, task: str, work: str, **options: Any) -> Study:
+    """`run_studies` for one task."""
+    (study,) = run_studies(folders, tasks=[task], work=work, **options)
+    return study
+
+
+def _check_dev_task(task: TaskNames) -> None:
+    if not (tasks_path() / f"{task.dev}.yaml").is_file():
+        raise LatentRefError(
+            f"task={task.name}: there is no {task.dev} to choose settings on; give the test task "
+            "of a benchmark, such as latentref_mathqa"
         )
 
-    def _sweep(self, folder: str, work: Path) -> dict[str, Any]:
+
+@dataclass
+class _SetStudy:
+    """One trained folder under all rows and tasks; each of its models is loaded once."""
+
+    folder: str
+    work: Path
+    tasks: Sequence[TaskNames]
+    options: Options
+    _model: SweepModel | None = field(default=None, init=False)
+
+    def all_tasks(self) -> dict[TaskNames, TrainedSet]:
+        root = local_folder(self.folder)
+        if root is None or not (root / MANIFEST_NAME).is_file():
+            raise LatentRefError(
+                f"{self.folder}: no latentref.json there; give a folder that `latentref train` "
+                "wrote, or the name of a packaged set"
+            )
+        manifest, training = read_manifest(root / MANIFEST_NAME), read_training(str(root))
+        swept = {task: self._sweep(task, manifest) for task in self.tasks}
+        self._model = None  # its memory is for the rows
+        runs: dict[TaskNames, dict[str, _Ran]] = {task: {} for task in self.tasks}
+        evaluations = Runs(
+            batch_size=self.options.batch_size,
+            device=self.options.device,
+            limit=self.options.limit,
+        )
+        # Rows outside, tasks inside: neighbours share a model.
+        for name, part, by_task in self._rows(swept):
+            for task, (args, label) in by_task.items():
+                folder = self.work / part
+                run = evaluations.evaluate(args, task=task.name, folder=folder / task.name)
+                scored = None
+                if task.scored and name not in WRITES_STEPS:
+                    place = folder / task.scored
+                    scored = evaluations.evaluate(args, task=task.scored, folder=place)
+                runs[task][name] = _Ran(run, args, label, scored)
+        return {
+            task: TrainedSet(
+                folder=self.folder,
+                recipe=_recipe(root),
+                trained_on=tuple(manifest.trained_on or ()),
+                rows=_compared(runs[task], seed=self.options.seed),
+                sweep=_short(swept[task]),
+                heat_map=(self._sweep_folder(task) / RESULT_NAME).with_suffix(".png"),
+                training=training,
+                train_command=retrain_command(str(root)),
+            )
+            for task in self.tasks
+        }
+
+    def _rows(
+        self, swept: Mapping[TaskNames, Mapping[str, Any]]
+    ) -> Iterator[tuple[str, str, dict[TaskNames, tuple[dict[str, Any], str | None]]]]:
+        """Each row's name, folder of results, and model arguments and setting by task."""
+        loading = self.options.loading
+        for name, part in BASELINES.items():
+            if local_folder(f"{self.folder}/{part}"):
+                args = {"pretrained": f"{self.folder}/{part}", **loading}
+                yield name, part, {task: (args, None) for task in swept}
+        for name, key in REFINED.items():
+            found = {}
+            for task, content in swept.items():
+                if key in content["best"]:
+                    setting = _setting(content, content["best"][key])
+                    args = {"pretrained": self.folder, **loading, **_arguments(setting)}
+                    found[task] = args, setting["label"]
+            yield name, key, found
+
+    def _sweep_folder(self, task: TaskNames) -> Path:
+        return self.work / "sweep" / task.dev
+
+    def _sweep(self, task: TaskNames, manifest: Manifest) -> dict[str, Any]:
         # The journal makes this quick when it was done before.
+        options, work = self.options, self._sweep_folder(task)
+        args: dict[str, Any] = {"pretrained": self.folder, "batch_size": options.batch_size}
+        args |= options.loading | ({"device": options.device} if options.device else {})
+        steps = manifest.latent_steps if options.latent_steps is None else options.latent_steps
+        grid = Grid(
+            latent_steps=(steps or 0,),
+            memory_rates=tuple(options.memory_rates),
+            step_sizes=tuple(options.step_sizes),
+        )
+        if self._model is None and steps:
+            self._model = load_model(args, grid)
         result = sweep(
-            {"pretrained": folder, "batch_size": self.batch_size},
-            task=self.dev_task,
+            args,
+            task=task.dev,
             output=str(work),
-            latent_steps=() if self.latent_steps is None else (self.latent_steps,),
-            memory_rates=self.memory_rates,
-            step_sizes=self.step_sizes,
-            limit=self.limit,
-            seed=self.seed,
+            latent_steps=grid.latent_steps,
+            memory_rates=grid.memory_rates,
+            step_sizes=grid.step_sizes,
+            limit=options.limit if options.dev_limit is None else options.dev_limit,
+            seed=options.seed,
+            model=self._model,
         )
         save(result, work, command=command())
         content: dict[str, Any] = json.loads((work / RESULT_NAME).read_text(encoding="utf-8"))
         return content
 
-    def _row(
-        self, args: Mapping[str, Any], work: Path, setting: str | None, coconut: Row | None
-    ) -> Row:
-        run = self._evaluate(args, self.task, work)
-        margin, mean, margin_command = None, None, None
-        if setting is not None:
-            own = self._evaluate(args, f"{self.task}_mc", work)
-            other = own
-            if coconut is not None:
-                plain = work.parent / REFINED[COCONUT]
-                other = self._evaluate(coconut.model_args, f"{self.task}_mc", plain)
-            (margin,) = compare(other.answers, own.answers, seed=self.seed)
-            mean, margin_command = float(np.mean(own.margins)), own.command
-        return Row(
-            run=run,
-            model_args=args,
-            setting=setting,
-            against_coconut=None,
-            margin=margin,
-            margin_mean=mean,
-            margin_command=margin_command,
-        )
 
-    def _evaluate(self, args: Mapping[str, Any], task: str, work: Path) -> Run:
-        return evaluate(
-            args, task=task, folder=work / task, batch_size=self.batch_size, limit=self.limit
-        )
+@dataclass(frozen=True)
+class _Ran:
+    """A row before it is compared."""
 
-    def _compared(self, rows: Mapping[str, Row]) -> dict[str, Row]:
-        coconut = rows[COCONUT].run.answers
-        found = {}
-        for name, row in rows.items():
-            difference = None
-            if name != COCONUT:
-                (difference,) = compare(coconut, row.run.answers, seed=self.seed)
-            found[name] = dataclasses.replace(row, against_coconut=difference)
-        return found
+    run: Run
+    model_args: Mapping[str, Any]
+    setting: str | None
+    scored: Run | None
+
+
+def _compared(ran: Mapping[str, _Ran], *, seed: int) -> dict[str, Row]:
+    coconut, rows = ran[COCONUT], {}
+    for name, one in ran.items():
+        against = scored_against = None
+        if name != COCONUT:
+            (against,) = compare(coconut.run.answers, one.run.answers, seed=seed)
+        if name != COCONUT and one.scored and coconut.scored:
+            (scored_against,) = compare(coconut.scored.answers, one.scored.answers, seed=seed)
+        rows[name] = Row(
+            run=one.run,
+            model_args=one.model_args,
+            setting=one.setting,
+            scored=one.scored,
+            against_coconut=against,
+            scored_against=scored_against,
+        )
+    return rows
 
 
 def _setting(swept: Mapping[str, Any], label: str) -> dict[str, Any]:
-    return next(one for one in swept["settings"] if one["label"] == label)
+    settings: Iterable[dict[str, Any]] = swept["settings"]
+    return next(one for one in settings if one["label"] == label)
 
 
 def _arguments(setting: Mapping[str, Any]) -> dict[str, Any]:
@@ -237,13 +338,17 @@ def _short(swept: Mapping[str, Any]) -> dict[str, Any]:
         for one in swept["settings"]
     ]
     names = ("best", "recommended", "rule", "best_of_all", "rivals", "smallest_effect", "cost")
-    return {**{name: swept[name] for name in names}, "settings": settings}
+    task = swept["task"]
+    facts = {"problems": len(task["documents"]), "free_answers": task["free_answers"]}
+    return {**{name: swept[name] for name in names}, **facts, "settings": settings}
 
 
-def _recipe(folder: str) -> dict[str, Any]:
-    path = Path(folder) / "recipe.yaml"
+def _recipe(folder: Path) -> dict[str, Any]:
+    path = folder / "recipe.yaml"
     if not path.is_file():
         return {}
     content: dict[str, Any] = yaml.safe_load(path.read_text(encoding="utf-8"))
     content.pop("output", None)  # where it was made decides nothing
+    if Path(content.get("pretrained") or "").is_absolute():
+        content["pretrained"] = Path(content["pretrained"]).name
     return content

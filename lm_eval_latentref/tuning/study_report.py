@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,6 @@ from typing import Any
 import numpy as np
 
 from lm_eval_latentref.errors import saving
-from lm_eval_latentref.provenance import machine, versions
 from lm_eval_latentref.tuning.statistics import (
     Interval,
     detectable_difference,
@@ -25,23 +25,39 @@ from lm_eval_latentref.tuning.statistics import (
     standard_error,
 )
 from lm_eval_latentref.tuning.study import COCONUT, Row, Study, TrainedSet
+from lm_eval_latentref.tuning.sweep_report import margin_meaning
 from lm_eval_latentref.tuning.training_log import TrainingLog
 
-CHANCE = {"latentref_hops": (1 / 11, "1 in 11: any of the 12 letters but the start")}
+_FIVE, _TWO = (1 / 5, "1 in 5: the choices"), (1 / 2, "1 in 2: the answers on offer")
+CHANCE = {
+    "latentref_hops": (1 / 11, "1 in 11: any of the 12 letters but the start"),
+    "latentref_mathqa": _FIVE,
+    "latentref_mathqa_harness": _FIVE,
+    "latentref_aqua": _FIVE,
+    "latentref_strategyqa": _TWO,
+    "latentref_prosqa": _TWO,
+}
 """Accuracy of a guess among the answers that are possible, where that is known."""
 
-FORMAT = "latentref study 1"
-_TABLE = ("row", "accuracy %", "against Coconut, points", "p", "tokens", "ms", "settings")
+FORMAT = "latentref study 2"
+_HEAT_MAP = "sweep-{}.png"
+_TABLE = (
+    *("row", "accuracy %", "against Coconut, points", "p", "tokens", "ms", "peak memory GB"),
+    "settings",
+)
 
 
 def save(study: Study, folder: str | os.PathLike[str], *, command: str) -> None:
-    """Writes README.md and results.json into `folder`."""
+    """Writes README.md and results.json into `folder`, and each sweep's heat map if it is drawn."""
     path = Path(folder)
     content = json.dumps(as_json(study, command=command), indent=1)
     with saving(path):
         path.mkdir(parents=True, exist_ok=True)
         (path / "results.json").write_text(content + "\n", "utf-8")
-        page = as_markdown(study, command=command) + _see_also(path)
+        for number, one in enumerate(study.sets):
+            if one.heat_map.is_file():
+                shutil.copyfile(one.heat_map, path / _HEAT_MAP.format(number))
+        page = as_markdown(study, command=command) + see_also(path)
         (path / "README.md").write_text(page, "utf-8")
 
 
@@ -50,15 +66,14 @@ def as_json(study: Study, *, command: str) -> dict[str, Any]:
     return {
         "format": FORMAT,
         "command": command,
-        "versions": versions(),
-        "machine": machine(),
+        "made_with": made_with(study),
         "task": study.task,
         "dev_task": study.dev_task,
         "problems": len(_coconut(study.sets[0]).values),
         "bootstrap_seed": study.seed,
         "majority_answer": _coconut(study.sets[0]).majority,
-        "chance": CHANCE.get(study.task, (None,))[0],
-        "sets": [_set_json(one) for one in study.sets],
+        "chance": _chance(study)[0],
+        "sets": [_set_json(number, one) for number, one in enumerate(study.sets)],
         "mean_over_sets": {name: _mean_json(study, name) for name in _names(study)},
     }
 
@@ -72,7 +87,7 @@ def as_markdown(study: Study, *, command: str) -> str:
         *_sweeps(study),
         *_training(study),
         *_commands(study),
-        *_origin(),
+        *origin(made_with(study)),
     ]
     return "\n".join(parts) + "\n"
 
@@ -85,29 +100,40 @@ def mean_difference(study: Study, name: str) -> Interval:
     return paired_interval(rows_N, coconut_N, seed=study.seed)
 
 
+def made_with(study: Study) -> list[dict[str, Any]]:
+    """Versions and machines that the rows were run with, each once."""
+    found: list[dict[str, Any]] = []
+    for run in (row.run for one in study.sets for row in one.rows.values()):
+        if run.made_with not in found:
+            found.append(dict(run.made_with))
+    return found
+
+
 def _heading(study: Study, command: str) -> list[str]:
     run = _coconut(study.sets[0])
-    chance = CHANCE.get(study.task)
+    chance, meaning = _chance(study)
     lines = [
         f"# {study.task}: {len(study.sets)} trained set{'s' * (len(study.sets) > 1)}",
         "",
         f"Written by `{command}`; every figure is also in results.json.",
         "",
         f"- Model: {_model(study.sets[0])}.",
-        f"- Test: the {len(run.values)} problems of `{study.task}` (its test split), exact match. "
-        f"Settings: chosen on `{study.dev_task}` (its validation split), by mean margin. Training "
-        "problems are of the train split; no problem is in two splits.",
+        f"- Test: {len(run.values)} problems of `{study.task}` (its test split), {run.metric}. "
+        f"Settings: chosen on {study.sets[0].sweep['problems']} problems of `{study.dev_task}` "
+        "(its validation split), by mean margin.",
+        *_trained_on(study.sets[0]),
         f"- Always giving the most frequent answer: {_percent(run.majority)} %.",
     ]
     if chance is not None:
-        lines.append(f"- Chance: {_percent(chance[0])} % ({chance[1]}).")
+        lines.append(f"- Chance: {_percent(chance)} % ({meaning}).")
     lines += [
         "- +- is one standard error over the problems. Differences are paired, on the same "
         f"problems: 95 % bootstrap interval (seed {study.seed}), p of the exact McNemar test.",
         "- An interval without width: no problem was judged differently. So many problems would "
         f"show a difference of {_percent(_smallest(run))} points (5 % significance, 80 % power).",
         "- tokens: generated per problem, without end of sequence and thoughts; ms: per problem, "
-        f"models loaded, batches of {study.batch_size}. eta is in units of d/2.",
+        f"models loaded, batches of {study.batch_size}; peak memory: of tensors on the GPU, or of "
+        "the process where there is none. eta is in units of d/2.",
         "",
     ]
     return lines
@@ -146,21 +172,56 @@ def _of_set(one: TrainedSet) -> list[str]:
             f"{test.p_value:.3g}" if test else "",
             f"{row.run.tokens_per_document:.2f}",
             f"{1000 * row.run.seconds_per_document:.2f}",
+            f"{row.run.peak_memory / 1e9:.2f}",
             row.setting or "",
         )
         lines.append(f"| {' | '.join(cells)} |")
-    lines += ["", "Margin of the gold answer on the same problems, in nats:", ""]
-    lines += _table_head(("row", "mean margin", "against Coconut"))
-    for name, row in one.rows.items():
-        if row.margin is not None:
-            lines.append(f"| {name} | {_margin(row)} | {_nats(row)} |")
+    return [*lines, "", *_by_likelihood(one)]
+
+
+def _by_likelihood(one: TrainedSet) -> list[str]:
+    scored = {name: run for name, row in one.rows.items() if (run := row.choosing)}
+    if not scored:
+        return []
+    lines = [
+        "The same problems by log-likelihood: the answer is the likeliest candidate; margin: that "
+        "of the gold one above the best other, in nats.",
+        "",
+        *_table_head(("row", "accuracy %", "against Coconut, points", "p", "margin", "difference")),
+    ]
+    for name, run in scored.items():
+        row = one.rows[name]
+        against = row.choosing_against
+        test = against.test if against else None
+        cells = (
+            name,
+            f"{_percent(run.accuracy)} +- {_percent(run.accuracy_error)}",
+            _points(against.difference) if against else "",
+            f"{test.p_value:.3g}" if test else "",
+            f"{np.mean(run.margins):+.3f}",
+            _nats(row),
+        )
+        lines.append(f"| {' | '.join(cells)} |")
     return [*lines, ""]
+
+
+def _trained_on(one: TrainedSet) -> list[str]:
+    if not one.trained_on:
+        return []
+    lines = [f"- Trained on: {', '.join(one.trained_on)}."]
+    if one.recipe.get("check_overlap"):
+        lines[0] += " Questions of any dev or test split were left out."
+    return lines
 
 
 def _sweeps(study: Study) -> list[str]:
     lines = [f"## Settings tried on `{study.dev_task}`", ""]
-    for one in study.sets:
+    is_free = study.sets[0].sweep["free_answers"]
+    lines += [f"Margin: {margin_meaning(is_free)}, in nats.", ""]
+    for number, one in enumerate(study.sets):
         lines += [f"{_name(one)}; recommended: {one.sweep['recommended']}", ""]
+        if one.heat_map.is_file():
+            lines += [f"![margins over the grid]({_HEAT_MAP.format(number)})", ""]
         lines += _table_head(("setting", "accuracy %", "margin", "margin against plain"))
         best = {label: row for row, label in one.sweep["best"].items()}
         for setting in one.sweep["settings"]:
@@ -213,24 +274,25 @@ def _commands(study: Study) -> list[str]:
             lines.append(f"# {_name(one)}: recipe.yaml of the folder has all values")
         lines += [one.train_command] if one.train_command else []
         lines += [row.run.command for row in one.rows.values()]
-        lines += [row.margin_command for row in one.rows.values() if row.margin_command]
+        lines += [row.scored.command for row in one.rows.values() if row.scored]
     return [*lines, "```", ""]
 
 
-def _origin() -> list[str]:
-    names = ", ".join(f"{name} {version}" for name, version in versions().items())
-    found = machine()
-    gpu = found["gpu"] or "no GPU"
-    return [
-        "## Made with",
-        "",
-        f"{names}; {found['cpu']}, {found['threads']} of {found['cores']} cores, {gpu}.",
-    ]
+def origin(made_with: Sequence[Mapping[str, Any]]) -> list[str]:
+    """The section that says with which versions and on which machines it was made."""
+    lines = ["## Made with", ""]
+    for one in made_with:
+        names = ", ".join(f"{name} {version}" for name, version in one["versions"].items())
+        found = one["machine"]
+        cores = f"{found['threads']} of {found['cores']} cores"
+        lines.append(f"{names}; {found['cpu']}, {cores}, {found['gpu'] or 'no GPU'}.")
+    return lines
 
 
-def _see_also(folder: Path) -> str:
+def see_also(folder: Path) -> str:
     """Links to what other commands wrote into the same folder."""
-    found = [*folder.glob("diagnosis.md"), *sorted(folder.glob("*/README.md"))]
+    pages = [*sorted(folder.glob("*.md")), *sorted(folder.glob("*/README.md"))]
+    found = [path for path in pages if path != folder / "README.md"]
     if not found:
         return ""
     names = [path.relative_to(folder).as_posix() for path in found]
@@ -242,10 +304,12 @@ def _smallest(run: Any) -> float:
     return detectable_difference(len(run.values), discordant_share=0.0)
 
 
-def _set_json(one: TrainedSet) -> dict[str, Any]:
+def _set_json(number: int, one: TrainedSet) -> dict[str, Any]:
     return {
         "folder": one.folder,
         "recipe": dict(one.recipe),
+        "trained_on": list(one.trained_on),
+        "heat_map": _HEAT_MAP.format(number) if one.heat_map.is_file() else None,
         "rows": {name: _row_json(row) for name, row in one.rows.items()},
         "sweep": dict(one.sweep),
         "training": _training_json(one),
@@ -267,7 +331,7 @@ def _training_json(one: TrainedSet) -> dict[str, Any] | None:
 
 
 def _row_json(row: Row) -> dict[str, Any]:
-    run = row.run
+    run, scored, against = row.run, row.choosing, row.choosing_against
     return {
         "command": run.command,
         "setting": row.setting,
@@ -276,20 +340,24 @@ def _row_json(row: Row) -> dict[str, Any]:
         "accuracy_stderr": run.accuracy_error,
         "tokens_per_problem": run.tokens_per_document,
         "seconds_per_problem": run.seconds_per_document,
+        "peak_memory_bytes": run.peak_memory,
         "cost": dict(run.cost),
         "against_coconut": row.against_coconut and dataclasses.asdict(row.against_coconut),
-        "margin_command": row.margin_command,
-        "margin_mean": row.margin_mean,
-        "margin_against_coconut": row.margin and dataclasses.asdict(row.margin),
+        "margin_command": scored and scored.command,
+        "choice_accuracy": scored and scored.accuracy,
+        "choice_accuracy_stderr": scored and scored.accuracy_error,
+        "margin_mean": float(np.mean(scored.margins)) if scored else None,
+        "margin_against_coconut": against and dataclasses.asdict(against),
     }
 
 
 def _mean_json(study: Study, name: str) -> dict[str, Any]:
-    accuracies = [one.rows[name].run.accuracy for one in study.sets if name in one.rows]
+    runs = [one.rows[name].run for one in study.sets if name in one.rows]
     difference = mean_difference(study, name)
     return {
-        "sets": len(accuracies),
-        "accuracy": float(np.mean(accuracies)),
+        "sets": len(runs),
+        "accuracy": float(np.mean([run.accuracy for run in runs])),
+        "accuracy_stderr": standard_error(np.mean([run.values for run in runs], axis=0)),
         "against_coconut": dataclasses.asdict(difference),
     }
 
@@ -330,12 +398,14 @@ def _points(interval: Interval) -> str:
     return f"{mean:+.2f} [{low:+.2f}, {high:+.2f}]"
 
 
-def _margin(row: Row) -> str:
-    return f"{row.margin_mean:+.3f}"
+def _chance(study: Study) -> tuple[float | None, str]:
+    # A companion with candidates has the chance of its task.
+    return CHANCE.get(study.task.removesuffix("_mc"), (None, ""))
 
 
 def _nats(row: Row) -> str:
-    if row.against_coconut is None or row.margin is None or row.margin.margin_difference is None:
+    against = row.choosing_against
+    if against is None or against.margin_difference is None:
         return ""
-    interval = row.margin.margin_difference
+    interval = against.margin_difference
     return f"{interval.mean:+.3f} [{interval.low:+.3f}, {interval.high:+.3f}]"

@@ -80,12 +80,14 @@ def sweep(
     write: bool = False,
     metadata: Mapping[str, Any] | None = None,
     include_path: str | None = None,
+    model: SweepModel | None = None,
 ) -> Sweep:
     """Runs the grid on `task` and judges it; see `Grid` for units and `selection.RULE`.
 
     Args:
         model_args: as `lm_eval --model latentref --model_args`, without what is swept.
-        task: a multiple-choice task on a dev split.
+        task: a task on a dev split: its candidates are compared, or, where answers are free, the
+            log-likelihood of the right one (end of sequence included) is what counts.
         output: folder of the journal.
         latent_steps: default: what latentref.json says.
         memory_rates, step_sizes: None for `MEMORY_RATES` and, with references, `STEP_SIZES`.
@@ -93,6 +95,7 @@ def sweep(
         seed: of the bootstrap.
         compare: run that many settings one by one too, to measure what the sweep saves.
         write: put the recommended setting into the checkpoint's latentref.json.
+        model: what an earlier sweep of the same arguments loaded (`load_model`).
 
     Raises:
         LatentRefError: something given cannot be used, or the task's documents are not for tuning.
@@ -107,12 +110,7 @@ def sweep(
         trained_questions=started.trained_questions,
     )
     grid = started.grid
-    needed = {
-        "latent_steps": max(grid.latent_steps),
-        "search_step_size": float(any(grid.step_sizes)),
-    }
-    # What lm-eval's command line gives; without a GPU it means the CPU.
-    model = SweepModel(**{"device": "cuda:0", **model_args, **needed})
+    model = model or load_model(model_args, grid)
     run = GridRun(model, dev_task, grid.settings())
     cost = run.fill(Path(output) / JOURNAL_NAME)
     outcomes, overflowed = run.outcomes()
@@ -129,6 +127,16 @@ def sweep(
         comparison=run.compare([one.setting for one in outcomes], compare, cost),
         written=started.write(choice.recommended.setting, run, model_args) if write else None,
     )
+
+
+def load_model(model_args: Mapping[str, Any], grid: Grid) -> SweepModel:
+    """The checkpoints with what any setting of `grid` needs."""
+    needed = {
+        "latent_steps": max(grid.latent_steps),
+        "search_step_size": float(any(grid.step_sizes)),
+    }
+    # What lm-eval's command line gives; without a GPU it means the CPU.
+    return SweepModel(**{"device": "cuda:0", **model_args, **needed})
 
 
 @dataclass(frozen=True, kw_only=True)

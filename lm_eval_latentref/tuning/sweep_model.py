@@ -24,8 +24,8 @@ from lm_eval_latentref.scoring import Score, score
 from lm_eval_latentref.thoughts import Context
 from lm_eval_latentref.tuning.sharing import think_under
 
-Scores = list[list[float | None]]
-"""Log-likelihood of each continuation of each group; None where a thought overflowed."""
+Scores = list[list[Score | None]]
+"""Of each continuation of each group; None where a thought overflowed."""
 
 
 class SweepModel(LatentRefLM):
@@ -35,13 +35,20 @@ class SweepModel(LatentRefLM):
     """
 
     _pairs: list[tuple[Tokens, Tokens]]
+    _end: Tokens = ()
 
     def row_limit(self, num_items: int) -> RowLimit:
         """How many rows to try at once, by `batch_size`."""
         return self._row_limit(num_items)
 
-    def encode(self, requests: Sequence[Any]) -> list[tuple[Tokens, Tokens]]:
-        """(context, continuation) of each request as token ids, contexts cut to what fits."""
+    def encode(
+        self, requests: Sequence[Any], *, ending: bool = False
+    ) -> list[tuple[Tokens, Tokens]]:
+        """(context, continuation) of each request as token ids, contexts cut to what fits.
+
+        `ending`: whether the end-of-sequence token belongs to each continuation.
+        """
+        self._end = (self.eot_token_id,) if ending else ()
         self.loglikelihood(list(requests), disable_tqdm=True)
         return self._pairs
 
@@ -51,7 +58,7 @@ class SweepModel(LatentRefLM):
         # The one place at which every way of encoding requests ends.
         nothing = (self.prefix_token_id,)
         self._pairs = self._fit_pairs(
-            [(tuple(context) or nothing, tuple(tokens)) for _, context, tokens in requests]
+            [(tuple(context) or nothing, (*tokens, *self._end)) for _, context, tokens in requests]
         )
         return [(math.nan, False)] * len(requests)
 
@@ -73,7 +80,10 @@ class SweepModel(LatentRefLM):
                 yield (
                     number,
                     [
-                        [_finite(one) if finite else None for one in row]
+                        [
+                            one if finite and math.isfinite(one.log_likelihood) else None
+                            for one in row
+                        ]
                         for row, finite in zip(scores, finite_B, strict=True)
                     ],
                 )
@@ -105,7 +115,3 @@ def forwards(reasoner: Reasoner) -> dict[str, int]:
         name: network.num_forwards
         for name, network in zip(names, reasoner.networks(), strict=False)
     }
-
-
-def _finite(one: Score) -> float | None:
-    return one.log_likelihood if math.isfinite(one.log_likelihood) else None

@@ -45,7 +45,7 @@ def as_text(result: Sweep) -> str:
     choice, num_documents = result.choice, len(result.task.documents)
     parts = [
         f"{result.task.name}: {num_documents} documents, {len(result.configs)} settings; eta in "
-        "units of d/2; margin: log-likelihood of the gold answer minus the best other, in nats; "
+        f"units of d/2; margin: {margin_meaning(result.task.is_free)}, in nats; "
         "+- is one standard error, [] a 95 % paired bootstrap interval against the best plain "
         "setting, p its exact McNemar test",
         "",
@@ -80,6 +80,7 @@ def as_json(result: Sweep, *, command: str) -> dict[str, Any]:
         "task": {
             "name": result.task.name,
             "version": result.task.version,
+            "free_answers": result.task.is_free,
             "splits": result.task.splits,
             "documents": [one.doc_id for one in result.task.documents],
             "hashes": {one.doc_id: one.doc_hash for one in result.task.documents},
@@ -119,6 +120,16 @@ def save(result: Sweep, folder: str | os.PathLike[str], *, command: str) -> None
     except LatentRefError as error:
         # The work is done and saved: a missing extra is no reason to fail now.
         logger.warning("%s; the same command then draws it, nothing is run again", error)
+
+
+def margin_meaning(is_free: bool) -> str:
+    """What a margin is, of a task whose answers are free or on offer."""
+    if is_free:
+        return (
+            "log-likelihood of the gold answer with its end of sequence (answers are free; right "
+            "is what greedy decoding writes so)"
+        )
+    return "log-likelihood of the gold answer minus the best other"
 
 
 def last_line(result: Sweep) -> dict[str, Any]:

@@ -22,9 +22,10 @@ from typing import Any
 
 from tqdm import tqdm
 
-from lm_eval_latentref.batching import Group, Tokens, group_by_context, in_batches
+from lm_eval_latentref.batching import Group, group_by_context, in_batches
 from lm_eval_latentref.errors import LatentRefError
 from lm_eval_latentref.provenance import versions
+from lm_eval_latentref.scoring import Score
 from lm_eval_latentref.tuning.dev_tasks import DevTask
 from lm_eval_latentref.tuning.grid import Setting
 from lm_eval_latentref.tuning.journal import Journal, read_journal
@@ -32,6 +33,9 @@ from lm_eval_latentref.tuning.selection import Outcome
 from lm_eval_latentref.tuning.sweep_model import SweepModel, forwards
 
 logger = logging.getLogger(__name__)
+
+JOURNAL_FORMAT = 2
+"""Of a line; those of other formats are not read."""
 
 SWEPT = ("latent_steps", "memory_rate", "search_step_size", "search_steps")
 """The refinement options that a setting decides."""
@@ -64,7 +68,7 @@ class Comparison:
 
 
 class GridRun:
-    """One model, one task, all settings; log-likelihoods by setting and request."""
+    """One model, one task, all settings; scores by setting and request."""
 
     def __init__(self, model: SweepModel, task: DevTask, settings: Sequence[Setting]) -> None:
         self.model, self.task = model, task
@@ -82,10 +86,10 @@ class GridRun:
             for name, value in model.reasoner.settings().items()
             if name not in SWEPT and name != "latent_kind"
         }
-        pairs = model.encode(task.requests)
-        self.groups = group_by_context(pairs)
-        self.keys = {one: self._key(one, pairs) for one in self.configs}
-        self.found: dict[Setting, dict[int, float | None]] = {one: {} for one in self.configs}
+        self.pairs = model.encode(task.requests, ending=task.is_free)
+        self.groups = group_by_context(self.pairs)
+        self.keys = {one: self._key(one) for one in self.configs}
+        self.found: dict[Setting, dict[int, Score | None]] = {one: {} for one in self.configs}
 
     def fill(self, path: Path) -> Cost:
         """Takes from the journal at `path` what is there, and does the rest.
@@ -138,7 +142,7 @@ class GridRun:
             separate.add(time.perf_counter() - start, made)
             for request, value in self.found[setting].items():
                 assert value is not None
-                largest = max(largest, abs(answers[request] - value))
+                largest = max(largest, abs(answers[request] - value.log_likelihood))
         scale = len(self.configs) / num
         scaled = Cost(
             separate.seconds * scale,
@@ -184,31 +188,39 @@ class GridRun:
         settings, cost = {key: setting for setting, key in self.keys.items()}, Cost()
         for line in read_journal(path):
             if setting := settings.get(line["key"]):
-                values = zip(line["requests"], line["values"], strict=True)
-                self.found[setting].update(values)
+                values = [value and Score(*value) for value in line["values"]]
+                self.found[setting].update(zip(line["requests"], values, strict=True))
                 cost.add(line["seconds"], line["forwards"])
         if num_found := sum(map(len, self.found.values())):
             logger.info("%s holds %d log-likelihoods of this sweep already", path, num_found)
         return cost
 
-    def _key(self, setting: Setting, pairs: Sequence[tuple[Tokens, Tokens]]) -> str:
+    def _key(self, setting: Setting) -> str:
         """Tells this setting's answers to these requests from any others."""
         identity = dict(self.identity)
         if not setting.step_size:
             for name in ("strong", "weak", "search_gradient"):
                 identity.pop(name)
         facts = {
+            "format": JOURNAL_FORMAT,
             "setting": dataclasses.astuple(setting),
             "model": identity,
             "task": [self.task.name, self.task.version],
-            "requests": pairs,
+            "requests": self.pairs,
             "package": versions().get("lm-eval-latentref"),
         }
         return _digest(facts)
 
 
-def _judge(values: Sequence[float], gold: int) -> tuple[bool, float]:
-    """Whether the gold candidate is the likeliest (the first of equals, as lm-eval's acc)."""
+def _judge(scores: Sequence[Score], gold: int) -> tuple[bool, float]:
+    """Whether the gold candidate is the likeliest (the first of equals, as lm-eval's acc).
+
+    A lone candidate is a free answer: right if greedy decoding writes it, and nothing else. There
+    is no other to be better than, so its margin is its log-likelihood.
+    """
+    values = [score.log_likelihood for score in scores]
+    if len(scores) == 1:
+        return scores[0].is_greedy, values[0]
     others = [value for number, value in enumerate(values) if number != gold]
     return values.index(max(values)) == gold, values[gold] - max(others)
 

