@@ -101,6 +101,7 @@ LAYERS = {
         "tuning.cases",
         "tuning.cases_report",
         "tuning.study",
+        "tuning.pages",
         "tuning.study_report",
         "tuning.overview",
         "demo",

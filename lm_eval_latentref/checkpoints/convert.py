@@ -55,7 +55,7 @@ from lm_eval_latentref.protocol import END_LATENT, START_LATENT
 
 logger = logging.getLogger(__name__)
 
-_LEARNT = ("lora_", "trainable_tokens", "token_adapter")
+_LEARNT = ("lora_", "trainable_tokens")
 """In the names of tensors that an adapter learnt itself."""
 
 

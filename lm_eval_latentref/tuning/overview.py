@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 
 from lm_eval_latentref.tuning import study_report
+from lm_eval_latentref.tuning.pages import origin, see_also
 from lm_eval_latentref.tuning.reported import OTHER_BACKBONES, REPORTED, SOURCE
 from lm_eval_latentref.tuning.statistics import Interval, mcnemar, paired_interval
 from lm_eval_latentref.tuning.study import COCONUT, Study
@@ -49,7 +50,7 @@ def save_page(pages: Mapping[str, str], folder: str | os.PathLike[str], *, comma
     studies = {task: json.loads((root / at).read_text("utf-8")) for task, at in pages.items()}
     content = as_json(studies, pages, command=command)
     (root / "results.json").write_text(json.dumps(content, indent=1) + "\n", "utf-8")
-    page = as_markdown(studies, pages, command=command) + study_report.see_also(root)
+    page = as_markdown(studies, pages, command=command) + see_also(root)
     (root / "README.md").write_text(page, "utf-8")
     return page
 
@@ -115,7 +116,7 @@ def as_markdown(studies: Mapping[str, Content], pages: Mapping[str, str], *, com
         f"Written by `{command}`; every figure is also in results.json here and beside each page.",
         *("", *_accuracy(studies, pages), "", *_gains(studies)),
         *("", *_reported(studies), "", *_costs(studies), "", *_heat_maps(studies, pages)),
-        *("", *study_report.origin(made_with)),
+        *("", *origin(made_with)),
     ]
     return "\n".join(lines) + "\n"
 

@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 
 from lm_eval_latentref.errors import saving
+from lm_eval_latentref.tuning.pages import origin, see_also
 from lm_eval_latentref.tuning.statistics import (
     Interval,
     detectable_difference,
@@ -276,28 +277,6 @@ def _commands(study: Study) -> list[str]:
         lines += [row.run.command for row in one.rows.values()]
         lines += [row.scored.command for row in one.rows.values() if row.scored]
     return [*lines, "```", ""]
-
-
-def origin(made_with: Sequence[Mapping[str, Any]]) -> list[str]:
-    """The section that says with which versions and on which machines it was made."""
-    lines = ["## Made with", ""]
-    for one in made_with:
-        names = ", ".join(f"{name} {version}" for name, version in one["versions"].items())
-        found = one["machine"]
-        cores = f"{found['threads']} of {found['cores']} cores"
-        lines.append(f"{names}; {found['cpu']}, {cores}, {found['gpu'] or 'no GPU'}.")
-    return lines
-
-
-def see_also(folder: Path) -> str:
-    """Links to what other commands wrote into the same folder."""
-    pages = [*sorted(folder.glob("*.md")), *sorted(folder.glob("*/README.md"))]
-    found = [path for path in pages if path != folder / "README.md"]
-    if not found:
-        return ""
-    names = [path.relative_to(folder).as_posix() for path in found]
-    links = "".join(f"- [{name}]({name})\n" for name in names)
-    return f"\n## Beside this\n\n{links}"
 
 
 def _smallest(run: Any) -> float:
