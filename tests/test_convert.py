@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import shutil
 from collections import namedtuple
@@ -27,6 +28,7 @@ from tiny_checkpoints import (
 from transformers import AutoModelForCausalLM
 
 from lm_eval_latentref.checkpoints.convert import _fresh_copy, convert
+from lm_eval_latentref.checkpoints.identity import folder_digest
 from lm_eval_latentref.checkpoints.loading import resolve
 from lm_eval_latentref.checkpoints.manifest import (
     MANIFEST_NAME,
@@ -35,8 +37,15 @@ from lm_eval_latentref.checkpoints.manifest import (
     write_manifest,
 )
 from lm_eval_latentref.checkpoints.packaged import BASE_NAME
+from lm_eval_latentref.checkpoints.questions import (
+    QUESTIONS_NAME,
+    hash_questions,
+    read_hashes,
+    write_hashes,
+)
 from lm_eval_latentref.checkpoints.sources import default_source
 from lm_eval_latentref.errors import LatentRefError
+from lm_eval_latentref.training.recipe_files import load_recipe
 
 MARKED = (3, START, 7, END, 9)
 ALL = {START, END, LATENT}
@@ -177,6 +186,39 @@ def test_settings_beside_the_model_carry_over_and_given_ones_win(base, tmp_path)
     )
     retuned = convert(out=tmp_path / "retuned", pretrained=base, memory_rate=0.5)
     assert read_manifest(retuned / MANIFEST_NAME) == Manifest(latent_steps=6, memory_rate=0.5)
+
+
+@pytest.mark.parametrize("adapter", [False, True])
+def test_what_each_folder_tells_of_its_training_goes_along(adapters, tmp_path, adapter):
+    for seed, (role, folder) in enumerate(adapters.items()):
+        manifest = Manifest(latent_steps=0, epoch=seed, trained_on=[f"{role} train", "a train"])
+        asked = hash_questions([role, "of all"])
+        write_hashes(folder, asked)
+        named = dataclasses.replace(manifest, trained_questions=QUESTIONS_NAME)
+        write_manifest(folder, named)
+    root = Path(adapters["pretrained"])
+    (root / "metrics.jsonl").write_text("{}\n")
+    (root / "recipe.yaml").write_text(f"output: {root}\ntrain: [hops]\nseed: 3\npretrained: a/b\n")
+    out = convert(out=tmp_path / "set", **adapters, adapter=adapter)
+    assert (out / "metrics.jsonl").read_text() == "{}\n"
+    recipe = load_recipe(str(out / "recipe.yaml"))
+    assert (recipe.output, recipe.train, recipe.seed) == ("out/set", ("hops",), 3)
+    whole = read_manifest(out / MANIFEST_NAME)
+    assert whole.trained_on == ["a train", "pretrained train", "strong train", "weak train"]
+    seen = read_hashes(out / whole.trained_questions)
+    assert set(seen) == set(hash_questions([*adapters, "of all"]))
+    for seed, role in enumerate(adapters):
+        if role != "pretrained":
+            own = read_manifest(out / role / MANIFEST_NAME)
+            assert (own.epoch, own.latent_steps) == (seed, 0)
+            assert own.trained_on == [f"{role} train", "a train"]
+            asked = read_hashes(out / role / own.trained_questions)
+            assert set(asked) == set(hash_questions([role, "of all"]))
+    # What a folder tells of its training says nothing of its identity.
+    digest = folder_digest(out)
+    for name in ("metrics.jsonl", "recipe.yaml"):
+        (out / name).unlink()
+    assert folder_digest(out) == digest
 
 
 def test_weights_are_written_in_the_wanted_dtype(base, tmp_path):

@@ -51,6 +51,8 @@ LAYERS = {
             "checkpoints.questions",
             "checkpoints.packaged",
             "checkpoints.sources",
+            "checkpoints.record",
+            "checkpoints.history",
             "checkpoints.state_dicts",
             "checkpoints.adapters",
         ),

@@ -31,6 +31,7 @@ from lm_eval_latentref.checkpoints.adapters import (
     PICKLED_WEIGHTS,
     SAFE_WEIGHTS,
 )
+from lm_eval_latentref.checkpoints.history import copy_history
 from lm_eval_latentref.checkpoints.loading import check_set, load_alone
 from lm_eval_latentref.checkpoints.manifest import Manifest, write_manifest
 from lm_eval_latentref.checkpoints.opening import (
@@ -41,7 +42,8 @@ from lm_eval_latentref.checkpoints.opening import (
     open_tokenizer,
 )
 from lm_eval_latentref.checkpoints.packaged import DEFAULT_MODEL
-from lm_eval_latentref.checkpoints.questions import QUESTIONS_NAME, read_hashes, write_hashes
+from lm_eval_latentref.checkpoints.questions import QUESTIONS_NAME, write_hashes
+from lm_eval_latentref.checkpoints.record import learnt_from
 from lm_eval_latentref.checkpoints.sources import (
     SetPlan,
     Source,
@@ -94,19 +96,24 @@ def convert(
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise LatentRefError(f"out={target} exists and is not an empty folder; give a new one")
     given = RefinementConfig.parse(options)
-    plan = resolve(
-        pretrained=pretrained,
-        strong=strong,
-        weak=weak,
-        weights=weights,
-        peft=peft,
-        gguf_file=gguf_file,
-        revision=revision,
-        subfolder=subfolder,
-        tokenizer=tokenizer,
-        explicit=options,
+    names: dict[str, Any] = {
+        "pretrained": pretrained,
+        "strong": strong,
+        "weak": weak,
+        "weights": weights,
+        "peft": peft,
+        "gguf_file": gguf_file,
+        "revision": revision,
+        "subfolder": subfolder,
+        "tokenizer": tokenizer,
+    }
+    plan = resolve(**names, explicit=options)
+    splits, questions = learnt_from(**names)
+    manifest = dataclasses.replace(
+        _manifest(plan, {name: getattr(given, name) for name in options}, tuned_on),
+        trained_on=sorted(splits) or None,
+        trained_questions=QUESTIONS_NAME if len(questions) else None,
     )
-    manifest = _manifest(plan, {name: getattr(given, name) for name in options}, tuned_on)
     own_tokenizer = load_tokenizer(plan.backbone, trust_remote_code=trust_remote_code)
     borrowed = check_set(plan, tokenizer=own_tokenizer, trust_remote_code=trust_remote_code)
     if adapter:
@@ -119,8 +126,9 @@ def convert(
             _save_models(plan, folder, own_tokenizer, borrowed, dtype, trust_remote_code)
         if plan.backbone.tokenizer is not None or not adapter:
             own_tokenizer.save_pretrained(folder)
-        if plan.trained_questions is not None:
-            write_hashes(folder, read_hashes(plan.trained_questions))
+        copy_history(_members(plan), folder, name=target.name)
+        if len(questions):
+            write_hashes(folder, questions)
         write_manifest(folder, manifest)
     return target
 
@@ -154,8 +162,6 @@ def _manifest(plan: SetPlan, given: dict[str, Any], tuned_on: str | None) -> Man
         strong="strong" if plan.strong is not None else None,
         weak="weak" if plan.weak is not None else None,
         tuned_on=tuned_on or (None if retuned else plan.tuned_on),
-        trained_on=list(plan.trained_on) or None,
-        trained_questions=QUESTIONS_NAME if plan.trained_questions else None,
     )
 
 

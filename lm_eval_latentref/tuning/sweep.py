@@ -17,8 +17,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from lm_eval_latentref.checkpoints.loading import resolve
 from lm_eval_latentref.checkpoints.manifest import (
     MANIFEST_NAME,
@@ -26,8 +24,8 @@ from lm_eval_latentref.checkpoints.manifest import (
     read_manifest,
     write_manifest,
 )
-from lm_eval_latentref.checkpoints.questions import Hashes, hash_questions, read_hashes
-from lm_eval_latentref.checkpoints.sources import SetPlan
+from lm_eval_latentref.checkpoints.questions import Hashes
+from lm_eval_latentref.checkpoints.record import learnt_from
 from lm_eval_latentref.config import RefinementConfig
 from lm_eval_latentref.errors import LatentRefError, saving
 from lm_eval_latentref.tuning.dev_tasks import DevTask, load_dev_task
@@ -161,7 +159,8 @@ class _Start:
         write: bool,
     ) -> _Start:
         _check_arguments(model_args, write)
-        plan = resolve(**{name: model_args[name] for name in _NAMES_OF_A_SET if name in model_args})
+        names = {name: model_args[name] for name in _NAMES_OF_A_SET if name in model_args}
+        plan = resolve(**names)
         backbone = plan.backbone
         folder = Path(backbone.adapter or Path(backbone.base) / backbone.subfolder)
         path = folder / MANIFEST_NAME
@@ -182,7 +181,7 @@ class _Start:
             search_steps=tuple(search_steps),
         )
         manifest = read_manifest(path) if path.is_file() else Manifest()
-        splits, questions = _trained_on(plan, model_args)
+        splits, questions = learnt_from(**names)
         return cls(
             grid=grid,
             folder=folder,
@@ -211,17 +210,6 @@ class _Start:
         )
         with saving(self.folder / MANIFEST_NAME):
             return write_manifest(self.folder, manifest)
-
-
-def _trained_on(plan: SetPlan, model_args: Mapping[str, Any]) -> tuple[frozenset[str], Hashes]:
-    """The splits and questions that any checkpoint of the set learnt from, as far as recorded."""
-    # References that latentref.json names were trained together with the backbone.
-    given = [model_args[role] for role in ("strong", "weak") if role in model_args]
-    folders = [name for name in given if Path(name).expanduser().is_dir()]
-    plans = [plan, *(resolve(pretrained=folder) for folder in folders)]
-    files = sorted({one.trained_questions for one in plans if one.trained_questions is not None})
-    questions = np.concatenate([hash_questions([]), *(read_hashes(file) for file in files)])
-    return frozenset(split for one in plans for split in one.trained_on), np.unique(questions)
 
 
 def _check_arguments(model_args: Mapping[str, Any], write: bool) -> None:

@@ -1,0 +1,70 @@
+"""What checkpoint folders tell of their own training, taken along into a set made of them.
+
+    copy_history({"pretrained": source}, Path("out/mine"), name="mine")
+
+Weights decide what a set does and nothing here does; deliberately opens no model.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+
+import yaml
+
+from lm_eval_latentref.checkpoints.manifest import (
+    MANIFEST_NAME,
+    Manifest,
+    read_manifest,
+    write_manifest,
+)
+from lm_eval_latentref.checkpoints.questions import QUESTIONS_NAME, read_hashes, write_hashes
+from lm_eval_latentref.checkpoints.sources import Source
+
+METRICS = "metrics.jsonl"
+RECIPE = "recipe.yaml"
+"""What a training wrote beside its result."""
+
+
+def copy_history(members: Mapping[str, Source], folder: Path, *, name: str) -> None:
+    """Copies recipe and metrics of the backbone, epoch and splits of the references.
+
+    Args:
+        members: `pretrained`, `strong` and `weak`, as far as there are any.
+        folder: of the new set, references in subfolders of their names.
+        name: what the folder will be called.
+    """
+    for role, source in members.items():
+        if source.weights is not None:  # laid over a model that was trained otherwise
+            continue
+        origin = Path(source.adapter or os.path.join(source.base, source.subfolder))
+        if role != "pretrained":
+            _copy_reference_record(origin, folder / role)
+            continue
+        if (origin / METRICS).is_file():
+            shutil.copyfile(origin / METRICS, folder / METRICS)
+        if (origin / RECIPE).is_file():
+            recipe = yaml.safe_load((origin / RECIPE).read_text(encoding="utf-8"))
+            # Where it was written says nothing to those who get the folder.
+            text = yaml.safe_dump({**recipe, "output": f"out/{name}"}, sort_keys=False)
+            (folder / RECIPE).write_text(text, encoding="utf-8")
+
+
+def _copy_reference_record(origin: Path, folder: Path) -> None:
+    """Its latentref.json, without what belongs to a whole set."""
+    if not (origin / MANIFEST_NAME).is_file():
+        return
+    told = read_manifest(origin / MANIFEST_NAME)
+    questions = told.trained_questions and origin / told.trained_questions
+    if questions and questions.is_file():
+        write_hashes(folder, read_hashes(questions))
+    manifest = Manifest(
+        latent_steps=told.latent_steps,
+        latent_kind=told.latent_kind,
+        trained_on=told.trained_on,
+        trained_questions=QUESTIONS_NAME if questions and questions.is_file() else None,
+        epoch=told.epoch,
+    )
+    write_manifest(folder, manifest)
