@@ -120,10 +120,28 @@ def test_a_folder_of_the_users_own_wins_over_a_packaged_name(stand_in, tmp_path,
     assert SimpleNamespace(**describe(resolve(pretrained=DEFAULT_SET).backbone)).name == DEFAULT_SET
 
 
+def test_an_omitted_model_is_the_packages_whatever_lies_in_the_working_directory(
+    stand_in, tmp_path, monkeypatch
+):
+    own = tmp_path / "elsewhere" / DEFAULT_SET
+    shutil.copytree(stand_in, own)
+    monkeypatch.chdir(own.parent)
+    assert resolve().backbone.adapter == str(stand_in)
+    assert resolve().strong.adapter == str(stand_in / "strong")
+    assert describe(resolve().backbone)["name"] == DEFAULT_SET
+
+
 @is_packaged
 def test_the_package_holds_adapters_with_their_references_and_little_else():
     files = [path for path in FOLDER.rglob("*") if path.is_file()]
-    assert {path.suffix for path in files} <= {".json", ".safetensors", ".yaml", ".jinja", ".npy"}
+    assert {path.suffix for path in files} <= {
+        ".json",
+        ".jsonl",
+        ".safetensors",
+        ".yaml",
+        ".jinja",
+        ".npy",
+    }
     weights = [path for path in files if path.suffix == ".safetensors"]
     assert {path.parent for path in weights} == {FOLDER / part for part in PARTS}
     backbone_and_references = [path for path in weights if path.parent.name != "no_cot"]

@@ -120,8 +120,10 @@ def resolve(
     """
     notes = []
     # What is laid over a model is laid over a plain one.
-    if pretrained is None and peft is None and weights is None and (pretrained := default_set()):
-        notes.append(f"pretrained={pretrained}, the trained set of this package: none was given")
+    if pretrained is None and peft is None and weights is None and (own := default_set()):
+        # By its place: a folder of the same name in the working directory was not asked for.
+        pretrained = str(packaged_folder(own))
+        notes.append(f"pretrained={own}, the trained set of this package: none was given")
     folder, backbone = _backbone(pretrained, revision, subfolder, gguf_file, peft)
     if weights is not None:
         backbone = dataclasses.replace(
