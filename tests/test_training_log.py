@@ -10,8 +10,10 @@ import pytest
 import yaml
 from training_helpers import metrics, small_recipe
 
+from lm_eval_latentref.checkpoints import packaged
 from lm_eval_latentref.checkpoints.manifest import read_manifest
 from lm_eval_latentref.errors import LatentRefError
+from lm_eval_latentref.training import recipe_files
 from lm_eval_latentref.training.loop import train
 from lm_eval_latentref.training.recipe_files import load_recipe
 from lm_eval_latentref.tuning.training_log import read_training, retrain_command
@@ -47,6 +49,30 @@ def test_of_a_set_that_does_not_say_its_epochs_they_are_chosen_once_more(trained
         del values["epoch"]
         (folder / role / "latentref.json").write_text(json.dumps(values))
     assert read_training(str(folder)) == read_training(str(trained))
+
+
+def test_of_a_set_whose_references_say_nothing_they_are_chosen_once_more(trained, tmp_path):
+    folder = tmp_path / "silent"
+    shutil.copytree(trained, folder)
+    for role in ("weak", "strong"):
+        (folder / role / "latentref.json").unlink()
+    assert read_training(str(folder)) == read_training(str(trained))
+
+
+def test_a_set_of_the_package_is_told_by_its_name_and_trained_elsewhere(
+    trained, tmp_path, monkeypatch
+):
+    for module in (packaged, recipe_files):
+        monkeypatch.setattr(module, "PACKAGED_MODELS", tmp_path)
+    shutil.copytree(trained, tmp_path / "ours")
+    command = retrain_command(str(tmp_path / "ours"))
+    assert command == "latentref train ours/recipe.yaml output=out/ours-again"
+    _, _, name, *overrides = shlex.split(command)
+    assert load_recipe(name, overrides).output == "out/ours-again"
+    recipe = load_recipe("hops-small", [f"output={trained}"])
+    (tmp_path / "ours" / "recipe.yaml").write_text(yaml.safe_dump(recipe.to_dict()))
+    command = retrain_command(str(tmp_path / "ours"))
+    assert command == "latentref train hops-small output=out/ours"
 
 
 def test_a_folder_without_metrics_tells_nothing_and_damaged_ones_are_named(tmp_path):

@@ -15,6 +15,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from lm_eval_latentref.checkpoints.packaged import PACKAGED_MODELS
 from lm_eval_latentref.errors import LatentRefError
 from lm_eval_latentref.training.recipe import Recipe
 
@@ -56,7 +57,10 @@ def parse_recipe(values: Mapping[str, Any], *, where: str = "the recipe") -> Rec
 
 
 def _find(path: str) -> Path:
-    for candidate in (Path(path), RECIPES / path, RECIPES / f"{path}.yaml"):
+    for candidate in (
+        *(Path(path), RECIPES / path, RECIPES / f"{path}.yaml"),
+        PACKAGED_MODELS / path,  # such as hops-small/recipe.yaml
+    ):
         if candidate.is_file():
             return candidate
     own = sorted(file.stem for file in RECIPES.glob("*.yaml"))

@@ -21,6 +21,7 @@ from typing import Any
 import yaml
 
 from lm_eval_latentref.checkpoints.manifest import MANIFEST_NAME, read_manifest
+from lm_eval_latentref.checkpoints.packaged import without_place
 from lm_eval_latentref.errors import LatentRefError
 from lm_eval_latentref.training.data import load_data
 from lm_eval_latentref.training.recipe import Recipe
@@ -74,9 +75,12 @@ def retrain_command(folder: str) -> str | None:
     recipe = _recipe(folder)
     if recipe is None:
         return None
-    # Where the first was written says nothing; the next one need not lie there.
-    own = {**recipe.to_dict(), "output": folder}
-    near: tuple[str, dict[str, Any]] = (f"{folder}/{RECIPE}", {"output": f"{folder}-again"})
+    # Where the first was written says nothing; the next one need not lie there. What came with
+    # the package is told by its name, and trained again elsewhere.
+    name = without_place(folder)
+    output = folder if name == folder else f"out/{Path(name).name}"
+    own = {**recipe.to_dict(), "output": output}
+    near: tuple[str, dict[str, Any]] = (f"{name}/{RECIPE}", {"output": f"{output}-again"})
     num_fewest = MOST_OVERRIDES + 1
     for path in sorted(RECIPES.glob("*.yaml")):
         other = load_recipe(path.stem).to_dict()
@@ -95,7 +99,9 @@ def _references(folder: str, epochs: Sequence[Epoch]) -> dict[str, Epoch]:
         path = Path(folder) / role / MANIFEST_NAME
         if path.is_file():
             recorded[role] = read_manifest(path).epoch
-    if None in recorded.values():  # trained before latentref.json said it: choose once more
+    if (
+        len(recorded) < 2 or None in recorded.values()
+    ):  # trained before latentref.json said it: choose once more
         recorded = dict(zip(("weak", "strong"), _chosen_again(folder, epochs), strict=True))
     return {role: by_number[number] for role, number in recorded.items() if number in by_number}
 
