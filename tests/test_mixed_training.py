@@ -17,8 +17,9 @@ from lm_eval_latentref.benchmarks.data import load
 from lm_eval_latentref.benchmarks.rows import harness_example
 from lm_eval_latentref.checkpoints import sources
 from lm_eval_latentref.errors import LatentRefError
+from lm_eval_latentref.protocol import Example
 from lm_eval_latentref.training.curriculum import Row, micro_batches
-from lm_eval_latentref.training.data import encode, load_data
+from lm_eval_latentref.training.data import TrainingData, encode, load_data
 from lm_eval_latentref.training.models import _plain_source
 
 tokens = st.integers(1, 9).map(lambda length: (0,) * length)
@@ -55,6 +56,22 @@ def test_every_source_has_its_part_of_an_epoch_and_every_dev_split_of_validation
     assert (len(contexts), len(harness), len(strategy)) == (36, 12, 12)
     assert data.validation == [*load("mathqa", "dev")[:3], *load("strategyqa", "dev")[:3]]
     assert recipe.trained_on == ["mathqa train", "mathqa_harness train", "strategyqa train"]
+
+
+def test_validation_has_no_more_problems_than_asked_for(folder, tmp_path):  # noqa: F811
+    data = load_data(mixed_recipe(tmp_path, num_validation=5))
+    assert {name: len(found) for name, found in data.validation_by_source.items()} == {
+        "mathqa": 3,
+        "strategyqa": 2,
+    }
+
+
+def test_chance_is_guessing_the_best_answer_of_each_source():
+    answers = {"mathqa": "aabcd", "strategyqa": ["yes", "no", "no", "no"]}
+    validation = {
+        name: [Example("q", (), answer) for answer in given] for name, given in answers.items()
+    }
+    assert TrainingData(validation, lambda number: []).majority == (2 + 3) / 9
 
 
 def test_epochs_go_on_through_a_data_set_and_begin_again_at_its_end(folder, tmp_path):  # noqa: F811

@@ -52,11 +52,16 @@ seed s is the train split of seed s * EPOCH_SEEDS + e. Below 0 are seeds that no
 class TrainingData:
     """What is trained and validated on."""
 
-    validation: list[Example]
+    validation_by_source: Mapping[str, Sequence[Example]]
     epoch: Callable[[int], list[Example]]
     """The training examples of an epoch, counted over the whole run."""
     fixed: Sequence[Example] = ()
     """All of files and benchmarks, whatever epoch they come in. Generated ones are drawn afresh."""
+
+    @property
+    def validation(self) -> list[Example]:
+        """The validation problems of all sources, one source after another."""
+        return [example for found in self.validation_by_source.values() for example in found]
 
     @property
     def texts(self) -> Iterator[str]:
@@ -65,9 +70,11 @@ class TrainingData:
 
     @property
     def majority(self) -> float:
-        """The share of the most frequent validation answer."""
-        counts = collections.Counter(example.answer for example in self.validation)
-        return max(counts.values()) / len(self.validation)
+        """What guessing gets: of each source the most frequent validation answer."""
+        found = self.validation_by_source.values()
+        answers = (collections.Counter(one.answer for one in examples) for examples in found)
+        most = sum(max(counts.values(), default=0) for counts in answers)
+        return most / len(self.validation)
 
     def digest(self) -> str:
         """Tells two sets of data apart."""
@@ -86,7 +93,8 @@ def load_data(recipe: Recipe) -> TrainingData:
             f"task={recipe.task} has no effect on train={', '.join(recipe.train)}, which is not "
             f"generated; leave it out, or train on {' or '.join(GENERATORS)}"
         )
-    validation = _validation(recipe)
+    validation_by_source = _validation(recipe)
+    validation = [example for found in validation_by_source.values() for example in found]
     from_benchmarks = data.TRAINING.keys() & set(recipe.train)
     held_out = {normalise_question(example.question) for example in validation}
     if from_benchmarks or (recipe.check_overlap and not GENERATORS.keys() >= set(recipe.train)):
@@ -104,7 +112,7 @@ def load_data(recipe: Recipe) -> TrainingData:
         for name in recipe.train
     ]
     return TrainingData(
-        validation,
+        validation_by_source,
         lambda number: [example for source in sources for example in source(number)],
         fixed=[example for examples in fixed.values() for example in examples],
     )
@@ -198,10 +206,11 @@ def _generate(
     return list(generate(num, seed=seed, split=split, **options))
 
 
-def _validation(recipe: Recipe) -> list[Example]:
+def _validation(recipe: Recipe) -> dict[str, list[Example]]:
     """The problems to validate on, as many of each source that has any."""
     if recipe.validation is not None:
-        return read_examples(recipe.validation, report=recipe.output)[: recipe.num_validation]
+        examples = read_examples(recipe.validation, report=recipe.output)
+        return {recipe.validation: examples[: recipe.num_validation]}
     most = recipe.num_validation or 500
     with_dev = [name for name in recipe.train if name in BENCHMARKS or name in GENERATORS]
     if not with_dev:
@@ -209,16 +218,14 @@ def _validation(recipe: Recipe) -> list[Example]:
             f"train={', '.join(recipe.train)} has no dev split, so the validation problems have to "
             "be given as well; give validation=FILE"
         )
-    share = -(-most // len(with_dev))
-    return [
-        example
-        for name in with_dev
-        for example in (
-            _generate_examples(recipe, name, share, 0, "validation")
-            if name in GENERATORS
-            else data.load(name, "dev")[:share]
-        )
-    ]
+    share, rest = divmod(most, len(with_dev))
+    nums = {name: share + (place < rest) for place, name in enumerate(with_dev)}
+    return {
+        name: _generate_examples(recipe, name, num, 0, "validation")
+        if name in GENERATORS
+        else data.load(name, "dev")[:num]
+        for name, num in nums.items()
+    }
 
 
 def _turn(examples: Sequence[Example], num: int | None, epoch: int) -> Sequence[Example]:
