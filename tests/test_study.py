@@ -6,13 +6,16 @@ import dataclasses
 import json
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
 from lm_eval_latentref.benchmarks.hops import generate
 from lm_eval_latentref.benchmarks.tasks import tasks_path
+from lm_eval_latentref.checkpoints.manifest import read_manifest, write_manifest
 from lm_eval_latentref.checkpoints.packaged import PACKAGED_MODELS
+from lm_eval_latentref.checkpoints.questions import QUESTIONS_NAME, hash_questions, write_hashes
 from lm_eval_latentref.cli import main
 from lm_eval_latentref.errors import LatentRefError
 from lm_eval_latentref.training.snapshots import Epoch
@@ -23,7 +26,7 @@ from lm_eval_latentref.tuning.grid import Setting
 from lm_eval_latentref.tuning.overview import pooled
 from lm_eval_latentref.tuning.reported import REPORTED
 from lm_eval_latentref.tuning.statistics import Interval, McNemar
-from lm_eval_latentref.tuning.study import TaskNames, run_study
+from lm_eval_latentref.tuning.study import TaskNames, run_studies, run_study
 from lm_eval_latentref.tuning.study_report import as_json, as_markdown, mean_difference, save
 from lm_eval_latentref.tuning.training_log import TrainingLog
 
@@ -197,6 +200,54 @@ def test_other_weights_under_the_same_name_are_run_again(folders, study, monkeyp
         runs.evaluate(args, **options)
 
 
+def test_another_release_or_other_data_are_run_again(folders, tmp_path, monkeypatch):
+    options = {"task": "latentref_hops", "folder": tmp_path / "run", "limit": 1}
+    args = {"pretrained": str(Path(folders[0]) / "strong")}
+    runs.evaluate(args, **options)
+    content = json.loads((tmp_path / "run" / "done.json").read_text())
+    assert list(content["data"]) == ["hops test"]
+    monkeypatch.setattr(runs, "load_split", lambda name, split: SimpleNamespace(content_hash="b"))
+
+    def evaluate(**changes):
+        (tmp_path / "run" / "done.json").write_text(json.dumps({**content, **changes}))
+        monkeypatch.setattr(runs.shutil, "rmtree", lambda *_, **__: pytest.fail("run again"))
+        runs.evaluate(args, **options)
+
+    evaluate()
+    evaluate(data={"mathqa test": {"sha256": "b"}})
+    evaluate(data={})
+    made_with = content["made_with"]
+    other = {**made_with, "versions": {**made_with["versions"], runs.PACKAGE: "0.0.1"}}
+    for changes in ({"data": {"mathqa test": {"sha256": "a"}}}, {"made_with": other}):
+        with pytest.raises(pytest.fail.Exception, match="run again"):
+            evaluate(**changes)
+
+
+def test_what_is_kept_by_one_name_is_given_once(folders, tmp_path):
+    options = {"work": str(tmp_path / "work")}
+    twin = tmp_path / Path(folders[0]).name
+    with pytest.raises(LatentRefError, match="folder first is given twice"):
+        run_studies([folders[0], str(twin)], tasks=["latentref_hops"], **options)
+    with pytest.raises(LatentRefError, match="task latentref_hops is given twice"):
+        run_studies(folders, tasks=["latentref_hops"] * 2, **options)
+
+
+def test_no_row_is_measured_on_what_the_set_was_trained_on(folders, tmp_path):
+    copy = tmp_path / "set"
+    shutil.copytree(folders[0], copy)
+    manifest = read_manifest(copy / "latentref.json")
+    options = {"task": "latentref_hops", "work": str(tmp_path / "work"), "limit": 2}
+    write_manifest(copy, dataclasses.replace(manifest, trained_on=["hops test"]))
+    with pytest.raises(LatentRefError, match=r"trained on its documents \(hops test\)"):
+        run_study([str(copy)], **options)
+    (row,) = generate(1, split="test")
+    write_hashes(copy, hash_questions([row["question"]]))
+    write_manifest(copy, dataclasses.replace(manifest, trained_questions=QUESTIONS_NAME))
+    with pytest.raises(LatentRefError, match="trained on 1 of its 2 documents"):
+        run_study([str(copy)], **options)
+    assert not (tmp_path / "work").exists()
+
+
 def test_a_folder_without_a_set_is_named(tmp_path):
     with pytest.raises(LatentRefError, match=r"no latentref\.json"):
         run_study([str(tmp_path)], task="latentref_hops", work=str(tmp_path / "work"))
@@ -222,6 +273,17 @@ def test_several_tasks_stand_on_one_page_beside_their_own(folders, tmp_path, cap
             assert f"{row['peak_memory_bytes'] / 1e9:.2f}" in page
             assert "dtype=float32" in row["command"]
     assert "arXiv:2506.08552" in page
+
+
+def test_rows_that_the_grid_leaves_out_are_left_out_of_every_page(folders, tmp_path, capsys):
+    words = ["study", folders[0], "--work", str(tmp_path / "work"), "-o", str(tmp_path / "out")]
+    words += ["--task", "latentref_hops", "--task", "latentref_hops_mc", "--limit", "2"]
+    assert main([*words, "--memory-rates", "0.3", "--step-sizes", "0"]) == 0
+    content = json.loads((tmp_path / "out" / "results.json").read_text(encoding="utf-8"))
+    assert list(content["pooled"][folders[0]]) == ["+ residual"]
+    page = capsys.readouterr().out
+    assert f"| all tasks, {folders[0]} | + residual |" in page
+    assert f"| all tasks, {folders[0]} | both |" not in page
 
 
 def test_pooling_counts_every_problem_once():

@@ -25,6 +25,15 @@ loaded_splits: dict[str, dict[str, object]] = {}
 """What this process has made documents of: task data by "name split", for the results file."""
 
 
+def loaded_since(before: Mapping[str, object]) -> dict[str, dict[str, object]]:
+    """What was loaded, again or for the first time, since `before` was copied."""
+    return {
+        split: identity
+        for split, identity in loaded_splits.items()
+        if before.get(split) is not identity
+    }
+
+
 def documents(name: str, split: str) -> list[Document]:
     """The documents of benchmark `name`'s `split` ("test", "dev" or "train")."""
     loaded = load_split(name, split)

@@ -64,24 +64,14 @@ def load_dev_task(
     """The task called `name` for choosing settings: as `load_task`, but not with any documents.
 
     Args:
-        limit, metadata, include_path: as of `load_task`.
-        trained_on: splits ("mathqa train") that the checkpoints learnt from.
-        trained_questions: hashes of questions that they learnt from, of whatever file.
+        limit, metadata, include_path, trained_on, trained_questions: as of `load_task`.
 
     Raises:
-        LatentRefError: as `load_task`, or its documents are test documents or were trained on.
+        LatentRefError: as `load_task`, or its documents are test documents.
     """
     task = _load(name, metadata, include_path)
     _check_split(name, task.task)
-    if seen := sorted(task.splits.keys() & set(trained_on)):
-        raise LatentRefError(
-            f"task={name}: the checkpoints were trained on its documents ({', '.join(seen)}); "
-            "choose settings on a split that no training saw"
-        )
-    asked = task.asked(limit)
-    if trained_questions is not None:
-        _check_questions(name, task.task, trained_questions)
-    return asked
+    return _unseen(task, limit, trained_on, trained_questions)
 
 
 def load_task(
@@ -90,6 +80,8 @@ def load_task(
     limit: int | None = None,
     metadata: Mapping[str, Any] | None = None,
     include_path: str | None = None,
+    trained_on: Collection[str] = (),
+    trained_questions: Hashes | None = None,
 ) -> DevTask:
     """The task called `name`, ready to be asked, whatever split it is evaluated on.
 
@@ -97,11 +89,14 @@ def load_task(
         limit: the first so many documents only.
         metadata: what lm-eval's `--metadata` takes, for generated sets.
         include_path: a folder of the user's own task files.
+        trained_on: splits ("mathqa train") that the checkpoints learnt from.
+        trained_questions: hashes of questions that they learnt from, of whatever file.
 
     Raises:
-        LatentRefError: no such task, or one with neither candidates nor an answer as text.
+        LatentRefError: no such task, one with neither candidates nor an answer as text, or one
+            whose documents were trained on.
     """
-    return _load(name, metadata, include_path).asked(limit)
+    return _unseen(_load(name, metadata, include_path), limit, trained_on, trained_questions)
 
 
 @dataclass(frozen=True)
@@ -128,6 +123,21 @@ class _Task:
         )
 
 
+def _unseen(
+    task: _Task, limit: int | None, trained_on: Collection[str], trained_questions: Hashes | None
+) -> DevTask:
+    """`task` ready to be asked; LatentRefError if a training saw its documents."""
+    if seen := sorted(task.splits.keys() & set(trained_on)):
+        raise LatentRefError(
+            f"task={task.name}: the checkpoints were trained on its documents ({', '.join(seen)}); "
+            "give a task on a split that no training saw"
+        )
+    asked = task.asked(limit)
+    if trained_questions is not None:
+        _check_questions(task.name, task.task, trained_questions)
+    return asked
+
+
 def _load(name: str, metadata: Mapping[str, Any] | None, include_path: str | None) -> _Task:
     before = dict(documents.loaded_splits)
     task = _find(name, metadata, include_path)
@@ -136,12 +146,7 @@ def _load(name: str, metadata: Mapping[str, Any] | None, include_path: str | Non
             f"task={name} has neither candidates nor an answer to write (it is "
             f"{task.OUTPUT_TYPE}); give a task such as latentref_prosqa_mc_dev"
         )
-    splits = {
-        split: identity
-        for split, identity in documents.loaded_splits.items()
-        if before.get(split) is not identity
-    }
-    return _Task(name, task, splits)
+    return _Task(name, task, documents.loaded_since(before))
 
 
 def _find(name: str, metadata: Mapping[str, Any] | None, include_path: str | None) -> Any:
@@ -185,8 +190,8 @@ def _check_questions(name: str, task: Any, trained: Hashes) -> None:
         first = " ".join(seen[0].split())[:60]
         raise LatentRefError(
             f"task={name}: the checkpoints were trained on {len(seen)} of its {len(asked)} "
-            f"documents (the first begins {first!r}); choose settings on questions that no "
-            "training saw"
+            f"documents (the first begins {first!r}); give a task on questions that no training "
+            "saw"
         )
 
 

@@ -74,7 +74,9 @@ def as_json(
             for task, study in studies.items()
         },
         "pooled": {
-            one.folder: {name: pooled(studies, one.number, name) for name in REFINED}
+            one.folder: {
+                name: pooled(studies, one.number, name) for name in _refined(studies, one.number)
+            }
             for one in _sets(studies)
         },
         "reported_by": SOURCE,
@@ -136,6 +138,12 @@ def _names(studies: Mapping[str, Content]) -> list[str]:
     return list(dict.fromkeys(name for one in studies.values() for name in one["mean_over_sets"]))
 
 
+def _refined(studies: Mapping[str, Content], number: int) -> list[str]:
+    """The refined rows that the set of this number has in any task: a grid may leave some out."""
+    there = {name for study in studies.values() for name in study["sets"][number]["rows"]}
+    return [name for name in REFINED if name in there]
+
+
 def _accuracy(studies: Mapping[str, Content], pages: Mapping[str, str]) -> list[str]:
     num_sets = len(_sets(studies))
     of = f"the mean of {num_sets} training seeds" if num_sets > 1 else "one training seed"
@@ -184,7 +192,7 @@ def _gains(studies: Mapping[str, Content]) -> list[str]:
             lines.append(_row(cells))
     if len(studies) > 1:
         for one in _sets(studies):
-            for name in REFINED:
+            for name in _refined(studies, one.number):
                 found = pooled(studies, one.number, name)
                 p_value = f"{found['test']['p_value']:.3g}"
                 where = f"all tasks, {one.folder}"

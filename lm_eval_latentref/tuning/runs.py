@@ -4,8 +4,8 @@
     run = runs.evaluate({"pretrained": "hops-small"}, task="latentref_hops", folder="out/coconut")
     run.accuracy, run.command, run.tokens_per_document
 
-A run whose folder already holds this command's results on these checkpoints is read back. Knows
-the files that lm-eval writes; deliberately compares nothing.
+A run whose folder already holds this command's results on these checkpoints and this data, by this
+release, is read back. Knows the files that lm-eval writes; deliberately compares nothing.
 """
 
 from __future__ import annotations
@@ -23,6 +23,8 @@ from typing import Any
 
 from lm_eval_latentref import _autoload
 from lm_eval_latentref.accounting import restart_peak_memory
+from lm_eval_latentref.benchmarks import documents
+from lm_eval_latentref.benchmarks.data import load_split
 from lm_eval_latentref.benchmarks.tasks import tasks_path
 from lm_eval_latentref.checkpoints.sources import fingerprint, resolve
 from lm_eval_latentref.config import OPTION_NAMES
@@ -36,6 +38,7 @@ from lm_eval_latentref.tuning.statistics import standard_error
 logger = logging.getLogger(__name__)
 
 DONE = "done.json"
+PACKAGE = "lm-eval-latentref"
 _WORKING = ("encode", "think", "decode")
 
 
@@ -133,9 +136,10 @@ class Runs:
         if not _is_done(folder, identity):
             shutil.rmtree(folder, ignore_errors=True)
             logger.info("%s", command)
+            before = dict(documents.loaded_splits)
             self._run(model_args, task, folder)
             made_with = {"versions": versions(), "machine": machine()}
-            done = {**identity, "made_with": made_with}
+            done = {**identity, "made_with": made_with, "data": documents.loaded_since(before)}
             with saving(folder / DONE):
                 (folder / DONE).write_text(json.dumps(done) + "\n", "utf-8")
         (results,) = folder.rglob("results_*.json")
@@ -220,9 +224,20 @@ def _checkpoints(model_args: Mapping[str, Any]) -> list[str]:
 def _is_done(folder: Path, identity: Mapping[str, Any]) -> bool:
     try:
         done = json.loads((folder / DONE).read_text(encoding="utf-8"))
-        return all(done[name] == value for name, value in identity.items())
+        same = all(done[name] == value for name, value in identity.items())
+        release = done["made_with"]["versions"].get(PACKAGE)
+        data = done.get("data", {})
     except (OSError, ValueError, KeyError, TypeError):
         return False
+    return same and release == versions().get(PACKAGE) and _is_at_hand(data)
+
+
+def _is_at_hand(data: Mapping[str, Mapping[str, Any]]) -> bool:
+    """Whether the splits are what they were; what a release generates is always the same."""
+    published = {split: one["sha256"] for split, one in data.items() if "sha256" in one}
+    return all(
+        load_split(*split.split()).content_hash == sha256 for split, sha256 in published.items()
+    )
 
 
 def _targets(folder: Path) -> tuple[str, ...]:

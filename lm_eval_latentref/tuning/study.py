@@ -21,9 +21,11 @@ import yaml
 from lm_eval_latentref.benchmarks.tasks import tasks_path
 from lm_eval_latentref.checkpoints.manifest import MANIFEST_NAME, Manifest, read_manifest
 from lm_eval_latentref.checkpoints.packaged import local_folder
+from lm_eval_latentref.checkpoints.record import learnt_from
 from lm_eval_latentref.errors import LatentRefError
 from lm_eval_latentref.provenance import command
 from lm_eval_latentref.tuning.compare import Comparison, compare
+from lm_eval_latentref.tuning.dev_tasks import load_task
 from lm_eval_latentref.tuning.grid import Grid
 from lm_eval_latentref.tuning.runs import Run, Runs
 from lm_eval_latentref.tuning.sweep import load_model, sweep
@@ -161,6 +163,8 @@ def run_studies(
     """
     given = Options(**options)
     names = [TaskNames(task) for task in tasks]
+    _check_apart("task", tasks)
+    _check_apart("folder", [Path(folder).name for folder in folders])
     for task in names:
         _check_dev_task(task)
     places = [(folder, Path(work) / Path(folder).name) for folder in folders]
@@ -181,6 +185,15 @@ def run_study(folders: Sequence[str], *, task: str, work: str, **options: Any) -
     """`run_studies` for one task."""
     (study,) = run_studies(folders, tasks=[task], work=work, **options)
     return study
+
+
+def _check_apart(what: str, names: Sequence[str]) -> None:
+    """Each set and task has a folder of its name in `work`: two of a name would be one."""
+    if twice := sorted({name for name in names if names.count(name) > 1}):
+        raise LatentRefError(
+            f"{what} {twice[0]} is given twice, and what is done is kept by that name; give each "
+            "once, and study sets in folders of the same name one by one, each with its own --work"
+        )
 
 
 def _check_dev_task(task: TaskNames) -> None:
@@ -209,6 +222,7 @@ class _SetStudy:
                 "wrote, or the name of a packaged set"
             )
         manifest, training = read_manifest(root / MANIFEST_NAME), read_training(str(root))
+        self._check_unseen()
         swept = {task: self._sweep(task, manifest) for task in self.tasks}
         self._model = None  # its memory is for the rows
         runs: dict[TaskNames, dict[str, _Ran]] = {task: {} for task in self.tasks}
@@ -240,6 +254,13 @@ class _SetStudy:
             )
             for task in self.tasks
         }
+
+    def _check_unseen(self) -> None:
+        """Raises LatentRefError if the set was trained on documents that its rows answer."""
+        splits, questions = learnt_from(pretrained=self.folder)
+        limit = self.options.limit
+        for task in self.tasks:
+            load_task(task.name, limit=limit, trained_on=splits, trained_questions=questions)
 
     def _rows(
         self, swept: Mapping[TaskNames, Mapping[str, Any]]
