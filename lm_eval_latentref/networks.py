@@ -1,12 +1,12 @@
 """A language model taken apart into what the thought loop needs: embed, decode, project.
 
     network = Network(model)
-    hidden_BLD = Stream(network).feed(network.embed(ids_BL))
+    hidden_BLD = network.decode(network.embed(ids_BL), cache=network.new_cache(), ...)
     logits_MV = network.project(hidden_BLD[:, -1])
 
-`Network` is one model (or one adapter of a shared one); `Stream` is that model reading one batch of
-rows, with its cache. Nothing here names a model family: the parts are found through transformers'
-own conventions. Deliberately knows no text, no refinement and no checkpoint format.
+`Network` is one model (or one adapter of a shared one). Nothing here names a model family: the
+parts are found through transformers' own conventions. Deliberately knows no text, no refinement and
+no checkpoint format; `streams` keeps the cache.
 
 Shape suffixes: B batch, L new columns, K columns read so far, D hidden size, M positions picked out
 of a batch, V vocabulary.
@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import copy
 import inspect
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -248,95 +248,6 @@ class AdapterSwitch:
         self._states[adapter] = [
             (layer._active_adapter, layer._disable_adapters) for layer in self._layers
         ]
-
-
-class Stream:
-    """One network reading one batch of rows, column after column.
-
-    Rows are padded on the left only, up to their first real column: sliding windows count columns,
-    so padding anywhere else would shorten them.
-    """
-
-    def __init__(self, network: Network, *, can_crop: bool = False) -> None:
-        self.network = network
-        self.cache = network.new_cache()
-        self.mask_BK: Tensor | None = None
-        self.length = 0
-        if can_crop:
-            self.cache.activate_past_recording()
-
-    def feed(self, embeds_BLD: Tensor, mask_BL: Tensor | None = None) -> Tensor:
-        """Read new columns; their hidden states (B, L, D).
-
-        Args:
-            mask_BL: bool, which of the new columns are real; None when all are.
-        """
-        self._extend_mask(embeds_BLD, mask_BL)
-        hidden_BLD = self.network.decode(
-            embeds_BLD, cache=self.cache, mask_BK=self.mask_BK, past=self.length
-        )
-        self.length += embeds_BLD.shape[1]
-        return hidden_BLD
-
-    def feed_branches(self, embeds_BLD: Tensor, branch_BL: Tensor) -> Tensor:
-        """Read branches that all go on from here, side by side; their hidden states (B, L, D).
-
-        No branch sees another. Nothing can be read after them.
-
-        Args:
-            branch_BL: the number of each column's branch, whose columns stand together; -1 for
-                padding.
-        """
-        branch_BL = branch_BL.to(self.network.device)
-        num_rows, num_new = branch_BL.shape
-        past_BK = self.mask_BK
-        if past_BK is None:
-            past_BK = branch_BL.new_ones(num_rows, self.length, dtype=torch.bool)
-        own_BLL = (branch_BL.unsqueeze(2) == branch_BL.unsqueeze(1)).tril()
-        # Padding sees itself only: counted as a branch it would run past the last position.
-        own_BLL &= (branch_BL >= 0).unsqueeze(2)
-        own_BLL |= torch.eye(num_new, dtype=torch.bool, device=own_BLL.device)
-        sees_BLK = torch.cat([past_BK.unsqueeze(1).expand(-1, num_new, -1), own_BLL], dim=2)
-        return self.network.decode_branches(
-            embeds_BLD, cache=self.cache, sees_BLK=sees_BLK, positions_BL=sees_BLK.sum(-1) - 1
-        )
-
-    def crop(self, num_columns: int) -> None:
-        """Forget the newest columns."""
-        self.cache.crop(-num_columns)
-        self.length -= num_columns
-        if self.mask_BK is not None:
-            self.mask_BK = self.mask_BK[:, :-num_columns]
-
-    def fork(self, rows: Sequence[int] | None = None) -> Stream:
-        """A stream that goes on from here by itself, with `rows` of this one (in that order).
-
-        What has been read is shared, not read again.
-        """
-        branch = copy.copy(self)
-        branch.cache = copy.copy(self.cache)
-        branch.cache.layers = [copy.copy(layer) for layer in self.cache.layers]
-        if rows is not None:
-            rows_R = torch.as_tensor(rows).to(self.network.device, non_blocking=True)
-            for layer in branch.cache.layers:
-                if layer.is_initialized:
-                    layer.batch_select_indices(rows_R.to(layer.keys.device))
-            if self.mask_BK is not None:
-                branch.mask_BK = self.mask_BK[rows_R]
-        return branch
-
-    def _extend_mask(self, embeds_BLD: Tensor, mask_BL: Tensor | None) -> None:
-        # Without padding there is no mask at all: attention then takes its fastest path.
-        if self.mask_BK is None and mask_BL is None:
-            return
-        num_rows, num_new = embeds_BLD.shape[:2]
-        device = self.network.device
-        past_BK = self.mask_BK
-        if past_BK is None:
-            past_BK = torch.ones(num_rows, self.length, dtype=torch.bool, device=device)
-        if mask_BL is None:
-            mask_BL = torch.ones(num_rows, num_new, dtype=torch.bool, device=device)
-        self.mask_BK = torch.cat([past_BK, mask_BL.to(device)], dim=1)
 
 
 @dataclass

@@ -43,6 +43,13 @@ from lm_eval_latentref.protocol import LATENT, extract_answer, prompt
 from lm_eval_latentref.scoring import Score, score
 from lm_eval_latentref.thoughts import Context, Markers, References, Thoughts, think
 
+MAX_COLUMNS_ON_CPU = 2048
+"""Rows times columns of contexts that are thought about together on a CPU.
+
+There, more of them take as long each, while the references' caches and large activations take up
+memory; on a GPU the time of a thought hardly depends on the rows.
+"""
+
 
 class NonFiniteThoughtError(LatentRefError):
     """A thought became infinite or nan; `row` is the row of the batch, `reason` the rest."""
@@ -112,13 +119,7 @@ class Reasoner:
         unique = list(dict.fromkeys(contexts))
         accounting = self.accounting
         with torch.no_grad(), accounting.working(), accounting.thinking():
-            thoughts = think(
-                Context.pad(unique, device=self.backbone.device),
-                backbone=self.backbone,
-                references=self.references,
-                config=self.config,
-                markers=self.markers,
-            )
+            thoughts = self._think_in_parts(Context.pad(unique, device=self.backbone.device))
             # Only now: a batch that ran out of memory is thought about again.
             accounting.count(
                 tokens_encoded=sum(map(len, unique)),
@@ -128,6 +129,22 @@ class Reasoner:
                 thoughts = thoughts.select([unique.index(context) for context in contexts])
         self._check_finite(thoughts)
         return thoughts
+
+    def _think_in_parts(self, context: Context) -> Thoughts:
+        on_cpu = self.backbone.device.type == "cpu"
+        parts = context.in_parts(MAX_COLUMNS_ON_CPU) if on_cpu else [context]
+        return Thoughts.join(
+            [
+                think(
+                    part,
+                    backbone=self.backbone,
+                    references=self.references,
+                    config=self.config,
+                    markers=self.markers,
+                )
+                for part in parts
+            ]
+        )
 
     def score(
         self,

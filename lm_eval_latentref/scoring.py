@@ -21,7 +21,8 @@ import torch
 from torch import Tensor
 
 from lm_eval_latentref.batching import Tokens
-from lm_eval_latentref.networks import Network, Stream
+from lm_eval_latentref.networks import Network
+from lm_eval_latentref.streams import Stream
 from lm_eval_latentref.thoughts import Thoughts
 
 NUM_SHARED_COLUMNS = 64

@@ -14,6 +14,7 @@ Shape suffixes: B batch, C context columns, P pending columns, T thoughts, D hid
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -21,8 +22,9 @@ import torch
 from torch import Tensor
 
 from lm_eval_latentref.config import RefinementConfig
-from lm_eval_latentref.networks import Network, Stream
+from lm_eval_latentref.networks import Network
 from lm_eval_latentref.refinement import contrastive_loss, contrastive_step, mix_residual
+from lm_eval_latentref.streams import Stream
 
 
 @dataclass(frozen=True)
@@ -44,6 +46,16 @@ class Context:
         mask_BC = torch.arange(longest) >= longest - lengths_B.unsqueeze(1)
         # What comes from pageable memory is staged at once: nobody need wait for the device.
         return cls(*(one.to(device, non_blocking=True) for one in (ids_BC, mask_BC)))
+
+    def in_parts(self, max_columns: int) -> list[Context]:
+        """These contexts in as few equal parts as have `max_columns` columns, or one row, each."""
+        num_rows, num_columns = self.ids_BC.shape
+        num_parts = math.ceil(num_rows / max(1, max_columns // num_columns))
+        masks = [None] * num_parts if self.mask_BC is None else self.mask_BC.tensor_split(num_parts)
+        return [
+            Context(ids_BC, mask_BC)
+            for ids_BC, mask_BC in zip(self.ids_BC.tensor_split(num_parts), masks, strict=True)
+        ]
 
     def then(self, token_id: int) -> Context:
         """These contexts with one more token at the end of each."""
@@ -87,6 +99,20 @@ class Thoughts:
     """z_1..z_T as committed, in the backbone's dtype."""
     finite_BT3: Tensor
     """bool: are the backbone's hidden state, the references' and the refined thought finite?"""
+
+    @classmethod
+    def join(cls, parts: Sequence[Thoughts]) -> Thoughts:
+        """The rows of all `parts`, of contexts equally long with their padding; they end here."""
+        if len(parts) == 1:
+            return parts[0]
+        masks = [part.pending_mask_BP for part in parts if part.pending_mask_BP is not None]
+        return cls(
+            Stream.join([part.stream for part in parts]),
+            torch.cat([part.pending_BPD for part in parts]),
+            torch.cat(masks) if masks else None,
+            torch.cat([part.thoughts_BTD for part in parts]),
+            torch.cat([part.finite_BT3 for part in parts]),
+        )
 
     def select(self, rows: Sequence[int]) -> Thoughts:
         """The same thoughts for `rows` of the batch, in that order; a row may be named twice."""

@@ -37,6 +37,7 @@ LAYERS = {
         *(
             "_autoload",
             "networks",
+            "streams",
             "accounting",
             "thoughts",
             "tuning.sharing",

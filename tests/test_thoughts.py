@@ -15,7 +15,7 @@ from lm_eval_latentref.config import RefinementConfig
 from lm_eval_latentref.networks import Network
 from lm_eval_latentref.refinement import contrastive_loss, contrastive_step
 from lm_eval_latentref.scoring import score
-from lm_eval_latentref.thoughts import Context, Markers, References, think
+from lm_eval_latentref.thoughts import Context, Markers, References, Thoughts, think
 
 # Several times d/2: in smaller units the search moves thoughts less than the tolerance.
 STEP = 3.0 * HIDDEN_SIZE / 2
@@ -46,7 +46,7 @@ def models(family):
     return tiny_model(family, 0), tiny_model(family, 1), tiny_model(family, 2)
 
 
-def run(family, config, *, markers, batch_size=5, order=None, max_rows=4):
+def run(family, config, *, markers, batch_size=5, order=None, max_rows=4, max_columns=1000):
     """Scores and thoughts by the package, in the order of CONTEXTS."""
     backbone, strong, weak = models(family)
     references = References(Network(strong), Network(weak)) if config.searches else None
@@ -56,13 +56,17 @@ def run(family, config, *, markers, batch_size=5, order=None, max_rows=4):
     with torch.no_grad():
         for start in range(0, len(order), batch_size):
             rows = order[start : start + batch_size]
-            thoughts = think(
-                Context.pad([CONTEXTS[row] for row in rows]),
-                backbone=network,
-                references=references,
-                config=config,
-                markers=Markers(*MARKER_IDS) if markers else None,
-            )
+            parts = [
+                think(
+                    part,
+                    backbone=network,
+                    references=references,
+                    config=config,
+                    markers=Markers(*MARKER_IDS) if markers else None,
+                )
+                for part in Context.pad([CONTEXTS[row] for row in rows]).in_parts(max_columns)
+            ]
+            thoughts = Thoughts.join(parts)
             assert thoughts.finite_BT3.all()
             results = score(thoughts, [CONTINUATIONS[row] for row in rows], max_rows=max_rows)
             for row, result, thought_TD in zip(rows, results, thoughts.thoughts_BTD, strict=True):
@@ -130,6 +134,28 @@ def test_batch_padding_and_order_change_nothing(order, batch_size, max_rows, fam
     torch.testing.assert_close(
         torch.stack(thoughts), torch.stack(thoughts_alone), rtol=1e-4, atol=1e-4
     )
+
+
+@pytest.mark.parametrize("name", ["no thought", "both", "through"])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_thinking_in_parts_changes_nothing(family, name):
+    config, longest = CONFIGS[name], max(map(len, CONTEXTS))
+    whole, _ = run(family, config, markers=True)
+    for rows in (1, 2):
+        found, _ = run(family, config, markers=True, max_columns=rows * longest)
+        assert_same_scores(found, whole)
+
+
+@given(st.integers(1, 12), st.integers(1, 9), st.integers(1, 60))
+def test_parts_keep_every_row_in_order_and_no_more_columns_than_asked_for(num, length, columns):
+    context = Context.pad([random_ids(1 + n % length, seed=n) for n in range(num)])
+    parts = context.in_parts(columns)
+    assert torch.equal(torch.cat([part.ids_BC for part in parts]), context.ids_BC)
+    if context.mask_BC is not None:
+        assert torch.equal(torch.cat([part.mask_BC for part in parts]), context.mask_BC)
+    sizes = [len(part.ids_BC) for part in parts]
+    assert max(sizes) == 1 or max(sizes) * context.ids_BC.shape[1] <= columns
+    assert max(sizes) - min(sizes) <= 1
 
 
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])

@@ -24,9 +24,10 @@ from lm_eval_latentref.batching import Tokens
 from lm_eval_latentref.checkpoints.sources import resolve
 from lm_eval_latentref.config import RefinementConfig
 from lm_eval_latentref.errors import LatentRefError
-from lm_eval_latentref.networks import Network, Stream
+from lm_eval_latentref.networks import Network
 from lm_eval_latentref.reasoner import Reasoner
 from lm_eval_latentref.refinement import mix_residual
+from lm_eval_latentref.streams import Stream
 from lm_eval_latentref.thoughts import Context
 from lm_eval_latentref.tuning.dev_tasks import DevTask, load_task
 from lm_eval_latentref.tuning.grid import Setting

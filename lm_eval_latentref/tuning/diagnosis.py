@@ -24,8 +24,9 @@ from torch import Tensor
 
 from lm_eval_latentref.batching import Tokens
 from lm_eval_latentref.errors import LatentRefError
-from lm_eval_latentref.networks import Network, Stream
+from lm_eval_latentref.networks import Network
 from lm_eval_latentref.reasoner import Reasoner, load
+from lm_eval_latentref.streams import Stream
 from lm_eval_latentref.thoughts import Context
 from lm_eval_latentref.tuning.dev_tasks import load_dev_task
 from lm_eval_latentref.tuning.grid import Setting
