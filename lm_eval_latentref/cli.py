@@ -176,7 +176,7 @@ def _bench(args: argparse.Namespace) -> int:
     report = run_bench(args.name, **{name: getattr(args, name) for name in BENCH_OPTIONS})
     print(report.table())
     print(report.line())
-    return 1 if report.failures else 0
+    return 1 if report.failures or report.missed else 0
 
 
 def _study(args: argparse.Namespace) -> int:

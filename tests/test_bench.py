@@ -132,6 +132,35 @@ def test_sides_that_disagree_are_reported_and_fail_the_command(folder, monkeypat
     assert json.loads(line)["failures"]
 
 
+@pytest.mark.parametrize(("value", "status"), [(3.1, 0), (3.3, 1)])
+def test_a_missed_target_is_said_and_fails_the_command(value, status, monkeypatch, capsys):
+    remarks = [verdict("time", value, at_most=3.2), "It took long."]
+    report = Report(bench="x", header=("",), rows=[], remarks=remarks, record={})
+    monkeypatch.setattr(bench, "run_bench", lambda name, **options: report)
+    assert main(["bench", "refinement"]) == status
+    text, line = capsys.readouterr().out.rsplit("\n", 2)[:2]
+    assert ("MISSED" in text) is bool(status)
+    assert json.loads(line)["missed"] == remarks[:status]
+
+
+def test_counts_are_those_of_our_side_alone(folder):
+    options = {"rounds": 1, "documents": 2, "dtype": "float32", "pretrained": folder}
+    counts = choices.run(**options).record["counts"]
+    # One forward reads a batch's contexts, and there is nothing after one-token choices.
+    assert counts["forwards"] == {"backbone": counts["documents"] // 8}
+    assert generation.run(**options).record["counts"]["thought_steps"] == 6 * 2
+
+
+def test_accuracies_that_differ_by_more_than_chance_fail(folder, monkeypatch):
+    def hits(answers, asked, calls=[]):  # noqa: B006
+        calls.append(asked)
+        return [len(calls) == 1] * len(asked)
+
+    monkeypatch.setattr(choices, "hits_gold", hits)
+    report = choices.run(rounds=1, documents=10, dtype="float32", pretrained=folder)
+    assert report.failures == ["accuracies in float32 differ (McNemar's p 0.002)"]
+
+
 def test_growth_has_a_line_and_counts_for_every_axis_and_draws_them(folder, monkeypatch, tmp_path):
     pytest.importorskip("matplotlib")
     few = {"thoughts": (1, 3), "search_steps": (1, 2), "choices": (1, 4)}
@@ -159,9 +188,28 @@ def test_three_adapters_are_written_and_measured(folder, tmp_path):
     memory.write_checkpoints(str(tmp_path), folder, "float32")
     adapters = [str(tmp_path / name) for name in ("f", "strong", "weak")]
     common = {"dtype": "float32", "batch_size": 2, "device": "cpu"}
-    peaks = memory.measure_adapters(adapters, 2, common)
+    peaks = memory.measure_adapters(adapters, (2, 4), common)
     assert peaks.keys() == {"loading", "choices", "generation"}
-    assert memory.measure_hf(str(tmp_path / "base"), 2, common).keys() == peaks.keys()
+    assert memory.measure_hf(str(tmp_path / "base"), (2, 4), common).keys() == peaks.keys()
+
+
+def test_memory_is_the_median_of_samples_on_fresh_documents(monkeypatch):
+    asked = {memory.measure_hf: [], memory.measure_adapters: []}
+
+    def sample(work, *args):
+        if work is memory.write_checkpoints:
+            return None
+        asked[work].append(args[1])
+        most = 100 if work is memory.measure_hf else 110 + 20 * len(asked[work])
+        return {"loading": 50, "choices": 70, "generation": most}
+
+    monkeypatch.setattr(memory, "in_fresh_process", sample)
+    report = memory.run(rounds=3, documents=4)
+    assert list(asked.values()) == [[(0, 4), (4, 8), (8, 12)]] * 2
+    assert report.record["ratio"]["in all"] == {"median": 1.5, "low": 1.3, "high": 1.7}
+    assert report.missed == [
+        "three adapters against --model hf, in all: 1.5, to be at most 1.2: MISSED."
+    ]
 
 
 @pytest.mark.slow
@@ -181,7 +229,7 @@ def test_the_table_ends_in_remarks_and_the_spread_has_a_range():
     assert report.table().splitlines() == ["   s", "-  -", "a  1", "", "So."]
     assert str(Spread.of([2, 1, 9])) == "2 (1 to 9)"
     assert verdict("it", 3.1, at_most=3.2) == "it: 3.1, to be at most 3.2: reached."
-    assert verdict("it", 2.4, at_least=2.5) == "it: 2.4, to be at least 2.5: NOT reached."
+    assert verdict("it", 2.4, at_least=2.5) == "it: 2.4, to be at least 2.5: MISSED."
 
 
 def test_a_written_report_has_its_table_and_command_beside_the_numbers(tmp_path):

@@ -22,18 +22,22 @@ from lm_eval_latentref.bench.report import (
 )
 from lm_eval_latentref.bench.sides import (
     Document,
-    accuracy,
+    counts_of,
     facts,
     hf_beside,
+    hits_gold,
     load_lm,
     mathqa_documents,
     score_choices,
 )
+from lm_eval_latentref.tuning.statistics import mcnemar
 
 HF, OURS = "--model hf", "--model latentref"
 TARGET = 2.5
 TOLERANCE = 1e-4
 """Largest difference of log-likelihoods in float32."""
+SIGNIFICANT = 0.01
+"""In half precision near-ties fall either way; accuracies must not differ by more than chance."""
 NUM_CHECKED = 8
 
 
@@ -47,15 +51,15 @@ def run(
 ) -> Report:
     """Documents a second of both, after a check in float32 that both find the same numbers."""
     asked = mathqa_documents()
-    difference = _check_in_float32(asked[-NUM_CHECKED:], pretrained, batch_size)
+    checked = asked[-NUM_CHECKED:]
+    difference = _check_in_float32(checked, pretrained, batch_size)
     lm = load_lm(pretrained=pretrained, dtype=dtype, batch_size=batch_size)
-    sides = [
-        Side(HF, partial(score_choices, hf_beside(lm))),
-        Side(OURS, partial(score_choices, lm)),
-    ]
+    ours = partial(score_choices, lm)
+    sides = [Side(HF, partial(score_choices, hf_beside(lm))), Side(OURS, ours)]
     found = alternate(sides, asked[:-NUM_CHECKED], rounds=rounds, per_round=documents)
     timed = asked[NUM_WARM_UP : NUM_WARM_UP + rounds * documents]
-    accuracies = {side.name: _accuracy(side.name, found, timed) for side in sides}
+    hits = {side.name: _hits(side.name, found, timed) for side in sides}
+    accuracies = {name: sum(of_side) / len(timed) for name, of_side in hits.items()}
     compared = compare_speed(found, slow=HF, fast=OURS)
     remarks = [
         verdict(f"{OURS} against {HF}", compared.ratio.median, at_least=TARGET),
@@ -67,6 +71,8 @@ def run(
     failures = []
     if difference > TOLERANCE:
         failures.append(f"log-likelihoods in float32 differ by {difference:.2g}")
+    if (paired := mcnemar(hits[HF], hits[OURS])).p_value < SIGNIFICANT:
+        failures.append(f"accuracies in {dtype} differ (McNemar's p {paired.p_value:.2g})")
     return compared.report(
         "choices",
         remarks=remarks,
@@ -74,7 +80,7 @@ def run(
         target=TARGET,
         max_difference_float32=difference,
         accuracy=accuracies,
-        counts=lm.reasoner.accounting.report(),
+        counts=counts_of(lm, partial(ours, checked), len(checked)),
         rounds=rounds,
         documents=documents,
         **facts(lm),
@@ -91,5 +97,5 @@ def _check_in_float32(asked: Sequence[Document], pretrained: str | None, batch_s
     )
 
 
-def _accuracy(name: str, found: Sequence[Round], asked: Sequence[Document]) -> float:
-    return accuracy([values for one in found for values in one.answers[name]], asked)
+def _hits(name: str, found: Sequence[Round], asked: Sequence[Document]) -> list[bool]:
+    return hits_gold([values for one in found for values in one.answers[name]], asked)

@@ -10,11 +10,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import partial
-from typing import Any
 
 from lm_eval_latentref.bench import published
 from lm_eval_latentref.bench.report import Report, Side, alternate, compare_speed, verdict
-from lm_eval_latentref.bench.sides import facts, load_lm, prosqa_prompts, thinking, write
+from lm_eval_latentref.bench.sides import counts_of, facts, load_lm, prosqa_prompts, thinking, write
 from lm_eval_latentref.config import RefinementConfig
 from lm_eval_latentref.errors import LatentRefError
 from lm_eval_latentref.model import LatentRefLM
@@ -43,11 +42,13 @@ def run(
     if published_documents is not None and published_documents < 1:
         raise LatentRefError(f"published_documents={published_documents}; give at least 1")
     prompts = prosqa_prompts(max(300, (rounds + 1) * documents))
-    num_equal = _check_in_float32(prompts[-NUM_CHECKED:], pretrained)
+    checked = prompts[-NUM_CHECKED:]
+    num_equal = _check_in_float32(checked, pretrained)
     lm = _plain_coconut(pretrained, dtype, batch_size)
+    ours = partial(write, lm, max_new_tokens=NEW_TOKENS)
     sides = [
         Side(PUBLISHED, partial(published_texts, lm), most=published_documents),
-        Side(OURS, partial(write, lm, max_new_tokens=NEW_TOKENS)),
+        Side(OURS, ours),
     ]
     found = alternate(sides, prompts[:-NUM_CHECKED], rounds=rounds, per_round=documents)
     compared = compare_speed(found, slow=PUBLISHED, fast=OURS)
@@ -57,7 +58,7 @@ def run(
         for one in found
         for pair in zip(one.answers[PUBLISHED], one.answers[OURS], strict=False)
     ]
-    num_same = sum(ours == theirs for ours, theirs in pairs)
+    num_same = sum(a == b for a, b in pairs)
     remarks = [
         verdict(f"{OURS} against the {PUBLISHED}", compared.ratio.median, at_least=target),
         f"Equal texts: {num_equal} of {NUM_CHECKED} in float32, {num_same} of {len(pairs)} in "
@@ -73,7 +74,7 @@ def run(
         target=target,
         equal_texts_float32=[num_equal, NUM_CHECKED],
         equal_texts=[num_same, len(pairs)],
-        counts=counts_of(lm, prompts[-NUM_CHECKED:]),
+        counts=counts_of(lm, partial(ours, checked), len(checked)),
         latent_steps=LATENT_STEPS,
         new_tokens=NEW_TOKENS,
         rounds=rounds,
@@ -98,22 +99,6 @@ def published_texts(lm: LatentRefLM, prompts: Sequence[str]) -> list[str]:
         for prompt in prompts
     ]
     return lm.tokenizer.batch_decode(written, skip_special_tokens=True)
-
-
-def counts_of(lm: LatentRefLM, prompts: Sequence[str]) -> dict[str, Any]:
-    """Forwards, columns and tokens of each model for one batch of prompts."""
-    before = lm.reasoner.accounting.report()
-    write(lm, prompts, max_new_tokens=NEW_TOKENS)
-    after = lm.reasoner.accounting.report()
-    numbers = ("thought_steps", "tokens_encoded", "tokens_generated")
-    return {
-        "documents": len(prompts),
-        **{name: after[name] - before[name] for name in numbers},
-        **{
-            kind: {name: after[kind][name] - before[kind][name] for name in after[kind]}
-            for kind in ("forwards", "columns_read")
-        },
-    }
 
 
 def _plain_coconut(pretrained: str | None, dtype: str, batch_size: int) -> LatentRefLM:

@@ -1,9 +1,9 @@
 """Peak memory: three adapters on one base with thoughts, against `--model hf` on that base.
 
-    latentref bench memory --documents 16 --batch_size 8
+    latentref bench memory --rounds 3 --documents 16 --batch_size 8
 
-Each case loads its checkpoints and works in a process of its own: MathQA's choices, then 16 tokens
-for each of as many ProsQA questions. The adapters are LoRA with random weights. Peaks are those of
+Each sample loads its checkpoints and works in a process of its own: MathQA's choices, then 16
+tokens for each of as many ProsQA questions, other ones in every round. The adapters are LoRA with random weights. Peaks are those of
 the process while it loads, scores and writes; the target is that of the largest.
 """
 
@@ -22,8 +22,9 @@ import torch
 
 from lm_eval_latentref.accounting import peak_memory
 from lm_eval_latentref.bench.refinement import settings
-from lm_eval_latentref.bench.report import Report, environment, verdict
+from lm_eval_latentref.bench.report import Report, Spread, environment, verdict
 from lm_eval_latentref.bench.sides import mathqa_documents, prosqa_prompts, score_choices, write
+from lm_eval_latentref.errors import LatentRefError
 
 HF, OURS = "--model hf", "three adapters"
 TARGET = 1.2
@@ -33,44 +34,62 @@ MEGABYTE = 2**20
 
 def run(
     *,
+    rounds: int = 3,
     documents: int = 16,
     dtype: str = "bfloat16",
     batch_size: int = 8,
     pretrained: str | None = None,
 ) -> Report:
     """Megabytes of both, in each kind of work and as a whole."""
+    if rounds < 1 or documents < 1:
+        raise LatentRefError(f"rounds={rounds}, documents={documents}; give at least 1 of each")
     device = "cuda" if torch.cuda.is_available() else "cpu"
     with tempfile.TemporaryDirectory() as folder:
         in_fresh_process(write_checkpoints, folder, pretrained, dtype)
         common = {"dtype": dtype, "batch_size": batch_size, "device": device}
         base, *adapters = (str(Path(folder) / name) for name in ("base", "f", "strong", "weak"))
-        peaks = {
-            HF: in_fresh_process(measure_hf, base, documents, common),
-            OURS: in_fresh_process(measure_adapters, adapters, documents, common),
-        }
-    for found in peaks.values():
+        peaks: dict[str, list[dict[str, int]]] = {HF: [], OURS: []}
+        for number in range(rounds):
+            asked = (number * documents, (number + 1) * documents)
+            peaks[HF].append(in_fresh_process(measure_hf, base, asked, common))
+            peaks[OURS].append(in_fresh_process(measure_adapters, adapters, asked, common))
+    return _report(
+        peaks,
+        **{"dtype": dtype, "batch_size": batch_size, "documents": documents, "rounds": rounds},
+        **environment(device),
+    )
+
+
+def _report(peaks: dict[str, list[dict[str, int]]], **record: Any) -> Report:
+    for found in (one for rounds in peaks.values() for one in rounds):
         found["in all"] = max(found.values())
-    ratios = {key: peaks[OURS][key] / peaks[HF][key] for key in peaks[HF]}
+    kinds = list(peaks[HF][0])
+    pairs = list(zip(peaks[OURS], peaks[HF], strict=True))
+    ratios = {kind: Spread.of([ours[kind] / hf[kind] for ours, hf in pairs]) for kind in kinds}
+    megabytes = {
+        name: {kind: Spread.of([one[kind] / MEGABYTE for one in rounds]) for kind in kinds}
+        for name, rounds in peaks.items()
+    }
     return Report(
         bench="memory",
-        header=("MiB at the peak", *peaks[HF]),
+        header=("MiB at the peak: median (range)", *kinds),
         rows=[
-            *(
-                (name, *(f"{value / MEGABYTE:.0f}" for value in peaks[name].values()))
-                for name in peaks
-            ),
-            (f"{OURS} / {HF}", *(f"{value:.3f}" for value in ratios.values())),
+            *((name, *map(_whole, found.values())) for name, found in megabytes.items()),
+            (f"{OURS} / {HF}", *map(str, ratios.values())),
         ],
-        remarks=[verdict(f"{OURS} against {HF}, in all", ratios["in all"], at_most=TARGET)],
+        remarks=[verdict(f"{OURS} against {HF}, in all", ratios["in all"].median, at_most=TARGET)],
         record={
             "peak_bytes": peaks,
-            "ratio": {key: round(value, 4) for key, value in ratios.items()},
+            "ratio": {kind: spread.rounded() for kind, spread in ratios.items()},
             "target": TARGET,
             "lora_rank": RANK,
-            **{"dtype": dtype, "batch_size": batch_size, "documents": documents},
-            **environment(device),
+            **record,
         },
     )
+
+
+def _whole(spread: Spread) -> str:
+    return f"{spread.median:.0f} ({spread.low:.0f} to {spread.high:.0f})"
 
 
 def in_fresh_process(work: Any, *args: Any) -> Any:
@@ -102,15 +121,15 @@ def write_checkpoints(folder: str, pretrained: str | None, dtype: str) -> None:
         model.save_pretrained(Path(folder) / name)
 
 
-def measure_hf(base: str, num_documents: int, common: dict[str, Any]) -> dict[str, int]:
+def measure_hf(base: str, asked: tuple[int, int], common: dict[str, Any]) -> dict[str, int]:
     """Peaks of lm-eval's own class on the base model."""
     from lm_eval.models.huggingface import HFLM
 
-    return _measure(HFLM(base, **common), num_documents)
+    return _measure(HFLM(base, **common), asked)
 
 
 def measure_adapters(
-    adapters: Sequence[str], num_documents: int, common: dict[str, Any]
+    adapters: Sequence[str], asked: tuple[int, int], common: dict[str, Any]
 ) -> dict[str, int]:
     """Peaks of a backbone and two references, refined thoughts and all."""
     from transformers import AutoConfig
@@ -125,14 +144,15 @@ def measure_adapters(
         if name in ("latent_steps", "memory_rate", "search_step_size")
     }
     lm = LatentRefLM(backbone, strong=strong, weak=weak, **common, **options)
-    return _measure(lm, num_documents)
+    return _measure(lm, asked)
 
 
-def _measure(lm: Any, num_documents: int) -> dict[str, int]:
+def _measure(lm: Any, asked: tuple[int, int]) -> dict[str, int]:
+    """Peaks of `lm`, which answers documents number `asked[0]` up to `asked[1]`."""
     peaks = {"loading": _peak()}
-    score_choices(lm, _fresh(mathqa_documents()[:num_documents]))
+    score_choices(lm, _fresh(mathqa_documents()[slice(*asked)]))
     peaks["choices"] = _peak()
-    write(lm, _fresh(prosqa_prompts(num_documents)), max_new_tokens=16)
+    write(lm, _fresh(prosqa_prompts(asked[1])[slice(*asked)]), max_new_tokens=16)
     peaks["generation"] = _peak()
     return peaks
 

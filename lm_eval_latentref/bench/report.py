@@ -83,6 +83,11 @@ class Report:
     failures: list[str] = field(default_factory=list)
     """Checks of equal answers that did not hold; the numbers are then worth nothing."""
 
+    @property
+    def missed(self) -> list[str]:
+        """The verdicts among the remarks whose target is not reached."""
+        return [one for one in self.remarks if isinstance(one, Verdict) and not one.reached]
+
     def table(self) -> str:
         """The numbers for people."""
         lines = [self.header, *self.rows]
@@ -96,7 +101,8 @@ class Report:
 
     def line(self) -> str:
         """The numbers for machines."""
-        return json.dumps({"bench": self.bench, "failures": self.failures, **self.record})
+        ends = {"failures": self.failures, "missed": self.missed}
+        return json.dumps({"bench": self.bench, **ends, **self.record})
 
     def page(self) -> str:
         """The table with what repeats it, as Markdown."""
@@ -228,8 +234,16 @@ def environment(device: torch.device | str = "cpu") -> dict[str, Any]:
     }
 
 
-def verdict(what: str, value: float, *, at_least: float = 0.0, at_most: float = 0.0) -> str:
+class Verdict(str):
     """One sentence on whether a target is reached."""
+
+    reached: bool
+
+
+def verdict(what: str, value: float, *, at_least: float = 0.0, at_most: float = 0.0) -> Verdict:
+    """The sentence on `value`, which is to be at least or at most what is given."""
     reached = value >= at_least if at_least else value <= at_most
     bound = f"at least {at_least:g}" if at_least else f"at most {at_most:g}"
-    return f"{what}: {value:.3g}, to be {bound}: {'reached' if reached else 'NOT reached'}."
+    sentence = Verdict(f"{what}: {value:.3g}, to be {bound}: {'reached' if reached else 'MISSED'}.")
+    sentence.reached = reached
+    return sentence

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import copy
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -125,13 +125,28 @@ def write(lm: HFLM, prompts: Sequence[str], *, max_new_tokens: int) -> list[str]
     return lm.generate_until(requests, disable_tqdm=True)
 
 
-def accuracy(answers: Sequence[Sequence[float]], asked: Sequence[Document]) -> float:
-    """Share of documents whose gold choice has the largest log-likelihood."""
-    hits = [
+def counts_of(lm: LatentRefLM, work: Callable[[], Any], num_documents: int) -> dict[str, Any]:
+    """Thoughts, tokens, forwards and columns of `lm` during one call of `work`, and of no other."""
+    before = lm.reasoner.accounting.report()
+    work()
+    after = lm.reasoner.accounting.report()
+    numbers = ("thought_steps", "tokens_encoded", "tokens_generated")
+    return {
+        "documents": num_documents,
+        **{name: after[name] - before[name] for name in numbers},
+        **{
+            kind: {name: after[kind][name] - before[kind][name] for name in after[kind]}
+            for kind in ("forwards", "columns_read")
+        },
+    }
+
+
+def hits_gold(answers: Sequence[Sequence[float]], asked: Sequence[Document]) -> list[bool]:
+    """Of each document, whether its gold choice has the largest log-likelihood."""
+    return [
         max(range(len(values)), key=values.__getitem__) == document["gold"]
         for values, document in zip(answers, asked, strict=True)
     ]
-    return sum(hits) / len(hits)
 
 
 def _mathqa_prompt(document: Document) -> str:
