@@ -146,8 +146,8 @@ def test_a_missed_target_is_said_and_fails_the_command(value, status, monkeypatc
 def test_counts_are_those_of_our_side_alone(folder):
     options = {"rounds": 1, "documents": 2, "dtype": "float32", "pretrained": folder}
     counts = choices.run(**options).record["counts"]
-    # One forward reads a batch's contexts, and there is nothing after one-token choices.
-    assert counts["forwards"] == {"backbone": counts["documents"] // 8}
+    # One forward reads the contexts, one the choices side by side.
+    assert (counts["documents"], counts["forwards"]) == (8, {"backbone": 2})
     assert generation.run(**options).record["counts"]["thought_steps"] == 6 * 2
 
 
@@ -207,9 +207,7 @@ def test_memory_is_the_median_of_samples_on_fresh_documents(monkeypatch):
     report = memory.run(rounds=3, documents=4)
     assert list(asked.values()) == [[(0, 4), (4, 8), (8, 12)]] * 2
     assert report.record["ratio"]["in all"] == {"median": 1.5, "low": 1.3, "high": 1.7}
-    assert report.missed == [
-        "three adapters against --model hf, in all: 1.5, to be at most 1.2: MISSED."
-    ]
+    assert len(report.missed) == 1
 
 
 @pytest.mark.slow

@@ -3,8 +3,9 @@
     latentref bench memory --rounds 3 --documents 16 --batch_size 8
 
 Each sample loads its checkpoints and works in a process of its own: MathQA's choices, then 16
-tokens for each of as many ProsQA questions, other ones in every round. The adapters are LoRA with random weights. Peaks are those of
-the process while it loads, scores and writes; the target is that of the largest.
+tokens for each of as many ProsQA questions, other ones in every round. The adapters are LoRA with
+random weights. Peaks are those of the process while it loads, scores and writes; the target is that
+of the largest.
 """
 
 from __future__ import annotations
