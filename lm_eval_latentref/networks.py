@@ -30,6 +30,8 @@ from transformers import DynamicCache, PreTrainedModel
 from transformers.cache_utils import DynamicLayer
 from transformers.modeling_outputs import BaseModelOutputWithPast
 
+from lm_eval_latentref.errors import LatentRefError
+
 
 class Network:
     """One decoder-only language model, or one adapter on a model that several networks share.
@@ -134,6 +136,27 @@ class Network:
         return self._forward(embeds_BLD, cache, hidden_BLK.unsqueeze(1), positions_BL)
 
     @property
+    def keeps_columns(self) -> bool:
+        """Whether what was read is kept column by column, so that columns can be taken back.
+
+        State-space and linear-attention layers fold all they read into one state instead.
+        """
+        layers = self.new_cache().layers
+        return not self.causal_lm._is_stateful and all(
+            isinstance(layer, DynamicLayer) for layer in layers
+        )
+
+    @property
+    def drops_columns(self) -> bool:
+        """Whether attention keeps, beyond some length, only those columns that score highest.
+
+        Which those are depends on how many columns, padding too, are read together.
+        """
+        config = self.causal_lm.config.get_text_config()
+        longest = getattr(config, "max_position_embeddings", None) or float("inf")
+        return getattr(config, "keep_window_size", longest) < longest
+
+    @property
     def takes_branches(self) -> bool:
         """Whether each column can be told which others it sees, as `decode_branches` needs.
 
@@ -197,6 +220,22 @@ class Network:
         if mask_BK is None:
             return torch.arange(past, past + num_new, device=self.device).unsqueeze(0)
         return (mask_BK.cumsum(-1) - 1).clamp(min=0)[:, -num_new:]
+
+
+def check_attention(network: Network, name: str) -> None:
+    """Raise LatentRefError unless what `network`, called `name`, has read can be taken back."""
+    if not network.keeps_columns:
+        raise LatentRefError(
+            f"{name} ({network.causal_lm.config.model_type}) has state-space or linear-attention "
+            "layers, whose state depends on padding and cannot be taken back; give a model that "
+            "attends to all it has read, such as GPT-2, Llama or Qwen3"
+        )
+    if network.drops_columns:
+        raise LatentRefError(
+            f"{name} ({network.causal_lm.config.model_type}) attends, beyond keep_window_size, to "
+            "columns chosen by their scores, which depend on padding; give a model that attends to "
+            "all it has read, such as GPT-2, Llama or Qwen3"
+        )
 
 
 class AdapterSwitch:

@@ -37,13 +37,13 @@ from lm_eval_latentref.checkpoints.opening import open_config
 from lm_eval_latentref.checkpoints.vocabulary import marker_ids, single_token
 from lm_eval_latentref.config import OPTION_NAMES, RefinementConfig
 from lm_eval_latentref.errors import LatentRefError
-from lm_eval_latentref.networks import Network
+from lm_eval_latentref.networks import Network, check_attention
 from lm_eval_latentref.planning import plan_run
 from lm_eval_latentref.protocol import LATENT, extract_answer, prompt
 from lm_eval_latentref.scoring import Score, score
 from lm_eval_latentref.thoughts import Context, Markers, References, Thoughts, think
 
-MAX_COLUMNS_ON_CPU = 2048
+MAX_COLUMNS_ON_CPU = 1536
 """Rows times columns of contexts that are thought about together on a CPU.
 
 There, more of them take as long each, while the references' caches and large activations take up
@@ -375,9 +375,11 @@ def find_markers(tokenizer: Any, config: RefinementConfig) -> Markers | None:
 
 
 def _network(loaded: LoadedModel, lender: Network | None = None) -> Network:
-    return Network(
+    network = Network(
         loaded.model, adapter=loaded.adapter, lender=lender, borrowed_ids=loaded.borrowed_ids
     )
+    check_attention(network, _name(loaded))
+    return network
 
 
 def _name(loaded: LoadedModel | None) -> str:

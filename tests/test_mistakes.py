@@ -274,3 +274,19 @@ def test_references_without_thoughts_are_not_loaded(folders, caplog):
         lm = latentref(folders, **{**REFINED, "latent_steps": 0})
     assert lm.reasoner.loaded.strong is None
     assert any("neither loaded nor used" in record.message for record in caplog.records)
+
+
+@pytest.mark.parametrize("kind", ["mamba", "falcon_h1", "doge"])
+def test_layers_whose_state_depends_on_padding_are_refused(folders, tmp_path, kind):
+    small = {"vocab_size": 300, "hidden_size": 32, "num_hidden_layers": 1}
+    heads = {"num_attention_heads": 4, "num_key_value_heads": 2, "mamba_d_ssm": 32}
+    state = {"mamba_n_heads": 4, "mamba_d_head": 8, "mamba_d_state": 8}
+    config = {
+        "mamba": lambda: transformers.MambaConfig(**small, state_size=4),
+        "doge": lambda: transformers.DogeConfig(**small, num_attention_heads=4, keep_window_size=8),
+        "falcon_h1": lambda: transformers.FalconH1Config(**small, **heads, **state),
+    }[kind]()
+    model = transformers.AutoModelForCausalLM.from_config(config)
+    expect_mistake(
+        lambda: saved_with(folders, tmp_path, model=model), kind, tmp_path, "depend", "padding"
+    )
