@@ -21,7 +21,7 @@ import re
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -92,6 +92,20 @@ class Accounting:
             **self._counts,
             "seconds": {name: round(self._laps.total(name), 4) for name in PHASES},
         }
+
+    @staticmethod
+    def of_all(reports: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+        """One report of several processes: counts added up, memory and seconds of the largest."""
+        combined: dict[str, Any] = {"processes": len(reports)}
+        for name, first in reports[0].items():
+            of_each = [report[name] for report in reports]
+            best = max if name in ("peak_memory_bytes", "seconds") else sum
+            if isinstance(first, Mapping):
+                keys = dict.fromkeys(key for one in of_each for key in one)
+                combined[name] = {key: best([one.get(key, 0) for one in of_each]) for key in keys}
+            else:
+                combined[name] = best(of_each)
+        return combined
 
     def _listener(self, name: str) -> Callable[[int, int], None]:
         def heard(num_columns: int, past: int) -> None:

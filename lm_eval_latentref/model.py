@@ -24,6 +24,7 @@ from torch import Tensor
 from tqdm import tqdm
 from transformers import PreTrainedModel
 
+from lm_eval_latentref.accounting import Accounting
 from lm_eval_latentref.arguments import check_batch_size, check_known, one_line_errors
 from lm_eval_latentref.batching import (
     Group,
@@ -39,18 +40,18 @@ from lm_eval_latentref.config import OPTION_NAMES, RefinementConfig
 from lm_eval_latentref.errors import LatentRefError
 from lm_eval_latentref.naming import DocumentNames
 from lm_eval_latentref.planning import plan_run
+from lm_eval_latentref.ranks import told
 from lm_eval_latentref.reasoner import Reasoner
 from lm_eval_latentref.response_cache import check_settings
+from lm_eval_latentref.rolling import Request, RollingLM
 from lm_eval_latentref.thoughts import Context
 
 logger = logging.getLogger(__name__)
 # Our lines appear where lm-eval's do, at the level it was told.
 logging.getLogger("lm_eval_latentref").parent = logging.getLogger("lm_eval")
 
-Request = tuple[Any, list[int], list[int]]
 
-
-class LatentRefLM(HFLM):
+class LatentRefLM(RollingLM):
     """A causal language model that reasons in refined continuous thoughts.
 
     Args:
@@ -191,7 +192,8 @@ class LatentRefLM(HFLM):
     def get_model_info(self) -> dict[str, Any]:
         """HFLM's facts about the model, the refinement, checkpoints and data, and the cost."""
         ours = {**self.reasoner.settings(), "data": dict(loaded_splits)}
-        ours["cost"] = self.reasoner.accounting.report()
+        mine = self.reasoner.accounting.report()
+        ours["cost"] = Accounting.of_all(told(self.world_size) or [mine])
         return {**super().get_model_info(), "latentref": ours}
 
     # Scoring.
@@ -201,6 +203,10 @@ class LatentRefLM(HFLM):
     ) -> list[tuple[float, bool]]:
         """Log-likelihood of each request's continuation after its context and thoughts."""
         self._documents.remember(requests)
+        with self._telling_cost():
+            return self._loglikelihood(requests, disable_tqdm)
+
+    def _loglikelihood(self, requests: list[Any], disable_tqdm: bool) -> list[tuple[float, bool]]:
         if self.reasoner.markers is None:
             return super().loglikelihood(requests, disable_tqdm=disable_tqdm)
         bar = tqdm(
@@ -224,10 +230,7 @@ class LatentRefLM(HFLM):
         override_bs: int | None = None,
     ) -> list[tuple[float, bool]]:
         if override_bs is not None:
-            # Windows of loglikelihood_rolling: there is no context to think about.
-            self.reasoner.backbone.activate()
-            with self.reasoner.accounting.working():
-                return super()._loglikelihood_tokens(requests, disable_tqdm, override_bs)
+            return self._score_windows(requests, disable_tqdm)
         nothing = (self.prefix_token_id,)
         pairs = self._fit_pairs([(tuple(ctx) or nothing, tuple(cont)) for _, ctx, cont in requests])
         answers: list[tuple[float, bool]] = [(0.0, False)] * len(requests)
@@ -296,7 +299,7 @@ class LatentRefLM(HFLM):
         for gen_kwargs in {repr(request.args[1]): request.args[1] for request in requests}.values():
             self._check_generation(gen_kwargs)
         self._generation_limit = self._row_limit(len(requests))
-        with self._fixed_batch_size():
+        with self._fixed_batch_size(), self._telling_cost():
             return super().generate_until(requests, disable_tqdm=disable_tqdm)
 
     def tok_batch_encode(

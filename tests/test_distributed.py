@@ -95,6 +95,11 @@ def test_processes_give_the_numbers_of_one(folders, alone, tmp_path, launcher, n
     status, printed, found = evaluate(folders, tmp_path / "out", start=start)
     assert status == 0, printed
     assert_same(found, alone)
+    (results,) = (tmp_path / "out").rglob("results_*.json")
+    cost = json.loads(results.read_text())["config"]["latentref"]["cost"]
+    # Two tasks of five documents, two thoughts each; some are asked again where shares are unequal.
+    assert cost["processes"] == num
+    assert cost["thought_steps"] >= 2 * 5 * 2
 
 
 def wait_for_answers(cache, process, num, seconds=120):

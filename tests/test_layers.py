@@ -38,6 +38,7 @@ LAYERS = {
             "_autoload",
             "networks",
             "streams",
+            "ranks",
             "accounting",
             "thoughts",
             "tuning.sharing",
@@ -69,7 +70,7 @@ LAYERS = {
         ),
     ],
     "C": [
-        *("reasoner", "naming", "model", "checkpoints.convert"),
+        *("reasoner", "rolling", "naming", "model", "checkpoints.convert"),
         *(
             "training.recipe",
             "training.recipe_files",
@@ -124,6 +125,7 @@ MAY_IMPORT_LM_EVAL = {
     "tuning.dev_tasks",
     "harness",
     "model",
+    "rolling",
 }
 MAY_IMPORT_LM_EVAL |= {"tuning.runs"}
 FILES_AND_MODELS = {"os", "pathlib", "json", "tempfile", "shutil", "transformers", "datasets"}

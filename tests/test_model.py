@@ -10,6 +10,7 @@ import torch
 from lm_eval.models.huggingface import HFLM
 from tiny import HIDDEN_SIZE, tiny_model, tiny_tokenizer
 
+from lm_eval_latentref import reasoner
 from lm_eval_latentref.config import RefinementConfig
 from lm_eval_latentref.model import LatentRefLM
 
@@ -199,24 +200,71 @@ def test_sampling_draws_and_a_seed_repeats_it(folders):
     assert draw() != greedy
 
 
-@pytest.mark.parametrize("batch_size", [8, "auto", "auto:3"])
-def test_running_out_of_memory_halves_batches_and_changes_nothing(folders, batch_size, monkeypatch):
-    lm = latentref(folders, **REFINED, batch_size=batch_size)
-    think, refused = lm.reasoner.think, []
+def small_device(monkeypatch, where, name, num_rows):
+    """Let `where.name` run out of memory on more than two rows; the sizes that it refused."""
+    work, refused = getattr(where, name), []
 
-    def small_device(rows):
-        if len(rows) > 2:
-            refused.append(len(rows))
+    def limited(*args, **kwargs):
+        if num_rows(*args) > 2:
+            refused.append(num_rows(*args))
             raise torch.OutOfMemoryError("CUDA out of memory.")
-        return think(rows)
+        return work(*args, **kwargs)
 
+    monkeypatch.setattr(where, name, limited)
+    return refused
+
+
+@pytest.mark.parametrize("batch_size", [8, "auto", "auto:3"])
+@pytest.mark.parametrize("phase", ["think", "score", "decode"])
+def test_running_out_of_memory_halves_batches_and_changes_nothing(
+    folders, phase, batch_size, monkeypatch
+):
+    lm = latentref(folders, **REFINED, batch_size=batch_size)
     texts = requests([(context, GREEDY) for context in CONTEXTS])
     wanted = lm.loglikelihood(pairs()), lm.generate_until(texts)
-    monkeypatch.setattr(lm.reasoner, "think", small_device)
+    if phase == "think":
+        refused = small_device(monkeypatch, lm.reasoner, "think", len)
+    elif phase == "score":
+        refused = small_device(
+            monkeypatch, reasoner, "score", lambda thoughts, _: len(thoughts.thoughts_BTD)
+        )
+    else:
+        refused = small_device(monkeypatch, HFLM, "_model_generate", lambda _, ids, *__: len(ids))
     found = lm.loglikelihood(pairs()), lm.generate_until(texts)
     assert_close(found[0], wanted[0])
     assert found[1] == wanted[1]
     assert refused
+
+
+@pytest.mark.parametrize("batch_size", [4, "auto"])
+def test_whole_texts_halve_too_and_what_they_read_is_counted(folders, batch_size, monkeypatch):
+    lm = latentref(folders, **REFINED, batch_size=batch_size)
+    monkeypatch.setattr(lm, "_detect_batch_size", lambda: 4)
+    texts = [text for text in CONTEXTS if text] * 2
+    wanted = lm.loglikelihood_rolling(requests([(text,) for text in texts]))
+    encoded = lm.reasoner.accounting.report()["tokens_encoded"]
+    # The prefix token is read and the last token is not.
+    assert encoded == sum(len(lm.tok_encode(text)) for text in texts)
+    refused = small_device(monkeypatch, lm, "_model_call", len)
+    found = lm.loglikelihood_rolling(requests([(text,) for text in texts]))
+    assert found == pytest.approx(wanted, abs=1e-4)
+    assert refused == [4]
+
+
+def test_the_rank_is_the_global_one_whatever_the_machine(folders, monkeypatch):
+    class SecondOfTwoMachines:
+        num_processes, process_index, local_process_index = 4, 3, 1
+        device, is_local_main_process = torch.device("cpu"), False
+
+        def __init__(self, **kwargs):
+            pass
+
+        def unwrap_model(self, model):
+            return model
+
+    monkeypatch.setattr("lm_eval.models.huggingface.Accelerator", SecondOfTwoMachines)
+    lm = latentref(folders, latent_steps=1)
+    assert (lm.rank, lm.world_size) == (3, 4)
 
 
 def test_every_context_is_encoded_once_and_read_by_every_model(folders, monkeypatch):
