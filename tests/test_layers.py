@@ -110,18 +110,19 @@ LAYERS = {
         "tuning.overview",
         "demo",
         "bench",
+        "subcommands",
         "cli",
         "__main__",
     ],
 }
 ORDER = [module for modules in LAYERS.values() for module in modules]
 
-STANDARD_LIBRARY_ONLY = ["__init__", "__main__", "_autoload", "cli", "errors"]
+STANDARD_LIBRARY_ONLY = ["__init__", "__main__", "_autoload", "cli", "errors", "subcommands"]
 MAY_IMPORT_LM_EVAL = {
     "_autoload",
     "arguments",
     "bench",
-    "cli",
+    "subcommands",
     "tuning.dev_tasks",
     "harness",
     "model",

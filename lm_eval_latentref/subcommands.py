@@ -1,0 +1,257 @@
+"""What each subcommand of `latentref` does: one call of the library, and what is printed of it.
+
+    status = ask(args)      # args: as the parser of `cli` gives them
+
+Returns the exit status. Holds no logic and knows no parser; what a subcommand needs is imported
+when it runs, so that `--help` is quick.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from lm_eval_latentref.errors import LatentRefError
+
+MODEL_OPTIONS = {
+    "pretrained": "hub id, folder or packaged set (default: smollm2-135m)",
+    "strong": "the reference to move towards: hub id, folder, adapter or state dict",
+    "weak": "the reference to move away from",
+    "weights": "raw state dict laid over the backbone: a file, or REPO_ID:PATH/IN/REPO",
+    "latent_steps": "number of thoughts",
+    "memory_rate": "residual mixing rate, 0 to 1",
+    "search_step_size": "step size of the contrastive search",
+    "search_steps": "inner steps of the search",
+    "search_gradient": "detached or through",
+    "latent_markers": "auto or none",
+    "latent_kind": "continuous or pause",
+}
+
+NAMES_OF_A_SET = ("pretrained", "strong", "weak", "weights")
+
+BENCH_OPTIONS = {
+    "rounds": (int, "how often each side works, on fresh documents"),
+    "documents": (int, "documents of a round"),
+    "batch_size": (int, "rows in a forward pass"),
+    "dtype": (str, "of the weights: bfloat16, float32, ..."),
+    "pretrained": (str, "the model (default: SmolLM2-135M-Instruct)"),
+    "search_gradient": (str, "of refinement: detached or through"),
+    "layers": (int, "of the model that is trained"),
+    "width": (int, "of the model that is trained"),
+    "models": (str, "what the device works with: names with commas between"),
+    "published_documents": (int, "how many of a round's documents the published loop answers"),
+    "output": (str, "file for the JSON line; growth draws its plot beside it"),
+}
+
+
+def run(arguments: Sequence[str]) -> int:
+    """Hands lm-eval its command line, with this package's model and tasks."""
+    from lm_eval_latentref.harness import run
+
+    run(arguments)
+    return 0
+
+
+def tasks_path(args: argparse.Namespace) -> int:
+    """Prints the folder for lm-eval's --include_path."""
+    from lm_eval_latentref.benchmarks.tasks import tasks_path
+
+    print(tasks_path())
+    return 0
+
+
+def ask(args: argparse.Namespace) -> int:
+    """Prints the answer to one question, and the size of each thought where that is asked."""
+    from lm_eval_latentref.reasoner import load
+
+    answer = load(**_model_arguments(args)).ask(args.question, max_new_tokens=args.max_new_tokens)
+    if args.show_thoughts:
+        for number, thought_D in enumerate(answer.thoughts, start=1):
+            print(f"thought {number}: norm {thought_D.norm():.3f}")
+    print(answer.text)
+    return 0
+
+
+def convert(args: argparse.Namespace) -> int:
+    """Writes a set of checkpoints as one folder."""
+    from lm_eval_latentref.checkpoints.convert import convert
+
+    folder = convert(
+        out=args.output, adapter=args.adapter, tuned_on=args.tuned_on, **_model_arguments(args)
+    )
+    print(folder)
+    return 0
+
+
+def train(args: argparse.Namespace) -> int:
+    """Trains by a recipe, telling how far it is."""
+    import logging
+
+    import transformers
+
+    from lm_eval_latentref.training.loop import train
+    from lm_eval_latentref.training.recipe_files import load_recipe
+
+    recipe = load_recipe(args.recipe, args.overrides)
+    transformers.utils.logging.disable_progress_bar()  # one bar is enough
+    logging.basicConfig(format="%(message)s")
+    logging.getLogger("lm_eval_latentref").setLevel(logging.INFO)
+    try:
+        train(recipe)
+    except KeyboardInterrupt:
+        print("interrupted: the same command goes on from the state saved last", file=sys.stderr)
+        raise
+    return 0
+
+
+def data(args: argparse.Namespace) -> int:
+    """Writes generated problems to a file."""
+    from lm_eval_latentref.training.data import write_generated
+    from lm_eval_latentref.training.recipe_files import parse_overrides
+
+    options = parse_overrides(args.options)
+    num = write_generated(
+        args.task, args.output, num=args.num, seed=args.seed, split=args.split, options=options
+    )
+    print(f"{args.output}: {num} problems")
+    return 0
+
+
+def sweep(args: argparse.Namespace) -> int:
+    """Tries settings on a dev split; prints the table, then one JSON line."""
+    import json
+
+    from lm_eval_latentref.provenance import command
+    from lm_eval_latentref.tuning.sweep import sweep
+    from lm_eval_latentref.tuning.sweep_report import as_text, last_line, save
+
+    names = ("task", "output", "limit", "seed", "compare", "write", "include_path", "latent_steps")
+    grids = ("memory_rates", "step_sizes", "search_steps")
+    options = {name: getattr(args, name) for name in (*names, *grids)}
+    try:
+        result = sweep(
+            _model_arguments(args, NAMES_OF_A_SET), metadata=_metadata(args.metadata), **options
+        )
+    except KeyboardInterrupt:
+        print(
+            f"interrupted: what is finished is in {args.output}, the same command goes on",
+            file=sys.stderr,
+        )
+        raise
+    save(result, args.output, command=command())
+    print(as_text(result))
+    print(json.dumps(last_line(result)))
+    return 0
+
+
+def compare(args: argparse.Namespace) -> int:
+    """Prints the paired tests of two runs, then one JSON line."""
+    import json
+
+    from lm_eval_latentref.tuning.compare import as_json, as_text, compare
+    from lm_eval_latentref.tuning.samples import read_answers
+
+    first, second = (read_answers(name, metric=args.metric) for name in (args.first, args.second))
+    found = compare(first, second, seed=args.seed)
+    print(as_text(found))
+    print(json.dumps(as_json(found)))
+    return 0
+
+
+def bench(args: argparse.Namespace) -> int:
+    """Prints what was measured; status 1 where a side disagrees or a target is missed."""
+    from lm_eval_latentref.bench import run_bench
+
+    report = run_bench(args.name, **{name: getattr(args, name) for name in BENCH_OPTIONS})
+    print(report.table())
+    print(report.line())
+    return 1 if report.failures or report.missed else 0
+
+
+def study(args: argparse.Namespace) -> int:
+    """Writes the results' page, or the page of several tasks, and prints it."""
+    from lm_eval_latentref.provenance import command
+    from lm_eval_latentref.tuning import overview, study_report
+    from lm_eval_latentref.tuning.study import run_studies
+
+    names = ("work", "latent_steps", "memory_rates", "step_sizes", "limit", "dev_limit", "seed")
+    options = {name: getattr(args, name) for name in (*names, "batch_size", "device", "dtype")}
+    studies = run_studies(args.folders, tasks=args.task, **options)
+    if len(studies) > 1:
+        print(overview.save(studies, args.output, command=command()))
+    else:
+        study_report.save(studies[0], args.output, command=command())
+        print(study_report.as_markdown(studies[0], command=command()))
+    return 0
+
+
+def diagnose(args: argparse.Namespace) -> int:
+    """Writes why refinement helps or does not, and prints it."""
+    from lm_eval_latentref.provenance import command
+    from lm_eval_latentref.tuning.diagnosis import diagnose
+    from lm_eval_latentref.tuning.diagnosis_report import as_markdown, save
+
+    names = ("task", "work", "latent_steps", "limit", "batch_size", "seed")
+    options = {name: getattr(args, name) for name in names}
+    found = [diagnose(folder, **options) for folder in args.folders]
+    save(found, args.output, command=command())
+    print(as_markdown(found, command=command()))
+    return 0
+
+
+def thoughts(args: argparse.Namespace) -> int:
+    """Writes what thoughts read as before and after refinement, and prints it."""
+    from lm_eval_latentref.provenance import command
+    from lm_eval_latentref.tuning.cases import study_cases
+    from lm_eval_latentref.tuning.cases_report import as_markdown, save
+
+    names = ("task", "work", "num", "latent_steps", "memory_rate", "step_size", "limit")
+    options = {name: getattr(args, name) for name in (*names, "batch_size", "device", "dtype")}
+    found = study_cases(args.folder, **options)
+    save(found, args.output, command=command())
+    print(as_markdown(found, command=command()))
+    return 0
+
+
+def demo(args: argparse.Namespace) -> int:
+    """A first evaluation of what comes with the package."""
+    from lm_eval_latentref.demo import run_demo
+
+    return run_demo(output=args.output, limit=args.limit)
+
+
+def _model_arguments(
+    args: argparse.Namespace, names: Iterable[str] = MODEL_OPTIONS
+) -> dict[str, Any]:
+    """The arguments of `load`: those of `--model_args`, each overridden by its own option.
+
+    `names` are the options that the subcommand has.
+    """
+    from lm_eval.utils import simple_parse_args_string
+
+    pairs = [pair for word in args.model_args for pair in word.split(",") if pair]
+    for pair in pairs:
+        if not pair.partition("=")[1]:
+            raise LatentRefError(
+                f"--model_args {pair}: each argument is NAME=VALUE, separated by commas or "
+                "spaces; write for example --model_args pretrained=gpt2,latent_steps=6"
+            )
+    arguments: dict[str, Any] = simple_parse_args_string(",".join(pairs))
+    own = {name: getattr(args, name) for name in names}
+    return arguments | {name: value for name, value in own.items() if value is not None}
+
+
+def _metadata(text: str | None) -> Any:
+    import json
+
+    try:
+        values = json.loads(text or "{}")
+    except ValueError:
+        values = None
+    if not isinstance(values, dict):
+        raise LatentRefError(
+            f"--metadata {text}: it must be one JSON object, such as '{{\"num_documents\": 1000}}'"
+        )
+    return values
