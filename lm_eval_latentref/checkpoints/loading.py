@@ -28,7 +28,8 @@ from lm_eval_latentref.checkpoints.opening import (
     open_model,
     open_tokenizer,
 )
-from lm_eval_latentref.checkpoints.sources import SetPlan, Source, describe, fingerprint, resolve
+from lm_eval_latentref.checkpoints.sets import SetPlan, resolve
+from lm_eval_latentref.checkpoints.sources import Source, describe, fingerprint
 from lm_eval_latentref.checkpoints.state_dicts import RawStateDict, lay, read_raw
 from lm_eval_latentref.checkpoints.vocabulary import marker_ids
 from lm_eval_latentref.errors import LatentRefError

@@ -3,7 +3,7 @@
     manifest = read_manifest("out/coconut/latentref.json")
     write_manifest("out/coconut", Manifest(latent_steps=6, strong="strong", weak="weak"))
 
-Knows the file's format only; what the names in it stand for is for `sources` to find out.
+Knows the file's format only; what the names in it stand for is for `sets` to find out.
 """
 
 from __future__ import annotations

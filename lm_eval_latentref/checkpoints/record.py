@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from lm_eval_latentref.checkpoints.questions import Hashes, hash_questions, read_hashes
-from lm_eval_latentref.checkpoints.sources import resolve
+from lm_eval_latentref.checkpoints.sets import resolve
 
 
 def learnt_from(**names: Any) -> tuple[frozenset[str], Hashes]:

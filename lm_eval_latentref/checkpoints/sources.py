@@ -1,11 +1,11 @@
-"""Names to sources: what `pretrained=`, `strong=`, `weights=`, ... mean, before anything is loaded.
+"""One name to one checkpoint: what it stands for, before anything is loaded.
 
-    plan = resolve(pretrained="out/coconut")       # references and settings from latentref.json
-    plan = resolve(pretrained="gpt2", weights="checkpoint_41", strong="me/cot:checkpoint_25")
+    folder, source = open_source("strong", "me/cot@epoch-25", None, "", None)
+    fingerprint(source)        # a commit or a sha256
 
 A name is a folder, a hub id (REPO or REPO@REVISION), a PEFT adapter of either kind, a GGUF file,
 or a raw state dict (a file, or REPO:PATH on the hub). Fetches small files and raw state dicts;
-deliberately opens no model and reads no tensor.
+deliberately opens no model, reads no tensor and knows no set: that is `sets`.
 """
 
 from __future__ import annotations
@@ -14,18 +14,15 @@ import dataclasses
 import json
 import os
 import re
-from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 
 from lm_eval_latentref.checkpoints.folders import TOKENIZER_FILES, Folder, is_file
 from lm_eval_latentref.checkpoints.identity import file_digest, folder_digest
-from lm_eval_latentref.checkpoints.manifest import MANIFEST_NAME, Manifest, read_manifest
+from lm_eval_latentref.checkpoints.manifest import MANIFEST_NAME, read_manifest
 from lm_eval_latentref.checkpoints.packaged import (
-    BASE_NAME,
     DEFAULT_MODEL,
     base_file,
-    default_set,
     packaged_folder,
     without_place,
 )
@@ -75,103 +72,6 @@ class Source:
         return base, revision, self.subfolder, self.gguf_file, self.weights
 
 
-@dataclass(frozen=True, kw_only=True)
-class SetPlan:
-    """What is to be loaded, and the settings that came with it."""
-
-    backbone: Source
-    strong: Source | None = None
-    weak: Source | None = None
-
-    settings: dict[str, object] = dataclasses.field(default_factory=dict)
-    """Values from latentref.json, by model-argument name."""
-
-    tuned_on: str | None = None
-    """The split that the settings of latentref.json were tuned on."""
-
-    trained_on: tuple[str, ...] = ()
-    """The splits that latentref.json says a training saw."""
-
-    trained_questions: str | None = None
-    """The file of hashes that latentref.json names; a path, whether or not the file is there."""
-
-    notes: tuple[str, ...] = ()
-    """One line per value: where it came from."""
-
-
-def resolve(
-    *,
-    pretrained: str | None = None,
-    strong: str | None = None,
-    weak: str | None = None,
-    weights: str | None = None,
-    peft: str | None = None,
-    gguf_file: str | None = None,
-    revision: str | None = None,
-    subfolder: str = "",
-    tokenizer: str | None = None,
-    explicit: Collection[str] = (),
-) -> SetPlan:
-    """Finds every checkpoint of a set and the settings that its latentref.json recommends.
-
-    A reference that is not given comes from latentref.json beside the backbone. `explicit` names
-    the refinement options the user has set: they are left out of `settings`. Raises LatentRefError
-    for a name that stands for nothing.
-    """
-    notes = []
-    # What is laid over a model is laid over a plain one.
-    if pretrained is None and peft is None and weights is None and (own := default_set()):
-        # By its place: a folder of the same name in the working directory was not asked for.
-        pretrained = str(packaged_folder(own))
-        notes.append(f"pretrained={own}, the trained set of this package: none was given")
-    folder, backbone = _backbone(pretrained, revision, subfolder, gguf_file, peft)
-    if weights is not None:
-        backbone = dataclasses.replace(
-            backbone, weights=_state_dict_file("weights", weights), name=weights
-        )
-    if tokenizer is not None:
-        backbone = dataclasses.replace(backbone, tokenizer=tokenizer)
-    manifest_path = folder.find(MANIFEST_NAME) if folder is not None else None
-    manifest = read_manifest(manifest_path) if manifest_path else Manifest()
-    where = MANIFEST_NAME
-    if folder is not None:
-        where += f" of {without_place(folder.name)}"
-    references = {}
-    for role, given in (("strong", strong), ("weak", weak)):
-        recorded = getattr(manifest, role)
-        if given is not None:
-            references[role] = _reference(role, given, backbone, revision)
-            notes.append(f"{role}={given} as given")
-        elif recorded is not None:
-            assert folder is not None
-            references[role] = _recorded_reference(role, recorded, folder, backbone)
-            notes.append(f"{role}={recorded} from {where}")
-    settings = {}
-    for option, value in manifest.settings().items():
-        if option in explicit:
-            notes.append(f"{option} as given; {where} has {value}")
-            continue
-        settings[option] = value
-        notes.append(f"{option}={value} from {where}")
-    if manifest.tuned_on is not None:
-        notes.append(f"values of {where} were tuned on {manifest.tuned_on}")
-    return SetPlan(
-        backbone=backbone,
-        **references,
-        settings=settings,
-        tuned_on=manifest.tuned_on,
-        trained_on=tuple(manifest.trained_on or ()),
-        trained_questions=_beside(folder, manifest.trained_questions),
-        notes=tuple(notes),
-    )
-
-
-def _beside(folder: Folder | None, name: str | None) -> str | None:
-    if folder is None or name is None:
-        return None
-    return folder.find(name) or os.path.join(folder.name, folder.subfolder, name)
-
-
 def describe(source: Source) -> dict[str, str]:
     """Identity that costs nothing: names, revisions and commits as far as they are known."""
     values = {
@@ -216,72 +116,7 @@ def default_source() -> Source:
     return Source(base=DEFAULT_MODEL, name=DEFAULT_MODEL)
 
 
-def _backbone(
-    pretrained: str | None,
-    revision: str | None,
-    subfolder: str,
-    gguf_file: str | None,
-    peft: str | None,
-) -> tuple[Folder | None, Source]:
-    """The backbone and the folder whose latentref.json belongs to it, if there is one."""
-    if pretrained in (None, BASE_NAME):
-        folder, source = None, default_source()
-    else:
-        if is_file(pretrained) and not pretrained.endswith(".gguf"):
-            raise LatentRefError(
-                f"pretrained={pretrained} is a file; give the model it was trained from as "
-                "pretrained= and the file as weights="
-            )
-        folder, source = _open("pretrained", pretrained, revision, subfolder, gguf_file)
-    if peft is None:
-        return folder, source
-    if source.adapter is not None:
-        raise LatentRefError(
-            f"pretrained={pretrained} is an adapter already, so peft={peft} has no place; "
-            "give the base model as pretrained="
-        )
-    adapter = _as_folder("peft", peft, revision)
-    if not adapter.find(ADAPTER_CONFIG):
-        raise LatentRefError(f"peft={peft} has no {ADAPTER_CONFIG}; give a PEFT adapter")
-    source = dataclasses.replace(_with_adapter(source, adapter), name=peft)
-    return (adapter if adapter.find(MANIFEST_NAME) else folder), source
-
-
-def _reference(role: str, name: str, backbone: Source, revision: str | None) -> Source:
-    """The source of `strong=` or `weak=`; a raw state dict is laid over the backbone's base."""
-    if name.endswith(".gguf") and is_file(name):
-        return _open(role, name, revision, "", None)[1]
-    if is_file(name) or (not os.path.isdir(name) and _HUB_FILE.fullmatch(name)):
-        path = _state_dict_file(role, name)
-        return dataclasses.replace(
-            backbone, adapter=None, adapter_revision=None, weights=path, tokenizer=None, name=name
-        )
-    _, source = _open(role, name, revision, "", None)
-    if source.adapter is not None and source.revision is None and source.base == backbone.base:
-        source = dataclasses.replace(source, revision=backbone.revision)
-    return source
-
-
-def _recorded_reference(role: str, recorded: str, folder: Folder, backbone: Source) -> Source:
-    """The source of a reference that latentref.json names: relative to it, or any other name."""
-    if folder.is_local:
-        path = os.path.normpath(os.path.join(folder.name, folder.subfolder, recorded))
-        if os.path.exists(path):
-            return _reference(role, path, backbone, None)
-    elif not recorded.startswith(("/", "..")):
-        inside = Folder(folder.name, folder.commit or folder.revision)
-        inside.subfolder = "/".join(filter(None, [folder.subfolder, os.path.normpath(recorded)]))
-        if inside.find("config.json") or inside.find(ADAPTER_CONFIG):
-            return dataclasses.replace(_source_of(inside), name=f"{folder.name}/{inside.subfolder}")
-    try:
-        return _reference(role, recorded, backbone, None)
-    except LatentRefError as error:
-        raise LatentRefError(
-            f"{role}={recorded} of {MANIFEST_NAME} in {folder.name}: {error}"
-        ) from error
-
-
-def _open(
+def open_source(
     role: str, name: str, revision: str | None, subfolder: str, gguf_file: str | None
 ) -> tuple[Folder, Source]:
     """The folder called `name` and the source it is."""
@@ -290,7 +125,7 @@ def _open(
         return Folder(str(path.parent)), Source(
             base=str(path.parent), gguf_file=path.name, name=name
         )
-    folder = _as_folder(role, name, revision)
+    folder = as_folder(role, name, revision)
     folder.subfolder = subfolder
     if gguf_file is not None:
         if not folder.find(gguf_file):
@@ -299,10 +134,11 @@ def _open(
             base=folder.name, revision=folder.revision, subfolder=subfolder, gguf_file=gguf_file
         )
         return folder, dataclasses.replace(source, name=name)
-    return folder, dataclasses.replace(_source_of(folder), name=name)
+    return folder, dataclasses.replace(source_of(folder), name=name)
 
 
-def _as_folder(role: str, name: str, revision: str | None) -> Folder:
+def as_folder(role: str, name: str, revision: str | None) -> Folder:
+    """The folder or hub repository called `name`; `role` is the argument that named it."""
     expanded = os.path.expanduser(name)
     if os.path.isdir(expanded):
         return Folder(expanded)
@@ -316,14 +152,14 @@ def _as_folder(role: str, name: str, revision: str | None) -> Folder:
     return Folder(repo, own_revision or revision)
 
 
-def _source_of(folder: Folder) -> Source:
+def source_of(folder: Folder) -> Source:
     """A plain model, or an adapter when the folder has an adapter's configuration and no model."""
     if folder.find("config.json") and not _is_local_adapter(folder):
         return Source(base=folder.name, revision=folder.revision, subfolder=folder.subfolder)
     config_path = folder.find(ADAPTER_CONFIG)
     if config_path is None:
         raise folder.unreachable()
-    return _with_adapter(_base_of_adapter(config_path, folder), folder)
+    return with_adapter(_base_of_adapter(config_path, folder), folder)
 
 
 def _is_local_adapter(folder: Folder) -> bool:
@@ -363,11 +199,11 @@ def _base_source(base: str, folder: Folder | None) -> Source:
     if base == DEFAULT_MODEL:
         return default_source()
     name, _, revision = base.partition("@")
-    where = _as_folder("base model of the adapter", name, revision or None)
+    where = as_folder("base model of the adapter", name, revision or None)
     return Source(base=where.name, revision=where.revision)
 
 
-def _with_adapter(base: Source, folder: Folder) -> Source:
+def with_adapter(base: Source, folder: Folder) -> Source:
     """`base` with the adapter in `folder`, fetched; the adapter's tokenizer, if any, wins."""
     config_path = folder.find(ADAPTER_CONFIG)
     assert config_path is not None
@@ -389,7 +225,12 @@ def _with_adapter(base: Source, folder: Folder) -> Source:
     )
 
 
-def _state_dict_file(role: str, name: str) -> str:
+def is_state_dict(name: str) -> bool:
+    """Whether `name` is a file, or REPO:PATH on the hub."""
+    return is_file(name) or (not os.path.isdir(name) and _HUB_FILE.fullmatch(name) is not None)
+
+
+def state_dict_file(role: str, name: str) -> str:
     """Local path of the raw state dict `name`, a file or REPO:PATH on the hub."""
     expanded = os.path.expanduser(name)
     if os.path.isfile(expanded):

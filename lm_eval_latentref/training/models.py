@@ -26,7 +26,8 @@ from lm_eval_latentref.checkpoints.loading import LoadedModel, LoadedSet
 from lm_eval_latentref.checkpoints.manifest import Manifest, write_manifest
 from lm_eval_latentref.checkpoints.opening import default_loader, load_tokenizer, open_model
 from lm_eval_latentref.checkpoints.packaged import DEFAULT_MODEL
-from lm_eval_latentref.checkpoints.sources import Source, default_source, resolve
+from lm_eval_latentref.checkpoints.sets import resolve
+from lm_eval_latentref.checkpoints.sources import Source, default_source
 from lm_eval_latentref.config import RefinementConfig
 from lm_eval_latentref.errors import LatentRefError
 from lm_eval_latentref.networks import Network

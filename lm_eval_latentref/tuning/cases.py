@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from lm_eval_latentref.batching import Tokens
-from lm_eval_latentref.checkpoints.sources import resolve
+from lm_eval_latentref.checkpoints.sets import resolve
 from lm_eval_latentref.config import RefinementConfig
 from lm_eval_latentref.errors import LatentRefError
 from lm_eval_latentref.networks import Network

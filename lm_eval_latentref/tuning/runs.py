@@ -26,7 +26,8 @@ from lm_eval_latentref.accounting import restart_peak_memory
 from lm_eval_latentref.benchmarks import documents
 from lm_eval_latentref.benchmarks.data import load_split
 from lm_eval_latentref.benchmarks.tasks import tasks_path
-from lm_eval_latentref.checkpoints.sources import fingerprint, resolve
+from lm_eval_latentref.checkpoints.sets import resolve
+from lm_eval_latentref.checkpoints.sources import fingerprint
 from lm_eval_latentref.config import OPTION_NAMES
 from lm_eval_latentref.errors import saving
 from lm_eval_latentref.model import LatentRefLM
