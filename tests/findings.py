@@ -1,0 +1,91 @@
+"""The figures that a FINDINGS.md quotes, looked up in what was written beside it.
+
+    unsupported(Path("results/hops-small"))      # [] or ["12.5 %", ...]
+
+A figure is supported when a number of some JSON file of the folder, put into the figure's unit and
+rounded as it is printed, is the same, or when a page other than FINDINGS.md prints it with that
+unit. An unsigned figure also stands for a negative number ("loses 1.2 points"). Not looked at:
+code, names (SmolLM2, T=6), what is said in words, whole numbers of one digit without a unit
+(numbers of statements, counts), and bounds ("p < 0.05"), which only an assertion can hold.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+PAGE = "FINDINGS.md"
+SCALES = {"%": 100.0, "points": 100.0, "ms": 1e3, "GB": 1e-9, "minutes": 1 / 60}
+"""What a unit makes of the number in the JSON files; other units are theirs."""
+
+_NUMBER = r"[+-]?\d+(?:,\d{3})*(?:\.\d+)?(?:e[+-]?\d+)?"
+_UNIT = rf"\s*(?P<unit>%|(?:{'|'.join(name for name in SCALES if name != '%')}|nats)\b)"
+# "1.20", "-3 %", "98 to 100 %", "+1.20 [-0.30, +2.70] points": one unit for all of them.
+_QUOTED = re.compile(
+    rf"(?<![\w.=/-])(?P<numbers>{_NUMBER}(?:\s+(?:to|and|or)\s+{_NUMBER})?"
+    rf"(?:\s+\[{_NUMBER},\s+{_NUMBER}\])?)(?![\w/-]|\.\d)(?:{_UNIT})?"
+)
+_NOT_QUOTED = re.compile(
+    r"```.*?```|`[^`]*`|\]\([^)]*\)|^ *\d+\. |arXiv:\S+|[<>]=? *[\d.]+", re.M | re.S
+)
+
+
+class Figure(NamedTuple):
+    """A number as printed, with its unit or an empty string."""
+
+    text: str
+    unit: str
+
+    @property
+    def value(self) -> float:
+        return float(self.text.replace(",", ""))
+
+    @property
+    def half_a_digit(self) -> float:
+        """What rounding may have taken away."""
+        mantissa, _, exponent = self.text.partition("e")
+        return 0.5 * 10.0 ** (int(exponent or 0) - len(mantissa.partition(".")[2]))
+
+    def is_of(self, number: float) -> bool:
+        """Whether `number` is printed so."""
+        scaled = number * SCALES.get(self.unit, 1.0)
+        scaled = scaled if self.text[0] in "+-" else abs(scaled)
+        return abs(scaled - self.value) <= self.half_a_digit * (1 + 1e-9)
+
+    def __str__(self) -> str:
+        return f"{self.text} {self.unit}".strip()
+
+
+def figures(text: str) -> list[Figure]:
+    """All that `text` quotes."""
+    plain = _NOT_QUOTED.sub(" ", text)
+    found = [
+        Figure(number, match["unit"] or "")
+        for match in _QUOTED.finditer(plain)
+        for number in re.findall(_NUMBER, match["numbers"])
+    ]
+    return [one for one in found if one.unit or len(one.text) > 1]
+
+
+def unsupported(folder: Path) -> list[str]:
+    """The figures of the folder's FINDINGS.md that nothing beside it has."""
+    written = [json.loads(path.read_text("utf-8")) for path in sorted(folder.rglob("*.json"))]
+    numbers = [number for content in written for number in _leaves(content)]
+    pages = [path for path in folder.rglob("*.md") if path.name != PAGE]
+    printed = {str(one) for path in pages for one in figures(path.read_text("utf-8"))}
+    return [
+        str(one)
+        for one in figures((folder / PAGE).read_text("utf-8"))
+        if str(one) not in printed and not any(one.is_of(number) for number in numbers)
+    ]
+
+
+def _leaves(content: Any) -> Iterator[float]:
+    if isinstance(content, dict | list):
+        for one in content.values() if isinstance(content, dict) else content:
+            yield from _leaves(one)
+    elif isinstance(content, int | float) and not isinstance(content, bool):
+        yield float(content)

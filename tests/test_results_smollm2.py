@@ -1,0 +1,81 @@
+"""What results/smollm2-135m must hold, whatever was found: its FINDINGS.md rests on it.
+
+The figures that FINDINGS.md quotes are looked up by `test_results`.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+FOLDER = Path(__file__).parent.parent / "results" / "smollm2-135m"
+BASELINES = ("No-CoT", "CoT")
+REFINED = {"+ residual": "residual", "+ search": "search", "both": "both"}
+"""Rows, by the sweep's row that gives their settings."""
+
+pytestmark = pytest.mark.skipif(not FOLDER.is_dir(), reason="not measured yet, or an sdist")
+
+
+def read(name):
+    return json.loads((FOLDER / name).read_text(encoding="utf-8"))
+
+
+@pytest.fixture(scope="module")
+def overview():
+    return read("results.json")
+
+
+@pytest.fixture(scope="module")
+def studies(overview):
+    """The results of each task, by its name."""
+    return {task: read(one["results"]) for task, one in overview["tasks"].items()}
+
+
+def test_it_tells_of_the_benchmarks_that_were_trained(studies):
+    for task, study in studies.items():
+        name = task.removeprefix("latentref_")
+        for one in study["sets"]:
+            assert f"{name} train" in one["trained_on"]
+            assert not any("test" in source for source in one["trained_on"])
+
+
+def test_every_row_was_run_on_the_same_problems(studies):
+    for study in studies.values():
+        for one in study["sets"]:
+            assert {*BASELINES, "Coconut", *REFINED} <= set(one["rows"])
+            for name, row in one["rows"].items():
+                if name == "Coconut":
+                    continue
+                test = row["against_coconut"]["test"]
+                gained = row["accuracy"] - one["rows"]["Coconut"]["accuracy"]
+                num_gained = test["only_second"] - test["only_first"]
+                assert gained * study["problems"] == pytest.approx(num_gained, abs=1e-6)
+
+
+def test_settings_were_chosen_on_dev_splits_and_used_as_chosen(studies):
+    for study in studies.values():
+        assert study["dev_task"].endswith("_dev")
+        for one in study["sets"]:
+            for name, key in REFINED.items():
+                assert one["rows"][name]["setting"] == one["sweep"]["best"][key]
+            plain = one["rows"]["Coconut"]["model_args"]
+            assert plain["memory_rate"] == plain["search_step_size"] == 0
+            assert plain["latent_steps"] > 0
+
+
+def test_the_page_of_all_tasks_has_the_figures_of_each(overview, studies):
+    for task, study in studies.items():
+        told = overview["tasks"][task]
+        for name in ("problems", "chance", "majority_answer", "mean_over_sets"):
+            assert told[name] == study[name]
+    for number, by_row in enumerate(overview["pooled"].values()):
+        for name, found in by_row.items():
+            tests = [
+                study["sets"][number]["rows"][name]["against_coconut"]["test"]
+                for study in studies.values()
+            ]
+            assert found["problems"] == sum(study["problems"] for study in studies.values())
+            for side in ("only_first", "only_second"):
+                assert found["test"][side] == sum(test[side] for test in tests)
