@@ -98,6 +98,7 @@ LAYERS = {
         ),
     ],
     "D": [
+        "tuning.pages",
         "tuning.diagnosis",
         "tuning.diagnosis_report",
         "harness",
@@ -106,7 +107,6 @@ LAYERS = {
         "tuning.cases",
         "tuning.cases_report",
         "tuning.study",
-        "tuning.pages",
         "tuning.study_report",
         "tuning.overview",
         "demo",

@@ -15,6 +15,7 @@ from pathlib import Path
 
 from lm_eval_latentref.provenance import machine, versions
 from lm_eval_latentref.tuning.cases import NUM_TOKENS, Case, CaseStudy, Reading, Thought
+from lm_eval_latentref.tuning.pages import table_head, table_row
 
 FORMAT = "latentref thoughts 1"
 _HEAD = (
@@ -76,9 +77,8 @@ def _case(case: Case) -> list[str]:
         f"Gold `{case.gold}`; without refinement `{case.answer_before}` (margin {before:+.3f}), "
         f"with it `{case.answer_after}` ({after:+.3f}).",
         "",
-        _row(_HEAD),
-        "|---" * len(_HEAD) + "|",
-        *(_row(_cells(step, one)) for step, one in enumerate(case.thoughts, start=1)),
+        *table_head(_HEAD),
+        *(table_row(_cells(step, one)) for step, one in enumerate(case.thoughts, start=1)),
     ]
 
 
@@ -100,7 +100,3 @@ def _token(text: str) -> str:
     # Pipes end a table's cell and backticks end code, whatever stands around them.
     shown = json.dumps(text, ensure_ascii=False).replace("|", "¦").replace("`", "'")
     return f"`{shown}`"
-
-
-def _row(cells: Sequence[str]) -> str:
-    return f"| {' | '.join(cells)} |"

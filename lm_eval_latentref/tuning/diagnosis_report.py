@@ -17,6 +17,7 @@ from typing import Any
 from lm_eval_latentref.errors import saving
 from lm_eval_latentref.provenance import machine, versions
 from lm_eval_latentref.tuning.diagnosis import Diagnosis, Effect
+from lm_eval_latentref.tuning.pages import nats, table_head, table_row
 from lm_eval_latentref.tuning.statistics import Interval
 
 CEILING = 0.99
@@ -73,7 +74,7 @@ def findings(one: Diagnosis) -> list[str]:
         f"strong and weak are {gap:.2f} apart, {100 * gap / norm:.0f} % of a thought: that is what "
         "eta = 1 moves.",
         f"The strong reference's state is {nearer} the one it has read "
-        f"(|g_t - z_(t+1)| - |g_t - z_t|: {_interval(ahead)}).",
+        f"(|g_t - z_(t+1)| - |g_t - z_t|: {nats(ahead)}).",
         f"Sign, +eta against -eta: {_signs(one, 'detached')}; with the gradient through the "
         f"references: {_signs(one, 'through')}.",
         *(f"{name}: {_told(one, what, _eta)}." for what, name in _GRADIENTS.items()),
@@ -119,23 +120,18 @@ def _geometry(one: Diagnosis) -> list[str]:
         "|g_t - z_t|": geometry.strong_to_own,
         "|g_t - z_(t+1)|": (*geometry.strong_to_next, None),
     }
-    heads = " | ".join(str(step) for step in range(1, number + 1))
-    lines = [f"| t | {heads} |", "|---" * (number + 1) + "|"]
+    lines = table_head(["t", *(str(step) for step in range(1, number + 1))])
     for name, values in rows.items():
-        cells = " | ".join("" if value is None else f"{value:.2f}" for value in values)
-        lines.append(f"| {name.replace('|', chr(92) + '|')} | {cells} |")
+        cells = ["" if value is None else f"{value:.2f}" for value in values]
+        lines.append(table_row([name.replace("|", chr(92) + "|"), *cells]))
     return lines
 
 
 def _effects(one: Diagnosis) -> list[str]:
-    lines = ["| what | setting | accuracy % | p | margin against plain |", "|---|---|---|---|---|"]
+    lines = table_head(["what", "setting", "accuracy %", "p", "margin against plain"])
     for effect in one.effects:
         lines.append(
             f"| {effect.what} | {effect.setting.label} | {100 * effect.accuracy:.1f} | "
-            f"{effect.accuracy_test.p_value:.3g} | {_interval(effect.margin)} |"
+            f"{effect.accuracy_test.p_value:.3g} | {nats(effect.margin)} |"
         )
     return lines
-
-
-def _interval(interval: Interval) -> str:
-    return f"{interval.mean:+.3f} [{interval.low:+.3f}, {interval.high:+.3f}]"

@@ -11,14 +11,22 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from lm_eval_latentref.tuning import study_report
-from lm_eval_latentref.tuning.pages import origin, see_also
+from lm_eval_latentref.tuning.pages import (
+    nats,
+    origin,
+    percent,
+    points,
+    see_also,
+    table_head,
+    table_row,
+)
 from lm_eval_latentref.tuning.reported import OTHER_BACKBONES, REPORTED, SOURCE
 from lm_eval_latentref.tuning.statistics import Interval, mcnemar, paired_interval
 from lm_eval_latentref.tuning.study import COCONUT, Study
@@ -153,19 +161,19 @@ def _accuracy(studies: Mapping[str, Content], pages: Mapping[str, str]) -> list[
         f"Test splits, in percent; {of}; +- is one standard error over the problems. Settings of "
         "the refined rows are chosen on each task's dev split.",
         "",
-        *_head(["task", "problems", "chance", "majority", *_names(studies)]),
+        *table_head(["task", "problems", "chance", "majority", *_names(studies)]),
     ]
     for task, study in studies.items():
         page = Path(pages[task]).parent.as_posix()
-        chance = "" if study["chance"] is None else _percent(study["chance"])
+        chance = "" if study["chance"] is None else percent(study["chance"])
         cells = [f"[{task}]({page}/README.md)", str(study["problems"]), chance]
-        cells.append(_percent(study["majority_answer"]))
+        cells.append(percent(study["majority_answer"]))
         for name in _names(studies):
             one = study["mean_over_sets"].get(name)
             cells.append(
-                f"{_percent(one['accuracy'])} +- {_percent(one['accuracy_stderr'])}" if one else ""
+                f"{percent(one['accuracy'])} +- {percent(one['accuracy_stderr'])}" if one else ""
             )
-        lines.append(_row(cells))
+        lines.append(table_row(cells))
     return lines
 
 
@@ -177,7 +185,7 @@ def _gains(studies: Mapping[str, Content]) -> list[str]:
         "exact McNemar test for each training seed; margin in nats where candidates are compared. "
         "All tasks: every problem counts the same.",
         "",
-        *_head(["task", "row", "accuracy", "p", "margin"]),
+        *table_head(["task", "row", "accuracy", "p", "margin"]),
     ]
     for task, study in studies.items():
         for name in REFINED:
@@ -185,18 +193,19 @@ def _gains(studies: Mapping[str, Content]) -> list[str]:
                 continue
             rows = [one["rows"][name] for one in study["sets"] if name in one["rows"]]
             tests = [row["against_coconut"]["test"] for row in rows]
-            difference = study["mean_over_sets"][name]["against_coconut"]
+            difference = Interval(**study["mean_over_sets"][name]["against_coconut"])
             margins = [_margin(row) for row in rows]
             p_values = ", ".join(f"{test['p_value']:.3g}" for test in tests)
-            cells = [task, name, _points(difference), p_values, "; ".join(filter(None, margins))]
-            lines.append(_row(cells))
+            cells = [task, name, points(difference), p_values, "; ".join(filter(None, margins))]
+            lines.append(table_row(cells))
     if len(studies) > 1:
         for one in _sets(studies):
             for name in _refined(studies, one.number):
                 found = pooled(studies, one.number, name)
                 p_value = f"{found['test']['p_value']:.3g}"
                 where = f"all tasks, {one.folder}"
-                lines.append(_row([where, name, _points(found["difference"]), p_value, ""]))
+                difference = Interval(**found["difference"])
+                lines.append(table_row([where, name, points(difference), p_value, ""]))
     return lines
 
 
@@ -208,13 +217,13 @@ def _reported(studies: Mapping[str, Content]) -> list[str]:
         f'{SOURCE}. "~": read off its figure, approximate. Ours is another model, trained on '
         "other data, so gains are to be compared, not accuracies.",
         "",
-        *_head(["task", "", *_names(studies), "gain of both over Coconut, points"]),
+        *table_head(["task", "", *_names(studies), "gain of both over Coconut, points"]),
     ]
     for task, study in studies.items():
         means = study["mean_over_sets"]
-        ours = [_percent(means[n]["accuracy"]) if n in means else "" for n in _names(studies)]
-        gain = _points(means["both"]["against_coconut"]) if "both" in means else ""
-        lines.append(_row([task, "here", *ours, gain]))
+        ours = [percent(means[n]["accuracy"]) if n in means else "" for n in _names(studies)]
+        gain = points(Interval(**means["both"]["against_coconut"])) if "both" in means else ""
+        lines.append(table_row([task, "here", *ours, gain]))
         if paper := REPORTED.get(task):
             values = paper.accuracy
             theirs = [
@@ -222,7 +231,7 @@ def _reported(studies: Mapping[str, Content]) -> list[str]:
                 for name in _names(studies)
             ]
             gain = f"{values['both'] - values[COCONUT]:+.2f}"
-            lines.append(_row([task, "paper", *theirs, gain]))
+            lines.append(table_row([task, "paper", *theirs, gain]))
     others = "; ".join(
         f"{name} {values[COCONUT]:.2f} to {values['both']:.2f}"
         for name, values in OTHER_BACKBONES.items()
@@ -245,7 +254,7 @@ def _costs(studies: Mapping[str, Content]) -> list[str]:
         "tensors on the GPU, or of the process where there is none. One figure for each training "
         "seed; batch sizes are in the commands of each page.",
         "",
-        *_head(["task", "", *_names(studies)]),
+        *table_head(["task", "", *_names(studies)]),
     ]
     for task, study in studies.items():
         for what, told in _COSTS.items():
@@ -253,11 +262,11 @@ def _costs(studies: Mapping[str, Content]) -> list[str]:
             for name in _names(studies):
                 rows = [one["rows"][name] for one in study["sets"] if name in one["rows"]]
                 cells.append(" / ".join(told(row) for row in rows))
-            lines.append(_row([task, what, *cells]))
+            lines.append(table_row([task, what, *cells]))
         if (paper := REPORTED.get(task)) and paper.tokens:
             theirs = paper.tokens
             cells = [f"{theirs[name]:g}" if name in theirs else "" for name in _names(studies)]
-            lines.append(_row([task, "the paper's tokens", *cells]))
+            lines.append(table_row([task, "the paper's tokens", *cells]))
     return lines
 
 
@@ -283,23 +292,4 @@ def _margin(row: Content) -> str:
     found = row["margin_against_coconut"]
     if not found or not found["margin_difference"]:
         return ""
-    interval = Interval(**found["margin_difference"])
-    return f"{interval.mean:+.3f} [{interval.low:+.3f}, {interval.high:+.3f}]"
-
-
-def _points(interval: Mapping[str, float]) -> str:
-    mean, low, high = (100 * interval[name] for name in ("mean", "low", "high"))
-    return f"{mean:+.2f} [{low:+.2f}, {high:+.2f}]"
-
-
-def _percent(share: float) -> str:
-    return f"{100 * share:.2f}"
-
-
-def _head(names: Sequence[str]) -> Iterator[str]:
-    yield _row(names)
-    yield "|---" * len(names) + "|"
-
-
-def _row(cells: Sequence[str]) -> str:
-    return f"| {' | '.join(cells)} |"
+    return nats(Interval(**found["margin_difference"]))

@@ -1,5 +1,6 @@
-"""What every page of results ends with: how it was made, and what stands beside it.
+"""What pages of results share: how figures and tables are written, and how a page ends.
 
+    lines += [*table_head(["row", "accuracy %"]), table_row(["Coconut", percent(0.382)])]
     lines += origin([{"versions": versions(), "machine": machine()}])
     page += see_also(Path("results/mine"))
 
@@ -11,6 +12,34 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+from lm_eval_latentref.tuning.statistics import Interval
+
+
+def table_head(names: Sequence[str]) -> list[str]:
+    """The first two lines of a table."""
+    return [table_row(names), "|---" * len(names) + "|"]
+
+
+def table_row(cells: Sequence[str]) -> str:
+    """One line of a table."""
+    return f"| {' | '.join(cells)} |"
+
+
+def percent(share: float) -> str:
+    """A share such as an accuracy."""
+    return f"{100 * share:.2f}"
+
+
+def points(interval: Interval) -> str:
+    """A difference of shares with its interval, in points."""
+    mean, low, high = (100 * value for value in (interval.mean, interval.low, interval.high))
+    return f"{mean:+.2f} [{low:+.2f}, {high:+.2f}]"
+
+
+def nats(interval: Interval) -> str:
+    """A difference of margins with its interval."""
+    return f"{interval.mean:+.3f} [{interval.low:+.3f}, {interval.high:+.3f}]"
 
 
 def origin(made_with: Sequence[Mapping[str, Any]]) -> list[str]:

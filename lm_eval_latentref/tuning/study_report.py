@@ -11,14 +11,24 @@ import dataclasses
 import json
 import os
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from lm_eval_latentref.errors import saving
-from lm_eval_latentref.tuning.pages import origin, see_also
+from lm_eval_latentref.tuning.compare import Comparison
+from lm_eval_latentref.tuning.pages import (
+    nats,
+    origin,
+    percent,
+    points,
+    see_also,
+    table_head,
+    table_row,
+)
+from lm_eval_latentref.tuning.runs import Run
 from lm_eval_latentref.tuning.statistics import (
     Interval,
     detectable_difference,
@@ -123,15 +133,15 @@ def _heading(study: Study, command: str) -> list[str]:
         f"Settings: chosen on {study.sets[0].sweep['problems']} problems of `{study.dev_task}` "
         "(its validation split), by mean margin.",
         *_trained_on(study.sets[0]),
-        f"- Always giving the most frequent answer: {_percent(run.majority)} %.",
+        f"- Always giving the most frequent answer: {percent(run.majority)} %.",
     ]
     if chance is not None:
-        lines.append(f"- Chance: {_percent(chance)} % ({meaning}).")
+        lines.append(f"- Chance: {percent(chance)} % ({meaning}).")
     lines += [
         "- +- is one standard error over the problems. Differences are paired, on the same "
         f"problems: 95 % bootstrap interval (seed {study.seed}), p of the exact McNemar test.",
         "- An interval without width: no problem was judged differently. So many problems would "
-        f"show a difference of {_percent(_smallest(run))} points (5 % significance, 80 % power).",
+        f"show a difference of {percent(_smallest(run))} points (5 % significance, 80 % power).",
         "- tokens: generated per problem, without end of sequence and thoughts; ms: per problem, "
         f"models loaded, batches of {study.batch_size}; peak memory: of tensors on the GPU, or of "
         "the process where there is none. eta is in units of d/2.",
@@ -144,39 +154,35 @@ def _means(study: Study) -> list[str]:
     if len(study.sets) < 2:
         return []
     lines = ["## Mean over the training seeds", ""]
-    lines += _table_head(
+    lines += table_head(
         ("row", "accuracy %", "each seed", "against Coconut, points", "margin, each seed, nats")
     )
     for name in _names(study):
         sets = [one.rows[name].run for one in study.sets if name in one.rows]
-        each = ", ".join(_percent(run.accuracy) for run in sets)
+        each = ", ".join(percent(run.accuracy) for run in sets)
         error = standard_error(np.mean([run.values for run in sets], axis=0))
         mean = float(np.mean([run.accuracy for run in sets]))
-        against = "" if name == COCONUT else _points(mean_difference(study, name))
+        against = "" if name == COCONUT else points(mean_difference(study, name))
         margins = "; ".join(
-            filter(None, (_nats(s.rows[name]) for s in study.sets if name in s.rows))
+            filter(None, (_margin(s.rows[name]) for s in study.sets if name in s.rows))
         )
-        accuracy = f"{_percent(mean)} +- {_percent(error)}"
-        lines.append(f"| {name} | {accuracy} | {each} | {against} | {margins} |")
+        accuracy = f"{percent(mean)} +- {percent(error)}"
+        lines.append(table_row((name, accuracy, each, against, margins)))
     return [*lines, ""]
 
 
 def _of_set(one: TrainedSet) -> list[str]:
-    lines = [f"## {_name(one)}", "", *_table_head(_TABLE)]
+    lines = [f"## {_name(one)}", "", *table_head(_TABLE)]
     for name, row in one.rows.items():
-        against = row.against_coconut
-        test = against.test if against else None
         cells = (
             name,
-            f"{_percent(row.run.accuracy)} +- {_percent(row.run.accuracy_error)}",
-            _points(against.difference) if against else "",
-            f"{test.p_value:.3g}" if test else "",
+            *_judged(row.run, row.against_coconut),
             f"{row.run.tokens_per_document:.2f}",
             f"{1000 * row.run.seconds_per_document:.2f}",
             f"{row.run.peak_memory / 1e9:.2f}",
             row.setting or "",
         )
-        lines.append(f"| {' | '.join(cells)} |")
+        lines.append(table_row(cells))
     return [*lines, "", *_by_likelihood(one)]
 
 
@@ -188,22 +194,22 @@ def _by_likelihood(one: TrainedSet) -> list[str]:
         "The same problems by log-likelihood: the answer is the likeliest candidate; margin: that "
         "of the gold one above the best other, in nats.",
         "",
-        *_table_head(("row", "accuracy %", "against Coconut, points", "p", "margin", "difference")),
+        *table_head(("row", "accuracy %", "against Coconut, points", "p", "margin", "difference")),
     ]
     for name, run in scored.items():
         row = one.rows[name]
-        against = row.choosing_against
-        test = against.test if against else None
-        cells = (
-            name,
-            f"{_percent(run.accuracy)} +- {_percent(run.accuracy_error)}",
-            _points(against.difference) if against else "",
-            f"{test.p_value:.3g}" if test else "",
-            f"{np.mean(run.margins):+.3f}",
-            _nats(row),
-        )
-        lines.append(f"| {' | '.join(cells)} |")
+        margin = f"{np.mean(run.margins):+.3f}"
+        cells = (name, *_judged(run, row.choosing_against), margin, _margin(row))
+        lines.append(table_row(cells))
     return [*lines, ""]
+
+
+def _judged(run: Run, against: Comparison | None) -> tuple[str, str, str]:
+    """Accuracy, its difference from Coconut's, and p."""
+    accuracy = f"{percent(run.accuracy)} +- {percent(run.accuracy_error)}"
+    difference = points(against.difference) if against else ""
+    test = against.test if against else None
+    return accuracy, difference, f"{test.p_value:.3g}" if test else ""
 
 
 def _trained_on(one: TrainedSet) -> list[str]:
@@ -223,7 +229,7 @@ def _sweeps(study: Study) -> list[str]:
         lines += [f"{_name(one)}; recommended: {one.sweep['recommended']}", ""]
         if one.heat_map.is_file():
             lines += [f"![margins over the grid]({_HEAT_MAP.format(number)})", ""]
-        lines += _table_head(("setting", "accuracy %", "margin", "margin against plain"))
+        lines += table_head(("setting", "accuracy %", "margin", "margin against plain"))
         best = {label: row for row, label in one.sweep["best"].items()}
         for setting in one.sweep["settings"]:
             label = setting["label"]
@@ -231,8 +237,7 @@ def _sweeps(study: Study) -> list[str]:
             interval = Interval(**setting["margin_against_plain"])
             error = f"{setting['margin']:+.3f} +- {setting['margin_stderr']:.3f}"
             lines.append(
-                f"| {label}{mark} | {_percent(setting['accuracy'])} | {error} | "
-                f"{interval.mean:+.3f} [{interval.low:+.3f}, {interval.high:+.3f}] |"
+                f"| {label}{mark} | {percent(setting['accuracy'])} | {error} | {nats(interval)} |"
             )
         lines.append("")
     return lines
@@ -250,14 +255,14 @@ def _training(study: Study) -> list[str]:
         "Minutes of steps and validation, saving left out, on the machine that trained. Weak and "
         "strong: the epoch of CoT and its accuracy on the validation problems of training.",
         "",
-        *_table_head(("set", *phases, "all phases", "weak", "strong")),
+        *table_head(("set", *phases, "all phases", "weak", "strong")),
     ]
     for one, log in told:
         seconds = [log.seconds.get(phase) for phase in phases]
         minutes = ["" if value is None else f"{value / 60:.1f}" for value in seconds]
         total = f"{sum(log.seconds.values()) / 60:.1f}"
         references = [_reference(log, role) for role in ("weak", "strong")]
-        lines.append(f"| {' | '.join((_name(one), *minutes, total, *references))} |")
+        lines.append(table_row((_name(one), *minutes, total, *references)))
     return [*lines, ""]
 
 
@@ -265,7 +270,7 @@ def _reference(log: TrainingLog, role: str) -> str:
     epoch = log.references.get(role)
     if epoch is None:
         return ""
-    return f"epoch {epoch.number}, {_percent(epoch.accuracy)} % of {epoch.num_problems}"
+    return f"epoch {epoch.number}, {percent(epoch.accuracy)} % of {epoch.num_problems}"
 
 
 def _commands(study: Study) -> list[str]:
@@ -364,27 +369,13 @@ def _model(one: TrainedSet) -> str:
     )
 
 
-def _table_head(names: Sequence[str]) -> list[str]:
-    return [f"| {' | '.join(names)} |", "|---" * len(names) + "|"]
-
-
-def _percent(share: float) -> str:
-    return f"{100 * share:.2f}"
-
-
-def _points(interval: Interval) -> str:
-    mean, low, high = (100 * value for value in (interval.mean, interval.low, interval.high))
-    return f"{mean:+.2f} [{low:+.2f}, {high:+.2f}]"
-
-
 def _chance(study: Study) -> tuple[float | None, str]:
     # A companion with candidates has the chance of its task.
     return CHANCE.get(study.task.removesuffix("_mc"), (None, ""))
 
 
-def _nats(row: Row) -> str:
+def _margin(row: Row) -> str:
     against = row.choosing_against
     if against is None or against.margin_difference is None:
         return ""
-    interval = against.margin_difference
-    return f"{interval.mean:+.3f} [{interval.low:+.3f}, {interval.high:+.3f}]"
+    return nats(against.margin_difference)
