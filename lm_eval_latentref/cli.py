@@ -2,8 +2,9 @@
 
     latentref ask "What is 2 + 3?" --latent_steps 6 --memory_rate 0.3 --show-thoughts
 
-Exit status: 0 done, 1 the two sides of a bench disagree, 2 a mistake of the user's (its line on
-stderr, no traceback), 130 Ctrl-C. Knows the options; what is done with them is in `subcommands`.
+Exit status: 0 done, 1 the two sides of a bench disagree or a target is missed, 2 a mistake of the
+user's (its line on stderr, no traceback), 130 Ctrl-C. Knows the options; what is done with them is
+in `subcommands`.
 """
 
 from __future__ import annotations
