@@ -167,6 +167,12 @@ def _add_study(commands: Any) -> None:
         help="for example latentref_mathqa; give it again for more tasks, on one page",
     )
     study.add_argument("--dev-limit", type=int, metavar="N", help="as --limit, of the dev split")
+    study.add_argument(
+        "--no-margins",
+        dest="margins",
+        action="store_false",
+        help="judge answers alone: candidates of the test problems are not scored",
+    )
     study.set_defaults(call=subcommands.study)
     diagnose = commands.add_parser("diagnose", help="why refinement helps a trained set, or not")
     diagnose.set_defaults(call=subcommands.diagnose)

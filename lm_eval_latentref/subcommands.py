@@ -176,8 +176,9 @@ def study(args: argparse.Namespace) -> int:
     from lm_eval_latentref.tuning import overview, study_report
     from lm_eval_latentref.tuning.study import run_studies
 
-    names = ("work", "latent_steps", "memory_rates", "step_sizes", "limit", "dev_limit", "seed")
-    options = {name: getattr(args, name) for name in (*names, "batch_size", "device", "dtype")}
+    names = ("work", "latent_steps", "memory_rates", "step_sizes", "limit", "dev_limit", "margins")
+    names += ("seed", "batch_size", "device", "dtype")
+    options = {name: getattr(args, name) for name in names}
     studies = run_studies(args.folders, tasks=args.task, **options)
     if len(studies) > 1:
         print(overview.save(studies, args.output, command=command()))

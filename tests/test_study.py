@@ -75,6 +75,23 @@ def test_every_row_is_there_with_the_command_that_repeats_it(study):
             assert len(row.run.values) == NUM_PROBLEMS
 
 
+def test_without_margins_no_test_candidate_is_scored_and_the_pages_still_stand(folders, tmp_path):
+    bare = run_study(
+        folders[:1],
+        task="latentref_hops",
+        work=str(tmp_path),
+        memory_rates=(0.3,),
+        step_sizes=(0.3,),
+        batch_size=12,
+        limit=NUM_PROBLEMS,
+        margins=False,
+    )
+    assert all(row.scored is None for row in bare.sets[0].rows.values())
+    assert not list(tmp_path.rglob("latentref_hops_mc"))
+    assert "| both |" in as_markdown(bare, command="latentref study")
+    json.dumps(as_json(bare, command="latentref study"))
+
+
 def test_settings_are_those_of_the_sweep_whatever_latentref_json_recommends(study):
     rows = study.sets[0].rows
     names = ("memory_rate", "search_step_size")

@@ -138,6 +138,8 @@ class Options:
     """The first so many documents of each test."""
     dev_limit: int | None = None
     """The first so many documents of each sweep; None for `limit`."""
+    margins: bool = True
+    """Whether a generation task's candidates are scored too, which takes as long again."""
     seed: int = 0
     """Of the bootstrap."""
 
@@ -237,7 +239,7 @@ class _SetStudy:
                 folder = self.work / part
                 run = evaluations.evaluate(args, task=task.name, folder=folder / task.name)
                 scored = None
-                if task.scored and name not in WRITES_STEPS:
+                if self.options.margins and task.scored and name not in WRITES_STEPS:
                     place = folder / task.scored
                     scored = evaluations.evaluate(args, task=task.scored, folder=place)
                 runs[task][name] = _Ran(run, args, label, scored)
