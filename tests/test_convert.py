@@ -226,25 +226,48 @@ def test_weights_are_written_in_the_wanted_dtype(base, tmp_path):
     assert AutoModelForCausalLM.from_pretrained(out, dtype="auto").dtype == torch.bfloat16
 
 
-def test_adapters_are_written_in_the_wanted_dtype_without_what_their_base_has(adapters, tmp_path):
+def assert_written_as_bfloat16(given, written):
+    """All but what the base has too, which stays equal to the base's."""
+    held = dict(fresh_model("llama").named_parameters())
+    assert written.keys() == given.keys()
+    num_copies = 0
+    for name, tensor in written.items():
+        own = held.get(
+            name.removeprefix("base_model.model.").replace(".token_adapter.base_layer", "")
+        )
+        is_copy = own is not None and torch.equal(given[name][: len(own)], own)
+        num_copies += is_copy
+        assert torch.equal(tensor, given[name] if is_copy else given[name].to(torch.bfloat16))
+    return num_copies
+
+
+def test_adapters_are_written_in_the_wanted_dtype_and_share_the_base_still(adapters, tmp_path):
     tiny_tokenizer(markers=False).save_pretrained(adapters["strong"])
     out = convert(out=tmp_path / "set", **adapters, adapter=True, dtype="bfloat16")
+    num_copies = 0
     for role, part in {"pretrained": ".", "strong": "strong", "weak": "weak"}.items():
-        given, written = (
-            load_file(Path(folder) / "adapter_model.safetensors")
-            for folder in (adapters[role], out / part)
-        )
-        assert written.keys() == given.keys()
-        for name, tensor in written.items():
-            learnt = "lora_" in name or name.endswith("trainable_tokens_delta")
-            wanted = given[name].to(torch.bfloat16) if learnt else given[name]
-            assert torch.equal(tensor, wanted)
+        folders = (adapters[role], out / part)
+        files = (load_file(Path(folder) / "adapter_model.safetensors") for folder in folders)
+        num_copies += assert_written_as_bfloat16(*files)
+    assert num_copies > 0
     # Of the three only those that learnt the markers know more tokens than the base.
     assert [(out / part / "tokenizer.json").is_file() for part in (".", "strong")] == [True, False]
     one, other = load(pretrained=str(out)), load(**adapters)
     assert one.strong.borrowed_ids == other.strong.borrowed_ids
     assert one.tokenizer.get_vocab() == other.tokenizer.get_vocab()
     assert "floating-point" in failing(tmp_path / "refused", **adapters, adapter=True, dtype="int8")
+
+
+def test_a_whole_embedding_that_an_adapter_learnt_is_written_in_the_wanted_dtype(base, tmp_path):
+    options = {"modules_to_save": ["embed_tokens", "lm_head"], "lora_bias": True}
+    adapter = save_adapter(base, tmp_path / "a", seed=1, **options)
+    out = convert(out=tmp_path / "set", pretrained=adapter, adapter=True, dtype="bfloat16")
+    given, written = (
+        load_file(Path(folder) / "adapter_model.safetensors") for folder in (adapter, out)
+    )
+    assert assert_written_as_bfloat16(given, written) == 0
+    assert any("embed_tokens" in name for name in written)
+    assert load(pretrained=str(out)).backbone.model is not None
 
 
 def test_a_model_that_refuses_to_be_saved_is_copied():

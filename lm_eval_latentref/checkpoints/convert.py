@@ -16,7 +16,7 @@ import json
 import logging
 import os
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -30,6 +30,7 @@ from lm_eval_latentref.checkpoints.adapters import (
     CONFIG,
     PICKLED_WEIGHTS,
     SAFE_WEIGHTS,
+    read_adapter,
 )
 from lm_eval_latentref.checkpoints.history import copy_history
 from lm_eval_latentref.checkpoints.loading import check_set, load_alone
@@ -52,9 +53,6 @@ from lm_eval_latentref.errors import LatentRefError
 from lm_eval_latentref.protocol import END_LATENT, START_LATENT
 
 logger = logging.getLogger(__name__)
-
-_LEARNT = ("lora_", "trainable_tokens")
-"""In the names of tensors that an adapter learnt itself."""
 
 
 def convert(
@@ -117,7 +115,7 @@ def convert(
     _check_space(plan, target, adapter, dtype, trust_remote_code)
     with _appearing_whole(target) as folder:
         if adapter:
-            _copy_adapters(plan, folder, dtype)
+            _copy_adapters(plan, folder, dtype, trust_remote_code)
         else:
             _save_models(plan, folder, own_tokenizer, borrowed, dtype, trust_remote_code)
         if plan.backbone.tokenizer is not None or not adapter:
@@ -161,9 +159,10 @@ def _manifest(plan: SetPlan, given: dict[str, Any], tuned_on: str | None) -> Man
     )
 
 
-def _copy_adapters(plan: SetPlan, folder: Path, dtype: str) -> None:
+def _copy_adapters(plan: SetPlan, folder: Path, dtype: str, trust_remote_code: bool) -> None:
     for role, source in _members(plan).items():
-        _copy_adapter(source, folder if role == "pretrained" else folder / role, dtype)
+        place = folder if role == "pretrained" else folder / role
+        _copy_adapter(source, place, dtype, open_config(source, role, trust_remote_code))
 
 
 def _save_models(
@@ -263,12 +262,14 @@ def _check_adapters(plan: SetPlan) -> None:
                 f"{role}={source.name} is an adapter on {source.base}, the backbone is one on "
                 f"{plan.backbone.base}; convert without adapter to merge everything"
             )
-    _base_name(plan.backbone)
+    base_name(plan.backbone)
 
 
-def _copy_adapter(source: Source, folder: Path, dtype: str) -> None:
+def _copy_adapter(source: Source, folder: Path, dtype: str, base_config: Any) -> None:
     """Copies an adapter's files; its configuration then names the base as it was resolved.
 
+    With a `dtype`, what the adapter learnt is written in it; copies of the base's own weights
+    beside that stay as they are, equal to the base's, which `attach` asks of them.
     A tokenizer that knows the same tokens as the base's is left out: the base's serves.
     """
     assert source.adapter is not None
@@ -278,9 +279,11 @@ def _copy_adapter(source: Source, folder: Path, dtype: str) -> None:
     if dtype == "auto":
         shutil.copyfile(origin / weights, folder / weights)
     else:
-        _write_as(dtype, read_tensors(str(origin / weights)), folder / SAFE_WEIGHTS)
+        learnt = read_adapter(str(origin), base_config).tensors
+        tensors = read_tensors(str(origin / weights))
+        _write_as(dtype, tensors, learnt, folder / SAFE_WEIGHTS)
     config = json.loads((origin / CONFIG).read_text(encoding="utf-8"))
-    config["base_model_name_or_path"] = _base_name(source)
+    config["base_model_name_or_path"] = base_name(source)
     config["revision"] = None if os.path.isdir(source.base) else source.revision
     (folder / CONFIG).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
     if source.tokenizer == source.adapter:
@@ -290,32 +293,29 @@ def _copy_adapter(source: Source, folder: Path, dtype: str) -> None:
             own.save_pretrained(folder)
 
 
-def _write_as(dtype: str, tensors: Mapping[str, Tensor], target: Path) -> None:
-    """An adapter's tensors in another floating-point type.
-
-    Copies of the base's own weights beside them stay as they are, equal to the base's.
-    """
+def _write_as(
+    dtype: str, tensors: Mapping[str, Tensor], learnt: Collection[str], target: Path
+) -> None:
+    """`tensors`, those `learnt` in another floating-point type."""
     wanted = getattr(torch, dtype, None)
     if not isinstance(wanted, torch.dtype) or not wanted.is_floating_point:
         raise LatentRefError(f"dtype={dtype}: give a floating-point type such as bfloat16")
     written = {
-        name: tensor.to(
-            wanted if any(kind in name for kind in _LEARNT) else tensor.dtype
-        ).contiguous()
+        name: tensor.to(wanted if name in learnt else tensor.dtype).contiguous()
         for name, tensor in tensors.items()
     }
     save_file(written, target, metadata={"format": "pt"})
 
 
-def _base_name(source: Source) -> str:
-    """How an adapter_config.json names the base of `source`."""
+def base_name(source: Source) -> str:
+    """How an adapter_config.json names the base of `source`; LatentRefError if it cannot."""
     if source.gguf_file is None and not source.subfolder:
         return os.path.abspath(source.base) if os.path.isdir(source.base) else source.base
     if source.base_key == default_source().base_key:
         return DEFAULT_MODEL
     raise LatentRefError(
         f"the base {source.base} is a GGUF file or a subfolder, which adapter_config.json cannot "
-        "name; convert without adapter to merge everything"
+        "name; run `latentref convert` on it without adapter, which gives a folder of its own"
     )
 
 
