@@ -20,7 +20,7 @@ from lm_eval_latentref.errors import LatentRefError
 from lm_eval_latentref.protocol import Example
 from lm_eval_latentref.training.curriculum import Row, micro_batches
 from lm_eval_latentref.training.data import TrainingData, encode, load_data
-from lm_eval_latentref.training.models import _plain_source
+from lm_eval_latentref.training.models import _plain_source, build
 
 tokens = st.integers(1, 9).map(lambda length: (0,) * length)
 rows = st.builds(Row, tokens, st.integers(0, 2), tokens)
@@ -105,3 +105,11 @@ def test_the_default_model_is_trained_from_the_weights_at_hand(monkeypatch):
     at_hand = sources.Source(base="here", gguf_file="model.gguf")
     monkeypatch.setattr("lm_eval_latentref.training.models.default_source", lambda: at_hand)
     assert _plain_source(sources.DEFAULT_MODEL) is at_hand
+
+
+def test_an_adapter_on_a_base_that_it_could_not_name_is_not_trained(tmp_path):
+    (tmp_path / "other.gguf").write_bytes(b"")
+    values = {"pretrained": str(tmp_path / "other.gguf"), "lora": {"r": 2}, "config": None}
+    recipe = small_recipe(tmp_path / "out", **values)
+    with pytest.raises(LatentRefError, match="cannot name"):
+        build(recipe, words=(), latent=False)

@@ -21,6 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from lm_eval_latentref.checkpoints import vocabulary
+from lm_eval_latentref.checkpoints.convert import base_name
 from lm_eval_latentref.checkpoints.folders import one_line
 from lm_eval_latentref.checkpoints.loading import LoadedModel, LoadedSet
 from lm_eval_latentref.checkpoints.manifest import Manifest, write_manifest
@@ -192,9 +193,9 @@ def _build_adapter(recipe: Recipe, latent: bool, start: str | os.PathLike[str] |
     assert recipe.pretrained is not None
     assert recipe.lora is not None
     source = _plain_source(recipe.pretrained)
+    base = base_name(source)  # before anything large is loaded
     trainee = _open(source, recipe.dtype)
     marker_ids = _add_markers(trainee, recipe.marker_init) if latent else []
-    base = os.path.abspath(source.base) if os.path.isdir(source.base) else source.base
     values = {"task_type": "CAUSAL_LM", "revision": source.revision, **recipe.lora}
     if marker_ids:
         embedding = trainee.model.get_input_embeddings()
@@ -209,8 +210,7 @@ def _build_adapter(recipe: Recipe, latent: bool, start: str | os.PathLike[str] |
             f"lora={recipe.lora} fits no adapter on {recipe.pretrained} ({one_line(error)}); see "
             "LoraConfig in peft"
         ) from error
-    name = DEFAULT_MODEL if source.gguf_file is not None else base
-    model.peft_config[ADAPTER].base_model_name_or_path = name
+    model.peft_config[ADAPTER].base_model_name_or_path = base
     if start is not None:
         _load_adapter(model, Path(start))
     model.train()
