@@ -67,6 +67,12 @@ def test_operations_are_what_torch_counts():
     assert work.flops - 4 * 78 * 2 * 64 == matrices
 
 
+def test_a_type_that_is_none_is_refused_in_one_line():
+    for dtype in ("bf16", "int8", "nn"):
+        with pytest.raises(LatentRefError, match=f"dtype={dtype}: give a floating-point type"):
+            device.run(models="tiny", dtype=dtype)
+
+
 def test_the_shapes_have_the_size_of_the_models_they_are_named_after():
     with torch.device("meta"):
         sizes = {

@@ -1,6 +1,6 @@
 """How much of a machine the method uses: phase by phase, against rates measured in the same run.
 
-    latentref bench device --models smollm2-135m,llama-3.2-3b --batch_size 64 --rounds 5
+    latentref bench device --models smollm2-135m-base,llama-3.2-3b --batch_size 64 --rounds 5
 
 Six thoughts refined by both references, then 16 tokens, on a fresh batch of ProsQA questions every
 round. For encoding, thinking and decoding: seconds, forwards, and the fractions of the machine's
@@ -64,10 +64,13 @@ def run(
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     names = (models or MODELS[device.type]).split(",")
     check_names(names)
+    kind = getattr(torch, dtype, None)
+    if not isinstance(kind, torch.dtype) or not kind.is_floating_point:
+        raise LatentRefError(f"dtype={dtype}: give a floating-point type such as bfloat16")
     num_rows = BATCH_SIZE[device.type] if batch_size is None else batch_size
     if rounds < 1 or num_rows < 1:
         raise LatentRefError(f"rounds={rounds}, batch_size={num_rows}; give at least 1 each")
-    peaks = measure_peaks(device, getattr(torch, dtype))
+    peaks = measure_peaks(device, kind)
     found = {}
     for name in names:
         _forget_memory()

@@ -26,8 +26,8 @@ from lm_eval_latentref.checkpoints.loading import LoadedModel, LoadedSet, load_t
 from lm_eval_latentref.errors import LatentRefError
 from lm_eval_latentref.reasoner import Reasoner, load
 
-ADAPTERS = "smollm2-135m"
-"""The default weights with three LoRA adapters."""
+ADAPTERS = "smollm2-135m-base"
+"""The weights of that base with three random LoRA adapters, not the trained set on it."""
 
 SHAPES: dict[str, Any] = {
     "qwen2.5-1.5b": lambda: Qwen2Config(
