@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from test_data import folder, mathqa_row  # noqa: F401
 from tiny import tiny_tokenizer
-from training_helpers import small_recipe
+from training_helpers import SMALL, metrics, small_recipe
 
 from lm_eval_latentref.benchmarks import documents
 from lm_eval_latentref.benchmarks.data import load
@@ -20,6 +20,7 @@ from lm_eval_latentref.errors import LatentRefError
 from lm_eval_latentref.protocol import Example
 from lm_eval_latentref.training.curriculum import Row, micro_batches
 from lm_eval_latentref.training.data import TrainingData, encode, load_data
+from lm_eval_latentref.training.loop import train
 from lm_eval_latentref.training.models import _plain_source, build
 
 tokens = st.integers(1, 9).map(lambda length: (0,) * length)
@@ -56,6 +57,21 @@ def test_every_source_has_its_part_of_an_epoch_and_every_dev_split_of_validation
     assert (len(contexts), len(harness), len(strategy)) == (36, 12, 12)
     assert data.validation == [*load("mathqa", "dev")[:3], *load("strategyqa", "dev")[:3]]
     assert recipe.trained_on == ["mathqa train", "mathqa_harness train", "strategyqa train"]
+
+
+def test_each_source_has_its_own_accuracy_in_the_metrics(folder, tmp_path):  # noqa: F811
+    config = {**SMALL["config"], "max_position_embeddings": 256}
+    options = {"phases": ["cot"], "cot_epochs": 1, "num_validation": 5, "config": config}
+    (line,) = metrics(train(mixed_recipe(tmp_path, **options)))
+    by_source = line["validation_accuracy_by_source"]
+    assert by_source.keys() == {"mathqa", "strategyqa"}
+    right = 3 * by_source["mathqa"] + 2 * by_source["strategyqa"]
+    assert right == pytest.approx(5 * line["validation_accuracy"])
+
+
+def test_what_cannot_be_validated_alone_is_refused(folder, tmp_path):  # noqa: F811
+    with pytest.raises(LatentRefError, match="no problems to validate on"):
+        load_data(mixed_recipe(tmp_path, train=["mathqa_harness"]))
 
 
 def test_validation_has_no_more_problems_than_asked_for(folder, tmp_path):  # noqa: F811

@@ -269,10 +269,15 @@ class _Phase:
 
     def _validate(self, stage: Stage) -> int:
         """Measures the epoch just trained, writes its line and ends it; the right answers."""
-        progress, validation = self._progress, self._run.data.validation
+        progress, sources = self._progress, self._run.data.validation_by_source
         num_thoughts = latent_steps(self._recipe, stage)
         started = time.perf_counter()
-        num_correct = self._learner.num_correct(validation, latent_steps=num_thoughts)
+        correct = {
+            name: self._learner.num_correct(examples, latent_steps=num_thoughts)
+            for name, examples in sources.items()
+            if examples
+        }
+        num_correct, num_problems = sum(correct.values()), sum(map(len, sources.values()))
         values = {
             "phase": self._name,
             "stage": stage.number,
@@ -280,8 +285,11 @@ class _Phase:
             "step": progress.num_steps,
             "latent_steps": num_thoughts,
             "loss": progress.loss / progress.num_labelled,
-            "validation_accuracy": num_correct / len(validation),
-            "validation_problems": len(validation),
+            "validation_accuracy": num_correct / num_problems,
+            "validation_problems": num_problems,
+            "validation_accuracy_by_source": {
+                name: num / len(sources[name]) for name, num in correct.items()
+            },
             "seconds": round(progress.seconds, 3),
             "validation_seconds": round(time.perf_counter() - started, 3),
             "examples_per_second": round(progress.num_rows / progress.seconds, 2),

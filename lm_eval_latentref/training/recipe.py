@@ -1,6 +1,6 @@
 """The recipe of a training run: one flat, frozen dataclass with the meaning of every field.
 
-    recipe = Recipe(output="out", train="prosqa", pretrained="gpt2", max_latent_stage=6)
+    recipe = Recipe(output="out", train=("prosqa",), pretrained="gpt2", max_latent_stage=6)
 
 Fields that Coconut's published configuration files have too bear their names. Ranges and what goes
 together are checked here. Deliberately knows no files, no model and no data: what a name stands for
@@ -88,7 +88,8 @@ class Recipe:
 
     num_validation: int | None = 500
     """Problems that the accuracy after each epoch is measured on, at most; as many of each dev
-    split, if there are several."""
+    split, if there are several. `mathqa_harness` has none of its own: MathQA's are put in the words
+    of `mathqa`."""
 
     check_overlap: bool = True
     """Whether questions of any benchmark's dev or test split are removed from the training data,
@@ -140,7 +141,8 @@ class Recipe:
     """Without it, the worst epoch that clearly beats chance (lower bound of the 95 % interval)."""
 
     chance: float | None = None
-    """Accuracy without reasoning; else, the share of the most frequent validation answer."""
+    """Accuracy without reasoning; else, the share of the most frequent validation answer of each
+    source."""
 
     # Optimisation.
 
