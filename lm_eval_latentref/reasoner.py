@@ -194,6 +194,10 @@ class Reasoner:
     def ask_all(self, questions: Sequence[str], *, max_new_tokens: int = 256) -> list[Answer]:
         """`ask` for a batch of questions."""
         contexts = [tuple(self.tokenizer.encode(prompt(question))) for question in questions]
+        return self.answer(contexts, max_new_tokens=max_new_tokens)
+
+    def answer(self, contexts: Sequence[Tokens], *, max_new_tokens: int) -> list[Answer]:
+        """`ask_all` of questions that are token ids already."""
         for context in contexts:
             self.check_room(context, max_new_tokens)
         with torch.no_grad(), self.accounting.working():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 
 import pytest
@@ -9,11 +10,12 @@ import torch
 
 from lm_eval_latentref.cli import main
 from lm_eval_latentref.errors import LatentRefError
-from lm_eval_latentref.reasoner import load
+from lm_eval_latentref.reasoner import Reasoner, load
 from lm_eval_latentref.refinement import contrastive_step, mix_residual
 from lm_eval_latentref.tuning import cases
 from lm_eval_latentref.tuning.cases import study_cases
 from lm_eval_latentref.tuning.cases_report import as_markdown
+from lm_eval_latentref.tuning.dev_tasks import load_task
 from lm_eval_latentref.tuning.grid import Setting
 from lm_eval_latentref.tuning.selection import Outcome
 
@@ -70,9 +72,11 @@ def test_a_case_is_a_document_whose_answer_refinement_changed(found):
 
 
 def test_a_step_towards_strong_is_one_away_from_weak(tmp_path):
-    options = {"memory_rate": 0.0, "step_size": 0.5, "limit": 30, "num": 1}
+    options = {"memory_rate": 0.0, "step_size": 2.0, "limit": 30, "num": 1}
     found = study_cases(SET, task="latentref_hops_mc", work=str(tmp_path), **options)
-    for thought in (one for case in found.cases for one in case.thoughts):
+    thoughts = [one for case in found.cases for one in case.thoughts]
+    assert thoughts
+    for thought in thoughts:
         gained = thought.to_strong[0] - thought.to_strong[1]
         assert gained > thought.to_weak[0] - thought.to_weak[1]
 
@@ -94,7 +98,8 @@ def test_free_answers_are_written_and_the_page_has_them(tmp_path, capsys):
     (case,) = content["cases"]
     assert (case["answer_before"] == case["gold"]) != case["helped"]
     text = page.read_text(encoding="utf-8")
-    assert f"without refinement `{case['answer_before']}`" in text
+    assert f'without refinement `"{case["answer_before"]}"`' in text
+    assert "its end included" in text
     assert text.strip() in capsys.readouterr().out
 
 
@@ -104,6 +109,64 @@ def test_every_case_has_a_table_of_its_thoughts(found):
     rows = [line for line in page.splitlines() if line.startswith("| ")]
     assert len(rows) == sum(1 + len(case.thoughts) for case in found.cases)
     assert all(row.count("|") == rows[0].count("|") for row in rows)
+
+
+def test_answers_are_written_from_the_tokens_that_are_scored(tmp_path, monkeypatch):
+    asked = []
+
+    def answer(self, contexts, **options):
+        asked.append(contexts)
+        return answer_before(self, contexts, **options)
+
+    answer_before = Reasoner.answer
+    monkeypatch.setattr(Reasoner, "answer", answer)
+    task = load_task("latentref_hops", limit=2)
+    # As a task of the user's own, whose contexts end in no newline.
+    stripped = [
+        dataclasses.replace(one, arguments=(one.args[0].strip(), one.args[1]))
+        for one in task.requests
+    ]
+    changed = dataclasses.replace(task, requests=stripped)
+    monkeypatch.setattr(cases, "load_task", lambda *_, **__: changed)
+    monkeypatch.setattr(cases, "_changed", lambda *_: [0, 1])
+    found = study_cases(SET, task="latentref_hops", work=str(tmp_path), **OPTIONS)
+    tokenizer = load(SET, device="cpu").tokenizer
+    wanted = [tuple(tokenizer.encode(case.question)) for case in found.cases]
+    assert asked == [wanted, wanted]
+    assert len(wanted) == 2
+
+
+def test_an_answer_of_several_lines_or_with_backticks_stays_in_its_line(found):
+    case = dataclasses.replace(found.cases[0], answer_after="one\ntwo `three`")
+    page = as_markdown(dataclasses.replace(found, cases=(case,)), command="")
+    (line,) = (one for one in page.splitlines() if one.startswith("Gold "))
+    assert line.count("`") == 6
+    assert "one\\ntwo" in line
+
+
+def test_a_page_that_could_not_be_written_is_refused_before_anything_runs(tmp_path, capsys):
+    words = ["thoughts", SET, "--task", "latentref_hops_mc", "--work", str(tmp_path / "work")]
+    for output in ("page.json", "."):
+        assert main([*words, "-o", str(tmp_path / output)]) != 0
+        assert "ends in .md" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_set_without_references_is_refused_in_its_own_words(tmp_path):
+    with pytest.raises(LatentRefError, match="has no strong and weak reference"):
+        study_cases(f"{SET}/no_cot", task="latentref_hops_mc", work=str(tmp_path), **OPTIONS)
+
+
+@pytest.mark.parametrize(("finite", "named"), [(False, "without any refinement"), (True, "lower")])
+def test_what_overflowed_is_what_is_named(tmp_path, monkeypatch, finite, named):
+    def outcomes(run):
+        return [outcome([True])] if finite else [], {}
+
+    monkeypatch.setattr(cases.GridRun, "fill", lambda *_: None)
+    monkeypatch.setattr(cases.GridRun, "outcomes", outcomes)
+    options = {"task": "latentref_hops_mc", "work": str(tmp_path), "limit": 1, "latent_steps": 2}
+    with pytest.raises(LatentRefError, match=named):
+        study_cases(SET, **options, **OPTIONS)
 
 
 def test_what_refines_nothing_is_refused(tmp_path):

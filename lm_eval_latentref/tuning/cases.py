@@ -93,6 +93,8 @@ class CaseStudy:
     """Without and with refinement."""
     test: McNemar
     """How many documents changed to wrong, and to right."""
+    is_free: bool
+    """Whether answers are written; else, candidates are compared."""
     model: dict[str, Any]
     """Identity of the checkpoints, dtype, markers."""
     cases: tuple[Case, ...]
@@ -123,17 +125,29 @@ def study_cases(
     Raises:
         LatentRefError: the set has no references, or nothing is refined.
     """
+    plan = resolve(pretrained=folder)
+    if plan.strong is None or plan.weak is None:
+        raise LatentRefError(
+            f"{folder} has no strong and weak reference, to which a case study tells the distances "
+            "of thoughts; give a set whose latentref.json names both"
+        )
     given = {name: value for name, value in loading.items() if value is not None}
     # The search is asked for so that both references are loaded.
     steps = {} if latent_steps is None else {"latent_steps": latent_steps}
     model = SweepModel(**{"pretrained": folder, **given, **steps, "search_step_size": 1.0})
     num_thoughts = model.reasoner.config.latent_steps
-    setting = _setting(folder, model, num_thoughts, memory_rate, step_size)
+    recorded = RefinementConfig.parse(plan.settings)
+    setting = _setting(folder, model, recorded, memory_rate, step_size)
     asked, plain = load_task(task, limit=limit), Setting(latent_steps=num_thoughts)
     run = GridRun(model, asked, [plain, setting])
     run.fill(Path(work) / Path(folder).name / "cases" / task / JOURNAL_NAME)
     outcomes = {one.setting: one for one in run.outcomes()[0]}
-    if len(outcomes) < 2:
+    if plain not in outcomes:
+        raise LatentRefError(
+            f"{folder}: thoughts overflowed without any refinement; give --dtype float32, or fewer "
+            "--latent-steps"
+        )
+    if setting not in outcomes:
         raise LatentRefError(f"{folder}: thoughts overflowed under {setting.label}; lower it")
     before, after = outcomes[plain], outcomes[setting]
     return CaseStudy(
@@ -143,6 +157,7 @@ def study_cases(
         num_documents=len(asked.documents),
         accuracy=(before.accuracy, after.accuracy),
         test=mcnemar(before.correct, after.correct),
+        is_free=asked.is_free,
         model=run.identity,
         cases=_cases(run, before, after, _changed(before, after, num)),
     )
@@ -151,11 +166,11 @@ def study_cases(
 def _setting(
     folder: str,
     model: SweepModel,
-    num_thoughts: int,
+    recorded: RefinementConfig,
     memory_rate: float | None,
     step_size: float | None,
 ) -> Setting:
-    recorded = RefinementConfig.parse(resolve(pretrained=folder).settings)
+    num_thoughts = model.reasoner.config.latent_steps
     if memory_rate is None:
         memory_rate = recorded.memory_rate
     if step_size is None:
@@ -220,8 +235,8 @@ def _answers(
     task: DevTask = run.task
     documents = [task.documents[place] for place in places]
     if task.is_free:
-        questions = [task.requests[one.requests[0]].args[0].removesuffix("\n") for one in documents]
-        written = reasoner.ask_all(questions, max_new_tokens=MAX_NEW_TOKENS)
+        contexts = [run.pairs[one.requests[0]][0] for one in documents]
+        written = reasoner.answer(contexts, max_new_tokens=MAX_NEW_TOKENS)
         return [one.text.strip() for one in written]
     found = run.found[setting]
 

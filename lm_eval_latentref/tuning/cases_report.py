@@ -13,9 +13,11 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
+from lm_eval_latentref.errors import LatentRefError, saving
 from lm_eval_latentref.provenance import machine, versions
 from lm_eval_latentref.tuning.cases import NUM_TOKENS, Case, CaseStudy, Reading, Thought
 from lm_eval_latentref.tuning.pages import table_head, table_row
+from lm_eval_latentref.tuning.sweep_report import margin_meaning
 
 FORMAT = "latentref thoughts 1"
 _HEAD = (
@@ -24,10 +26,20 @@ _HEAD = (
 )
 
 
+_RIGHT = {
+    True: "- Right: by the log-likelihoods, as in a sweep, not by the task's exact match: at each "
+    "token the gold answer's is the likeliest, its end included. The answers shown are written "
+    "greedily from the same tokens, in a batch of their own: where two tokens are as likely to "
+    "within rounding, they may read otherwise than they were judged.",
+    False: "- Right: the gold answer is the likeliest candidate.",
+}
+"""By whether answers are free."""
+
+
 def save(found: CaseStudy, file: str | os.PathLike[str], *, command: str) -> None:
     """Writes the page into `file`, and everything into a .json of the same name."""
+    check_file(file)
     path = Path(file)
-    path.parent.mkdir(parents=True, exist_ok=True)
     content = {
         "format": FORMAT,
         "command": command,
@@ -35,8 +47,20 @@ def save(found: CaseStudy, file: str | os.PathLike[str], *, command: str) -> Non
         "machine": machine(),
         **dataclasses.asdict(found),
     }
-    path.with_suffix(".json").write_text(json.dumps(content, indent=1) + "\n", "utf-8")
-    path.write_text(as_markdown(found, command=command), "utf-8")
+    with saving(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.with_suffix(".json").write_text(json.dumps(content, indent=1) + "\n", "utf-8")
+        path.write_text(as_markdown(found, command=command), "utf-8")
+
+
+def check_file(file: str | os.PathLike[str]) -> None:
+    """Raises LatentRefError unless `file` can be a page that leaves its name to a .json beside."""
+    path = Path(file)
+    if path.suffix != ".md" or path.is_dir():
+        raise LatentRefError(
+            f"{path} is no name of a page; give a file that ends in .md, such as "
+            f"{path.with_suffix('')}/thoughts.md"
+        )
 
 
 def as_markdown(found: CaseStudy, *, command: str) -> str:
@@ -57,7 +81,8 @@ def as_markdown(found: CaseStudy, *, command: str) -> str:
         "follows the refined thoughts before it, and what its refinement made of that.",
         "- cosine: between the refined thought and Coconut's own. moved: |refined - raw|. to "
         "strong, to weak: distance from the reference's state at this thought, raw and refined.",
-        "- Margins are of the gold answer, in nats.",
+        _RIGHT[found.is_free],
+        f"- Margin: {margin_meaning(found.is_free)}, in nats.",
         "",
     ]
     for case in found.cases:
@@ -74,8 +99,8 @@ def _case(case: Case) -> list[str]:
         "",
         question,
         "",
-        f"Gold `{case.gold}`; without refinement `{case.answer_before}` (margin {before:+.3f}), "
-        f"with it `{case.answer_after}` ({after:+.3f}).",
+        f"Gold {_token(case.gold)}; without refinement {_token(case.answer_before)} (margin "
+        f"{before:+.3f}), with it {_token(case.answer_after)} ({after:+.3f}).",
         "",
         *table_head(_HEAD),
         *(table_row(_cells(step, one)) for step, one in enumerate(case.thoughts, start=1)),
