@@ -166,7 +166,9 @@ def _add_study(commands: Any) -> None:
         required=True,
         help="for example latentref_mathqa; give it again for more tasks, on one page",
     )
-    study.add_argument("--dev-limit", type=int, metavar="N", help="as --limit, of the dev split")
+    study.add_argument(
+        "--dev-limit", type=int, metavar="N", help="as --limit, of the dev split (default: --limit)"
+    )
     study.add_argument(
         "--no-margins",
         dest="margins",

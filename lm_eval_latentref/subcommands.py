@@ -173,12 +173,13 @@ def bench(args: argparse.Namespace) -> int:
 def study(args: argparse.Namespace) -> int:
     """Writes the results' page, or the page of several tasks, and prints it."""
     from lm_eval_latentref.provenance import command
-    from lm_eval_latentref.tuning import overview, study_report
+    from lm_eval_latentref.tuning import overview, pages, study_report
     from lm_eval_latentref.tuning.study import run_studies
 
     names = ("work", "latent_steps", "memory_rates", "step_sizes", "limit", "dev_limit", "margins")
-    names += ("seed", "batch_size", "device", "dtype")
-    options = {name: getattr(args, name) for name in names}
+    others = ("seed", "batch_size", "device", "dtype")
+    options = {name: getattr(args, name) for name in (*names, *others)}
+    pages.check_kind(args.output, (overview if len(args.task) > 1 else study_report).FORMAT)
     studies = run_studies(args.folders, tasks=args.task, **options)
     if len(studies) > 1:
         print(overview.save(studies, args.output, command=command()))
@@ -206,10 +207,11 @@ def thoughts(args: argparse.Namespace) -> int:
     """Writes what thoughts read as before and after refinement, and prints it."""
     from lm_eval_latentref.provenance import command
     from lm_eval_latentref.tuning.cases import study_cases
-    from lm_eval_latentref.tuning.cases_report import as_markdown, save
+    from lm_eval_latentref.tuning.cases_report import as_markdown, check_file, save
 
     names = ("task", "work", "num", "latent_steps", "memory_rate", "step_size", "limit")
     options = {name: getattr(args, name) for name in (*names, "batch_size", "device", "dtype")}
+    check_file(args.output)
     found = study_cases(args.folder, **options)
     save(found, args.output, command=command())
     print(as_markdown(found, command=command()))

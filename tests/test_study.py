@@ -19,7 +19,7 @@ from lm_eval_latentref.checkpoints.questions import QUESTIONS_NAME, hash_questio
 from lm_eval_latentref.cli import main
 from lm_eval_latentref.errors import LatentRefError
 from lm_eval_latentref.training.snapshots import Epoch
-from lm_eval_latentref.tuning import runs
+from lm_eval_latentref.tuning import overview, runs
 from lm_eval_latentref.tuning.diagnosis import Diagnosis, Effect, Geometry, SignTest, diagnose
 from lm_eval_latentref.tuning.diagnosis_report import findings
 from lm_eval_latentref.tuning.grid import Setting
@@ -289,7 +289,22 @@ def test_several_tasks_stand_on_one_page_beside_their_own(folders, tmp_path, cap
             assert f"{100 * row['accuracy']:.2f} +- {100 * row['accuracy_stderr']:.2f}" in page
             assert f"{row['peak_memory_bytes'] / 1e9:.2f}" in page
             assert "dtype=float32" in row["command"]
+        # Candidates compared without the steps are no answer of CoT.
+        name = "CoT" if task == "latentref_hops" else "CoT, without its steps"
+        assert [row for row in own["sets"][0]["rows"] if "CoT" in row] == ["No-CoT", name]
     assert "arXiv:2506.08552" in page
+
+
+@pytest.mark.parametrize(
+    ("there", "num_tasks"), [("latentref overview 1", 1), ("latentref study 2", 2)]
+)
+def test_a_page_of_another_kind_is_not_overwritten(folders, tmp_path, capsys, there, num_tasks):
+    (tmp_path / "results.json").write_text(json.dumps({"format": there}))
+    tasks = ["--task", "latentref_hops", "--task", "latentref_hops_mc"][: 2 * num_tasks]
+    words = ["study", folders[0], *tasks, "--work", str(tmp_path / "work"), "-o", str(tmp_path)]
+    assert main(words) != 0
+    assert "would overwrite" in capsys.readouterr().err
+    assert [path.name for path in tmp_path.iterdir()] == ["results.json"]
 
 
 def test_rows_that_the_grid_leaves_out_are_left_out_of_every_page(folders, tmp_path, capsys):
@@ -313,6 +328,36 @@ def test_pooling_counts_every_problem_once():
     assert found["problems"] == 50
     assert found["difference"]["mean"] == pytest.approx(10 / 50)
     assert (found["test"]["only_first"], found["test"]["only_second"]) == (1, 11)
+
+
+def test_a_gain_is_exact_only_where_both_of_its_rows_are():
+    study = {"mean_over_sets": {"Coconut": {"accuracy": 0.1}}}
+    names = ("latentref_mathqa", "latentref_gsm8k")
+    mathqa, gsm8k = (
+        line for line in overview._reported(dict.fromkeys(names, study)) if "| paper |" in line
+    )
+    assert mathqa.endswith("| +1.95 |")
+    assert gsm8k.endswith("| ~+0.60 |")
+
+
+@pytest.mark.parametrize(
+    ("train", "check_overlap", "said"),
+    [
+        (["mathqa", "hops"], False, True),
+        (["hops"], True, False),
+        (["mine.json"], True, True),
+        (["mine.json"], False, False),
+        ([], True, False),
+    ],
+)
+def test_the_page_says_questions_were_left_out_where_training_left_them_out(
+    study, train, check_overlap, said
+):
+    recipe = {"train": train, "check_overlap": check_overlap}
+    one = dataclasses.replace(study.sets[0], recipe=recipe, trained_on=("a train",))
+    page = as_markdown(dataclasses.replace(study, sets=(one,)), command="")
+    assert "Trained on: a train." in page
+    assert ("were left out" in page) == said
 
 
 def test_the_papers_gain_is_that_of_its_table():

@@ -95,9 +95,8 @@ def load_data(recipe: Recipe) -> TrainingData:
         )
     validation_by_source = _validation(recipe)
     validation = [example for found in validation_by_source.values() for example in found]
-    from_benchmarks = data.TRAINING.keys() & set(recipe.train)
     held_out = {normalise_question(example.question) for example in validation}
-    if from_benchmarks or (recipe.check_overlap and not GENERATORS.keys() >= set(recipe.train)):
+    if leaves_questions_out(recipe.train, recipe.check_overlap):
         held_out |= _benchmark_questions()
     _check_left("validation", validation)
     fixed = {
@@ -116,6 +115,13 @@ def load_data(recipe: Recipe) -> TrainingData:
         lambda number: [example for source in sources for example in source(number)],
         fixed=[example for examples in fixed.values() for example in examples],
     )
+
+
+def leaves_questions_out(train: Collection[str], check_overlap: bool) -> bool:
+    """Whether questions of the benchmarks' dev and test splits are removed: of benchmarks always,
+    of files if asked for; generators keep their own splits apart."""
+    names = set(train)
+    return bool(data.TRAINING.keys() & names) or (check_overlap and not GENERATORS.keys() >= names)
 
 
 def texts(examples: Iterable[Example]) -> Iterator[str]:
@@ -210,13 +216,13 @@ def _validation(recipe: Recipe) -> dict[str, list[Example]]:
     """The problems to validate on, as many of each source that has any."""
     if recipe.validation is not None:
         examples = read_examples(recipe.validation, report=recipe.output)
-        return {recipe.validation: examples[: recipe.num_validation]}
+        return {"validation": examples[: recipe.num_validation]}
     most = recipe.num_validation or 500
     with_dev = [name for name in recipe.train if name in BENCHMARKS or name in GENERATORS]
     if not with_dev:
         raise LatentRefError(
-            f"train={', '.join(recipe.train)} has no dev split, so the validation problems have to "
-            "be given as well; give validation=FILE"
+            f"train={', '.join(recipe.train)} brings no problems to validate on; give "
+            "validation=FILE, or train on a benchmark or generated task as well"
         )
     share, rest = divmod(most, len(with_dev))
     nums = {name: share + (place < rest) for place, name in enumerate(with_dev)}

@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 
+from lm_eval_latentref.errors import saving
 from lm_eval_latentref.tuning import study_report
 from lm_eval_latentref.tuning.pages import (
     nats,
@@ -57,9 +58,10 @@ def save_page(pages: Mapping[str, str], folder: str | os.PathLike[str], *, comma
     root = Path(folder)
     studies = {task: json.loads((root / at).read_text("utf-8")) for task, at in pages.items()}
     content = as_json(studies, pages, command=command)
-    (root / "results.json").write_text(json.dumps(content, indent=1) + "\n", "utf-8")
-    page = as_markdown(studies, pages, command=command) + see_also(root)
-    (root / "README.md").write_text(page, "utf-8")
+    with saving(root):
+        (root / "results.json").write_text(json.dumps(content, indent=1) + "\n", "utf-8")
+        page = as_markdown(studies, pages, command=command) + see_also(root)
+        (root / "README.md").write_text(page, "utf-8")
     return page
 
 
@@ -230,7 +232,8 @@ def _reported(studies: Mapping[str, Content]) -> list[str]:
                 f"{'' if name in paper.exact else '~'}{values[name]:g}" if name in values else ""
                 for name in _names(studies)
             ]
-            gain = f"{values['both'] - values[COCONUT]:+.2f}"
+            about = "" if {"both", COCONUT} <= set(paper.exact) else "~"
+            gain = f"{about}{values['both'] - values[COCONUT]:+.2f}"
             lines.append(table_row([task, "paper", *theirs, gain]))
     others = "; ".join(
         f"{name} {values[COCONUT]:.2f} to {values['both']:.2f}"

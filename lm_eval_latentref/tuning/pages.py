@@ -9,10 +9,13 @@ Deliberately knows no result.
 
 from __future__ import annotations
 
+import json
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from lm_eval_latentref.errors import LatentRefError
 from lm_eval_latentref.tuning.statistics import Interval
 
 
@@ -40,6 +43,23 @@ def points(interval: Interval) -> str:
 def nats(interval: Interval) -> str:
     """A difference of margins with its interval."""
     return f"{interval.mean:+.3f} [{interval.low:+.3f}, {interval.high:+.3f}]"
+
+
+def check_kind(folder: str | os.PathLike[str], wanted: str) -> None:
+    """Raises LatentRefError if results.json in `folder` is of another kind than format `wanted`.
+
+    Its page would be lost otherwise.
+    """
+    path = Path(folder) / "results.json"
+    try:
+        found = json.loads(path.read_text("utf-8"))["format"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return
+    kind, other = (name.rpartition(" ")[0] for name in (wanted, str(found)))
+    if kind != other:
+        raise LatentRefError(
+            f"{path} is a {other!r}, which a {kind!r} would overwrite; give another folder"
+        )
 
 
 def origin(made_with: Sequence[Mapping[str, Any]]) -> list[str]:

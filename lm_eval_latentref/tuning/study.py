@@ -40,6 +40,8 @@ REFINED = {COCONUT: "plain", "+ residual": "residual", "+ search": "search", "bo
 """Rows of the set itself, by the sweep's row that gives their settings."""
 WRITES_STEPS = ("CoT",)
 """Rows that answer at the end of what they write: candidates are not compared without it."""
+WITHOUT_STEPS = ", without its steps"
+"""What such a row is called on a task that is itself a choice among candidates."""
 
 MEMORY_RATES = (0.05, 0.1, 0.3)
 STEP_SIZES = (-0.1, 0.03, 0.1, 0.3)
@@ -242,7 +244,8 @@ class _SetStudy:
                 if self.options.margins and task.scored and name not in WRITES_STEPS:
                     place = folder / task.scored
                     scored = evaluations.evaluate(args, task=task.scored, folder=place)
-                runs[task][name] = _Ran(run, args, label, scored)
+                as_run = f"{name}{WITHOUT_STEPS}" if name in WRITES_STEPS and run.margins else name
+                runs[task][as_run] = _Ran(run, args, label, scored)
         return {
             task: TrainedSet(
                 folder=self.folder,

@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 
 from lm_eval_latentref.errors import saving
+from lm_eval_latentref.training.data import leaves_questions_out
 from lm_eval_latentref.tuning.compare import Comparison
 from lm_eval_latentref.tuning.pages import (
     nats,
@@ -215,10 +216,12 @@ def _judged(run: Run, against: Comparison | None) -> tuple[str, str, str]:
 def _trained_on(one: TrainedSet) -> list[str]:
     if not one.trained_on:
         return []
-    lines = [f"- Trained on: {', '.join(one.trained_on)}."]
-    if one.recipe.get("check_overlap"):
-        lines[0] += " Questions of any dev or test split were left out."
-    return lines
+    text = f"- Trained on: {', '.join(one.trained_on)}."
+    train = one.recipe.get("train") or []
+    names = [train] if isinstance(train, str) else train
+    if names and leaves_questions_out(names, bool(one.recipe.get("check_overlap"))):
+        text += " Questions of any benchmark's dev or test split were left out."
+    return [text]
 
 
 def _sweeps(study: Study) -> list[str]:
