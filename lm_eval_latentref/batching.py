@@ -9,6 +9,8 @@ Deliberately knows no model and no text; a token here is an integer.
 
 from __future__ import annotations
 
+import ctypes
+import functools
 import logging
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -76,6 +78,23 @@ class RowLimit:
         """A batch of `num` items ran out of memory."""
         self.rows = max(1, min(self.rows, num) // 2)
         logger.warning("out of memory: going on with batch_size=%d", self.rows)
+
+
+def give_back_memory() -> None:
+    """Give the system what the C library keeps of freed memory; for a CPU, and a few milliseconds.
+
+    It keeps the gaps between what is alive. Batches differ in size, so later tensors do not fit in.
+    """
+    if (trim := _malloc_trim()) is not None:
+        trim(0)
+
+
+@functools.cache
+def _malloc_trim() -> Callable[[int], int] | None:
+    try:
+        return ctypes.CDLL(None).malloc_trim
+    except (OSError, AttributeError, TypeError):  # not glibc
+        return None
 
 
 def in_batches(

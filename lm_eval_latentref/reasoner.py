@@ -24,7 +24,7 @@ from torch import Tensor
 
 from lm_eval_latentref.accounting import Accounting
 from lm_eval_latentref.arguments import check_known
-from lm_eval_latentref.batching import Tokens
+from lm_eval_latentref.batching import Tokens, give_back_memory
 from lm_eval_latentref.checkpoints.loading import (
     LoadedModel,
     LoadedSet,
@@ -131,20 +131,15 @@ class Reasoner:
         return thoughts
 
     def _think_in_parts(self, context: Context) -> Thoughts:
+        how: Any = {"config": self.config, "markers": self.markers}
         on_cpu = self.backbone.device.type == "cpu"
         parts = context.in_parts(MAX_COLUMNS_ON_CPU) if on_cpu else [context]
-        return Thoughts.join(
-            [
-                think(
-                    part,
-                    backbone=self.backbone,
-                    references=self.references,
-                    config=self.config,
-                    markers=self.markers,
-                )
-                for part in parts
-            ]
-        )
+        thoughts = []
+        for part in parts:
+            if len(parts) > 1:
+                give_back_memory()
+            thoughts.append(think(part, backbone=self.backbone, references=self.references, **how))
+        return Thoughts.join(thoughts)
 
     def score(
         self,

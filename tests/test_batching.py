@@ -6,6 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from lm_eval_latentref import batching
 from lm_eval_latentref.batching import RowLimit, group_by_context, in_batches
 
 tokens = st.lists(st.integers(0, 3), max_size=3).map(tuple)
@@ -86,3 +87,12 @@ def test_other_errors_are_not_tried_again():
     with pytest.raises(ValueError, match="no memory of that"):
         list(in_batches([1, 2], limit=RowLimit(2, num_items=2), work=work))
     assert len(calls) == 1
+
+
+def test_giving_memory_back_is_left_to_c_libraries_that_can(monkeypatch):
+    batching.give_back_memory()
+    monkeypatch.setattr(batching.ctypes, "CDLL", lambda name: object())
+    batching._malloc_trim.cache_clear()
+    batching.give_back_memory()
+    assert batching._malloc_trim() is None
+    batching._malloc_trim.cache_clear()
