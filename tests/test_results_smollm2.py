@@ -79,3 +79,16 @@ def test_the_page_of_all_tasks_has_the_figures_of_each(overview, studies):
             assert found["problems"] == sum(study["problems"] for study in studies.values())
             for side in ("only_first", "only_second"):
                 assert found["test"][side] == sum(test[side] for test in tests)
+
+
+def test_the_case_study_moves_as_its_findings_say():
+    for case in read("thoughts.json")["cases"]:
+        first, *later = case["thoughts"]
+        assert first["refined"][0][0] == "###"
+        towards_strong, towards_weak = (
+            before - after for before, after in (first["to_strong"], first["to_weak"])
+        )
+        assert towards_strong > towards_weak > 0
+        for thought in later:
+            assert thought["to_strong"][1] > thought["to_strong"][0]
+            assert thought["to_weak"][1] > thought["to_weak"][0]
