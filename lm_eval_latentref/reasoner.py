@@ -43,7 +43,7 @@ from lm_eval_latentref.protocol import LATENT, extract_answer, prompt
 from lm_eval_latentref.scoring import Score, score
 from lm_eval_latentref.thoughts import Context, Markers, References, Thoughts, think
 
-MAX_COLUMNS_ON_CPU = 1536
+MAX_COLUMNS_ON_CPU = 2048
 """Rows times columns of contexts that are thought about together on a CPU.
 
 There, more of them take as long each, while the references' caches and large activations take up

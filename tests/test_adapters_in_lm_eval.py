@@ -76,3 +76,21 @@ def test_three_adapters_on_one_base_are_the_same_in_lm_eval_and_in_the_library(
     found = lm.loglikelihood(pairs())
     lm.reasoner = reasoner
     assert_close(found, lm.loglikelihood(pairs()))
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_adapters_compute_in_the_dtype_of_their_base(tmp_path, kind, dtype):
+    save_set(tmp_path, "llama", kind, tied=True)
+    reasoner = load(str(tmp_path / "base"), peft=str(tmp_path / "backbone"), dtype=dtype)
+    factors = [
+        weight
+        for name, weight in reasoner.loaded.backbone.model.named_parameters()
+        if "lora_" in name
+    ]
+    assert factors
+    assert {weight.dtype for weight in factors} == {getattr(torch, dtype)}
+    (((found, _),),) = reasoner.score([(5, 297, 9)], [[(7, 298)]], max_rows=1)
+    exact = load(str(tmp_path / "base"), peft=str(tmp_path / "backbone"), dtype="float32")
+    (((wanted, _),),) = exact.score([(5, 297, 9)], [[(7, 298)]], max_rows=1)
+    assert found == pytest.approx(wanted, rel=0.05)

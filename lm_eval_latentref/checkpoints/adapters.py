@@ -188,6 +188,21 @@ def attach(model: Any, adapters: Mapping[str, Adapter], num_rows: int) -> Any:
     return peft_model.eval()
 
 
+def compute_in_one_dtype(peft_model: Any) -> None:
+    """Let all adapters of `peft_model`, which is not to be trained, compute in its base's dtype.
+
+    PEFT loads them in float32, as training needs them; on a base in half precision each of their
+    products is then twice as large as the base's, and cast back and forth.
+    """
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    for layer in peft_model.modules():
+        if isinstance(layer, BaseTunerLayer):
+            for name in layer.adapter_layer_names:
+                if isinstance(parameters := getattr(layer, name, None), nn.Module):
+                    parameters.to(peft_model.get_base_model().dtype)
+
+
 def _fill_new_rows(model: nn.Module, adapters: Mapping[str, Adapter], old_rows: int) -> None:
     """New rows of the shared base come from the first adapter whose file has them."""
     held = dict(model.named_parameters(remove_duplicate=False))

@@ -16,7 +16,12 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from lm_eval_latentref.checkpoints import vocabulary
-from lm_eval_latentref.checkpoints.adapters import Adapter, attach, read_adapter
+from lm_eval_latentref.checkpoints.adapters import (
+    Adapter,
+    attach,
+    compute_in_one_dtype,
+    read_adapter,
+)
 from lm_eval_latentref.checkpoints.opening import (
     ModelLoader,
     check_loading_info,
@@ -137,6 +142,9 @@ def load_set(
     loaded: dict[str, LoadedModel] = {}
     for members in _groups(list(facts.values())):
         loaded.update(_load_group(members, load_model))
+    for one in loaded.values():
+        if one.adapter is not None:
+            compute_in_one_dtype(one.model)
     for role in facts.keys() - {"pretrained"}:
         loaded[role].borrowed_ids = _borrowed_ids(facts[role], tokenizer, trust_remote_code)
         if loaded[role].borrowed_ids:
