@@ -16,6 +16,7 @@ RESULTS = Path(__file__).parent.parent / "results"
 FOLDER = RESULTS / "hops-small"
 REFINED = ("+ residual", "+ search", "both")
 CHANCE = 1 / 11
+SEED_0, SEED_2, STAGE_2 = "out/hops-s0", "out/hops-s2", "out/hops-stage2"
 
 pytestmark = pytest.mark.skipif(not RESULTS.is_dir(), reason="results are not in the sdist")
 
@@ -104,19 +105,24 @@ def test_3_the_search_is_worth_a_little_margin_and_neither_sign_is_certain(seeds
     assert sum(one["high"] < 0 for one in residual) == 2
 
 
-def test_4_in_seed_0_towards_the_strong_reference_beats_away_from_it(diagnosed):
+def test_4_towards_the_strong_reference_beats_away_from_it_but_not_in_seed_2(diagnosed):
+    assert [one["folder"] for one in diagnosed] == [SEED_0, SEED_2, STAGE_2]
     for one in diagnosed:
         detached = [sign for sign in one["signs"] if sign["gradient"] == "detached"]
         assert len(detached) == 4
-        assert all(sign["margin"]["low"] > 0 for sign in detached)
+        if one["folder"] == SEED_2:
+            assert all(s["margin"]["low"] <= 0 <= s["margin"]["high"] for s in detached)
+        else:
+            assert all(sign["margin"]["low"] > 0 for sign in detached)
 
 
 def test_5_the_gradient_through_the_references_never_helped(diagnosed):
     for one in diagnosed:
         through = [effect for effect in one["effects"] if effect["what"] == "through"]
         assert not any(effect["margin"]["low"] > 0 for effect in through)
+        costly = 1.0 if one["folder"] == SEED_2 else 0.1
         for effect in through:
-            if effect["setting"]["step_size"] >= 0.1:
+            if effect["setting"]["step_size"] >= costly:
                 assert effect["accuracy"] < one["accuracy"]
                 assert effect["accuracy_test"]["p_value"] < 0.01
 
@@ -144,7 +150,9 @@ def test_8_the_number_of_thoughts_is_learnt(diagnosed):
     for one in diagnosed:
         for effect in one["effects"]:
             if effect["what"] == "T" and effect["setting"]["latent_steps"] != 9:
-                assert effect["accuracy"] < 0.3
+                assert effect["accuracy"] < (0.01 if effect["setting"]["latent_steps"] < 9 else 0.5)
+                if effect["setting"]["latent_steps"] == 11:
+                    assert effect["accuracy"] < 0.2
 
 
 def test_9_where_there_is_room_the_search_raises_the_margin_only(less_trained):
