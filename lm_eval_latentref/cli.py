@@ -124,7 +124,11 @@ def _add_model_options(parser: argparse.ArgumentParser, names: Iterable[str]) ->
 
 
 def _add_sweep(commands: Any) -> None:
-    sweep = commands.add_parser("sweep", help="choose a checkpoint set's settings on a dev split")
+    sweep = commands.add_parser(
+        "sweep",
+        help="choose a checkpoint set's settings on a dev split",
+        epilog="batch_size in --model_args is 32 if it is not given",
+    )
     _add_model_options(sweep, NAMES_OF_A_SET)
     sweep.add_argument("--task", required=True, help="for example latentref_mathqa_mc_dev")
     sweep.add_argument("-o", "--output", required=True, metavar="FOLDER", help="keeps what is done")

@@ -130,10 +130,10 @@ def sweep(args: argparse.Namespace) -> int:
     names = ("task", "output", "limit", "seed", "compare", "write", "include_path", "latent_steps")
     grids = ("memory_rates", "step_sizes", "search_steps")
     options = {name: getattr(args, name) for name in (*names, *grids)}
+    # One row at a time, as lm-eval begins with, would undo most of what a sweep saves.
+    model_args = {"batch_size": 32, **_model_arguments(args, NAMES_OF_A_SET)}
     try:
-        result = sweep(
-            _model_arguments(args, NAMES_OF_A_SET), metadata=_metadata(args.metadata), **options
-        )
+        result = sweep(model_args, metadata=_metadata(args.metadata), **options)
     except KeyboardInterrupt:
         print(
             f"interrupted: what is finished is in {args.output}, the same command goes on",
