@@ -47,11 +47,11 @@ LAYERS = {
         ),
         *("tuning.journal", "provenance", "tuning.plots", "tuning.samples"),
         *(
+            "checkpoints.packaged",
             "checkpoints.folders",
             "checkpoints.identity",
             "checkpoints.manifest",
             "checkpoints.questions",
-            "checkpoints.packaged",
             "checkpoints.sources",
             "checkpoints.sets",
             "checkpoints.record",

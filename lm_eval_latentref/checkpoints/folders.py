@@ -22,6 +22,7 @@ from huggingface_hub.errors import (
     RevisionNotFoundError,
 )
 
+from lm_eval_latentref.checkpoints.packaged import packaged_models
 from lm_eval_latentref.errors import LatentRefError
 
 TOKENIZER_FILES = (
@@ -116,7 +117,8 @@ class Folder:
             why = "the hub has no such repository, or you have no access to it"
         return (
             f"no checkpoint {self.name!r}{at}: there is no such folder, and {why}; "
-            "give an existing folder or a hub id (REPO or REPO@REVISION)"
+            "give an existing folder, a hub id (REPO or REPO@REVISION) or a packaged set "
+            f"({', '.join(packaged_models())})"
         )
 
 
