@@ -160,7 +160,9 @@ def test_a_repository_that_does_not_exist_is_an_error(monkeypatch):
         raise RepositoryNotFoundError("404", response=Response())
 
     monkeypatch.setattr("lm_eval_latentref.checkpoints.folders.hf_hub_download", fetch)
-    assert "no such repository" in failing(resolve, pretrained="me/nothing")
+    message = failing(resolve, pretrained="me/nothing")
+    assert "no such repository" in message
+    assert "hops-small" in message
 
 
 def test_a_raw_file_as_the_backbone_points_to_weights(tmp_path):
