@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from test_data import folder, mathqa_row  # noqa: F401
 from tiny import tiny_tokenizer
-from training_helpers import SMALL, metrics, small_recipe
+from training_helpers import SMALL, metrics, small_recipe, write_json
 
 from lm_eval_latentref.benchmarks import documents
 from lm_eval_latentref.benchmarks.data import load
@@ -96,6 +96,15 @@ def test_epochs_go_on_through_a_data_set_and_begin_again_at_its_end(folder, tmp_
     everything = [example.question for example in load("strategyqa", "train")]
     assert len(everything) == 27
     assert seen == everything * 2
+
+
+def test_two_prompts_of_one_benchmark_do_not_begin_with_the_same_problems(tmp_path):
+    names = [write_json(tmp_path / f"{n}.json", list("abcdef")) for n in ("own", "harness")]
+    changes = {"train": names, "num_train": 2, "check_overlap": False}
+    validation = write_json(tmp_path / "valid.json", ["x"])
+    data = load_data(mixed_recipe(tmp_path, validation=validation, **changes))
+    seen = ["".join(one.question for one in data.epoch(number)) for number in range(3)]
+    assert seen == ["abde", "cdfa", "efbc"]
 
 
 def test_mathqa_is_trained_in_the_words_that_its_harness_task_is_asked_in(folder):  # noqa: F811

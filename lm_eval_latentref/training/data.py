@@ -105,10 +105,10 @@ def load_data(recipe: Recipe) -> TrainingData:
         if name not in GENERATORS
     }
     sources = [
-        functools.partial(_turn, fixed[name], recipe.num_train)
+        functools.partial(_turn, fixed[name], recipe.num_train, place / len(recipe.train))
         if name in fixed
         else _generated(recipe, name, held_out)
-        for name in recipe.train
+        for place, name in enumerate(recipe.train)
     ]
     return TrainingData(
         validation_by_source,
@@ -234,11 +234,19 @@ def _validation(recipe: Recipe) -> dict[str, list[Example]]:
     }
 
 
-def _turn(examples: Sequence[Example], num: int | None, epoch: int) -> Sequence[Example]:
-    """The `num` examples whose turn it is: epoch after epoch goes on where the last one ended."""
+def _turn(
+    examples: Sequence[Example], num: int | None, start: float, epoch: int
+) -> Sequence[Example]:
+    """The `num` examples whose turn it is: epoch after epoch goes on where the last one ended.
+
+    Args:
+        start: how far into `examples` epoch 0 begins, as a share of them. Sources that put the same
+            problems in different words begin apart, so that an epoch has more of the problems.
+    """
     if num is None or num >= len(examples):
         return examples
-    return [examples[at % len(examples)] for at in range(epoch * num, (epoch + 1) * num)]
+    first = int(start * len(examples)) + epoch * num
+    return [examples[at % len(examples)] for at in range(first, first + num)]
 
 
 def _generated(
