@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 
+import psutil
 import pytest
 import torch
 import yaml
@@ -297,8 +298,7 @@ def recipe_file(tmp_path, output, **changes):
     return str(path)
 
 
-def start(*command, session=False):
-    """A Python process; with `session`, the leader of a process group of its own."""
+def start(*command):
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
     command = [sys.executable, "-m", *command]
     return subprocess.Popen(
@@ -307,7 +307,6 @@ def start(*command, session=False):
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
-        start_new_session=session,
     )
 
 
@@ -337,8 +336,8 @@ def test_kill_9_at_any_moment_changes_nothing_in_the_end(tmp_path):
 
 
 def two_processes(*arguments):
-    launch = ["accelerate.commands.launch", "--cpu", "--num_processes", "2", "--num_machines", "1"]
-    launch += ["--mixed_precision", "no", "--dynamo_backend", "no", "-m", "lm_eval_latentref"]
+    # `accelerate launch --cpu` would start one process, whatever number it is given.
+    launch = ["torch.distributed.run", "--nproc_per_node=2", "-m", "lm_eval_latentref"]
     return [*launch, *arguments]
 
 
@@ -347,13 +346,17 @@ def test_kill_9_of_two_processes_changes_nothing_in_the_end(tmp_path):
     changes = {"num_train": 320}
     (tmp_path / "parts").mkdir()
     whole = two_processes("train", recipe_file(tmp_path, tmp_path / "whole", **changes))
-    finish(start(*whole))
+    assert "in 2 processes" in finish(start(*whole))
     path = recipe_file(tmp_path / "parts", tmp_path / "out", **changes)
-    process = start(*two_processes("train", path), session=True)
+    process = start(*two_processes("train", path))
     deadline = time.monotonic() + 120
     while len(metrics(tmp_path / "out")) < 4 and time.monotonic() < deadline:
         time.sleep(0.01)
-    os.killpg(process.pid, signal.SIGKILL)  # the launcher and both processes at once
+    # Both have sessions of their own, and their launcher must not act on the death of one.
+    launcher = psutil.Process(process.pid)
+    launcher.suspend()
+    for one in [*launcher.children(recursive=True), launcher]:
+        one.kill()
     process.communicate()
     assert process.returncode == -signal.SIGKILL
     assert 4 <= len(metrics(tmp_path / "out")) < len(metrics(tmp_path / "whole"))
@@ -369,7 +372,7 @@ def test_two_processes_have_the_losses_of_one(tmp_path):
     still = {"config": {**small_recipe(tmp_path).config, "attention_dropout": 0.0}}
     one = train(small_recipe(tmp_path / "one", **CHANGES, **still))
     path = recipe_file(tmp_path, tmp_path / "two", **still)
-    finish(start(*two_processes("train", path)))
+    assert "in 2 processes" in finish(start(*two_processes("train", path)))
     for first, second in zip(metrics(one), metrics(tmp_path / "two"), strict=True):
         assert second["loss"] == pytest.approx(first["loss"], rel=1e-5)
         assert second["step"] == first["step"]

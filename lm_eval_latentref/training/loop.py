@@ -19,6 +19,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object
@@ -40,7 +41,7 @@ from lm_eval_latentref.training.curriculum import Problem, Row, epoch_batches
 from lm_eval_latentref.training.data import encode, load_data, texts
 from lm_eval_latentref.training.learner import Learner
 from lm_eval_latentref.training.loss import num_labelled
-from lm_eval_latentref.training.models import build, restore, save, state
+from lm_eval_latentref.training.models import build, learnt_before, restore, save, state
 from lm_eval_latentref.training.plan import (
     LATENT_KINDS,
     Progress,
@@ -80,7 +81,8 @@ class _Run:
 
     def __init__(self, recipe: Recipe) -> None:
         self.recipe = recipe
-        self.accelerator = Accelerator()
+        # Processes on CPUs find each other only if accelerate is told that there is nothing else.
+        self.accelerator = Accelerator(cpu=not torch.accelerator.is_available())
         self.is_main = self.accelerator.is_main_process
         if not self.is_main:
             logging.getLogger("lm_eval_latentref").setLevel(logging.ERROR)  # one voice is enough
@@ -89,11 +91,14 @@ class _Run:
         self.data_digest = self.data.digest()
         new_words = recipe.config is not None and recipe.tokenizer is None
         self.words = words(self.data.texts) if new_words else []
+        self.learnt_before = learnt_before(recipe)
         self.progress = Progress()
 
     def go(self) -> None:
         saved = self._resume()
         done = self.progress.num_steps
+        if self.accelerator.num_processes > 1:
+            logger.info("training in %d processes", self.accelerator.num_processes)
         # With `initial` the time left is reckoned from this run's steps alone.
         options = {"desc": "training", "unit": "step", "disable": not self.is_main}
         with tqdm(initial=done, **options) as self.bar:
@@ -151,7 +156,14 @@ class _Run:
 
     @functools.cached_property
     def trained_questions(self) -> Hashes:
-        return hash_questions(example.question for example in self.data.fixed)
+        """Of the model it starts from too."""
+        own = hash_questions(example.question for example in self.data.fixed)
+        return np.union1d(own, self.learnt_before[1])
+
+    @property
+    def trained_on(self) -> list[str]:
+        own = self.recipe.trained_on
+        return [*own, *sorted(self.learnt_before[0] - {*own})]
 
     def seed(self, phase: str) -> None:
         """Makes the random numbers of `phase` depend on seed, phase and process alone."""
@@ -357,7 +369,7 @@ class _Phase:
 
     def _manifest(self, **values: Any) -> Manifest:
         names = QUESTIONS_NAME if len(self._run.trained_questions) else None
-        return Manifest(trained_on=self._recipe.trained_on, trained_questions=names, **values)
+        return Manifest(trained_on=self._run.trained_on, trained_questions=names, **values)
 
     def _save(self, name: str, manifest: Manifest) -> None:
         with self._folder.new_folder(name) as folder:

@@ -41,7 +41,8 @@ class Recipe:
     # The model.
 
     pretrained: str | None = None
-    """Hub id or folder to start from; else `config` makes a new model."""
+    """Hub id or folder to start from; else `config` makes a new model. With `lora`, also an adapter
+    of that shape, which is trained further."""
 
     config: dict[str, Any] | None = None
     """Of a new model: `model_type` and whatever its configuration in transformers takes."""
@@ -83,8 +84,8 @@ class Recipe:
     """Arguments of the generator, for a generated task."""
 
     num_train: int | None = None
-    """Problems of each source in an epoch: of a data set the next so many, in turn; so many fresh
-    ones if generated."""
+    """Problems of each source in an epoch: of a data set the next so many, in turn (each of several
+    sources begins at a place of its own); so many fresh ones if generated."""
 
     num_validation: int | None = 500
     """Problems that the accuracy after each epoch is measured on, at most; as many of each dev
