@@ -197,10 +197,12 @@ def test_what_each_folder_tells_of_its_training_goes_along(adapters, tmp_path, a
         named = dataclasses.replace(manifest, trained_questions=QUESTIONS_NAME)
         write_manifest(folder, named)
     root = Path(adapters["pretrained"])
-    (root / "metrics.jsonl").write_text("{}\n")
+    for name in ("metrics.jsonl", "training_data.yaml"):
+        (root / name).write_text("{}\n")
     (root / "recipe.yaml").write_text(f"output: {root}\ntrain: [hops]\nseed: 3\npretrained: a/b\n")
     out = convert(out=tmp_path / "set", **adapters, adapter=adapter)
-    assert (out / "metrics.jsonl").read_text() == "{}\n"
+    for name in ("metrics.jsonl", "training_data.yaml"):
+        assert (out / name).read_text() == "{}\n"
     recipe = load_recipe(str(out / "recipe.yaml"))
     assert (recipe.output, recipe.train, recipe.seed) == ("out/set", ("hops",), 3)
     whole = read_manifest(out / MANIFEST_NAME)
@@ -216,7 +218,7 @@ def test_what_each_folder_tells_of_its_training_goes_along(adapters, tmp_path, a
             assert set(asked) == set(hash_questions([role, "of all"]))
     # What a folder tells of its training says nothing of its identity.
     digest = folder_digest(out)
-    for name in ("metrics.jsonl", "recipe.yaml"):
+    for name in ("metrics.jsonl", "training_data.yaml", "recipe.yaml"):
         (out / name).unlink()
     assert folder_digest(out) == digest
 

@@ -8,7 +8,7 @@ import shutil
 
 import pytest
 import yaml
-from training_helpers import metrics, small_recipe
+from training_helpers import metrics, small_recipe, write_json
 
 from lm_eval_latentref.checkpoints import packaged
 from lm_eval_latentref.checkpoints.manifest import read_manifest
@@ -82,6 +82,20 @@ def test_a_folder_without_metrics_tells_nothing_and_damaged_ones_are_named(tmp_p
         (tmp_path / "metrics.jsonl").write_text(content)
         with pytest.raises(LatentRefError, match=r"metrics\.jsonl is not what") as error:
             read_training(str(tmp_path))
+        assert "\n" not in str(error.value)
+
+
+def test_it_tells_the_problems_of_each_source_and_how_many_were_held_out(trained, tmp_path):
+    assert read_training(str(trained)).data == {}  # generated, and kept apart by the generator
+    path = write_json(tmp_path / "train.json", ["one", "two", "held"])
+    changes = {"train": [path], "task": {}, "check_overlap": False, "weak_epoch": 1}
+    changes["validation"] = write_json(tmp_path / "valid.json", ["held"])
+    folder = train(small_recipe(tmp_path / "out", **changes))
+    assert read_training(str(folder)).data == {path: {"problems": 2, "removed": 1}}
+    for content in ("no json", '{"a": 1}', "[]"):
+        (folder / "training_data.yaml").write_text(content)
+        with pytest.raises(LatentRefError, match=r"training_data\.yaml is not what") as error:
+            read_training(str(folder))
         assert "\n" not in str(error.value)
 
 

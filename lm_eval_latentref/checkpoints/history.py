@@ -24,12 +24,13 @@ from lm_eval_latentref.checkpoints.questions import QUESTIONS_NAME, read_hashes,
 from lm_eval_latentref.checkpoints.sources import Source
 
 METRICS = "metrics.jsonl"
+DATA = "training_data.yaml"
 RECIPE = "recipe.yaml"
 """What a training wrote beside its result."""
 
 
 def copy_history(members: Mapping[str, Source], folder: Path, *, name: str) -> None:
-    """Copies recipe and metrics of the backbone, epoch and splits of the references.
+    """Copies recipe, data and metrics of the backbone, epoch and splits of the references.
 
     Args:
         members: `pretrained`, `strong` and `weak`, as far as there are any.
@@ -43,8 +44,9 @@ def copy_history(members: Mapping[str, Source], folder: Path, *, name: str) -> N
         if role != "pretrained":
             _copy_reference_record(origin, folder / role)
             continue
-        if (origin / METRICS).is_file():
-            shutil.copyfile(origin / METRICS, folder / METRICS)
+        for told in (METRICS, DATA):
+            if (origin / told).is_file():
+                shutil.copyfile(origin / told, folder / told)
         if (origin / RECIPE).is_file():
             recipe = yaml.safe_load((origin / RECIPE).read_text(encoding="utf-8"))
             # Where it was written says nothing to those who get the folder.

@@ -17,7 +17,7 @@ import inspect
 import json
 import logging
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -57,6 +57,8 @@ class TrainingData:
     """The training examples of an epoch, counted over the whole run."""
     fixed: Sequence[Example] = ()
     """All of files and benchmarks, whatever epoch they come in. Generated ones are drawn afresh."""
+    counts: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
+    """Of each file and benchmark: `problems`, and `removed` for standing in a held-out split."""
 
     @property
     def validation(self) -> list[Example]:
@@ -99,11 +101,12 @@ def load_data(recipe: Recipe) -> TrainingData:
     if leaves_questions_out(recipe.train, recipe.check_overlap):
         held_out |= _benchmark_questions()
     _check_left("validation", validation)
-    fixed = {
+    found = {
         name: _train(name, held_out, report=recipe.output)
         for name in recipe.train
         if name not in GENERATORS
     }
+    fixed = {name: examples for name, (examples, _) in found.items()}
     sources = [
         functools.partial(_turn, fixed[name], recipe.num_train, place / len(recipe.train))
         if name in fixed
@@ -114,6 +117,10 @@ def load_data(recipe: Recipe) -> TrainingData:
         validation_by_source,
         lambda number: [example for source in sources for example in source(number)],
         fixed=[example for examples in fixed.values() for example in examples],
+        counts={
+            name: {"problems": len(examples), "removed": num_removed}
+            for name, (examples, num_removed) in found.items()
+        },
     )
 
 
@@ -283,8 +290,8 @@ def _generate_examples(recipe: Recipe, name: str, num: int, seed: int, split: st
     return [Example(row["question"], tuple(row["steps"]), row["answer"]) for row in rows]
 
 
-def _train(name: str, held_out: Collection[str], *, report: str) -> list[Example]:
-    """The training examples of `name` whose questions are not in `held_out`."""
+def _train(name: str, held_out: Collection[str], *, report: str) -> tuple[list[Example], int]:
+    """The training examples of `name` whose questions are not in `held_out`; how many are."""
     num_removed = 0
     if name in data.TRAINING:
         examples, num_removed = data.load_training(name, held_out)
@@ -300,7 +307,7 @@ def _train(name: str, held_out: Collection[str], *, report: str) -> list[Example
         num_removed,
     )
     _check_left(f"train={name}", kept)
-    return kept
+    return kept, num_removed
 
 
 def _benchmark_questions() -> frozenset[str]:

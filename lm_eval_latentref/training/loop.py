@@ -89,6 +89,8 @@ class _Run:
         self.folder = RunFolder(recipe.output, recipe.to_dict(), is_main=self.is_main)
         self.data = load_data(recipe)
         self.data_digest = self.data.digest()
+        if self.is_main:
+            self.folder.record_data(self.data.counts)
         new_words = recipe.config is not None and recipe.tokenizer is None
         self.words = words(self.data.texts) if new_words else []
         self.learnt_before = learnt_before(recipe)

@@ -27,6 +27,7 @@ from lm_eval_latentref.errors import LatentRefError
 STATE = "training_state.pt"
 METRICS = "metrics.jsonl"
 RECIPE = "recipe.yaml"
+DATA = "training_data.yaml"
 LOADABLE = ("config.json", "adapter_config.json")
 """Without one of these a folder is no checkpoint, so they are put in place last."""
 
@@ -83,6 +84,16 @@ class RunFolder:
         """Replaces the saved state; a crash leaves the old one or the new one."""
         with self._full_disk_is_one_line(), _replacing(self.path / STATE) as temporary:
             torch.save(dict(state), temporary)
+
+    def record_data(self, counts: Mapping[str, Any]) -> None:
+        """Writes down how many problems each source has, and how many were removed from it."""
+        import yaml
+
+        text = yaml.safe_dump(
+            {name: dict(found) for name, found in counts.items()}, sort_keys=False
+        )
+        with self._full_disk_is_one_line(), _replacing(self.path / DATA) as temporary:
+            temporary.write_text(text, encoding="utf-8")
 
     def append_metrics(self, values: Mapping[str, Any]) -> int:
         """Adds one line to the metrics; the file's size in bytes after it."""

@@ -266,7 +266,21 @@ def _training(study: Study) -> list[str]:
         total = f"{sum(log.seconds.values()) / 60:.1f}"
         references = [_reference(log, role) for role in ("weak", "strong")]
         lines.append(table_row((_name(one), *minutes, total, *references)))
-    return [*lines, ""]
+    lines.append("")
+    for one, log in told:
+        lines += [_data(one, log), ""] if log.data else []
+    return lines
+
+
+def _data(one: TrainedSet, log: TrainingLog) -> str:
+    counts = [
+        f"{name} {found['problems']} ({found['removed']} more removed)"
+        for name, found in log.data.items()
+    ]
+    return (
+        f"Training problems of {_name(one)}: {', '.join(counts)}. Removed: their question stands "
+        "in a dev, test or validation split."
+    )
 
 
 def _reference(log: TrainingLog, role: str) -> str:
@@ -314,6 +328,7 @@ def _training_json(one: TrainedSet) -> dict[str, Any] | None:
         "command": one.train_command,
         "seconds": dict(one.training.seconds),
         "references": references,
+        "data": {name: dict(counts) for name, counts in one.training.data.items()},
     }
 
 

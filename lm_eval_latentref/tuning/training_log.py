@@ -4,7 +4,8 @@
     log.seconds["cot"], log.references["weak"].accuracy
     retrain_command("out/hops-s0")      # "latentref train hops-small output=out/hops-s0"
 
-Read from metrics.jsonl, recipe.yaml and latentref.json; deliberately opens no model.
+Read from metrics.jsonl, training_data.yaml, recipe.yaml and latentref.json. Deliberately opens no
+model.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import logging
 import math
 import shlex
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +32,10 @@ from lm_eval_latentref.training.snapshots import Epoch, choose
 logger = logging.getLogger(__name__)
 
 METRICS = "metrics.jsonl"
+DATA = "training_data.yaml"
 RECIPE = "recipe.yaml"
+_MISREAD = (OSError, ValueError, KeyError, TypeError, AttributeError)
+
 MOST_OVERRIDES = 6
 """Of a packaged recipe; a run that differs in more is told by its own recipe file."""
 
@@ -44,6 +48,8 @@ class TrainingLog:
     """Of steps and validation, by phase; saving left out."""
     references: Mapping[str, Epoch]
     """The epochs of CoT that became `weak` and `strong`, as far as that is known."""
+    data: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
+    """Of each source that is not generated: `problems`, and `removed` as also held out."""
 
 
 def read_training(folder: str) -> TrainingLog | None:
@@ -63,11 +69,12 @@ def read_training(folder: str) -> TrainingLog | None:
             if line["phase"] == "cot":
                 num = line["validation_problems"]
                 epochs.append(Epoch(line["epoch"], round(line["validation_accuracy"] * num), num))
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except _MISREAD as error:
         raise LatentRefError(
             f"{path} is not what `latentref train` writes ({error!r}); remove it"
         ) from error
-    return TrainingLog(seconds=seconds, references=_references(folder, epochs))
+    references, data = _references(folder, epochs), _data(Path(folder) / DATA)
+    return TrainingLog(seconds=seconds, references=references, data=data)
 
 
 def retrain_command(folder: str) -> str | None:
@@ -90,6 +97,21 @@ def retrain_command(folder: str) -> str | None:
     name, changes = near
     overrides = [f"{key}={_as_yaml(value)}" for key, value in changes.items()]
     return shlex.join(["latentref", "train", name, *overrides])
+
+
+def _data(path: Path) -> dict[str, dict[str, int]]:
+    if not path.is_file():
+        return {}
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        return {
+            name: {what: int(counts[what]) for what in ("problems", "removed")}
+            for name, counts in content.items()
+        }
+    except (*_MISREAD, yaml.YAMLError) as error:
+        raise LatentRefError(
+            f"{path} is not what `latentref train` writes ({error!r}); remove it"
+        ) from error
 
 
 def _references(folder: str, epochs: Sequence[Epoch]) -> dict[str, Epoch]:
