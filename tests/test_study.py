@@ -133,16 +133,21 @@ def test_training_and_its_command_are_told_where_the_folder_tells_them(study):
     assert "## Training" not in as_markdown(study, command="")
     log = TrainingLog(
         seconds={"cot": 90.0, "coconut": 240.0},
+        losses={"cot": [2.0, 1.25], "coconut stage 1": [0.5]},
         references={"weak": Epoch(3, 20, 80), "strong": Epoch(9, 80, 80)},
+        data={"mathqa": {"problems": 90, "removed": 2}},
     )
     told = dataclasses.replace(study.sets[0], training=log, train_command="latentref train x")
     made = dataclasses.replace(study, sets=(told, study.sets[1]))
     page = as_markdown(made, command="")
     row = "| 1.5 | 4.0 | 5.5 | epoch 3, 25.00 % of 80 | epoch 9, 100.00 % of 80 |"
     assert f"| {told.folder} {row}" in page
+    assert "trained: cot 2.000, 1.250; coconut stage 1 0.500." in page
+    assert "mathqa 90 (2 more removed)." in page
     assert "latentref train x" in page.split("## Commands")[1]
     content = as_json(made, command="")["sets"]
-    assert content[0]["training"]["seconds"] == log.seconds
+    for name in ("seconds", "losses", "data"):
+        assert content[0]["training"][name] == getattr(log, name)
     assert content[0]["training"]["references"]["weak"] == {
         "epoch": 3,
         "accuracy": 0.25,

@@ -32,6 +32,8 @@ def test_seconds_are_summed_by_phase_and_the_references_are_those_on_disk(traine
     for phase, seconds in log.seconds.items():
         own = [line for line in lines if line["phase"] == phase]
         assert seconds == sum(line["seconds"] + line["validation_seconds"] for line in own)
+    assert list(log.losses) == ["cot", "coconut stage 1", "coconut stage 2"]
+    assert [x for found in log.losses.values() for x in found] == [one["loss"] for one in lines]
     for role in ("weak", "strong"):
         epoch = log.references[role]
         assert read_manifest(trained / role / "latentref.json").epoch == epoch.number

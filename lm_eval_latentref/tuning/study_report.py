@@ -268,8 +268,19 @@ def _training(study: Study) -> list[str]:
         lines.append(table_row((_name(one), *minutes, total, *references)))
     lines.append("")
     for one, log in told:
+        lines += [_losses(one, log), ""]
         lines += [_data(one, log), ""] if log.data else []
     return lines
+
+
+def _losses(one: TrainedSet, log: TrainingLog) -> str:
+    told = [
+        f"{name} {', '.join(f'{x:.3f}' for x in losses)}" for name, losses in log.losses.items()
+    ]
+    return (
+        f"Loss of {_name(one)}, nats a labelled token, mean over each epoch while it was trained: "
+        f"{'; '.join(told)}."
+    )
 
 
 def _data(one: TrainedSet, log: TrainingLog) -> str:
@@ -327,6 +338,7 @@ def _training_json(one: TrainedSet) -> dict[str, Any] | None:
     return {
         "command": one.train_command,
         "seconds": dict(one.training.seconds),
+        "losses": {name: list(losses) for name, losses in one.training.losses.items()},
         "references": references,
         "data": {name: dict(counts) for name, counts in one.training.data.items()},
     }

@@ -46,6 +46,8 @@ class TrainingLog:
 
     seconds: Mapping[str, float]
     """Of steps and validation, by phase; saving left out."""
+    losses: Mapping[str, Sequence[float]]
+    """Of each epoch in nats a labelled token, while it was trained, by phase and stage."""
     references: Mapping[str, Epoch]
     """The epochs of CoT that became `weak` and `strong`, as far as that is known."""
     data: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
@@ -61,11 +63,15 @@ def read_training(folder: str) -> TrainingLog | None:
     if not path.is_file():
         return None
     seconds: dict[str, float] = {}
+    losses: dict[str, list[float]] = {}
     epochs = []
     try:
         for line in map(json.loads, path.read_text(encoding="utf-8").splitlines()):
             spent = line["seconds"] + line["validation_seconds"]
             seconds[line["phase"]] = seconds.get(line["phase"], 0.0) + spent
+            stage = line["phase"]
+            stage += "" if line["stage"] is None else f" stage {line['stage']}"
+            losses.setdefault(stage, []).append(float(line["loss"]))
             if line["phase"] == "cot":
                 num = line["validation_problems"]
                 epochs.append(Epoch(line["epoch"], round(line["validation_accuracy"] * num), num))
@@ -74,7 +80,7 @@ def read_training(folder: str) -> TrainingLog | None:
             f"{path} is not what `latentref train` writes ({error!r}); remove it"
         ) from error
     references, data = _references(folder, epochs), _data(Path(folder) / DATA)
-    return TrainingLog(seconds=seconds, references=references, data=data)
+    return TrainingLog(seconds=seconds, losses=losses, references=references, data=data)
 
 
 def retrain_command(folder: str) -> str | None:
