@@ -1,18 +1,30 @@
-"""What each process of a run has to tell, for the first to read without waiting for anyone.
+"""The processes of one run: that they find each other, and what each has to tell the first.
 
+    find_cpu_processes()            # before accelerate is asked for the first time
     tell(rank, report)              # every process, whenever it has done something
     reports = told(world_size)      # the first process, at the end
 
-A collective operation would hang where a process has no work, as with answers from a cache; this
-goes through the store by which the processes found each other. Knows nothing of what is told.
+A collective operation would hang where a process has no work, as with answers from a cache; what is
+told goes through the store by which the processes found each other. Knows nothing of what is told.
 """
 
 from __future__ import annotations
 
 import json
+import os
 from typing import Any
 
+import torch
 import torch.distributed as dist
+
+
+def find_cpu_processes() -> None:
+    """Where several processes were started and there is no accelerator, let accelerate know.
+
+    It looks for them on CPUs only when it is told to, and else each would do the whole work.
+    """
+    if int(os.environ.get("WORLD_SIZE", 1)) > 1 and not torch.accelerator.is_available():
+        os.environ.setdefault("ACCELERATE_USE_CPU", "true")
 
 
 def tell(rank: int, report: dict[str, Any]) -> None:

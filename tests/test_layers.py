@@ -82,6 +82,7 @@ LAYERS = {
             "training.loss",
         ),
         *(
+            "training.start",
             "training.models",
             "training.state",
             "training.plan",

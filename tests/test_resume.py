@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import itertools
 import os
@@ -277,8 +278,10 @@ def test_a_run_on_other_data_is_not_continued(tmp_path, monkeypatch):
     path = tmp_path / "out" / training_state.STATE
     saved = torch.load(path, weights_only=True)
     torch.save({**saved, "data": "other"}, path)
+    (tmp_path / "out" / training_state.DATA).write_text("of the other run")
     with pytest.raises(LatentRefError, match="other data"):
         train(recipe)
+    assert (tmp_path / "out" / training_state.DATA).read_text() == "of the other run"
 
 
 def test_a_damaged_state_is_named(tmp_path):
@@ -337,8 +340,8 @@ def test_kill_9_at_any_moment_changes_nothing_in_the_end(tmp_path):
 
 def two_processes(*arguments):
     # `accelerate launch --cpu` would start one process, whatever number it is given.
-    launch = ["torch.distributed.run", "--nproc_per_node=2", "-m", "lm_eval_latentref"]
-    return [*launch, *arguments]
+    launch = ["torch.distributed.run", "--standalone", "--nproc_per_node=2"]
+    return [*launch, "-m", "lm_eval_latentref", *arguments]
 
 
 @pytest.mark.slow
@@ -356,7 +359,8 @@ def test_kill_9_of_two_processes_changes_nothing_in_the_end(tmp_path):
     launcher = psutil.Process(process.pid)
     launcher.suspend()
     for one in [*launcher.children(recursive=True), launcher]:
-        one.kill()
+        with contextlib.suppress(psutil.NoSuchProcess):
+            one.kill()
     process.communicate()
     assert process.returncode == -signal.SIGKILL
     assert 4 <= len(metrics(tmp_path / "out")) < len(metrics(tmp_path / "whole"))

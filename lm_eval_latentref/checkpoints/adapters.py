@@ -106,8 +106,8 @@ def read_adapter(path: str, base_config: Any, trust_remote_code: bool = False) -
     (`modules_to_save`) or, where only single rows of it were trained, set apart as a copy of the
     base's. Raises LatentRefError for damaged files and for adapters that prepend virtual tokens.
     """
-    config = _read_config(path)
-    tensors = _read_files(path)
+    config = read_config(path)
+    tensors = read_files(path)
     skeleton = make_skeleton(base_config, trust_remote_code)
     embedding = input_embedding_name(skeleton)
     output_layer = skeleton.get_output_embeddings()
@@ -141,7 +141,7 @@ def read_adapter(path: str, base_config: Any, trust_remote_code: bool = False) -
         config=config,
         tensors=own,
         base_copies=base_copies,
-        is_rewritten=own.keys() != tensors.keys() or config != _read_config(path),
+        is_rewritten=own.keys() != tensors.keys() or config != read_config(path),
         embedding=embedding,
         trained_ids=trained_ids,
         trains_embedding=embedding in trained_whole or factors in own,
@@ -264,7 +264,8 @@ def _check_keys(peft_model: Any, name: str, adapter: Adapter) -> None:
             )
 
 
-def _read_config(path: str) -> dict[str, Any]:
+def read_config(path: str) -> dict[str, Any]:
+    """adapter_config.json of the folder `path`; LatentRefError if it is not one of weights."""
     config_path = os.path.join(path, CONFIG)
     try:
         config = json.loads(Path(config_path).read_text(encoding="utf-8"))
@@ -280,7 +281,8 @@ def _read_config(path: str) -> dict[str, Any]:
     return config
 
 
-def _read_files(path: str) -> dict[str, Tensor]:
+def read_files(path: str) -> dict[str, Tensor]:
+    """The tensors of the adapter in the folder `path`; LatentRefError if they cannot be read."""
     safe = os.path.join(path, SAFE_WEIGHTS)
     return read_tensors(safe if os.path.exists(safe) else os.path.join(path, PICKLED_WEIGHTS))
 

@@ -13,7 +13,9 @@ from __future__ import annotations
 import dataclasses
 import functools
 import logging
+import os
 import random
+import shutil
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -36,12 +38,13 @@ from lm_eval_latentref.checkpoints.questions import (
 from lm_eval_latentref.config import RefinementConfig
 from lm_eval_latentref.errors import LatentRefError
 from lm_eval_latentref.protocol import Example
+from lm_eval_latentref.ranks import find_cpu_processes
 from lm_eval_latentref.reasoner import find_markers
 from lm_eval_latentref.training.curriculum import Problem, Row, epoch_batches
 from lm_eval_latentref.training.data import encode, load_data, texts
 from lm_eval_latentref.training.learner import Learner
 from lm_eval_latentref.training.loss import num_labelled
-from lm_eval_latentref.training.models import build, learnt_before, restore, save, state
+from lm_eval_latentref.training.models import build, restore, save, state
 from lm_eval_latentref.training.plan import (
     LATENT_KINDS,
     Progress,
@@ -55,6 +58,7 @@ from lm_eval_latentref.training.plan import (
 )
 from lm_eval_latentref.training.recipe import Recipe
 from lm_eval_latentref.training.snapshots import Epoch, choose
+from lm_eval_latentref.training.start import Start, check_start
 from lm_eval_latentref.training.state import RunFolder
 from lm_eval_latentref.training.word_tokenizer import words
 
@@ -76,24 +80,34 @@ def train(recipe: Recipe) -> Path:
     return run.folder.path
 
 
+def _find_processes() -> Accelerator:
+    find_cpu_processes()
+    accelerator = Accelerator()
+    num_started = int(os.environ.get("WORLD_SIZE", 1))
+    if num_started > accelerator.num_processes:  # each would write the whole output
+        raise LatentRefError(
+            f"{num_started} processes were started and do not find each other on "
+            f"{accelerator.device}; set ACCELERATE_USE_CPU=true, or start one"
+        )
+    return accelerator
+
+
 class _Run:
     """One training run: what lasts over its phases."""
 
     def __init__(self, recipe: Recipe) -> None:
         self.recipe = recipe
-        # Processes on CPUs find each other only if accelerate is told that there is nothing else.
-        self.accelerator = Accelerator(cpu=not torch.accelerator.is_available())
+        self.accelerator = _find_processes()
         self.is_main = self.accelerator.is_main_process
         if not self.is_main:
             logging.getLogger("lm_eval_latentref").setLevel(logging.ERROR)  # one voice is enough
+        check_start(recipe)
         self.folder = RunFolder(recipe.output, recipe.to_dict(), is_main=self.is_main)
         self.data = load_data(recipe)
         self.data_digest = self.data.digest()
-        if self.is_main:
-            self.folder.record_data(self.data.counts)
         new_words = recipe.config is not None and recipe.tokenizer is None
         self.words = words(self.data.texts) if new_words else []
-        self.learnt_before = learnt_before(recipe)
+        self.start = Start(recipe)
         self.progress = Progress()
 
     def go(self) -> None:
@@ -104,6 +118,8 @@ class _Run:
         # With `initial` the time left is reckoned from this run's steps alone.
         options = {"desc": "training", "unit": "step", "disable": not self.is_main}
         with tqdm(initial=done, **options) as self.bar:
+            if self.progress.phase < len(self.recipe.phases):
+                self.start.warn_of_seen([one.question for one in self.data.validation])
             while self.progress.phase < len(self.recipe.phases):
                 _Phase(self, self.recipe.phases[self.progress.phase], saved).go()
                 saved = None
@@ -118,12 +134,13 @@ class _Run:
         if saved is not None:
             if saved["data"] != self.data_digest:
                 raise LatentRefError(
-                    f"output={self.folder.path} holds a run on other data; give another output, "
-                    "or remove the folder"
+                    f"output={self.folder.path} holds a run on other data, or of another release; "
+                    "give another output, or remove the folder"
                 )
             self.progress = Progress(**saved["progress"])
             logger.info("going on from step %d of the saved run", self.progress.num_steps)
         if self.is_main:
+            self.folder.record_data(self.data.counts)
             self.folder.cut_metrics(self.progress.metrics_bytes)
         return saved
 
@@ -160,12 +177,12 @@ class _Run:
     def trained_questions(self) -> Hashes:
         """Of the model it starts from too."""
         own = hash_questions(example.question for example in self.data.fixed)
-        return np.union1d(own, self.learnt_before[1])
+        return np.union1d(own, self.start.questions)
 
     @property
     def trained_on(self) -> list[str]:
         own = self.recipe.trained_on
-        return [*own, *sorted(self.learnt_before[0] - {*own})]
+        return [*own, *sorted(self.start.trained_on - {*own})]
 
     def seed(self, phase: str) -> None:
         """Makes the random numbers of `phase` depend on seed, phase and process alone."""
@@ -352,7 +369,7 @@ class _Phase:
             manifest = self._manifest(latent_steps=num_thoughts)
             if self._name == "pause":
                 manifest = dataclasses.replace(manifest, latent_kind="pause")
-            elif (self._folder.path / "weak").is_dir() and self._name == "coconut":
+            elif self._name == "coconut" and self._has_references():
                 manifest = dataclasses.replace(manifest, strong="strong", weak="weak")
             self._save("." if is_root else self._name, manifest)
             return
@@ -368,6 +385,14 @@ class _Phase:
         logger.info("CoT epochs kept: strong %s, weak %s", strong, weak)
         if is_root:
             self._folder.copy_folder("strong", ".")
+
+    def _has_references(self) -> bool:
+        """Whether the set has strong and weak: of its own CoT, or of the set it started from."""
+        if "cot" not in self._recipe.phases:
+            for role, source in self._run.start.references().items():
+                with self._folder.new_folder(role) as folder:
+                    shutil.copytree(source, folder, dirs_exist_ok=True)
+        return all((self._folder.path / role).is_dir() for role in ("strong", "weak"))
 
     def _manifest(self, **values: Any) -> Manifest:
         names = QUESTIONS_NAME if len(self._run.trained_questions) else None

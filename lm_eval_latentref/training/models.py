@@ -26,16 +26,13 @@ from lm_eval_latentref.checkpoints.folders import one_line
 from lm_eval_latentref.checkpoints.loading import LoadedModel, LoadedSet
 from lm_eval_latentref.checkpoints.manifest import Manifest, write_manifest
 from lm_eval_latentref.checkpoints.opening import default_loader, load_tokenizer, open_model
-from lm_eval_latentref.checkpoints.packaged import DEFAULT_MODEL
-from lm_eval_latentref.checkpoints.questions import Hashes, hash_questions
-from lm_eval_latentref.checkpoints.record import learnt_from
-from lm_eval_latentref.checkpoints.sets import resolve
-from lm_eval_latentref.checkpoints.sources import Source, default_source
+from lm_eval_latentref.checkpoints.sources import Source
 from lm_eval_latentref.config import RefinementConfig
 from lm_eval_latentref.errors import LatentRefError
 from lm_eval_latentref.networks import Network
 from lm_eval_latentref.reasoner import Reasoner
 from lm_eval_latentref.training.recipe import Recipe
+from lm_eval_latentref.training.start import load_adapter, open_start
 from lm_eval_latentref.training.word_tokenizer import make_word_tokenizer
 
 ADAPTER = "default"
@@ -98,13 +95,6 @@ def build(
     return trainee
 
 
-def learnt_before(recipe: Recipe) -> tuple[frozenset[str], Hashes]:
-    """The splits and the hashes of the questions that the model of `recipe` starts with."""
-    if recipe.pretrained in (None, DEFAULT_MODEL):
-        return frozenset(), hash_questions([])
-    return learnt_from(pretrained=recipe.pretrained)
-
-
 def save(trainee: Trainee, folder: str | os.PathLike[str], manifest: Manifest) -> None:
     """Writes the model, its tokenizer and latentref.json into the existing `folder`."""
     if trainee.adapter is not None:
@@ -144,18 +134,11 @@ def _open(source: Source, dtype: str) -> Trainee:
     return Trainee(model=model, tokenizer=tokenizer)
 
 
-def _source(name: str) -> Source:
-    if name == DEFAULT_MODEL:  # the weights at hand, as an adapter on them will find them
-        return default_source()
-    return resolve(pretrained=name).backbone
-
-
 def _plain_source(name: str) -> Source:
-    source = _source(name)
+    source = open_start(name)
     if source.adapter is not None:
         raise LatentRefError(
-            f"pretrained={name} is an adapter, and without lora all weights are trained; give the "
-            "lora it was trained with, or run `latentref convert` on it and give that folder"
+            f"{name} is an adapter; run `latentref convert` on it and give that folder"
         )
     return source
 
@@ -206,7 +189,7 @@ def _build_adapter(recipe: Recipe, latent: bool, start: str | os.PathLike[str] |
 
     assert recipe.pretrained is not None
     assert recipe.lora is not None
-    source = _source(recipe.pretrained)
+    source = open_start(recipe.pretrained)
     if source.adapter is not None:  # to be trained on, from where it stands
         start = source.adapter if start is None else start
         source = dataclasses.replace(source, adapter=None, tokenizer=None)
@@ -229,29 +212,9 @@ def _build_adapter(recipe: Recipe, latent: bool, start: str | os.PathLike[str] |
         ) from error
     model.peft_config[ADAPTER].base_model_name_or_path = base
     if start is not None:
-        _load_adapter(model, Path(start), recipe)
+        load_adapter(model, ADAPTER, start, recipe)
     model.train()
     return dataclasses.replace(trainee, model=model, adapter=ADAPTER)
-
-
-def _load_adapter(model: Any, folder: Path, recipe: Recipe) -> None:
-    """The low-rank weights of a saved adapter; rows of markers it has not stay as they are."""
-    from peft import get_peft_model_state_dict, set_peft_model_state_dict
-    from safetensors.torch import load_file
-
-    own = get_peft_model_state_dict(model, adapter_name=ADAPTER, save_embedding_layers=False)
-    there = load_file(folder / "adapter_model.safetensors")
-    shapes = {name: tensor.shape for name, tensor in own.items()}
-    unfit = sorted(name for name, tensor in there.items() if shapes.get(name) != tensor.shape)
-    factors = {name for name in own if "lora_" in name}
-    if unfit or factors - there.keys():
-        example = (unfit or sorted(factors - there.keys()))[0]
-        raise LatentRefError(
-            f"the adapter in {folder} is not one of lora={recipe.lora}, of the model and the "
-            f"markers of this phase ({example}); give the lora it was trained with, and to a phase "
-            "without thoughts an adapter without"
-        )
-    set_peft_model_state_dict(model, {**own, **there}, adapter_name=ADAPTER)
 
 
 def _add_markers(trainee: Trainee, marker_init: str | None) -> list[int]:

@@ -42,7 +42,7 @@ class Recipe:
 
     pretrained: str | None = None
     """Hub id or folder to start from; else `config` makes a new model. With `lora`, also an adapter
-    of that shape, which is trained further."""
+    that was trained with the same, to be trained further."""
 
     config: dict[str, Any] | None = None
     """Of a new model: `model_type` and whatever its configuration in transformers takes."""

@@ -1,4 +1,4 @@
-"""What a training run leaves on disk: its state, its metrics, and folders that are whole or absent.
+"""What a training run leaves on disk: its state, records, and folders that are whole or absent.
 
     run = RunFolder("out/hops", recipe.to_dict())     # notices what cannot be written
     state = run.load()

@@ -219,7 +219,12 @@ def _trained_on(one: TrainedSet) -> list[str]:
     text = f"- Trained on: {', '.join(one.trained_on)}."
     train = one.recipe.get("train") or []
     names = [train] if isinstance(train, str) else train
-    if names and leaves_questions_out(names, bool(one.recipe.get("check_overlap"))):
+    if names and len(one.trained_on) > len(names):
+        text += (
+            f" In part before, as {one.recipe.get('pretrained')}: what else is told here of the "
+        )
+        text += "training is of the last one alone."
+    elif names and leaves_questions_out(names, bool(one.recipe.get("check_overlap"))):
         text += " Questions of any benchmark's dev or test split were left out."
     return [text]
 
@@ -247,7 +252,7 @@ def _sweeps(study: Study) -> list[str]:
 
 
 def _training(study: Study) -> list[str]:
-    """Minutes and references of the sets whose folder tells them."""
+    """Minutes, references, losses and data of the sets whose folder tells them."""
     told = [(one, one.training) for one in study.sets if one.training is not None]
     if not told:
         return []

@@ -1,4 +1,4 @@
-"""What a trained folder tells of its own training: minutes, the references' epochs, the command.
+"""What a trained folder tells of its own training: minutes, losses, data, references, the command.
 
     log = read_training("out/hops-s0")
     log.seconds["cot"], log.references["weak"].accuracy

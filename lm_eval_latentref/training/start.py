@@ -1,0 +1,162 @@
+"""What a training starts from, where that was trained before: adapter, record and references.
+
+    check_start(recipe)                    # before anything large is loaded
+    load_adapter(model, "default", open_start("out/mine").adapter, recipe)
+    start = Start(recipe)
+    start.trained_on, start.questions
+    start.references()                     # {"strong": Path("out/mine/strong"), "weak": ...}
+
+Deliberately knows no phase's schedule and no data.
+"""
+
+from __future__ import annotations
+
+import functools
+import logging
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from lm_eval_latentref.checkpoints.adapters import read_config, read_files
+from lm_eval_latentref.checkpoints.packaged import DEFAULT_MODEL
+from lm_eval_latentref.checkpoints.questions import Hashes, hash_questions
+from lm_eval_latentref.checkpoints.record import learnt_from
+from lm_eval_latentref.checkpoints.sets import resolve
+from lm_eval_latentref.checkpoints.sources import Source, default_source
+from lm_eval_latentref.errors import LatentRefError
+from lm_eval_latentref.training.recipe import Recipe
+
+logger = logging.getLogger(__name__)
+
+WITHOUT_THOUGHTS = ("no_cot", "cot")
+"""Phases whose models have no markers."""
+
+_DECIDING = (
+    *("r", "lora_alpha", "rank_pattern", "alpha_pattern", "use_rslora", "use_dora", "bias"),
+    *("fan_in_fan_out", "modules_to_save", "layers_to_transform", "target_modules"),
+)
+"""Arguments of LoraConfig that decide what an adapter's weights mean."""
+
+
+def open_start(name: str) -> Source:
+    """What `pretrained=name` of a recipe stands for."""
+    if name == DEFAULT_MODEL:  # the weights at hand, as an adapter on them will find them
+        return default_source()
+    return resolve(pretrained=name).backbone
+
+
+def check_start(recipe: Recipe) -> None:
+    """Raises LatentRefError if `recipe` starts from an adapter that it cannot train further."""
+    if recipe.pretrained is None:
+        return
+    adapter = open_start(recipe.pretrained).adapter
+    if adapter is None:
+        return
+    name = f"pretrained={recipe.pretrained}"
+    if recipe.lora is None:
+        raise LatentRefError(
+            f"{name} is an adapter, and without lora all weights are trained; give the lora it was "
+            "trained with, or run `latentref convert` on it and give that folder"
+        )
+    there = read_config(adapter)
+    for field, (trained, given) in _differences(there, recipe.lora).items():
+        raise LatentRefError(
+            f"{name} was trained with {field}={trained} in lora, the recipe has {field}={given}; "
+            "give the lora it was trained with"
+        )
+    without = [phase for phase in recipe.phases if phase in WITHOUT_THOUGHTS]
+    if there.get("trainable_token_indices") and without:
+        raise LatentRefError(
+            f"{name} is an adapter with rows of marker tokens, for which {without[0]} has no "
+            f"place; give phases=coconut, or an adapter of CoT such as {recipe.pretrained}/strong"
+        )
+
+
+def _differences(there: dict[str, Any], lora: dict[str, Any]) -> dict[str, tuple[Any, Any]]:
+    """What an adapter was trained with and what is given, by argument, where they differ."""
+    from peft import LoraConfig
+
+    try:
+        default, given = LoraConfig().to_dict(), LoraConfig(**lora).to_dict()
+    except (ValueError, TypeError):  # told when the adapter is made
+        return {}
+    pairs = {field: (there.get(field, default[field]), given[field]) for field in _DECIDING}
+    modules = pairs["target_modules"]
+    if any(isinstance(one, str) for one in modules):  # a pattern; the weights' names will tell
+        del pairs["target_modules"]
+    else:
+        pairs["target_modules"] = tuple(sorted(one or ()) for one in modules)  # type: ignore[assignment]
+    return {field: pair for field, pair in pairs.items() if pair[0] != pair[1]}
+
+
+def load_adapter(model: Any, adapter: str, folder: str | os.PathLike[str], recipe: Recipe) -> None:
+    """Gives the PeftModel's `adapter` the weights saved in `folder`.
+
+    Rows of marker tokens that are not saved there stay as they are. Raises LatentRefError for an
+    adapter of another model or shape.
+    """
+    from peft import get_peft_model_state_dict, set_peft_model_state_dict
+
+    own = get_peft_model_state_dict(model, adapter_name=adapter, save_embedding_layers=False)
+    there = read_files(os.fspath(folder))
+    shapes = {name: tensor.shape for name, tensor in own.items()}
+    unfit = {name for name, tensor in there.items() if shapes.get(name) != tensor.shape}
+    unfit |= {name for name in own.keys() - there.keys() if "token_adapter" not in name}
+    ids = read_config(os.fspath(folder)).get("trainable_token_indices")
+    if ids and ids != model.peft_config[adapter].trainable_token_indices:
+        unfit.add("trainable_token_indices")
+    if unfit:
+        raise LatentRefError(
+            f"the adapter {folder} does not fit lora={recipe.lora} on this model ({min(unfit)}); "
+            "give the base and the lora it was trained with"
+        )
+    set_peft_model_state_dict(model, {**own, **there}, adapter_name=adapter)
+
+
+class Start:
+    """The set that `recipe` starts from; empty where it starts from nothing that was trained."""
+
+    def __init__(self, recipe: Recipe) -> None:
+        self._name = None if recipe.pretrained == DEFAULT_MODEL else recipe.pretrained
+
+    @functools.cached_property
+    def _learnt(self) -> tuple[frozenset[str], Hashes]:
+        if self._name is None:
+            return frozenset(), hash_questions([])
+        return learnt_from(pretrained=self._name)
+
+    @property
+    def trained_on(self) -> frozenset[str]:
+        """The splits it learnt from."""
+        return self._learnt[0]
+
+    @property
+    def questions(self) -> Hashes:
+        """The hashes of the questions it learnt from."""
+        return self._learnt[1]
+
+    def warn_of_seen(self, questions: Sequence[str]) -> None:
+        """Says how many of these validation questions it was trained on, if any."""
+        num_seen = int(np.isin(hash_questions(questions), self.questions).sum())
+        if num_seen:
+            logger.warning(
+                "pretrained=%s was trained on %d of the %d validation problems: accuracy on them "
+                "says little, and chooses references badly; give another validation",
+                *(self._name, num_seen, len(questions)),
+            )
+
+    def references(self) -> dict[str, Path]:
+        """Local folders of its references, by role."""
+        if self._name is None:
+            return {}
+        plan = resolve(pretrained=self._name)
+        found = {}
+        for role, source in (("strong", plan.strong), ("weak", plan.weak)):
+            if source is not None and source.weights is None:
+                folder = Path(source.adapter or os.path.join(source.base, source.subfolder))
+                if folder.is_dir():
+                    found[role] = folder
+        return found
