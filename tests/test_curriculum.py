@@ -96,6 +96,13 @@ def test_an_epoch_reads_each_row_once_in_batches_alike_in_thoughts(all_rows, siz
     assert batches == epoch_batches(all_rows, size, random.Random(seed))
 
 
+@pytest.mark.parametrize("num_processes", [2, 4])
+def test_no_process_waits_for_another_that_has_longer_rows(num_processes):
+    batch = [Row((0,) * length, 0, (0,)) for length in range(1, 17)]
+    shares = [share(batch, rank, num_processes) for rank in range(num_processes)]
+    assert len({sum(row.num_columns for row in rows) for rows in shares}) == 1
+
+
 @given(batch=st.lists(rows, max_size=20), num_processes=st.integers(1, 4), size=st.integers(1, 5))
 def test_shares_and_micro_batches_are_a_partition_of_the_batch(batch, num_processes, size):
     groups = [

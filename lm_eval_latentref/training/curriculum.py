@@ -128,8 +128,14 @@ def epoch_batches(rows: Sequence[Row], batch_size: int, rng: random.Random) -> l
 
 
 def share(batch: Sequence[Row], rank: int, num_processes: int) -> list[Row]:
-    """The rows of `batch` that process `rank` computes; together the shares are the batch."""
-    return _ordered(batch)[rank::num_processes]
+    """The rows of `batch` that process `rank` computes; together the shares are the batch.
+
+    Dealt to and fro, so that no process has the longer row of every pair and the others wait.
+    """
+    ordered = _ordered(batch)[::-1]  # so that what is left for the last round is short
+    rounds = [ordered[at : at + num_processes] for at in range(0, len(ordered), num_processes)]
+    dealt = (rows if number % 2 == 0 else rows[::-1] for number, rows in enumerate(rounds))
+    return [row for rows in dealt for row in rows[rank : rank + 1]]
 
 
 def micro_batches(
