@@ -81,16 +81,20 @@ def test_the_page_of_all_tasks_has_the_figures_of_each(overview, studies):
                 assert found["test"][side] == sum(test[side] for test in tests)
 
 
-@pytest.mark.parametrize("page", sorted(path.name for path in FOLDER.glob("thoughts*.json")))
-def test_the_case_studies_move_as_their_findings_say(page):
-    cases = read(page)["cases"]
-    assert cases
-    for case in cases:
-        first, *later = case["thoughts"]
-        assert first["refined"][0][0] == "###"
-        assert not any(thought["refined"][0][0].isalnum() for thought in later)
-        for thought in case["thoughts"]:
-            from_strong, from_weak = (
-                after - before for before, after in (thought["to_strong"], thought["to_weak"])
-            )
-            assert from_strong < from_weak
+@pytest.mark.parametrize(
+    ("page", "helped"), [("thoughts.json", True), ("thoughts-strategyqa.json", False)]
+)
+def test_the_case_studies_move_as_their_findings_say(page, helped):
+    content = read(page)
+    (case,) = content["cases"]  # no other answer changes
+    assert content["model"]["dtype"] == "float32"
+    assert case["helped"] == helped
+    assert max(map(abs, case["margins"])) < 0.01
+    first, *later = case["thoughts"]
+    assert first["refined"][0][0] == "###"
+    assert not any(thought["refined"][0][0].isalnum() for thought in later)
+    for thought in case["thoughts"]:
+        from_strong, from_weak = (
+            after - before for before, after in (thought["to_strong"], thought["to_weak"])
+        )
+        assert from_strong < from_weak
