@@ -81,6 +81,17 @@ def test_the_page_of_all_tasks_has_the_figures_of_each(overview, studies):
                 assert found["test"][side] == sum(test[side] for test in tests)
 
 
+def test_in_float32_the_thoughts_help_and_their_refinement_does_nothing():
+    (one,) = read("strategyqa-float32/results.json")["sets"]
+    rows = one["rows"]
+    assert all(row["model_args"]["dtype"] == "float32" for row in rows.values())
+    no_cot = rows["No-CoT"]["margin_against_coconut"]["margin_difference"]
+    assert no_cot["high"] < 0
+    for name in REFINED:
+        difference = rows[name]["margin_against_coconut"]["margin_difference"]
+        assert difference["low"] < 0 < difference["high"] < 0.01
+
+
 @pytest.mark.parametrize(
     ("page", "helped"), [("thoughts.json", True), ("thoughts-strategyqa.json", False)]
 )
