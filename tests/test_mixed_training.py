@@ -128,7 +128,7 @@ def test_a_source_named_twice_is_refused(tmp_path):
 
 def test_the_default_model_is_trained_from_the_weights_at_hand(monkeypatch):
     at_hand = sources.Source(base="here", gguf_file="model.gguf")
-    monkeypatch.setattr("lm_eval_latentref.training.models.default_source", lambda: at_hand)
+    monkeypatch.setattr("lm_eval_latentref.training.start.default_source", lambda: at_hand)
     assert _plain_source(sources.DEFAULT_MODEL) is at_hand
 
 

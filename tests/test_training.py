@@ -635,7 +635,7 @@ def test_of_mixed_sources_those_that_come_again_each_epoch_are_told_from_generat
     # What comes in a later epoch only is fixed as well: hashed, and known to a new tokenizer.
     few = dataclasses.replace(mixed, num_train=1)
     in_turn = load_data(few)
-    assert [in_turn.epoch(number)[-1].question for number in (0, 1)] == ["one", "two"]
+    assert [in_turn.epoch(number)[-1].question for number in (0, 1)] == ["two", "one"]
     assert in_turn.fixed == data.fixed
     assert "two\n" in set(in_turn.texts)
 
