@@ -367,9 +367,11 @@ class _Phase:
         if self._name != "cot":
             num_thoughts = latent_steps(self._recipe, last)
             manifest = self._manifest(latent_steps=num_thoughts)
+            if self._name == "coconut" and "cot" not in self._recipe.phases:
+                self._take_references()
             if self._name == "pause":
                 manifest = dataclasses.replace(manifest, latent_kind="pause")
-            elif self._name == "coconut" and self._has_references():
+            elif self._name == "coconut" and self._references_are_there():
                 manifest = dataclasses.replace(manifest, strong="strong", weak="weak")
             self._save("." if is_root else self._name, manifest)
             return
@@ -386,12 +388,13 @@ class _Phase:
         if is_root:
             self._folder.copy_folder("strong", ".")
 
-    def _has_references(self) -> bool:
-        """Whether the set has strong and weak: of its own CoT, or of the set it started from."""
-        if "cot" not in self._recipe.phases:
-            for role, source in self._run.start.references().items():
-                with self._folder.new_folder(role) as folder:
-                    shutil.copytree(source, folder, dirs_exist_ok=True)
+    def _take_references(self) -> None:
+        """Puts the references of the set it started from beside a result without CoT of its own."""
+        for role, source in self._run.start.references().items():
+            with self._folder.new_folder(role) as folder:
+                shutil.copytree(source, folder, dirs_exist_ok=True)
+
+    def _references_are_there(self) -> bool:
         return all((self._folder.path / role).is_dir() for role in ("strong", "weak"))
 
     def _manifest(self, **values: Any) -> Manifest:
