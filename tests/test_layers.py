@@ -87,6 +87,8 @@ LAYERS = {
             "training.state",
             "training.plan",
             "training.learner",
+            "training.run",
+            "training.phase",
             "training.loop",
         ),
         *(

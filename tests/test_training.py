@@ -366,7 +366,7 @@ def test_the_curriculum_starts_from_the_best_cot_or_where_cot_started(tmp_path, 
         starts.append(how["start"])
         return build(recipe, **how)
 
-    monkeypatch.setattr("lm_eval_latentref.training.loop.build", noting)
+    monkeypatch.setattr("lm_eval_latentref.training.phase.build", noting)
     few = {"cot_epochs": 1, "num_train": 16, "max_latent_stage": 0, "phases": "cot,pause,coconut"}
     for name, start_from_cot in (("from_cot", True), ("anew", False)):
         folder = train(small_recipe(tmp_path / name, **few, start_from_cot=start_from_cot))

@@ -28,6 +28,7 @@ STATE = "training_state.pt"
 METRICS = "metrics.jsonl"
 RECIPE = "recipe.yaml"
 DATA = "training_data.yaml"
+SNAPSHOTS = ".snapshots"
 LOADABLE = ("config.json", "adapter_config.json")
 """Without one of these a folder is no checkpoint, so they are put in place last."""
 

@@ -1,0 +1,299 @@
+"""One phase of a training run: the stages of one model, their validation, and its result.
+
+    Phase(run, "coconut", saved).go()
+
+Deliberately knows nothing of the other phases but the CoT that the run's folder holds.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import random
+import shutil
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+from lm_eval_latentref.checkpoints.manifest import Manifest
+from lm_eval_latentref.checkpoints.questions import (
+    QUESTIONS_NAME,
+    write_hashes,
+)
+from lm_eval_latentref.config import RefinementConfig
+from lm_eval_latentref.errors import LatentRefError
+from lm_eval_latentref.reasoner import find_markers
+from lm_eval_latentref.training.curriculum import Problem, Row, epoch_batches
+from lm_eval_latentref.training.data import encode
+from lm_eval_latentref.training.learner import Learner
+from lm_eval_latentref.training.loss import num_labelled
+from lm_eval_latentref.training.models import build, restore, save
+from lm_eval_latentref.training.plan import (
+    LATENT_KINDS,
+    Stage,
+    epochs_left,
+    is_over,
+    latent_steps,
+    learning_rate,
+    stage_rows,
+    stages,
+)
+from lm_eval_latentref.training.run import Run
+from lm_eval_latentref.training.snapshots import Epoch, choose
+from lm_eval_latentref.training.state import SNAPSHOTS
+
+logger = logging.getLogger(__name__)
+
+RUNNING_LOSS_DECAY = 0.98
+
+
+class Phase:
+    """The training of one model; `saved` is the state to go on from, if it was within a phase."""
+
+    def __init__(self, run: Run, name: str, saved: dict[str, Any] | None) -> None:
+        self._run, self._name = run, name
+        self._recipe, self._progress, self._folder = run.recipe, run.progress, run.folder
+        kind = LATENT_KINDS.get(name)
+        starts_from_cot = kind and run.recipe.start_from_cot and "cot" in run.recipe.phases
+        start = self._folder.path / "strong" if starts_from_cot else None
+        trainee = build(self._recipe, words=run.words, latent=kind is not None, start=start)
+        run.seed(name)
+        config = RefinementConfig(latent_kind=kind or "continuous")
+        self._learner = Learner(
+            trainee,
+            recipe=self._recipe,
+            accelerator=run.accelerator,
+            markers=find_markers(trainee.tokenizer, config) if kind else None,
+            latent_kind=config.latent_kind,
+        )
+        self._encoded: tuple[Sequence[Any], list[Problem]] = ([], [])
+        self._check_room()
+        if saved is not None and saved["trained"] is not None:
+            self._restore(saved)
+
+    def go(self) -> None:
+        progress = self._progress
+        planned = stages(self._recipe, self._name)
+        while progress.stage < len(planned):
+            stage = planned[progress.stage]
+            self._epoch(stage)
+            num_correct = self._validate(stage)
+            accuracy = num_correct / len(self._run.data.validation)
+            kept = self._keep_snapshot(num_correct) if self._name == "cot" else set()
+            if is_over(self._recipe, stage, progress, accuracy):
+                progress.end_stage()
+            self._run.save(self._learner)
+            if self._name == "cot" and self._run.is_main:
+                self._drop_snapshots(kept)
+        if self._run.is_main:
+            self._finish(planned[-1])
+        self._run.accelerator.wait_for_everyone()
+        progress.end_phase()
+        self._run.save(None)
+        if self._run.is_main:
+            self._folder.remove(SNAPSHOTS)
+
+    def _epoch(self, stage: Stage) -> None:
+        recipe, progress, learner = self._recipe, self._progress, self._learner
+        is_new = progress.epoch == 0 and progress.step == 0
+        if is_new and (recipe.reset_optimizer or progress.stage == 0):
+            learner.reset_optimizer()
+            progress.num_updates = 0
+        batches = self._batches(stage)
+        bar = self._run.bar
+        bar.total = progress.num_steps - progress.step
+        bar.total += epochs_left(recipe, progress) * len(batches)
+        bar.update(progress.num_steps - bar.n)
+        for batch in batches[progress.step :]:
+            started = time.perf_counter()
+            rate = learning_rate(recipe, self._name, stage, progress, steps_per_epoch=len(batches))
+            loss = learner.step(batch, learning_rate=rate)
+            self._count(batch, loss, time.perf_counter() - started)
+            bar.set_postfix_str(
+                f"{self._label(stage)}, loss {progress.running_loss:.4f}", refresh=False
+            )
+            bar.update()
+            if progress.num_steps % recipe.save_steps == 0 and progress.step < len(batches):
+                self._run.save(learner)
+
+    def _count(self, batch: Sequence[Row], loss: float, seconds: float) -> None:
+        progress = self._progress
+        progress.step += 1
+        progress.num_steps += 1
+        progress.num_updates += 1
+        progress.loss += loss
+        progress.num_labelled += num_labelled(batch)
+        progress.num_columns += sum(row.num_columns for row in batch)
+        progress.num_rows += len(batch)
+        progress.seconds += seconds
+        mean, running = loss / num_labelled(batch), progress.running_loss
+        decay = RUNNING_LOSS_DECAY
+        progress.running_loss = mean if running is None else decay * running + (1 - decay) * mean
+
+    def _batches(self, stage: Stage) -> list[list[Row]]:
+        """The global batches of the epoch that comes next, in order."""
+        seed, number = self._recipe.seed, self._progress.num_epochs
+        rng = random.Random(f"{seed} {self._name} {number}")
+        examples = self._run.data.epoch(number)
+        if self._encoded[0] != examples:
+            self._run.check_words(examples)
+            self._encoded = (examples, encode(examples, self._learner.trainee.tokenizer))
+        rows = stage_rows(self._recipe, self._name, stage, self._encoded[1], rng)
+        longest = self._learner.max_length
+        # Two markers more; the last token is predicted, never read.
+        fitting = [row for row in rows if longest is None or row.num_columns + 1 <= longest]
+        if len(fitting) < len(rows):
+            num_long = len(rows) - len(fitting)
+            logger.warning(
+                "%s: %d of %d rows are left out: longer than the %s columns the model reads",
+                *(self._label(stage), num_long, len(rows), longest),
+            )
+        if not fitting:
+            raise LatentRefError(
+                f"{self._label(stage)}: no row fits the {longest} columns the model reads; give "
+                "shorter problems or another model"
+            )
+        return epoch_batches(fitting, self._recipe.batch_size, rng)
+
+    def _validate(self, stage: Stage) -> int:
+        """Measures the epoch just trained, writes its line and ends it; the right answers."""
+        progress, sources = self._progress, self._run.data.validation_by_source
+        num_thoughts = latent_steps(self._recipe, stage)
+        started = time.perf_counter()
+        correct = {
+            name: self._learner.num_correct(examples, latent_steps=num_thoughts)
+            for name, examples in sources.items()
+            if examples
+        }
+        num_correct, num_problems = sum(correct.values()), sum(map(len, sources.values()))
+        values = {
+            "phase": self._name,
+            "stage": stage.number,
+            "epoch": progress.epoch + 1,
+            "step": progress.num_steps,
+            "latent_steps": num_thoughts,
+            "loss": progress.loss / progress.num_labelled,
+            "validation_accuracy": num_correct / num_problems,
+            "validation_problems": num_problems,
+            "validation_accuracy_by_source": {
+                name: num / len(sources[name]) for name, num in correct.items()
+            },
+            "seconds": round(progress.seconds, 3),
+            "validation_seconds": round(time.perf_counter() - started, 3),
+            "examples_per_second": round(progress.num_rows / progress.seconds, 2),
+            "tokens_per_second": round(progress.num_columns / progress.seconds, 1),
+        }
+        if self._run.is_main:
+            progress.metrics_bytes = self._folder.append_metrics(values)
+        logger.info(
+            "%s, epoch %d: loss %.4f, validation accuracy %.3f, %.0f s",
+            *(self._label(stage), values["epoch"], values["loss"]),
+            *(values["validation_accuracy"], values["seconds"]),
+        )
+        progress.end_epoch()
+        return num_correct
+
+    def _keep_snapshot(self, num_correct: int) -> set[int]:
+        """Saves the epoch just finished if it may become a reference; all that may, so far."""
+        progress, number = self._progress, self._progress.epoch
+        progress.validated.append([number, num_correct, len(self._run.data.validation)])
+        chosen = self._chosen_epochs()
+        if number in chosen and self._run.is_main:
+            manifest = self._manifest(latent_steps=0, epoch=number)
+            self._save(f"{SNAPSHOTS}/epoch-{number}", manifest)
+        return {epoch for epoch in chosen if epoch is not None}
+
+    def _chosen_epochs(self) -> tuple[int | None, int | None]:
+        recipe, chance = self._recipe, self._recipe.chance
+        return choose(
+            [Epoch(*values) for values in self._progress.validated],
+            chance=self._run.data.majority if chance is None else chance,
+            strong_epoch=recipe.strong_epoch,
+            weak_epoch=recipe.weak_epoch,
+        )
+
+    def _drop_snapshots(self, kept: set[int]) -> None:
+        # Only once the state that does not need them is saved.
+        for folder in (self._folder.path / SNAPSHOTS).glob("epoch-*"):
+            if int(folder.name.removeprefix("epoch-")) not in kept:
+                self._folder.remove(f"{SNAPSHOTS}/{folder.name}")
+
+    def _finish(self, last: Stage) -> None:
+        """Puts the phase's result in its place."""
+        is_root = self._name == self._recipe.main_phase
+        if self._name != "cot":
+            num_thoughts = latent_steps(self._recipe, last)
+            manifest = self._manifest(latent_steps=num_thoughts)
+            if self._name == "coconut" and "cot" not in self._recipe.phases:
+                self._take_references()
+            if self._name == "pause":
+                manifest = dataclasses.replace(manifest, latent_kind="pause")
+            elif self._name == "coconut" and self._references_are_there():
+                manifest = dataclasses.replace(manifest, strong="strong", weak="weak")
+            self._save("." if is_root else self._name, manifest)
+            return
+        weak, strong = self._chosen_epochs()
+        self._folder.copy_folder(f"{SNAPSHOTS}/epoch-{strong}", "strong")
+        if weak is None:
+            logger.warning(
+                "no epoch of CoT but the best clearly beats chance, so there is no weak reference; "
+                "measure more often (a smaller num_train) or name weak_epoch"
+            )
+        else:
+            self._folder.copy_folder(f"{SNAPSHOTS}/epoch-{weak}", "weak")
+        logger.info("CoT epochs kept: strong %s, weak %s", strong, weak)
+        if is_root:
+            self._folder.copy_folder("strong", ".")
+
+    def _take_references(self) -> None:
+        """Puts the references of the set it started from beside a result without CoT of its own."""
+        for role, source in self._run.start.references().items():
+            with self._folder.new_folder(role) as folder:
+                shutil.copytree(source, folder, dirs_exist_ok=True)
+
+    def _references_are_there(self) -> bool:
+        return all((self._folder.path / role).is_dir() for role in ("strong", "weak"))
+
+    def _manifest(self, **values: Any) -> Manifest:
+        names = QUESTIONS_NAME if len(self._run.trained_questions) else None
+        return Manifest(trained_on=self._run.trained_on, trained_questions=names, **values)
+
+    def _save(self, name: str, manifest: Manifest) -> None:
+        with self._folder.new_folder(name) as folder:
+            save(self._learner.trainee, folder, manifest)
+            if manifest.trained_questions is not None:
+                write_hashes(folder, self._run.trained_questions)
+
+    def _restore(self, saved: dict[str, Any]) -> None:
+        restore(self._learner.trainee, saved["trained"])
+        self._learner.optimizer.load_state_dict(saved["optimizer"])
+        every_rng = saved["rng"]
+        if len(every_rng) != self._run.accelerator.num_processes:
+            raise LatentRefError(
+                f"the saved run had {len(every_rng)} processes, this one has "
+                f"{self._run.accelerator.num_processes}; start as many"
+            )
+        rng = every_rng[self._run.accelerator.process_index]
+        torch.set_rng_state(rng["cpu"])
+        if "cuda" in rng and torch.cuda.is_available():
+            torch.cuda.set_rng_state(rng["cuda"])
+
+    def _check_room(self) -> None:
+        """Raises before training what would otherwise end it: too little disk, too few columns."""
+        trainee = self._learner.trainee
+        num_trained = sum(weight.numel() for weight in trainee.trained.values())
+        num_saved = num_trained
+        if trainee.adapter is None:
+            num_saved = sum(weight.numel() for weight in trainee.model.parameters())
+        # Weights and two moments, the old state beside the new; weak, strong and the new folder.
+        # What of these is there already needs no room any more.
+        if self._run.is_main:
+            there = self._folder.num_bytes("strong", "weak", SNAPSHOTS)
+            self._folder.check_space(4 * (2 * 3 * num_trained + 3 * num_saved) - there)
+        longest = max(latent_steps(self._recipe, one) for one in stages(self._recipe, self._name))
+        self._learner.check_room(self._run.data.validation, latent_steps=longest)
+
+    def _label(self, stage: Stage) -> str:
+        return self._name if stage.number is None else f"{self._name} stage {stage.number}"

@@ -1,0 +1,138 @@
+"""One training run: what its phases share, and what of it is saved and found again.
+
+    run = Run(recipe)
+    saved = run.resume()             # None, or the state of the phase that was stopped
+    run.save(learner)
+
+Deliberately knows no model and no schedule: what is done with the data is `phase`'s affair.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import logging
+import os
+import random
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from accelerate.utils import gather_object
+from tqdm import tqdm
+
+from lm_eval_latentref.checkpoints.questions import (
+    Hashes,
+    hash_questions,
+)
+from lm_eval_latentref.errors import LatentRefError
+from lm_eval_latentref.protocol import Example
+from lm_eval_latentref.ranks import find_cpu_processes
+from lm_eval_latentref.training.data import load_data, texts
+from lm_eval_latentref.training.learner import Learner
+from lm_eval_latentref.training.models import state
+from lm_eval_latentref.training.plan import (
+    Progress,
+)
+from lm_eval_latentref.training.recipe import Recipe
+from lm_eval_latentref.training.start import Start, check_start
+from lm_eval_latentref.training.state import RunFolder
+from lm_eval_latentref.training.word_tokenizer import words
+
+logger = logging.getLogger(__name__)
+
+
+def _find_processes() -> Accelerator:
+    find_cpu_processes()
+    accelerator = Accelerator()
+    num_started = int(os.environ.get("WORLD_SIZE", 1))
+    if num_started > accelerator.num_processes:  # each would write the whole output
+        raise LatentRefError(
+            f"{num_started} processes were started and do not find each other on "
+            f"{accelerator.device}; set ACCELERATE_USE_CPU=true, or start one"
+        )
+    return accelerator
+
+
+class Run:
+    """One training run: what lasts over its phases."""
+
+    def __init__(self, recipe: Recipe) -> None:
+        self.recipe = recipe
+        self.accelerator = _find_processes()
+        self.is_main = self.accelerator.is_main_process
+        if not self.is_main:
+            logging.getLogger("lm_eval_latentref").setLevel(logging.ERROR)  # one voice is enough
+        check_start(recipe)
+        self.folder = RunFolder(recipe.output, recipe.to_dict(), is_main=self.is_main)
+        self.data = load_data(recipe)
+        self.data_digest = self.data.digest()
+        new_words = recipe.config is not None and recipe.tokenizer is None
+        self.words = words(self.data.texts) if new_words else []
+        self.start = Start(recipe)
+        self.progress = Progress()
+        self.bar = tqdm(disable=True)
+
+    def resume(self) -> dict[str, Any] | None:
+        """The saved state to go on from, if there is one."""
+        saved = self.folder.load()
+        self.accelerator.wait_for_everyone()
+        if saved is not None:
+            if saved["data"] != self.data_digest:
+                raise LatentRefError(
+                    f"output={self.folder.path} holds a run on other data, or of another release; "
+                    "give another output, or remove the folder"
+                )
+            self.progress = Progress(**saved["progress"])
+            logger.info("going on from step %d of the saved run", self.progress.num_steps)
+        if self.is_main:
+            self.folder.record_data(self.data.counts)
+            self.folder.cut_metrics(self.progress.metrics_bytes)
+        return saved
+
+    def save(self, learner: Learner | None) -> None:
+        """Saves all that is needed to go on from here; None between two phases."""
+        rng: dict[str, Any] = {"cpu": torch.get_rng_state()}
+        if torch.cuda.is_available():
+            rng["cuda"] = torch.cuda.get_rng_state()
+        every_rng = gather_object([rng])
+        if self.is_main:
+            self.folder.save(
+                {
+                    "progress": dataclasses.asdict(self.progress),
+                    "data": self.data_digest,
+                    "rng": every_rng,
+                    "trained": None if learner is None else state(learner.trainee),
+                    "optimizer": None if learner is None else learner.optimizer.state_dict(),
+                }
+            )
+        self.accelerator.wait_for_everyone()
+
+    def check_words(self, examples: Sequence[Example]) -> None:
+        """Raises LatentRefError for words that a tokenizer made of the first epoch's has not."""
+        unknown = sorted({*words(texts(examples))} - {*self.words}) if self.words else []
+        if unknown:
+            shown = ", ".join(map(repr, unknown[:5])) + (", ..." if unknown[5:] else "")
+            raise LatentRefError(
+                f"epoch {self.progress.num_epochs + 1} has {len(unknown)} words that the first "
+                f"epoch and the validation problems have not, so the tokenizer made of these does "
+                f"not know them: {shown}; give a larger num_train, or a tokenizer"
+            )
+
+    @functools.cached_property
+    def trained_questions(self) -> Hashes:
+        """Of the model it starts from too."""
+        own = hash_questions(example.question for example in self.data.fixed)
+        return np.union1d(own, self.start.questions)
+
+    @property
+    def trained_on(self) -> list[str]:
+        own = self.recipe.trained_on
+        return [*own, *sorted(self.start.trained_on - {*own})]
+
+    def seed(self, phase: str) -> None:
+        """Makes the random numbers of `phase` depend on seed, phase and process alone."""
+        text = f"{self.recipe.seed} {phase} {self.accelerator.process_index}"
+        torch.manual_seed(random.Random(text).getrandbits(63))
