@@ -40,7 +40,7 @@ from lm_eval_latentref.config import OPTION_NAMES, RefinementConfig
 from lm_eval_latentref.errors import LatentRefError
 from lm_eval_latentref.naming import DocumentNames
 from lm_eval_latentref.planning import plan_run
-from lm_eval_latentref.ranks import find_cpu_processes, told
+from lm_eval_latentref.ranks import prepare_processes, told
 from lm_eval_latentref.reasoner import Reasoner
 from lm_eval_latentref.response_cache import check_settings
 from lm_eval_latentref.rolling import Request, RollingLM
@@ -106,7 +106,7 @@ class LatentRefLM(RollingLM):
         self._batch_texts: list[str] = []
         self._warned_of_cut = False
         backbone = self._plan.backbone
-        find_cpu_processes()
+        prepare_processes()
         with one_line_errors(backbone.base):
             super().__init__(
                 backbone.base,

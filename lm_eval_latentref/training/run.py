@@ -29,7 +29,7 @@ from lm_eval_latentref.checkpoints.questions import (
 )
 from lm_eval_latentref.errors import LatentRefError
 from lm_eval_latentref.protocol import Example
-from lm_eval_latentref.ranks import find_cpu_processes
+from lm_eval_latentref.ranks import prepare_processes
 from lm_eval_latentref.training.data import load_data, texts
 from lm_eval_latentref.training.learner import Learner
 from lm_eval_latentref.training.models import state
@@ -45,7 +45,7 @@ logger = logging.getLogger(__name__)
 
 
 def _find_processes() -> Accelerator:
-    find_cpu_processes()
+    prepare_processes()
     accelerator = Accelerator()
     num_started = int(os.environ.get("WORLD_SIZE", 1))
     if num_started > accelerator.num_processes:  # each would write the whole output
