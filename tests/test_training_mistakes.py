@@ -1,0 +1,94 @@
+"""What training cannot do is said in one line, before anything is trained where that can be."""
+
+from __future__ import annotations
+
+import pytest
+from training_helpers import SMALL, metrics, small_recipe, write_json
+
+from lm_eval_latentref.errors import LatentRefError
+from lm_eval_latentref.training.data import load_data, texts
+from lm_eval_latentref.training.loop import train
+from lm_eval_latentref.training.word_tokenizer import words
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"train": "no-such-file.json"}, "no-such-file.json"),
+        ({"task": {"num_symbol": 3}}, "'num_symbol' is no option"),
+        ({"task": {"num_symbols": 2}}, "num_symbols=2"),
+        ({"config": {"model_type": "no-such-type"}}, "no-such-type"),
+        ({"config": {**SMALL["config"], "max_position_embeddings": 8}}, "max_new_tokens=8"),
+        ({"marker_init": "no-such-word", "phases": ["coconut"]}, "marker_init"),
+    ],
+)
+def test_what_a_recipe_names_in_vain_is_said_in_one_line(tmp_path, changes, message):
+    with pytest.raises(LatentRefError, match=message) as caught:
+        train(small_recipe(tmp_path / "out", **changes))
+    assert "\n" not in str(caught.value)
+    assert not metrics(tmp_path / "out")
+
+
+def test_the_longest_validation_problem_is_that_of_the_most_tokens(tmp_path):
+    # The one with more characters is a single word.
+    path = write_json(tmp_path / "data.json", ["x" * 200, "a b " * 20])
+    train_file = write_json(tmp_path / "train.json", ["c"])
+    changes = {"train": train_file, "validation": path, "task": {}, "check_overlap": False}
+    changes["config"] = {**SMALL["config"], "max_position_embeddings": 40}
+    with pytest.raises(LatentRefError, match="max_new_tokens=8"):
+        train(small_recipe(tmp_path / "out", **changes))
+    assert not metrics(tmp_path / "out")
+
+
+def test_words_that_only_later_epochs_have_are_named(tmp_path):
+    changes = {"task": {"num_symbols": 20, "min_hops": 2, "max_hops": 2}, "num_train": 4}
+    changes["config"] = {**SMALL["config"], "max_position_embeddings": 128}
+    recipe = small_recipe(tmp_path / "out", **changes, phases=["no_cot"], num_validation=1)
+    data = load_data(recipe)
+    known, later = (set(words(texts(data.epoch(number)))) for number in (0, 1))
+    unknown = sorted(later - known - set(words(texts(data.validation))))
+    train(recipe)  # the first epoch alone has no such words
+    longer = small_recipe(
+        tmp_path / "longer", **changes, phases=["no_cot"], num_validation=1, no_cot_epochs=2
+    )
+    with pytest.raises(LatentRefError, match=f"epoch 2 has {len(unknown)} words") as caught:
+        train(longer)
+    assert ", ".join(map(repr, unknown[:5])) in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_an_unwritable_output_is_noticed_before_training(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(LatentRefError, match="cannot be written"):
+        train(small_recipe(tmp_path / "file" / "out"))
+
+
+def test_a_full_disk_is_noticed_before_training(tmp_path, monkeypatch):
+    class Usage:
+        free = 1000
+
+    monkeypatch.setattr("shutil.disk_usage", lambda path: Usage)
+    with pytest.raises(LatentRefError, match="MB free"):
+        train(small_recipe(tmp_path / "out"))
+    assert not metrics(tmp_path / "out")
+
+
+@pytest.mark.parametrize("content", ["[1", "- a list", "\0"])
+def test_a_damaged_recipe_in_the_output_is_named_in_one_line(tmp_path, content):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "recipe.yaml").write_text(content)
+    with pytest.raises(LatentRefError, match=r"recipe\.yaml") as caught:
+        train(small_recipe(tmp_path / "out"))
+    assert "\n" not in str(caught.value)
+
+
+def test_an_output_of_another_recipe_is_refused(tmp_path):
+    train(small_recipe(tmp_path / "out", phases=["no_cot"]))
+    with pytest.raises(LatentRefError, match=r"another recipe \(learning_rate"):
+        train(small_recipe(tmp_path / "out", phases=["no_cot"], learning_rate=1.0))
+
+
+def test_a_loss_that_is_not_finite_ends_the_run_in_a_message(tmp_path):
+    recipe = small_recipe(tmp_path / "out", phases=["no_cot"], learning_rate=1e30, max_grad_norm=0)
+    with pytest.raises(LatentRefError, match="became nan at learning_rate="):
+        train(recipe)
