@@ -26,7 +26,7 @@ from typing import Any
 
 from lm_eval_latentref.benchmarks import published
 from lm_eval_latentref.benchmarks.tasks import tasks_path
-from lm_eval_latentref.checkpoints.packaged import default_set
+from lm_eval_latentref.checkpoints.packaged import DEFAULT_SET
 
 logger = logging.getLogger(__name__)
 
@@ -34,9 +34,6 @@ REAL_TASK = "latentref_mathqa_harness"
 """lm-eval's own `mathqa` on rows that `LATENTREF_DATA` may hold."""
 
 GENERATED_TASK = "latentref_prosqa_generated"
-UNTRAINED_ARGS = "latent_steps=6,memory_rate=0.5"
-"""Model arguments where no trained set on SmolLM2-135M came with the package."""
-
 PROBE_SECONDS = 5.0
 
 SMALL_TASK = "latentref_hops"
@@ -88,19 +85,14 @@ def write_report(output: Path, small: str, command: str, task: str, *, since: fl
     lines = [
         *("# What `make demo` showed", "", "Written by the command itself.", ""),
         *("```", small.strip(), "```", ""),
-        f"{_subject()}, on the first {num_documents} documents of `{task}`:",
+        f"`{DEFAULT_SET}`, the trained set that `--model latentref` means by itself, on the first "
+        f"{num_documents} documents of `{task}`:",
         *("", "```", f"$ {command}", "```", ""),
         *("| metric | value | standard error |", "|---|---|---|", *table, ""),
         f"Versions: {', '.join(f'{name} {version}' for name, version in versions().items())}.",
         f"Machine: {', '.join(f'{name} {value}' for name, value in machine().items())}.",
     ]
     (output / "README.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
-
-
-def _subject() -> str:
-    if name := default_set():
-        return f"`{name}`, the trained set that `--model latentref` means by itself"
-    return "SmolLM2-135M-Instruct, never trained to think in vectors"
 
 
 def show_small_set(output: str) -> str:
@@ -146,9 +138,8 @@ def choose_task(reachable: Callable[[], bool]) -> str:
 
 def lm_eval_command(task: str, *, output: str, limit: int) -> list[str]:
     """The words of the demo's command, as a user would type them."""
-    model_args = () if default_set() else ("--model_args", UNTRAINED_ARGS)
     return [
-        *("lm_eval", "run", "--model", "latentref", *model_args),
+        *("lm_eval", "run", "--model", "latentref"),
         *("--include_path", str(tasks_path()), "--tasks", task),
         *("--limit", str(limit), "--batch_size", "8", "--output_path", output),
     ]

@@ -177,6 +177,26 @@ def test_a_sweeps_settings_are_read_by_row_or_label(setting, margin, tmp_path):
         assert found.tasks["t"][0] == Answer(float(margin > 0), margin, "x")
 
 
+@pytest.mark.parametrize(
+    ("values", "margin", "choice", "tied"),
+    [
+        (("-1.5", "-0.5", "-2.0"), 1.0, 1, False),
+        (("-0.5", "-0.5", "-2.0"), 0.0, 0, True),
+        (("-0.5", "-2.0", "-0.5"), -1.5, 0, True),
+        (("-0.5", "-2.0", "-2.0"), -1.5, 0, False),
+    ],
+)
+def test_of_equal_candidates_the_first_is_chosen_and_the_tie_is_noted(
+    values, margin, choice, tied, tmp_path
+):
+    sample = {"doc_id": 3, "target": "1", "metrics": ["acc"], "acc": 0.0, "doc_hash": "x"}
+    sample["filtered_resps"] = [[value, "False"] for value in values]
+    path = tmp_path / "samples_a_task_2026-01-01T11-00-00.5.jsonl"
+    path.write_text(json.dumps(sample) + "\n", encoding="utf-8")
+    found = read_answers(str(path)).tasks["a_task"][3]
+    assert found == Answer(0.0, margin, "x", choice, tied)
+
+
 def test_the_newest_samples_of_a_task_count(tmp_path):
     line = {"doc_id": 0, "filter": "none", "target": "0", "metrics": ["acc"], "filtered_resps": []}
     for time, value in (("2026-01-02T10-00-00.5", 1.0), ("2026-01-01T11-00-00.5", 0.0)):

@@ -254,6 +254,8 @@ def test_adapters_are_written_in_the_wanted_dtype_and_share_the_base_still(adapt
     assert num_copies > 0
     # Of the three only those that learnt the markers know more tokens than the base.
     assert [(out / part / "tokenizer.json").is_file() for part in (".", "strong")] == [True, False]
+    alone = convert(out=tmp_path / "alone", pretrained=adapters["strong"], adapter=True)
+    assert not (alone / "tokenizer.json").exists()
     one, other = load(pretrained=str(out)), load(**adapters)
     assert one.strong.borrowed_ids == other.strong.borrowed_ids
     assert one.tokenizer.get_vocab() == other.tokenizer.get_vocab()

@@ -10,12 +10,16 @@ from pathlib import Path
 
 import pytest
 
+from lm_eval_latentref.checkpoints.identity import folder_digest
+from lm_eval_latentref.checkpoints.packaged import DEFAULT_SET, PACKAGED_MODELS
+from lm_eval_latentref.tuning.study import WITHOUT_STEPS
+
 FOLDER = Path(__file__).parent.parent / "results" / "smollm2-135m"
 BASELINES = ("No-CoT", "CoT")
 REFINED = {"+ residual": "residual", "+ search": "search", "both": "both"}
 """Rows, by the sweep's row that gives their settings."""
 
-pytestmark = pytest.mark.skipif(not FOLDER.is_dir(), reason="not measured yet, or an sdist")
+pytestmark = pytest.mark.skipif(not FOLDER.is_dir(), reason="an sdist has no results")
 
 
 def read(name):
@@ -63,6 +67,27 @@ def test_settings_were_chosen_on_dev_splits_and_used_as_chosen(studies):
             plain = one["rows"]["Coconut"]["model_args"]
             assert plain["memory_rate"] == plain["search_step_size"] == 0
             assert plain["latent_steps"] > 0
+
+
+def test_what_was_measured_is_the_set_that_is_packaged():
+    """The figures of a set trained anew are other figures."""
+    parts = {"No-CoT": ["no_cot"], "CoT": ["strong"], "both": ["", "strong", "weak"]}
+    pages = [path for path in FOLDER.rglob("results.json") if "sets" in read(path)]
+    assert pages
+    for page in pages:
+        (one,) = read(page)["sets"]
+        for name, folders in parts.items():
+            row = one["rows"].get(name) or one["rows"][f"{name}{WITHOUT_STEPS}"]
+            digests = [folder_digest(PACKAGED_MODELS / DEFAULT_SET / part) for part in folders]
+            found = [checkpoint.split("+adapter:")[1] for checkpoint in row["checkpoints"]]
+            assert found == digests, (page, name)
+
+
+def test_every_page_is_linked_from_the_first():
+    page = (FOLDER / "README.md").read_text(encoding="utf-8")
+    for path in FOLDER.rglob("*.md"):
+        if path != FOLDER / "README.md":
+            assert f"]({path.relative_to(FOLDER).as_posix()})" in page
 
 
 def test_the_page_of_all_tasks_has_the_figures_of_each(overview, studies):

@@ -6,15 +6,19 @@ The first part is tested on a stand-in of tiny adapters; the second on the packa
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from types import SimpleNamespace
 
+import numpy as np
 import peft
 import pytest
 import torch
 from tiny import tiny_model, tiny_tokenizer
 
 from lm_eval_latentref import demo
+from lm_eval_latentref.benchmarks.data import held_out_questions
+from lm_eval_latentref.benchmarks.published import DATA_VARIABLE
 from lm_eval_latentref.checkpoints import packaged, sources
 from lm_eval_latentref.checkpoints.manifest import Manifest, read_manifest, write_manifest
 from lm_eval_latentref.checkpoints.packaged import (
@@ -22,8 +26,8 @@ from lm_eval_latentref.checkpoints.packaged import (
     DEFAULT_MODEL,
     DEFAULT_SET,
     PACKAGED_MODELS,
-    default_set,
 )
+from lm_eval_latentref.checkpoints.questions import QUESTIONS_NAME, hash_questions, read_hashes
 from lm_eval_latentref.checkpoints.sets import resolve
 from lm_eval_latentref.checkpoints.sources import Source, describe
 from lm_eval_latentref.reasoner import load
@@ -100,15 +104,15 @@ def test_the_demo_ends_with_the_plain_command(stand_in):
     assert command[:4] == ["lm_eval", "run", "--model", "latentref"]
 
 
-def test_without_the_set_an_omitted_model_is_the_base_and_the_demo_says_what_it_shows(
-    tmp_path, monkeypatch
-):
-    monkeypatch.setattr(packaged, "PACKAGED_MODELS", tmp_path)
-    assert default_set() is None
-    assert resolve().backbone.adapter is None
-    assert resolve().notes == ()
-    assert "--model_args" in demo.lm_eval_command(demo.REAL_TASK, output="out", limit=4)
-    assert "never trained to think" in demo._subject()
+def test_on_the_hubs_weights_a_line_says_that_figures_will_differ(stand_in, monkeypatch):
+    def told():
+        return [note for note in resolve().notes if "in 4 bits" in note]
+
+    assert not told()
+    monkeypatch.setattr(sources, "default_source", lambda: Source(base=DEFAULT_MODEL))
+    (note,) = told()
+    assert f"{DEFAULT_SET} was trained" in note
+    assert f"{BASE_NAME}==0.1.2" in note
 
 
 def test_a_folder_of_the_users_own_wins_over_a_packaged_name(stand_in, tmp_path, monkeypatch):
@@ -144,6 +148,19 @@ def test_the_package_holds_adapters_with_their_references_and_little_else():
     assert {path.parent for path in weights} == {FOLDER / part for part in PARTS}
     backbone_and_references = [path for path in weights if path.parent.name != "no_cot"]
     assert sum(path.stat().st_size for path in backbone_and_references) <= MOST_BYTES
+
+
+def test_only_where_markers_were_added_is_there_a_tokenizer_beside_the_bases():
+    assert [path.parent for path in FOLDER.rglob("tokenizer*.json")] == [FOLDER] * 2
+
+
+@pytest.mark.skipif(not os.environ.get(DATA_VARIABLE), reason="LATENTREF_DATA is not set")
+def test_no_question_of_a_dev_or_test_split_was_trained_on():
+    held_out = hash_questions(held_out_questions())
+    for part in PARTS:
+        trained = read_hashes(FOLDER / part / QUESTIONS_NAME)
+        assert len(trained) > 1000
+        assert not np.isin(trained, held_out).any()
 
 
 @pytest.mark.parametrize("part", PARTS)

@@ -137,23 +137,50 @@ def test_training_and_its_command_are_told_where_the_folder_tells_them(study):
         references={"weak": Epoch(3, 20, 80), "strong": Epoch(9, 80, 80)},
         data={"mathqa": {"problems": 90, "removed": 2}},
     )
-    told = dataclasses.replace(study.sets[0], training=log, train_command="latentref train x")
+    apart = TrainingLog(seconds={"no_cot": 30.0}, losses={"no_cot": [3.0]}, references={})
+    folder = study.sets[0].folder
+    told = dataclasses.replace(
+        study.sets[0],
+        trainings={folder: log, f"{folder}/no_cot": apart},
+        train_commands=["latentref train x", "latentref train x phases=[no_cot]"],
+    )
     made = dataclasses.replace(study, sets=(told, study.sets[1]))
     page = as_markdown(made, command="")
-    row = "| 1.5 | 4.0 | 5.5 | epoch 3, 25.00 % of 80 | epoch 9, 100.00 % of 80 |"
-    assert f"| {told.folder} {row}" in page
+    row = "| 1.5 | 4.0 |  | 5.5 | epoch 3, 25.00 % of 80 | epoch 9, 100.00 % of 80 |"
+    assert f"| {folder} {row}" in page
+    assert f"| {folder}/no_cot |  |  | 0.5 | 0.5 |  |  |" in page
     assert "trained: cot 2.000, 1.250; coconut stage 1 0.500." in page
+    assert "trained: no_cot 3.000." in page
     assert "mathqa 90 (2 more removed)." in page
-    assert "latentref train x" in page.split("## Commands")[1]
+    assert "latentref train x\nlatentref train x phases" in page.split("## Commands")[1]
     content = as_json(made, command="")["sets"]
     for name in ("seconds", "losses", "data"):
-        assert content[0]["training"][name] == getattr(log, name)
-    assert content[0]["training"]["references"]["weak"] == {
+        assert content[0]["trainings"][folder][name] == getattr(log, name)
+    assert content[0]["trainings"][folder]["references"]["weak"] == {
         "epoch": 3,
         "accuracy": 0.25,
         "problems": 80,
     }
-    assert content[1]["training"] is None
+    assert content[1]["trainings"] == {}
+
+
+def test_ties_and_the_power_of_so_many_problems_are_told(study):
+    first, second = study.sets
+    row = first.rows["both"]
+    (answers,) = row.scored.answers.tasks.values()
+    tied = {number: dataclasses.replace(one, tied=number < 3) for number, one in answers.items()}
+    scored = dataclasses.replace(
+        row.scored, answers=dataclasses.replace(row.scored.answers, tasks={"t": tied})
+    )
+    changed = dataclasses.replace(row.against_coconut, test=McNemar(2, 1, 1.0))
+    made = dataclasses.replace(row, scored=scored, against_coconut=changed)
+    rows = {**first.rows, "both": made}
+    page = as_markdown(
+        dataclasses.replace(study, sets=(dataclasses.replace(first, rows=rows), second)), command=""
+    )
+    common = 100 * scored.commonest_choice
+    assert f" | 25.00 | {common:.2f} |" in page.split("by log-likelihood")[1]
+    assert "as many change as by refinement here (25.00 % at most)" in page
 
 
 def test_the_margins_too_have_their_commands(study):
@@ -301,7 +328,7 @@ def test_several_tasks_stand_on_one_page_beside_their_own(folders, tmp_path, cap
 
 
 @pytest.mark.parametrize(
-    ("there", "num_tasks"), [("latentref overview 1", 1), ("latentref study 2", 2)]
+    ("there", "num_tasks"), [("latentref overview 1", 1), ("latentref study 3", 2)]
 )
 def test_a_page_of_another_kind_is_not_overwritten(folders, tmp_path, capsys, there, num_tasks):
     (tmp_path / "results.json").write_text(json.dumps({"format": there}))

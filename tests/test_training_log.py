@@ -77,6 +77,14 @@ def test_a_set_of_the_package_is_told_by_its_name_and_trained_elsewhere(
     assert command == "latentref train hops-small output=out/ours"
 
 
+def test_a_training_of_one_baseline_alone_has_no_references_and_needs_no_data(tmp_path):
+    folder = train(small_recipe(tmp_path / "out", phases=["no_cot"], no_cot_epochs=2))
+    (folder / "recipe.yaml").write_text("train: not-at-hand.json\n")
+    found = read_training(str(folder))
+    assert found.references == {}
+    assert len(found.losses["no_cot"]) == 2
+
+
 def test_a_folder_without_metrics_tells_nothing_and_damaged_ones_are_named(tmp_path):
     assert read_training(str(tmp_path)) is None
     assert retrain_command(str(tmp_path)) is None

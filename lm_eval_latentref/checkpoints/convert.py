@@ -118,7 +118,8 @@ def convert(
             _copy_adapters(plan, folder, dtype, trust_remote_code)
         else:
             _save_models(plan, folder, own_tokenizer, borrowed, dtype, trust_remote_code)
-        if plan.backbone.tokenizer is not None or not adapter:
+        # An adapter's own was left to `_copy_adapter`, which knows whether the base has it too.
+        if not adapter or plan.backbone.tokenizer not in (None, plan.backbone.adapter):
             own_tokenizer.save_pretrained(folder)
         copy_history(_members(plan), folder, name=target.name)
         if len(questions):

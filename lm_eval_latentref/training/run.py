@@ -4,7 +4,7 @@
     saved = run.resume()             # None, or the state of the phase that was stopped
     run.save(learner)
 
-Deliberately knows no model and no schedule: what is done with the data is `phase`'s affair.
+What is trained when, and on which rows, is `phase`'s affair.
 """
 
 from __future__ import annotations

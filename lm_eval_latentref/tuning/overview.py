@@ -254,8 +254,9 @@ def _costs(studies: Mapping[str, Content]) -> list[str]:
         "## What it costs",
         "",
         "Thoughts and the end of sequence are not counted as tokens; models loaded; memory: of "
-        "tensors on the GPU, or of the process where there is none. One figure for each training "
-        "seed; batch sizes are in the commands of each page.",
+        "tensors on the GPU, or of the process where there is none, which may keep some of what "
+        "the row before it took. One figure for each training seed; batch sizes are in the "
+        "commands of each page.",
         "",
         *table_head(["task", "", *_names(studies)]),
     ]

@@ -33,7 +33,7 @@ from lm_eval_latentref.errors import saving
 from lm_eval_latentref.model import LatentRefLM
 from lm_eval_latentref.planning import plan_run
 from lm_eval_latentref.provenance import machine, versions
-from lm_eval_latentref.tuning.samples import Answers, read_answers
+from lm_eval_latentref.tuning.samples import Answer, Answers, read_answers
 from lm_eval_latentref.tuning.statistics import standard_error
 
 logger = logging.getLogger(__name__)
@@ -56,6 +56,8 @@ class Run:
     """Each document's right answer."""
     made_with: Mapping[str, Any]
     """`versions` and `machine` of the process that ran it."""
+    checkpoints: tuple[str, ...]
+    """Fingerprints of the backbone and, if the set has them, of strong and weak."""
 
     @property
     def metric(self) -> str:
@@ -66,8 +68,7 @@ class Run:
     @property
     def values(self) -> list[float]:
         """Of the task's metric, by document."""
-        (by_document,) = self.answers.tasks.values()
-        return [by_document[number].value for number in sorted(by_document)]
+        return [answer.value for answer in self._by_document()]
 
     @property
     def accuracy(self) -> float:
@@ -80,9 +81,20 @@ class Run:
     @property
     def margins(self) -> list[float]:
         """Of the gold candidate in nats, by document; empty where candidates were not scored."""
-        (by_document,) = self.answers.tasks.values()
-        margins = [by_document[number].margin for number in sorted(by_document)]
+        margins = [answer.margin for answer in self._by_document()]
         return [margin for margin in margins if margin is not None]
+
+    @property
+    def tied(self) -> float | None:
+        """Share of documents whose likeliest candidates are equal; None if none were scored."""
+        found = [answer.tied for answer in self._by_document() if answer.tied is not None]
+        return sum(found) / len(found) if found else None
+
+    @property
+    def commonest_choice(self) -> float | None:
+        """Share of documents with the place that is chosen most often; likewise."""
+        found = [answer.choice for answer in self._by_document() if answer.choice is not None]
+        return Counter(found).most_common(1)[0][1] / len(found) if found else None
 
     @property
     def tokens_per_document(self) -> float:
@@ -106,6 +118,10 @@ class Run:
     def majority(self) -> float:
         """Accuracy of always giving the most frequent answer."""
         return Counter(self.targets).most_common(1)[0][1] / len(self.targets)
+
+    def _by_document(self) -> list[Answer]:
+        (found,) = self.answers.tasks.values()
+        return [found[number] for number in sorted(found)]
 
 
 class Runs:
@@ -151,6 +167,7 @@ class Runs:
             cost=found["config"]["latentref"]["cost"],
             targets=_targets(folder),
             made_with=json.loads((folder / DONE).read_text(encoding="utf-8"))["made_with"],
+            checkpoints=tuple(identity["checkpoints"]),
         )
 
     def _run(self, model_args: Mapping[str, Any], task: str, folder: Path) -> None:

@@ -33,6 +33,10 @@ class Answer:
     """Log-likelihood of the gold candidate minus the best other; None without candidates."""
     doc_hash: str | None
     """lm-eval's hash of the document, where it was recorded."""
+    choice: int | None = None
+    """The candidate that lm-eval takes for the answer, the first of equals; None if not known."""
+    tied: bool | None = None
+    """Whether other candidates have its log-likelihood to the last bit; None if not known."""
 
 
 @dataclass(frozen=True)
@@ -116,19 +120,23 @@ def _answer(sample: Mapping[str, Any], metric: str, file: Path) -> Answer:
     if not isinstance(value, int | float):
         recorded = ", ".join(sample.get("metrics", ())) or "none"
         raise LatentRefError(f"{file}: no metric {metric!r} per document; it has {recorded}")
-    return Answer(float(value), _margin(sample), sample.get("doc_hash"))
+    doc_hash = sample.get("doc_hash")
+    if (found := _candidates(sample)) is None:
+        return Answer(float(value), None, doc_hash)
+    values, gold = found
+    margin = values[gold] - max(other for place, other in enumerate(values) if place != gold)
+    choice, tied = values.index(max(values)), values.count(max(values)) > 1
+    return Answer(float(value), margin, doc_hash, choice, tied)
 
 
-def _margin(sample: Mapping[str, Any]) -> float | None:
-    """From the candidates' log-likelihoods, which lm-eval logs as text: ["-0.5", "False"] each."""
+def _candidates(sample: Mapping[str, Any]) -> tuple[list[float], int] | None:
+    """Their log-likelihoods, which lm-eval logs as text (["-0.5", "False"] each), and the gold."""
     try:
         values = [float(value) for value, _ in sample["filtered_resps"]]
         gold = int(sample["target"])
     except (KeyError, TypeError, ValueError):
         return None
-    if not 0 <= gold < len(values) or len(values) < 2:
-        return None
-    return values[gold] - max(value for place, value in enumerate(values) if place != gold)
+    return (values, gold) if 0 <= gold < len(values) and len(values) > 1 else None
 
 
 def _of_sweep(name: str, path: Path, setting: str, metric: str | None) -> Answers:

@@ -22,6 +22,8 @@ from lm_eval_latentref.benchmarks.tasks import tasks_path
 from lm_eval_latentref.checkpoints.manifest import MANIFEST_NAME, Manifest, read_manifest
 from lm_eval_latentref.checkpoints.packaged import local_folder
 from lm_eval_latentref.checkpoints.record import learnt_from
+from lm_eval_latentref.checkpoints.sets import resolve
+from lm_eval_latentref.checkpoints.sources import describe
 from lm_eval_latentref.errors import LatentRefError
 from lm_eval_latentref.provenance import command
 from lm_eval_latentref.tuning.compare import Comparison, compare
@@ -106,9 +108,12 @@ class TrainedSet:
     """The contents of sweep.json, the single documents left out."""
     heat_map: Path
     """The sweep's figure; drawn where matplotlib is installed."""
-    training: TrainingLog | None = None
-    """What the folder tells of its training; None if nothing."""
-    train_command: str | None = None
+    weights_file: str | None = None
+    """The GGUF file of the base, where it comes from one."""
+    trainings: Mapping[str, TrainingLog] = field(default_factory=dict)
+    """What the folder, and each baseline's that was trained by itself, tell of their training."""
+    train_commands: Sequence[str] = ()
+    """What repeats them."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -225,7 +230,7 @@ class _SetStudy:
                 f"{self.folder}: no latentref.json there; give a folder that `latentref train` "
                 "wrote, or the name of a packaged set"
             )
-        manifest, training = read_manifest(root / MANIFEST_NAME), read_training(str(root))
+        manifest, trainings = read_manifest(root / MANIFEST_NAME), self._trainings()
         self._check_unseen()
         swept = {task: self._sweep(task, manifest) for task in self.tasks}
         self._model = None  # its memory is for the rows
@@ -254,11 +259,24 @@ class _SetStudy:
                 rows=_compared(runs[task], seed=self.options.seed),
                 sweep=_short(swept[task]),
                 heat_map=(self._sweep_folder(task) / RESULT_NAME).with_suffix(".png"),
-                training=training,
-                train_command=retrain_command(str(root)),
+                weights_file=_weights_file(self.folder),
+                trainings=trainings,
+                train_commands=self._train_commands(trainings),
             )
             for task in self.tasks
         }
+
+    def _trainings(self) -> dict[str, TrainingLog]:
+        names = [self.folder, *(f"{self.folder}/{part}" for part in BASELINES.values())]
+        places = {name: place for name in names if (place := local_folder(name))}
+        logs = {name: read_training(str(place)) for name, place in places.items()}
+        return {name: log for name, log in logs.items() if log is not None}
+
+    def _train_commands(self, trainings: Iterable[str]) -> list[str]:
+        # The folder's recipe tells how it was trained, even without a log.
+        names = dict.fromkeys([self.folder, *trainings])
+        found = [retrain_command(str(local_folder(name))) for name in names]
+        return [command for command in found if command is not None]
 
     def _check_unseen(self) -> None:
         """Raises LatentRefError if the set was trained on documents that its rows answer."""
@@ -344,6 +362,11 @@ def _compared(ran: Mapping[str, _Ran], *, seed: int) -> dict[str, Row]:
             scored_against=scored_against,
         )
     return rows
+
+
+def _weights_file(folder: str) -> str | None:
+    base = describe(resolve(pretrained=folder).backbone)
+    return f"{base['base']}/{base['gguf_file']}" if "gguf_file" in base else None
 
 
 def _setting(swept: Mapping[str, Any], label: str) -> dict[str, Any]:

@@ -51,11 +51,15 @@ CHANCE = {
 }
 """Accuracy of a guess among the answers that are possible, where that is known."""
 
-FORMAT = "latentref study 2"
+FORMAT = "latentref study 3"
 _HEAT_MAP = "sweep-{}.png"
 _TABLE = (
     *("row", "accuracy %", "against Coconut, points", "p", "tokens", "ms", "peak memory GB"),
     "settings",
+)
+_CHOICES = (
+    *("row", "accuracy %", "against Coconut, points", "p", "margin", "difference"),
+    *("tied %", "commonest %"),
 )
 
 
@@ -141,11 +145,12 @@ def _heading(study: Study, command: str) -> list[str]:
     lines += [
         "- +- is one standard error over the problems. Differences are paired, on the same "
         f"problems: 95 % bootstrap interval (seed {study.seed}), p of the exact McNemar test.",
-        "- An interval without width: no problem was judged differently. So many problems would "
-        f"show a difference of {percent(_smallest(run))} points (5 % significance, 80 % power).",
+        "- An interval without width: no problem was judged differently.",
+        f"- {_power(study.sets[0])}",
         "- tokens: generated per problem, without end of sequence and thoughts; ms: per problem, "
         f"models loaded, batches of {study.batch_size}; peak memory: of tensors on the GPU, or of "
-        "the process where there is none. eta is in units of d/2.",
+        "the process where there is none, which may keep some of what the row before it took. eta "
+        "is in units of d/2.",
         "",
     ]
     return lines
@@ -192,15 +197,17 @@ def _by_likelihood(one: TrainedSet) -> list[str]:
     if not scored:
         return []
     lines = [
-        "The same problems by log-likelihood: the answer is the likeliest candidate; margin: that "
-        "of the gold one above the best other, in nats.",
+        "The same problems by log-likelihood: the answer is the likeliest candidate, the first of "
+        "equals; margin: that of the gold one above the best other, in nats; tied: problems whose "
+        "likeliest candidates are equal; commonest: those with the place that is chosen most.",
         "",
-        *table_head(("row", "accuracy %", "against Coconut, points", "p", "margin", "difference")),
+        *table_head(_CHOICES),
     ]
     for name, run in scored.items():
         row = one.rows[name]
         margin = f"{np.mean(run.margins):+.3f}"
-        cells = (name, *_judged(run, row.choosing_against), margin, _margin(row))
+        shares = [percent(share or 0.0) for share in (run.tied, run.commonest_choice)]
+        cells = (name, *_judged(run, row.choosing_against), margin, _margin(row), *shares)
         lines.append(table_row(cells))
     return [*lines, ""]
 
@@ -253,10 +260,10 @@ def _sweeps(study: Study) -> list[str]:
 
 def _training(study: Study) -> list[str]:
     """Minutes, references, losses and data of the sets whose folder tells them."""
-    told = [(one, one.training) for one in study.sets if one.training is not None]
+    told = {_name(one, part): log for one in study.sets for part, log in one.trainings.items()}
     if not told:
         return []
-    phases = list(dict.fromkeys(phase for _, log in told for phase in log.seconds))
+    phases = list(dict.fromkeys(phase for log in told.values() for phase in log.seconds))
     lines = [
         "## Training",
         "",
@@ -265,36 +272,36 @@ def _training(study: Study) -> list[str]:
         "",
         *table_head(("set", *phases, "all phases", "weak", "strong")),
     ]
-    for one, log in told:
+    for name, log in told.items():
         seconds = [log.seconds.get(phase) for phase in phases]
         minutes = ["" if value is None else f"{value / 60:.1f}" for value in seconds]
         total = f"{sum(log.seconds.values()) / 60:.1f}"
         references = [_reference(log, role) for role in ("weak", "strong")]
-        lines.append(table_row((_name(one), *minutes, total, *references)))
+        lines.append(table_row((name, *minutes, total, *references)))
     lines.append("")
-    for one, log in told:
-        lines += [_losses(one, log), ""]
-        lines += [_data(one, log), ""] if log.data else []
+    for name, log in told.items():
+        lines += [_losses(name, log), ""]
+        lines += [_data(name, log), ""] if log.data else []
     return lines
 
 
-def _losses(one: TrainedSet, log: TrainingLog) -> str:
+def _losses(name: str, log: TrainingLog) -> str:
     told = [
-        f"{name} {', '.join(f'{x:.3f}' for x in losses)}" for name, losses in log.losses.items()
+        f"{stage} {', '.join(f'{x:.3f}' for x in losses)}" for stage, losses in log.losses.items()
     ]
     return (
-        f"Loss of {_name(one)}, nats a labelled token, mean over each epoch while it was trained: "
+        f"Loss of {name}, nats a labelled token, mean over each epoch while it was trained: "
         f"{'; '.join(told)}."
     )
 
 
-def _data(one: TrainedSet, log: TrainingLog) -> str:
+def _data(name: str, log: TrainingLog) -> str:
     counts = [
-        f"{name} {found['problems']} ({found['removed']} more removed)"
-        for name, found in log.data.items()
+        f"{source} {found['problems']} ({found['removed']} more removed)"
+        for source, found in log.data.items()
     ]
     return (
-        f"Training problems of {_name(one)}: {', '.join(counts)}. Removed: their question stands "
+        f"Training problems of {name}: {', '.join(counts)}. Removed: their question stands "
         "in a dev, test or validation split."
     )
 
@@ -311,14 +318,33 @@ def _commands(study: Study) -> list[str]:
     for one in study.sets:
         if one.recipe:
             lines.append(f"# {_name(one)}: recipe.yaml of the folder has all values")
-        lines += [one.train_command] if one.train_command else []
+        lines += one.train_commands
         lines += [row.run.command for row in one.rows.values()]
         lines += [row.scored.command for row in one.rows.values() if row.scored]
     return [*lines, "```", ""]
 
 
-def _smallest(run: Any) -> float:
-    return detectable_difference(len(run.values), discordant_share=0.0)
+def _power(one: TrainedSet) -> str:
+    """How small a difference so many problems can show, at best and as the rows differ here."""
+    num = len(_coconut(one).values)
+    text = (
+        "At 5 % significance and 80 % power so many problems show a difference of "
+        f"{percent(detectable_difference(num, discordant_share=0.0))} points if none of them "
+        "changes the other way"
+    )
+    changed = max((_share_changed(row) for row in one.rows.values() if row.setting), default=0.0)
+    if changed == 0.0:
+        return f"{text}."
+    return (
+        f"{text}, and of {percent(detectable_difference(num, discordant_share=changed))} points if "
+        f"as many change as by refinement here ({percent(changed)} % at most)."
+    )
+
+
+def _share_changed(row: Row) -> float:
+    """Of the problems: those judged otherwise than by Coconut."""
+    test = row.against_coconut and row.against_coconut.test
+    return (test.only_first + test.only_second) / len(row.run.values) if test else 0.0
 
 
 def _set_json(number: int, one: TrainedSet) -> dict[str, Any]:
@@ -329,23 +355,22 @@ def _set_json(number: int, one: TrainedSet) -> dict[str, Any]:
         "heat_map": _HEAT_MAP.format(number) if one.heat_map.is_file() else None,
         "rows": {name: _row_json(row) for name, row in one.rows.items()},
         "sweep": dict(one.sweep),
-        "training": _training_json(one),
+        "weights_file": one.weights_file,
+        "train_commands": list(one.train_commands),
+        "trainings": {name: _training_json(log) for name, log in one.trainings.items()},
     }
 
 
-def _training_json(one: TrainedSet) -> dict[str, Any] | None:
-    if one.training is None:
-        return None
+def _training_json(log: TrainingLog) -> dict[str, Any]:
     references = {
         role: {"epoch": epoch.number, "accuracy": epoch.accuracy, "problems": epoch.num_problems}
-        for role, epoch in one.training.references.items()
+        for role, epoch in log.references.items()
     }
     return {
-        "command": one.train_command,
-        "seconds": dict(one.training.seconds),
-        "losses": {name: list(losses) for name, losses in one.training.losses.items()},
+        "seconds": dict(log.seconds),
+        "losses": {name: list(losses) for name, losses in log.losses.items()},
         "references": references,
-        "data": {name: dict(counts) for name, counts in one.training.data.items()},
+        "data": {name: dict(counts) for name, counts in log.data.items()},
     }
 
 
@@ -361,10 +386,13 @@ def _row_json(row: Row) -> dict[str, Any]:
         "seconds_per_problem": run.seconds_per_document,
         "peak_memory_bytes": run.peak_memory,
         "cost": dict(run.cost),
+        "checkpoints": list(run.checkpoints),
         "against_coconut": row.against_coconut and dataclasses.asdict(row.against_coconut),
         "margin_command": scored and scored.command,
         "choice_accuracy": scored and scored.accuracy,
         "choice_accuracy_stderr": scored and scored.accuracy_error,
+        "choices_tied": scored and scored.tied,
+        "commonest_choice": scored and scored.commonest_choice,
         "margin_mean": float(np.mean(scored.margins)) if scored else None,
         "margin_against_coconut": against and dataclasses.asdict(against),
     }
@@ -389,15 +417,18 @@ def _coconut(one: TrainedSet) -> Any:
     return one.rows[COCONUT].run
 
 
-def _name(one: TrainedSet) -> str:
+def _name(one: TrainedSet, part: str | None = None) -> str:
+    """The set, or the part of it in folder `part`, with its training seed."""
     seed = one.recipe.get("seed")
-    return one.folder if seed is None else f"{one.folder}, training seed {seed}"
+    name = part or one.folder
+    return name if seed is None else f"{name}, training seed {seed}"
 
 
 def _model(one: TrainedSet) -> str:
     config: Mapping[str, Any] = one.recipe.get("config") or {}
     if not config:
-        return str(one.recipe.get("pretrained", one.folder))
+        name = str(one.recipe.get("pretrained", one.folder))
+        return name if one.weights_file is None else f"{name}, the weights of {one.weights_file}"
     return (
         f"{config['model_type']} from scratch, {config.get('num_hidden_layers')} layers, width "
         f"{config.get('hidden_size')}"

@@ -122,6 +122,8 @@ def _data(path: Path) -> dict[str, dict[str, int]]:
 
 def _references(folder: str, epochs: Sequence[Epoch]) -> dict[str, Epoch]:
     by_number = {epoch.number: epoch for epoch in epochs}
+    if not epochs:  # a training without CoT makes no references
+        return {}
     recorded = {}
     for role in ("weak", "strong"):
         path = Path(folder) / role / MANIFEST_NAME
