@@ -30,7 +30,7 @@ from lm_eval_latentref.tuning.pages import (
 )
 from lm_eval_latentref.tuning.reported import OTHER_BACKBONES, REPORTED, SOURCE
 from lm_eval_latentref.tuning.statistics import Interval, mcnemar, paired_interval
-from lm_eval_latentref.tuning.study import COCONUT, Study
+from lm_eval_latentref.tuning.study import BASELINES, COCONUT, WITHOUT_STEPS, Study
 
 FORMAT = "latentref overview 1"
 REFINED = ("+ residual", "+ search", "both")
@@ -145,7 +145,9 @@ def _sets(studies: Mapping[str, Content]) -> list[_Set]:
 
 
 def _names(studies: Mapping[str, Content]) -> list[str]:
-    return list(dict.fromkeys(name for one in studies.values() for name in one["mean_over_sets"]))
+    there = {name for one in studies.values() for name in one["mean_over_sets"]}
+    rows = [f"{name}{how}" for name in (*BASELINES, COCONUT) for how in ("", WITHOUT_STEPS)]
+    return [name for name in (*rows, *REFINED) if name in there]
 
 
 def _refined(studies: Mapping[str, Content], number: int) -> list[str]:
@@ -185,7 +187,7 @@ def _gains(studies: Mapping[str, Content]) -> list[str]:
         "",
         "Against Coconut on the same problems, in points: 95 % paired bootstrap interval, p of the "
         "exact McNemar test for each training seed; margin in nats where candidates are compared. "
-        "All tasks: every problem counts the same.",
+        "All tasks: every problem counts the same, for each task that asks it.",
         "",
         *table_head(["task", "row", "accuracy", "p", "margin"]),
     ]
