@@ -256,6 +256,14 @@ def test_adapters_are_written_in_the_wanted_dtype_and_share_the_base_still(adapt
     assert [(out / part / "tokenizer.json").is_file() for part in (".", "strong")] == [True, False]
     alone = convert(out=tmp_path / "alone", pretrained=adapters["strong"], adapter=True)
     assert not (alone / "tokenizer.json").exists()
+    for number, change in enumerate(({"pad_token": "a"}, {"chat_template": "{{ messages }}"})):
+        other = tiny_tokenizer(markers=False)
+        for name, value in change.items():
+            setattr(other, name, value)
+        other.save_pretrained(adapters["strong"])
+        own = convert(out=tmp_path / f"own{number}", pretrained=adapters["strong"], adapter=True)
+        kept = load(pretrained=str(own)).tokenizer
+        assert {name: getattr(kept, name) for name in change} == change
     one, other = load(pretrained=str(out)), load(**adapters)
     assert one.strong.borrowed_ids == other.strong.borrowed_ids
     assert one.tokenizer.get_vocab() == other.tokenizer.get_vocab()

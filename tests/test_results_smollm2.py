@@ -96,13 +96,16 @@ def test_the_page_of_all_tasks_has_the_figures_of_each(overview, studies):
         told = overview["tasks"][task]
         for name in ("problems", "chance", "majority_answer", "mean_over_sets"):
             assert told[name] == study[name]
+    # MathQA's problems are asked in two prompts, and are pooled once.
+    once = {task: study for task, study in studies.items() if not task.endswith("_harness")}
+    assert len(once) < len(studies)
     for number, by_row in enumerate(overview["pooled"].values()):
         for name, found in by_row.items():
             tests = [
                 study["sets"][number]["rows"][name]["against_coconut"]["test"]
-                for study in studies.values()
+                for study in once.values()
             ]
-            assert found["problems"] == sum(study["problems"] for study in studies.values())
+            assert found["problems"] == sum(study["problems"] for study in once.values())
             for side in ("only_first", "only_second"):
                 assert found["test"][side] == sum(test[side] for test in tests)
 
@@ -150,4 +153,5 @@ def test_the_case_studies_move_as_their_findings_say():
     ]
     assert all(from_strong < from_weak for from_strong, from_weak in moves)
     assert len(moves) == 48
-    assert sum(min(move) > 0 for move in moves) == 44
+    mixed = [move for number, move in enumerate(moves) if number % 6]  # the first one never is
+    assert all(min(move) > 0 for move in mixed)

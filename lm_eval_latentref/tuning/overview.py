@@ -94,12 +94,13 @@ def as_json(
 
 
 def pooled(studies: Mapping[str, Content], number: int, name: str) -> dict[str, Any]:
-    """Row `name` of the set of this number against Coconut, over the problems of all tasks.
+    """Row `name` of the set of this number against Coconut, over the problems of all benchmarks.
 
-    A problem counts the same whatever its task, so large tasks weigh most.
+    A problem counts the same whatever its task, so large tasks weigh most. Of several prompts of
+    one benchmark the first counts: problems are what is resampled, and theirs are the same.
     """
     gained = lost = total = 0
-    for study in studies.values():
+    for study in benchmarks(studies).values():
         row = study["sets"][number]["rows"].get(name)
         if row is not None:
             test = row["against_coconut"]["test"]
@@ -114,6 +115,14 @@ def pooled(studies: Mapping[str, Content], number: int, name: str) -> dict[str, 
         "difference": dataclasses.asdict(difference),
         "test": dataclasses.asdict(mcnemar(before_N, after_N)),
     }
+
+
+def benchmarks(studies: Mapping[str, Content]) -> dict[str, Content]:
+    """The first study of each benchmark, by the benchmark's name."""
+    found: dict[str, Content] = {}
+    for task, study in studies.items():
+        found.setdefault(task.removeprefix("latentref_").split("_")[0], study)
+    return found
 
 
 def as_markdown(studies: Mapping[str, Content], pages: Mapping[str, str], *, command: str) -> str:
@@ -187,7 +196,8 @@ def _gains(studies: Mapping[str, Content]) -> list[str]:
         "",
         "Against Coconut on the same problems, in points: 95 % paired bootstrap interval, p of the "
         "exact McNemar test for each training seed; margin in nats where candidates are compared. "
-        "All tasks: every problem counts the same, for each task that asks it.",
+        "All tasks: every problem counts the same, and of several prompts of a benchmark the "
+        "first.",
         "",
         *table_head(["task", "row", "accuracy", "p", "margin"]),
     ]
@@ -202,7 +212,7 @@ def _gains(studies: Mapping[str, Content]) -> list[str]:
             p_values = ", ".join(f"{test['p_value']:.3g}" for test in tests)
             cells = [task, name, points(difference), p_values, "; ".join(filter(None, margins))]
             lines.append(table_row(cells))
-    if len(studies) > 1:
+    if len(benchmarks(studies)) > 1:
         for one in _sets(studies):
             for name in _refined(studies, one.number):
                 found = pooled(studies, one.number, name)

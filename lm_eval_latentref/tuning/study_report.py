@@ -260,7 +260,11 @@ def _sweeps(study: Study) -> list[str]:
 
 def _training(study: Study) -> list[str]:
     """Minutes, references, losses and data of the sets whose folder tells them."""
-    told = {_name(one, part): log for one in study.sets for part, log in one.trainings.items()}
+    told = {
+        _name(one) if folder == one.folder else folder: log
+        for one in study.sets
+        for folder, log in one.trainings.items()
+    }
     if not told:
         return []
     phases = list(dict.fromkeys(phase for log in told.values() for phase in log.seconds))
@@ -327,17 +331,17 @@ def _commands(study: Study) -> list[str]:
 def _power(one: TrainedSet) -> str:
     """How small a difference so many problems can show, at best and as the rows differ here."""
     num = len(_coconut(one).values)
+    at_best = detectable_difference(num, discordant_share=0.0)
     text = (
         "At 5 % significance and 80 % power so many problems show a difference of "
-        f"{percent(detectable_difference(num, discordant_share=0.0))} points if none of them "
-        "changes the other way"
+        f"{percent(at_best)} points if none of them changes the other way"
     )
     changed = max((_share_changed(row) for row in one.rows.values() if row.setting), default=0.0)
-    if changed == 0.0:
-        return f"{text}."
+    if changed <= at_best:
+        return f"{text}; refinement changes fewer here, {percent(changed)} % at most."
     return (
         f"{text}, and of {percent(detectable_difference(num, discordant_share=changed))} points if "
-        f"as many change as by refinement here ({percent(changed)} % at most)."
+        f"as many change as by refinement here, {percent(changed)} % at most."
     )
 
 
@@ -417,11 +421,9 @@ def _coconut(one: TrainedSet) -> Any:
     return one.rows[COCONUT].run
 
 
-def _name(one: TrainedSet, part: str | None = None) -> str:
-    """The set, or the part of it in folder `part`, with its training seed."""
+def _name(one: TrainedSet) -> str:
     seed = one.recipe.get("seed")
-    name = part or one.folder
-    return name if seed is None else f"{name}, training seed {seed}"
+    return one.folder if seed is None else f"{one.folder}, training seed {seed}"
 
 
 def _model(one: TrainedSet) -> str:
