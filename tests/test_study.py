@@ -371,6 +371,8 @@ def test_pooling_counts_every_problem_once():
     assert (found["test"]["only_first"], found["test"]["only_second"]) == (1, 11)
     twice = {"latentref_mathqa": study(10, 1, 3), "latentref_mathqa_harness": study(10, 0, 4)}
     assert pooled(twice, 0, "both") == pooled({"latentref_mathqa": study(10, 1, 3)}, 0, "both")
+    others = {"latentref_prosqa": study(10, 1, 3), "latentref_prosqa_generated": study(10, 0, 4)}
+    assert pooled(others, 0, "both")["problems"] == 20  # which are not the published ones
 
 
 def test_a_gain_is_exact_only_where_both_of_its_rows_are():

@@ -118,10 +118,10 @@ def pooled(studies: Mapping[str, Content], number: int, name: str) -> dict[str, 
 
 
 def benchmarks(studies: Mapping[str, Content]) -> dict[str, Content]:
-    """The first study of each benchmark, by the benchmark's name."""
+    """The first study of each benchmark, by the name of its plain task."""
     found: dict[str, Content] = {}
     for task, study in studies.items():
-        found.setdefault(task.removeprefix("latentref_").split("_")[0], study)
+        found.setdefault(task.removesuffix("_mc").removesuffix("_harness"), study)
     return found
 
 
