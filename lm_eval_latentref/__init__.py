@@ -12,17 +12,20 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from lm_eval_latentref.config import RefinementConfig
+    from lm_eval_latentref.checkpoints.loading import load
     from lm_eval_latentref.errors import LatentRefError
-    from lm_eval_latentref.reasoner import Reasoner, load
+    from lm_eval_latentref.harness.model import LatentRefLM
+    from lm_eval_latentref.latent.config import RefinementConfig
+    from lm_eval_latentref.latent.reasoner import Reasoner
 
-__all__ = ["LatentRefError", "Reasoner", "RefinementConfig", "load"]
+__all__ = ["LatentRefError", "LatentRefLM", "Reasoner", "RefinementConfig", "load"]
 
 _HOMES = {
     "LatentRefError": "errors",
-    "Reasoner": "reasoner",
-    "RefinementConfig": "config",
-    "load": "reasoner",
+    "LatentRefLM": "harness.model",
+    "Reasoner": "latent.reasoner",
+    "RefinementConfig": "latent.config",
+    "load": "checkpoints.loading",
 }
 
 

@@ -19,7 +19,7 @@ from types import ModuleType
 from typing import Any
 
 MODEL_NAME = "latentref"
-MODEL_TARGET = "lm_eval_latentref.model:LatentRefLM"
+MODEL_TARGET = "lm_eval_latentref.harness.model:LatentRefLM"
 LM_EVAL_MODELS = "lm_eval.models"
 
 

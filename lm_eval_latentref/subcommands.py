@@ -48,7 +48,7 @@ BENCH_OPTIONS = {
 
 def run(arguments: Sequence[str]) -> int:
     """Hands lm-eval its command line, with this package's model and tasks."""
-    from lm_eval_latentref.harness import run
+    from lm_eval_latentref.harness.command import run
 
     run(arguments)
     return 0
@@ -64,7 +64,7 @@ def tasks_path(args: argparse.Namespace) -> int:
 
 def ask(args: argparse.Namespace) -> int:
     """Prints the answer to one question, and the size of each thought where that is asked."""
-    from lm_eval_latentref.reasoner import load
+    from lm_eval_latentref.checkpoints.loading import load
 
     answer = load(**_model_arguments(args)).ask(args.question, max_new_tokens=args.max_new_tokens)
     if args.show_thoughts:
@@ -123,9 +123,9 @@ def sweep(args: argparse.Namespace) -> int:
     """Tries settings on a dev split; prints the table, then one JSON line."""
     import json
 
-    from lm_eval_latentref.provenance import command
-    from lm_eval_latentref.tuning.sweep import sweep
-    from lm_eval_latentref.tuning.sweep_report import as_text, last_line, save
+    from lm_eval_latentref.evaluation.provenance import command
+    from lm_eval_latentref.evaluation.sweep import sweep
+    from lm_eval_latentref.evaluation.sweep_report import as_text, last_line, save
 
     names = ("task", "output", "limit", "seed", "compare", "write", "include_path", "latent_steps")
     grids = ("memory_rates", "step_sizes", "search_steps")
@@ -150,8 +150,8 @@ def compare(args: argparse.Namespace) -> int:
     """Prints the paired tests of two runs, then one JSON line."""
     import json
 
-    from lm_eval_latentref.tuning.compare import as_json, as_text, compare
-    from lm_eval_latentref.tuning.samples import read_answers
+    from lm_eval_latentref.evaluation.compare import as_json, as_text, compare
+    from lm_eval_latentref.evaluation.samples import read_answers
 
     first, second = (read_answers(name, metric=args.metric) for name in (args.first, args.second))
     found = compare(first, second, seed=args.seed)
@@ -172,9 +172,9 @@ def bench(args: argparse.Namespace) -> int:
 
 def study(args: argparse.Namespace) -> int:
     """Writes the results' page, or the page of several tasks, and prints it."""
-    from lm_eval_latentref.provenance import command
-    from lm_eval_latentref.tuning import overview, pages, study_report
-    from lm_eval_latentref.tuning.study import run_studies
+    from lm_eval_latentref.evaluation import overview, pages, study_report
+    from lm_eval_latentref.evaluation.provenance import command
+    from lm_eval_latentref.evaluation.study import run_studies
 
     names = ("work", "latent_steps", "memory_rates", "step_sizes", "limit", "dev_limit", "margins")
     others = ("seed", "batch_size", "device", "dtype")
@@ -191,9 +191,9 @@ def study(args: argparse.Namespace) -> int:
 
 def diagnose(args: argparse.Namespace) -> int:
     """Writes why refinement helps or does not, and prints it."""
-    from lm_eval_latentref.provenance import command
-    from lm_eval_latentref.tuning.diagnosis import diagnose
-    from lm_eval_latentref.tuning.diagnosis_report import as_markdown, save
+    from lm_eval_latentref.evaluation.diagnosis import diagnose
+    from lm_eval_latentref.evaluation.diagnosis_report import as_markdown, save
+    from lm_eval_latentref.evaluation.provenance import command
 
     names = ("task", "work", "latent_steps", "limit", "batch_size", "seed")
     options = {name: getattr(args, name) for name in names}
@@ -205,9 +205,9 @@ def diagnose(args: argparse.Namespace) -> int:
 
 def thoughts(args: argparse.Namespace) -> int:
     """Writes what thoughts read as before and after refinement, and prints it."""
-    from lm_eval_latentref.provenance import command
-    from lm_eval_latentref.tuning.cases import study_cases
-    from lm_eval_latentref.tuning.cases_report import as_markdown, check_file, save
+    from lm_eval_latentref.evaluation.cases import study_cases
+    from lm_eval_latentref.evaluation.cases_report import as_markdown, check_file, save
+    from lm_eval_latentref.evaluation.provenance import command
 
     names = ("task", "work", "num", "latent_steps", "memory_rate", "step_size", "limit")
     options = {name: getattr(args, name) for name in (*names, "batch_size", "device", "dtype")}
@@ -220,7 +220,7 @@ def thoughts(args: argparse.Namespace) -> int:
 
 def demo(args: argparse.Namespace) -> int:
     """A first evaluation of what comes with the package."""
-    from lm_eval_latentref.demo import run_demo
+    from lm_eval_latentref.evaluation.demo import run_demo
 
     return run_demo(output=args.output, limit=args.limit)
 

@@ -10,7 +10,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from lm_eval_latentref.tuning.runs import evaluate
+from lm_eval_latentref.evaluation.runs import evaluate
 
 GOLDEN = Path(__file__).parent / "golden" / "hops_small.json"
 NUM_PROBLEMS = 25

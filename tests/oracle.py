@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from lm_eval_latentref.config import RefinementConfig
+from lm_eval_latentref.latent.config import RefinementConfig
 
 
 def embed(model: PreTrainedModel, ids: Sequence[int]) -> Tensor:

@@ -67,8 +67,8 @@ def test_the_line_costs_less_than_a_millisecond():
 def test_the_model_is_registered_lazily_beside_the_built_in_ones(install):
     code = f"{install}\n{REGISTRY}from lm_eval.models import MODEL_MAPPING\n"
     code += "print(models._objs['latentref'], set(models.keys()) - set(MODEL_MAPPING))\n"
-    code += "print('torch' in sys.modules, 'lm_eval_latentref.model' in sys.modules)"
-    target = "lm_eval_latentref.model:LatentRefLM"
+    code += "print('torch' in sys.modules, 'lm_eval_latentref.harness.model' in sys.modules)"
+    target = "lm_eval_latentref.harness.model:LatentRefLM"
     assert run(code) == f"{target} {{'latentref'}}\nFalse False"
 
 

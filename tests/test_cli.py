@@ -12,11 +12,12 @@ from types import ModuleType, SimpleNamespace
 import pytest
 import torch
 
-from lm_eval_latentref import demo, harness
 from lm_eval_latentref.benchmarks import published
 from lm_eval_latentref.benchmarks.tasks import tasks_path
 from lm_eval_latentref.cli import main
 from lm_eval_latentref.errors import LatentRefError
+from lm_eval_latentref.evaluation import demo
+from lm_eval_latentref.harness import command as harness
 
 
 @pytest.fixture
@@ -34,7 +35,7 @@ def fake_load(monkeypatch):
         seen.max_new_tokens = max_new_tokens
         return SimpleNamespace(text=f"{question}!", thoughts=torch.full((2, 4), 3.0))
 
-    module = ModuleType("lm_eval_latentref.reasoner")
+    module = ModuleType("lm_eval_latentref.checkpoints.loading")
     module.load = load
     monkeypatch.setitem(sys.modules, module.__name__, module)
     return seen

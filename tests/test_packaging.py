@@ -250,7 +250,7 @@ def test_uninstalling_leaves_nothing(tmp_path, kind):
     environment.pip("install", "--no-deps", "--no-index", str(build(kind, tmp_path)))
     assert "lm_eval_latentref.pth" in environment.files() - before
     # Byte code that running it left behind goes too.
-    environment.run(["-c", "import lm_eval_latentref.config"])
+    environment.run(["-c", "import lm_eval_latentref.latent.config"])
     environment.pip("uninstall", "--yes", "lm-eval-latentref")
     assert environment.files() == before
     environment.lend_packages()

@@ -10,7 +10,7 @@ import transformers
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
 
-from lm_eval_latentref.protocol import MARKERS
+from lm_eval_latentref.latent.protocol import MARKERS
 
 HIDDEN_SIZE = 32
 VOCAB_SIZE = 300

@@ -22,7 +22,7 @@ from lm_eval_latentref.checkpoints.loading import (
     load_tokenizer,
     resolve,
 )
-from lm_eval_latentref.protocol import MARKERS
+from lm_eval_latentref.latent.protocol import MARKERS
 
 PLAIN_ROWS = len(tiny_tokenizer(markers=False))
 MARKER_ROWS = PLAIN_ROWS + len(MARKERS)

@@ -30,7 +30,7 @@ from lm_eval_latentref.bench.sides import (
     mathqa_documents,
     score_choices,
 )
-from lm_eval_latentref.tuning.statistics import mcnemar
+from lm_eval_latentref.evaluation.statistics import mcnemar
 
 HF, OURS = "--model hf", "--model latentref"
 TARGET = 2.5

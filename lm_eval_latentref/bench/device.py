@@ -17,14 +17,14 @@ from typing import Any
 
 import torch
 
-from lm_eval_latentref.accounting import peak_memory
-from lm_eval_latentref.batching import Tokens
 from lm_eval_latentref.bench.ceilings import Peaks, measure_peaks
 from lm_eval_latentref.bench.report import Report, Spread, environment, timed_call
 from lm_eval_latentref.bench.subjects import ADAPTERS, build, check_names, questions
 from lm_eval_latentref.bench.workload import PHASES, Meter, Work
 from lm_eval_latentref.errors import LatentRefError
-from lm_eval_latentref.reasoner import Reasoner
+from lm_eval_latentref.latent.accounting import peak_memory
+from lm_eval_latentref.latent.batching import Tokens
+from lm_eval_latentref.latent.reasoner import Reasoner
 
 MODELS = {"cuda": f"{ADAPTERS},qwen2.5-1.5b,llama-3.2-3b", "cpu": "tiny"}
 BATCH_SIZE = {"cuda": 64, "cpu": 4}

@@ -14,9 +14,9 @@ from functools import partial
 from lm_eval_latentref.bench import published
 from lm_eval_latentref.bench.report import Report, Side, alternate, compare_speed, verdict
 from lm_eval_latentref.bench.sides import counts_of, facts, load_lm, prosqa_prompts, thinking, write
-from lm_eval_latentref.config import RefinementConfig
 from lm_eval_latentref.errors import LatentRefError
-from lm_eval_latentref.model import LatentRefLM
+from lm_eval_latentref.harness.model import LatentRefLM
+from lm_eval_latentref.latent.config import RefinementConfig
 
 PUBLISHED, OURS = "published loop", "--model latentref"
 TARGETS = {"cpu": 12.0, "cuda": 40.0}

@@ -20,10 +20,10 @@ import numpy as np
 
 from lm_eval_latentref.bench.report import Report, Spread, timed_call
 from lm_eval_latentref.bench.sides import facts, load_lm, perturbed, prosqa_prompts, thinking
-from lm_eval_latentref.config import RefinementConfig
 from lm_eval_latentref.errors import LatentRefError
-from lm_eval_latentref.reasoner import Reasoner
-from lm_eval_latentref.tuning.plots import figure_class
+from lm_eval_latentref.evaluation.plots import figure_class
+from lm_eval_latentref.latent.config import RefinementConfig
+from lm_eval_latentref.latent.reasoner import Reasoner
 
 
 @dataclass(frozen=True)

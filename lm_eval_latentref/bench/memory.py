@@ -21,11 +21,11 @@ from typing import Any
 
 import torch
 
-from lm_eval_latentref.accounting import peak_memory
 from lm_eval_latentref.bench.refinement import settings
 from lm_eval_latentref.bench.report import Report, Spread, environment, verdict
 from lm_eval_latentref.bench.sides import mathqa_documents, prosqa_prompts, score_choices, write
 from lm_eval_latentref.errors import LatentRefError
+from lm_eval_latentref.latent.accounting import peak_memory
 
 HF, OURS = "--model hf", "three adapters"
 TARGET = 1.2
@@ -135,7 +135,7 @@ def measure_adapters(
     """Peaks of a backbone and two references, refined thoughts and all."""
     from transformers import AutoConfig
 
-    from lm_eval_latentref.model import LatentRefLM
+    from lm_eval_latentref.harness.model import LatentRefLM
 
     backbone, strong, weak = adapters
     hidden_size = AutoConfig.from_pretrained(Path(backbone).parent / "base").hidden_size

@@ -16,8 +16,8 @@ from functools import partial
 from lm_eval_latentref.bench.generation import LATENT_STEPS, NEW_TOKENS
 from lm_eval_latentref.bench.report import Report, Side, alternate, compare_speed, verdict
 from lm_eval_latentref.bench.sides import facts, load_lm, perturbed, prosqa_prompts, thinking, write
-from lm_eval_latentref.config import RefinementConfig
-from lm_eval_latentref.model import LatentRefLM
+from lm_eval_latentref.harness.model import LatentRefLM
+from lm_eval_latentref.latent.config import RefinementConfig
 
 PLAIN, REFINED = "plain Coconut", "both references"
 TARGET = 3.2

@@ -21,7 +21,7 @@ from typing import Any
 import torch
 
 from lm_eval_latentref.errors import LatentRefError
-from lm_eval_latentref.provenance import command, machine, versions
+from lm_eval_latentref.evaluation.provenance import command, machine, versions
 
 NUM_WARM_UP = 2
 """Documents that each side answers before the clock runs."""

@@ -24,9 +24,9 @@ from lm_eval_latentref.benchmarks.documents import documents, generated_document
 from lm_eval_latentref.benchmarks.published import DATA_VARIABLE
 from lm_eval_latentref.checkpoints.loading import LoadedModel
 from lm_eval_latentref.checkpoints.packaged import BASE_NAME
-from lm_eval_latentref.config import RefinementConfig
-from lm_eval_latentref.model import LatentRefLM
-from lm_eval_latentref.reasoner import Reasoner
+from lm_eval_latentref.harness.model import LatentRefLM
+from lm_eval_latentref.latent.config import RefinementConfig
+from lm_eval_latentref.latent.reasoner import Reasoner
 
 Document = dict[str, Any]
 

@@ -17,14 +17,20 @@ from typing import Any
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, LlamaConfig, PreTrainedModel, Qwen2Config
 
-from lm_eval_latentref.batching import Tokens
 from lm_eval_latentref.bench.memory import write_checkpoints
 from lm_eval_latentref.bench.refinement import settings
 from lm_eval_latentref.bench.sides import prosqa_prompts
 from lm_eval_latentref.bench.train import prosqa_rows
-from lm_eval_latentref.checkpoints.loading import LoadedModel, LoadedSet, load_tokenizer, resolve
+from lm_eval_latentref.checkpoints.loading import (
+    LoadedModel,
+    LoadedSet,
+    load,
+    load_tokenizer,
+    resolve,
+)
 from lm_eval_latentref.errors import LatentRefError
-from lm_eval_latentref.reasoner import Reasoner, load
+from lm_eval_latentref.latent.batching import Tokens
+from lm_eval_latentref.latent.reasoner import Reasoner
 
 ADAPTERS = "smollm2-135m-base"
 """The weights of that base with three random LoRA adapters, not the trained set on it."""

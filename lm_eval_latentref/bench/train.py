@@ -33,9 +33,9 @@ from lm_eval_latentref.bench.report import (
     verdict,
 )
 from lm_eval_latentref.benchmarks import prosqa
-from lm_eval_latentref.networks import Network
-from lm_eval_latentref.protocol import answer_text, prompt
-from lm_eval_latentref.thoughts import Markers
+from lm_eval_latentref.latent.networks import Network
+from lm_eval_latentref.latent.protocol import answer_text, prompt
+from lm_eval_latentref.latent.thoughts import Markers
 from lm_eval_latentref.training.curriculum import Curriculum, Problem, Row
 from lm_eval_latentref.training.learner import Learner
 from lm_eval_latentref.training.loss import loss_sum, num_labelled

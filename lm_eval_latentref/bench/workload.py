@@ -20,9 +20,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-from lm_eval_latentref.batching import Tokens
-from lm_eval_latentref.networks import Network
-from lm_eval_latentref.reasoner import Reasoner
+from lm_eval_latentref.latent.batching import Tokens
+from lm_eval_latentref.latent.networks import Network
+from lm_eval_latentref.latent.reasoner import Reasoner
 
 PHASES = ("encode", "think", "decode")
 

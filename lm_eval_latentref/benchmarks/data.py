@@ -23,10 +23,10 @@ from lm_eval_latentref.benchmarks.rows import (
     BENCHMARKS,
     Row,
     harness_example,
-    normalise_question,
 )
+from lm_eval_latentref.checkpoints.questions import normalise_question
 from lm_eval_latentref.errors import LatentRefError
-from lm_eval_latentref.protocol import Example
+from lm_eval_latentref.latent.protocol import Example
 
 logger = logging.getLogger(__name__)
 

@@ -17,7 +17,7 @@ from typing import Any
 from lm_eval_latentref.benchmarks import hops, prosqa
 from lm_eval_latentref.benchmarks.data import load_split
 from lm_eval_latentref.benchmarks.rows import BENCHMARKS, harness_choices, harness_example
-from lm_eval_latentref.protocol import answer_text, extract_answer, prompt
+from lm_eval_latentref.latent.protocol import answer_text, extract_answer, prompt
 
 Document = dict[str, Any]
 

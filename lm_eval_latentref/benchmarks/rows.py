@@ -11,14 +11,12 @@ and no splits: those are `published` and `data`.
 from __future__ import annotations
 
 import re
-import string
-import unicodedata
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from lm_eval_latentref.errors import LatentRefError
-from lm_eval_latentref.protocol import ClozeExample, Example
+from lm_eval_latentref.latent.protocol import ClozeExample, Example
 
 Row = Mapping[str, Any]
 
@@ -60,21 +58,6 @@ class Benchmark:
                 "\n", " "
             )
         )
-
-
-def normalise_question(text: str) -> str:
-    """`text` in lower case without white space and punctuation, to find equal questions by.
-
-    White space goes altogether because MathQA spaces out what it took from AQUA-RAT
-    ("don ' t", "3 . 5 %").
-    """
-    return "".join(
-        char
-        for char in text.lower()
-        if not char.isspace()
-        and char not in string.punctuation
-        and not unicodedata.category(char).startswith("P")
-    )
 
 
 def harness_choices(options: str) -> list[str]:

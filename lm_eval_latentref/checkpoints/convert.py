@@ -25,7 +25,6 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from lm_eval_latentref.checkpoints import vocabulary
 from lm_eval_latentref.checkpoints.adapters import (
     CONFIG,
     PICKLED_WEIGHTS,
@@ -48,9 +47,9 @@ from lm_eval_latentref.checkpoints.record import learnt_from
 from lm_eval_latentref.checkpoints.sets import SetPlan, resolve
 from lm_eval_latentref.checkpoints.sources import Source, default_source
 from lm_eval_latentref.checkpoints.state_dicts import make_skeleton, read_tensors
-from lm_eval_latentref.config import RefinementConfig
 from lm_eval_latentref.errors import LatentRefError
-from lm_eval_latentref.protocol import END_LATENT, START_LATENT
+from lm_eval_latentref.latent.config import RefinementConfig
+from lm_eval_latentref.latent.protocol import END_LATENT, START_LATENT, known_markers
 
 logger = logging.getLogger(__name__)
 
@@ -235,7 +234,7 @@ def _save_own_tokenizer(
     With rows of its own for the markers: the backbone's, whose ids are the same. Otherwise its own
     if it lacks the markers, else none: then its rows stay borrowed.
     """
-    markers = vocabulary.known_markers(backbone)
+    markers = known_markers(backbone)
     fed = {markers[name] for name in (START_LATENT, END_LATENT) if name in markers}
     if fed and not fed & borrowed:
         backbone.save_pretrained(folder)
@@ -247,7 +246,7 @@ def _save_own_tokenizer(
         )
     if source.weights is None and has_tokenizer(source):
         own = open_tokenizer(source, trust_remote_code)
-        if not vocabulary.known_markers(own):
+        if not known_markers(own):
             own.save_pretrained(folder)
 
 

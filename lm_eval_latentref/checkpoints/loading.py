@@ -5,15 +5,19 @@
     loaded = load_set(plan, load_model=default_loader(dtype="float32"), tokenizer=tokenizer)
 
 What can be checked from configurations and tokenizers is checked before any weight is read.
-Deliberately knows nothing of refinement and of lm-eval: whoever calls says how a base is opened.
+Whoever calls `load_set` says how a base is opened; `load` opens it by transformers alone.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import logging
-from dataclasses import dataclass, field
+import time
+from dataclasses import dataclass
+from functools import partial
 from typing import Any
+
+import torch
 
 from lm_eval_latentref.checkpoints import vocabulary
 from lm_eval_latentref.checkpoints.adapters import (
@@ -22,6 +26,7 @@ from lm_eval_latentref.checkpoints.adapters import (
     compute_in_one_dtype,
     read_adapter,
 )
+from lm_eval_latentref.checkpoints.arguments import check_known
 from lm_eval_latentref.checkpoints.opening import (
     ModelLoader,
     check_loading_info,
@@ -33,11 +38,15 @@ from lm_eval_latentref.checkpoints.opening import (
     open_model,
     open_tokenizer,
 )
+from lm_eval_latentref.checkpoints.planning import plan_run
 from lm_eval_latentref.checkpoints.sets import SetPlan, resolve
 from lm_eval_latentref.checkpoints.sources import Source, describe, fingerprint
 from lm_eval_latentref.checkpoints.state_dicts import RawStateDict, lay, read_raw
-from lm_eval_latentref.checkpoints.vocabulary import marker_ids
 from lm_eval_latentref.errors import LatentRefError
+from lm_eval_latentref.latent.config import OPTION_NAMES
+from lm_eval_latentref.latent.loaded import LoadedModel, LoadedSet
+from lm_eval_latentref.latent.protocol import known_markers, marker_ids
+from lm_eval_latentref.latent.reasoner import Reasoner
 
 __all__ = [
     "LoadedModel",
@@ -49,6 +58,7 @@ __all__ = [
     "check_set",
     "default_loader",
     "fingerprint",
+    "load",
     "load_alone",
     "load_set",
     "load_tokenizer",
@@ -57,35 +67,6 @@ __all__ = [
 ]
 
 logger = logging.getLogger(__name__)
-
-
-@dataclass(kw_only=True)
-class LoadedModel:
-    """One model of a set, ready for inference: eval mode, no parameter requires a gradient."""
-
-    model: Any
-    """A PreTrainedModel, or a PeftModel which other members of the set may share."""
-
-    adapter: str | None = None
-    """The PEFT adapter to activate; None with a PeftModel: all adapters disabled."""
-
-    borrowed_ids: frozenset[int] = frozenset()
-    """Tokens whose embedding row must come from the backbone: markers this model never learnt."""
-
-    identity: dict[str, str] = field(default_factory=dict)
-    """Names, revisions and commits; `fingerprint(source)` adds the hash of local files."""
-
-    source: Source | None = None
-
-
-@dataclass(kw_only=True)
-class LoadedSet:
-    """The backbone with its tokenizer and, where given, both references."""
-
-    tokenizer: Any
-    backbone: LoadedModel
-    strong: LoadedModel | None = None
-    weak: LoadedModel | None = None
 
 
 @dataclass(frozen=True)
@@ -127,6 +108,61 @@ class _Facts:
     def trains_rows(self) -> bool:
         """Whether its adapter trained single rows of the embedding."""
         return self.adapter is not None and bool(self.adapter.trained_ids)
+
+
+def load(
+    pretrained: str | None = None,
+    *,
+    strong: str | None = None,
+    weak: str | None = None,
+    weights: str | None = None,
+    peft: str | None = None,
+    gguf_file: str | None = None,
+    revision: str | None = None,
+    subfolder: str = "",
+    tokenizer: str | None = None,
+    device: str | None = None,
+    max_length: int | None = None,
+    trust_remote_code: bool = False,
+    **options: Any,
+) -> Reasoner:
+    """Load a set of checkpoints by name; arguments as those of `lm_eval --model latentref`.
+
+    Args:
+        pretrained: the backbone; None for the trained set of this package, smollm2-135m.
+        device: where the models go; None for the GPU when there is one. Not used with `device_map`.
+        options: the fields of `RefinementConfig`, and arguments of `from_pretrained` (`dtype`,
+            `device_map`, `attn_implementation`, ...).
+
+    Raises:
+        LatentRefError: something given cannot be used; the message says what and why.
+    """
+    started = time.perf_counter()
+    plan, config = plan_run(
+        {name: options.pop(name) for name in OPTION_NAMES if name in options},
+        pretrained=pretrained,
+        strong=strong,
+        weak=weak,
+        weights=weights,
+        peft=peft,
+        gguf_file=gguf_file,
+        revision=revision,
+        subfolder=subfolder,
+        tokenizer=tokenizer,
+    )
+    check_known(options, open_config(plan.backbone, "pretrained", trust_remote_code))
+    loading = {"dtype": "auto", "trust_remote_code": trust_remote_code, **options}
+    if "device_map" not in loading:
+        loading["device_map"] = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    loaded = load_set(
+        plan,
+        load_model=default_loader(**loading),
+        tokenizer=load_tokenizer(plan.backbone, trust_remote_code=trust_remote_code),
+        trust_remote_code=trust_remote_code,
+    )
+    reasoner = Reasoner(loaded, config, max_length=max_length)
+    reasoner.accounting.loaded(time.perf_counter() - started)
+    return reasoner
 
 
 def load_set(
@@ -204,7 +240,7 @@ def _learn(role: str, source: Source, tokenizer: Any, trust_remote_code: bool) -
 def _check_set(facts: dict[str, _Facts], tokenizer: Any) -> None:
     """Raises LatentRefError unless hidden sizes and vocabularies fit together."""
     backbone = facts["pretrained"]
-    for marker, token_id in vocabulary.known_markers(tokenizer).items():
+    for marker, token_id in known_markers(tokenizer).items():
         if token_id >= backbone.num_rows:
             raise LatentRefError(
                 f"{backbone.label} has {backbone.num_rows} embedding rows, but {marker} has id "
@@ -232,13 +268,13 @@ def _check_set(facts: dict[str, _Facts], tokenizer: Any) -> None:
 
 def _borrowed_ids(member: _Facts, tokenizer: Any, trust_remote_code: bool) -> frozenset[int]:
     """Markers of the backbone for which this reference has no row made for them."""
-    own = vocabulary.known_markers(member.tokenizer) if member.tokenizer is not None else {}
+    own = known_markers(member.tokenizer) if member.tokenizer is not None else {}
     base = own
     if member.adapter is not None:
         plain = dataclasses.replace(member.source, adapter=None, tokenizer=None)
         has_own = member.raw is None and has_tokenizer(plain)
         base_tokenizer = open_tokenizer(plain, trust_remote_code) if has_own else None
-        base = vocabulary.known_markers(base_tokenizer) if base_tokenizer is not None else {}
+        base = known_markers(base_tokenizer) if base_tokenizer is not None else {}
     raw = member.raw is not None and has_marker_rows(member.raw, member.config, tokenizer)
 
     def is_own(marker: str, token_id: int) -> bool:
@@ -248,7 +284,7 @@ def _borrowed_ids(member: _Facts, tokenizer: Any, trust_remote_code: bool) -> fr
             return True
         return raw or (marker in base and token_id < member.base_rows)
 
-    markers = vocabulary.known_markers(tokenizer).items()
+    markers = known_markers(tokenizer).items()
     return frozenset(token_id for marker, token_id in markers if not is_own(marker, token_id))
 
 
@@ -304,6 +340,7 @@ def _load_group(members: list[_Facts], load_model: ModelLoader) -> dict[str, Loa
             model=model,
             adapter=names[one.role] if one.adapter is not None else None,
             identity=describe(one.source),
+            fingerprint=partial(fingerprint, one.source),
             source=one.source,
         )
         for one in members

@@ -16,8 +16,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lm_eval_latentref.config import OPTION_NAMES, RefinementConfig
 from lm_eval_latentref.errors import LatentRefError
+from lm_eval_latentref.latent.config import OPTION_NAMES, RefinementConfig
 
 MANIFEST_NAME = "latentref.json"
 FORMAT_VERSION = 1

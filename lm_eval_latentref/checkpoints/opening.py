@@ -23,7 +23,7 @@ from lm_eval_latentref.checkpoints.folders import TOKENIZER_FILES, Folder, one_l
 from lm_eval_latentref.checkpoints.sources import Source
 from lm_eval_latentref.checkpoints.state_dicts import RawStateDict, read_raw
 from lm_eval_latentref.errors import LatentRefError
-from lm_eval_latentref.protocol import MARKERS
+from lm_eval_latentref.latent.protocol import MARKERS, known_markers
 
 ModelLoader = Callable[[Source], Any]
 """Opens `Source.base` alone, without adapter and raw weights, as a causal language model."""
@@ -172,7 +172,7 @@ def has_marker_rows(raw: RawStateDict, config: Any, tokenizer: Any) -> bool:
     if raw.num_rows == with_markers and (raw.is_coconut or with_markers != padded):
         return True
     if raw.num_rows == with_markers:  # as many rows as the base model: are they the markers'?
-        return bool(vocabulary.known_markers(tokenizer))
+        return bool(known_markers(tokenizer))
     if not raw.is_coconut and raw.num_rows in (plain, padded):
         return False
     allowed = sorted({with_markers} if raw.is_coconut else {plain, padded, with_markers})

@@ -12,6 +12,8 @@ from __future__ import annotations
 
 import hashlib
 import os
+import string
+import unicodedata
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -19,13 +21,27 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from lm_eval_latentref.benchmarks.rows import normalise_question
 from lm_eval_latentref.errors import LatentRefError
 
 QUESTIONS_NAME = "trained_questions.npy"
 
 Hashes = NDArray[Any]
 """Sorted 64-bit integers, each once."""
+
+
+def normalise_question(text: str) -> str:
+    """`text` in lower case without white space and punctuation, to find equal questions by.
+
+    White space goes altogether because MathQA spaces out what it took from AQUA-RAT
+    ("don ' t", "3 . 5 %").
+    """
+    return "".join(
+        char
+        for char in text.lower()
+        if not char.isspace()
+        and char not in string.punctuation
+        and not unicodedata.category(char).startswith("P")
+    )
 
 
 def hash_questions(questions: Iterable[str]) -> Hashes:

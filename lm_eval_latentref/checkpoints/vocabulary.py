@@ -1,56 +1,14 @@
-"""Which token has which id: the markers, and whether three tokenizers agree.
+"""Vocabularies: how many plain tokens there are, and whether three tokenizers agree.
 
-    marker_ids(tokenizer, "auto")      # (50257, 50258), or None when markers are off
+    check_same_ids(("pretrained", "strong"), backbone_tokenizer, reference_tokenizer)
 
 Works on tokenizers alone; deliberately knows no weights and no files.
 """
 
 from __future__ import annotations
 
-from typing import Any
-
 from lm_eval_latentref.errors import LatentRefError
-from lm_eval_latentref.protocol import END_LATENT, MARKERS, START_LATENT
-
-Tokenizer = Any
-
-
-def marker_ids(tokenizer: Tokenizer, latent_markers: str) -> tuple[int, int] | None:
-    """Ids of the start and the end marker, or None when `tokenizer` has neither.
-
-    `latent_markers` is "auto" or "none" (None always). A tokenizer that has one of the two is an
-    error: the model was trained with both or with none.
-    """
-    if latent_markers == "none":
-        return None
-    ids = {marker: single_token(tokenizer, marker) for marker in (START_LATENT, END_LATENT)}
-    missing = [marker for marker, token_id in ids.items() if token_id is None]
-    if len(missing) == 2:
-        return None
-    if missing:
-        (present,) = [marker for marker in ids if marker not in missing]
-        raise LatentRefError(
-            f"the tokenizer has {present} but not {missing[0]}; latent_markers=auto needs both or "
-            "neither: add the missing token and its trained row, or set latent_markers=none"
-        )
-    start, end = ids[START_LATENT], ids[END_LATENT]
-    assert start is not None
-    assert end is not None
-    return start, end
-
-
-def single_token(tokenizer: Tokenizer, text: str) -> int | None:
-    """The id of `text` if it is one token of the vocabulary and is encoded as this token."""
-    token_id = tokenizer.get_vocab().get(text)
-    if token_id is None:
-        return None
-    return token_id if tokenizer.encode(text, add_special_tokens=False) == [token_id] else None
-
-
-def known_markers(tokenizer: Tokenizer) -> dict[str, int]:
-    """The markers in the vocabulary of `tokenizer`, with their ids."""
-    vocabulary = tokenizer.get_vocab()
-    return {marker: vocabulary[marker] for marker in MARKERS if marker in vocabulary}
+from lm_eval_latentref.latent.protocol import MARKERS, Tokenizer, known_markers
 
 
 def num_plain(tokenizer: Tokenizer) -> int:

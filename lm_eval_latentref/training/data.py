@@ -22,9 +22,10 @@ from pathlib import Path
 from typing import Any
 
 from lm_eval_latentref.benchmarks import data, hops, prosqa
-from lm_eval_latentref.benchmarks.rows import BENCHMARKS, normalise_question
+from lm_eval_latentref.benchmarks.rows import BENCHMARKS
+from lm_eval_latentref.checkpoints.questions import normalise_question
 from lm_eval_latentref.errors import LatentRefError, saving
-from lm_eval_latentref.protocol import Example
+from lm_eval_latentref.latent.protocol import Example
 from lm_eval_latentref.training.curriculum import Problem
 from lm_eval_latentref.training.examples import parse_examples, summary, write_bad_rows
 from lm_eval_latentref.training.recipe import Recipe

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from lm_eval_latentref.errors import LatentRefError, saving
-from lm_eval_latentref.protocol import Example
+from lm_eval_latentref.latent.protocol import Example
 
 MOST_SHOWN = 10
 """Places that a summary names for each rule; more would not be read."""

@@ -18,10 +18,10 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 
-from lm_eval_latentref.config import RefinementConfig
 from lm_eval_latentref.errors import LatentRefError
-from lm_eval_latentref.protocol import Example, extract_answer, prompt
-from lm_eval_latentref.thoughts import Markers
+from lm_eval_latentref.latent.config import RefinementConfig
+from lm_eval_latentref.latent.protocol import Example, extract_answer, prompt
+from lm_eval_latentref.latent.thoughts import Markers
 from lm_eval_latentref.training.curriculum import Row, micro_batches, share
 from lm_eval_latentref.training.loss import loss_sum, num_labelled
 from lm_eval_latentref.training.models import Trainee

@@ -17,9 +17,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from lm_eval_latentref.config import RefinementConfig
-from lm_eval_latentref.networks import Network
-from lm_eval_latentref.thoughts import Context, Markers, think
+from lm_eval_latentref.latent.config import RefinementConfig
+from lm_eval_latentref.latent.networks import Network
+from lm_eval_latentref.latent.thoughts import Context, Markers, think
 from lm_eval_latentref.training.curriculum import Row
 
 

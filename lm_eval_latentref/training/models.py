@@ -27,10 +27,11 @@ from lm_eval_latentref.checkpoints.loading import LoadedModel, LoadedSet
 from lm_eval_latentref.checkpoints.manifest import Manifest, write_manifest
 from lm_eval_latentref.checkpoints.opening import default_loader, load_tokenizer, open_model
 from lm_eval_latentref.checkpoints.sources import Source
-from lm_eval_latentref.config import RefinementConfig
 from lm_eval_latentref.errors import LatentRefError
-from lm_eval_latentref.networks import Network
-from lm_eval_latentref.reasoner import Reasoner
+from lm_eval_latentref.latent.config import RefinementConfig
+from lm_eval_latentref.latent.networks import Network
+from lm_eval_latentref.latent.protocol import known_markers
+from lm_eval_latentref.latent.reasoner import Reasoner
 from lm_eval_latentref.training.recipe import Recipe
 from lm_eval_latentref.training.start import load_adapter, open_start
 from lm_eval_latentref.training.word_tokenizer import make_word_tokenizer
@@ -223,10 +224,10 @@ def _add_markers(trainee: Trainee, marker_init: str | None) -> list[int]:
     Copied as facebookresearch/coconut does, which finds that it steadies training.
     """
     tokenizer, model = trainee.tokenizer, trainee.model
-    before = vocabulary.known_markers(tokenizer)
+    before = known_markers(tokenizer)
     source_id = _initial_id(tokenizer, marker_init)
     vocabulary.add_markers(tokenizer)
-    after = vocabulary.known_markers(tokenizer)
+    after = known_markers(tokenizer)
     new_ids = sorted(after[marker] for marker in after.keys() - before.keys())
     if len(tokenizer) > len(model.get_input_embeddings().weight):
         model.resize_token_embeddings(len(tokenizer), mean_resizing=False)

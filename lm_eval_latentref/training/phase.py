@@ -22,9 +22,9 @@ from lm_eval_latentref.checkpoints.questions import (
     QUESTIONS_NAME,
     write_hashes,
 )
-from lm_eval_latentref.config import RefinementConfig
 from lm_eval_latentref.errors import LatentRefError
-from lm_eval_latentref.reasoner import find_markers
+from lm_eval_latentref.latent.config import RefinementConfig
+from lm_eval_latentref.latent.reasoner import find_markers
 from lm_eval_latentref.training.curriculum import Problem, Row, epoch_batches
 from lm_eval_latentref.training.data import encode
 from lm_eval_latentref.training.learner import Learner

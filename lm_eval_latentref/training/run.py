@@ -28,8 +28,8 @@ from lm_eval_latentref.checkpoints.questions import (
     hash_questions,
 )
 from lm_eval_latentref.errors import LatentRefError
-from lm_eval_latentref.protocol import Example
-from lm_eval_latentref.ranks import prepare_processes
+from lm_eval_latentref.harness.distributed import prepare_processes
+from lm_eval_latentref.latent.protocol import Example
 from lm_eval_latentref.training.data import load_data, texts
 from lm_eval_latentref.training.learner import Learner
 from lm_eval_latentref.training.models import state

@@ -13,7 +13,7 @@ import re
 from collections.abc import Iterable
 from typing import Any
 
-from lm_eval_latentref.protocol import answer_text
+from lm_eval_latentref.latent.protocol import answer_text
 
 END_OF_TEXT = "<|endoftext|>"
 UNKNOWN = "<|unknown|>"

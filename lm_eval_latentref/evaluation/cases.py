@@ -1,0 +1,354 @@
+"""A case study: what thoughts read as before and after refinement, where it changes an answer.
+
+    found = study_cases("out/mine", task="latentref_mathqa_mc", work="out/cases", memory_rate=0.3)
+    found.cases[0].thoughts[2].refined          # tokens and how likely each is
+
+Documents that refinement turns from wrong to right, and from right to wrong: the first ones of the
+task, none picked by hand. Thoughts are read through the backbone's own output layer. Deliberately
+prints nothing: that is `cases_report`.
+
+Shape suffixes: B documents, T thoughts, D hidden size, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lm_eval_latentref.checkpoints.sets import resolve
+from lm_eval_latentref.errors import LatentRefError
+from lm_eval_latentref.evaluation.dev_tasks import DevTask, load_task
+from lm_eval_latentref.evaluation.grid import Setting
+from lm_eval_latentref.evaluation.selection import Outcome
+from lm_eval_latentref.evaluation.statistics import McNemar, mcnemar
+from lm_eval_latentref.evaluation.sweep import JOURNAL_NAME
+from lm_eval_latentref.evaluation.sweep_model import SweepModel
+from lm_eval_latentref.evaluation.sweep_run import GridRun
+from lm_eval_latentref.latent.batching import Tokens
+from lm_eval_latentref.latent.config import RefinementConfig
+from lm_eval_latentref.latent.networks import Network
+from lm_eval_latentref.latent.reasoner import Reasoner
+from lm_eval_latentref.latent.refinement import mix_residual
+from lm_eval_latentref.latent.streams import Stream
+from lm_eval_latentref.latent.thoughts import Context
+
+NUM_TOKENS = 5
+"""Of the most likely ones that a thought is read as."""
+
+MAX_NEW_TOKENS = 64
+"""Of an answer that is written freely."""
+
+Reading = tuple[tuple[str, float], ...]
+"""Tokens with their probabilities, the likeliest first."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Thought:
+    """One thought of one document; distances are Euclidean."""
+
+    plain: Reading
+    """Of Coconut's own thought, without any refinement."""
+    raw: Reading
+    """Of what the backbone thinks after the refined thoughts before, not yet refined itself."""
+    refined: Reading
+    cosine_to_plain: float
+    """Between the refined thought and Coconut's own."""
+    moved: float
+    """|z_t - raw_t|: how far its own refinement moved it."""
+    to_strong: tuple[float, float]
+    """From the strong reference's state at this thought, before and after its refinement."""
+    to_weak: tuple[float, float]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Case:
+    """One document that refinement changes the answer to."""
+
+    doc_id: int
+    question: str
+    gold: str
+    answer_before: str
+    answer_after: str
+    margins: tuple[float, float]
+    """Of the gold answer in nats, before and after."""
+    helped: bool
+    """From wrong to right; else from right to wrong."""
+    thoughts: tuple[Thought, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class CaseStudy:
+    """All cases of one set on one task."""
+
+    folder: str
+    task: str
+    setting: Setting
+    num_documents: int
+    accuracy: tuple[float, float]
+    """Without and with refinement."""
+    test: McNemar
+    """How many documents changed to wrong, and to right."""
+    is_free: bool
+    """Whether answers are written; else, candidates are compared."""
+    model: dict[str, Any]
+    """Identity of the checkpoints, dtype, markers."""
+    cases: tuple[Case, ...]
+
+
+def study_cases(
+    folder: str,
+    *,
+    task: str,
+    work: str,
+    num: int = 6,
+    latent_steps: int | None = None,
+    memory_rate: float | None = None,
+    step_size: float | None = None,
+    limit: int | None = None,
+    **loading: Any,
+) -> CaseStudy:
+    """Finds up to `num` cases, half of each kind, and reads their thoughts.
+
+    Args:
+        task: any task with candidates or free answers, on whatever split.
+        work: folder for what is finished.
+        latent_steps, memory_rate, step_size: default: what latentref.json says; the step size is
+            in units of d/2.
+        limit: the first so many documents only.
+        loading: `batch_size`, `device`, `dtype`.
+
+    Raises:
+        LatentRefError: the set has no references, or nothing is refined.
+    """
+    plan = resolve(pretrained=folder)
+    if plan.strong is None or plan.weak is None:
+        raise LatentRefError(
+            f"{folder} has no strong and weak reference, to which a case study tells the distances "
+            "of thoughts; give a set whose latentref.json names both"
+        )
+    given = {name: value for name, value in loading.items() if value is not None}
+    # The search is asked for so that both references are loaded.
+    steps = {} if latent_steps is None else {"latent_steps": latent_steps}
+    model = SweepModel(**{"pretrained": folder, **given, **steps, "search_step_size": 1.0})
+    num_thoughts = model.reasoner.config.latent_steps
+    recorded = RefinementConfig.parse(plan.settings)
+    setting = _setting(folder, model, recorded, memory_rate, step_size)
+    asked, plain = load_task(task, limit=limit), Setting(latent_steps=num_thoughts)
+    run = GridRun(model, asked, [plain, setting])
+    run.fill(Path(work) / Path(folder).name / "cases" / task / JOURNAL_NAME)
+    outcomes = {one.setting: one for one in run.outcomes()[0]}
+    if plain not in outcomes:
+        raise LatentRefError(
+            f"{folder}: thoughts overflowed without any refinement; give --dtype float32, or fewer "
+            "--latent-steps"
+        )
+    if setting not in outcomes:
+        raise LatentRefError(f"{folder}: thoughts overflowed under {setting.label}; lower it")
+    before, after = outcomes[plain], outcomes[setting]
+    return CaseStudy(
+        folder=folder,
+        task=task,
+        setting=setting,
+        num_documents=len(asked.documents),
+        accuracy=(before.accuracy, after.accuracy),
+        test=mcnemar(before.correct, after.correct),
+        is_free=asked.is_free,
+        model=run.identity,
+        cases=_cases(run, before, after, _changed(before, after, num)),
+    )
+
+
+def _setting(
+    folder: str,
+    model: SweepModel,
+    recorded: RefinementConfig,
+    memory_rate: float | None,
+    step_size: float | None,
+) -> Setting:
+    num_thoughts = model.reasoner.config.latent_steps
+    if memory_rate is None:
+        memory_rate = recorded.memory_rate
+    if step_size is None:
+        step_size = recorded.search_step_size * 2 / model.reasoner.backbone.hidden_size
+    setting = Setting.of(num_thoughts, memory_rate, step_size, recorded.search_steps)
+    if setting.row == "plain":
+        raise LatentRefError(
+            f"{folder}: nothing is refined with memory_rate={memory_rate:g}, step size "
+            f"{step_size:g} and {num_thoughts} thoughts; give --memory-rate or --step-size"
+        )
+    return setting
+
+
+def _changed(before: Outcome, after: Outcome, num: int) -> list[int]:
+    """Places of the first documents of each kind: turned to right, then turned to wrong."""
+    pairs = list(enumerate(zip(before.correct, after.correct, strict=True)))
+    helped = [place for place, (was, is_now) in pairs if is_now and not was]
+    harmed = [place for place, (was, is_now) in pairs if was and not is_now]
+    # Where there are too few of one kind, there may be more of the other.
+    num_helped = max(num - num // 2, num - len(harmed))
+    helped = helped[:num_helped]
+    return helped + harmed[: num - len(helped)]
+
+
+def _cases(
+    run: GridRun, before: Outcome, after: Outcome, places: Sequence[int]
+) -> tuple[Case, ...]:
+    if not places:
+        return ()
+    reasoner = run.model.reasoner
+    settings = before.setting, after.setting
+    plain, refined = (
+        Reasoner(reasoner.loaded, run.configs[setting], max_length=run.model.max_length)
+        for setting in settings
+    )
+    documents = [run.task.documents[place] for place in places]
+    contexts = [run.pairs[document.requests[0]][0] for document in documents]
+    thoughts = _thoughts(plain, refined, reasoner, contexts)
+    answers = [
+        _answers(run, setting, places, who)
+        for setting, who in zip(settings, (plain, refined), strict=True)
+    ]
+    return tuple(
+        Case(
+            doc_id=document.doc_id,
+            question=run.task.requests[document.requests[0]].args[0].strip(),
+            gold=run.task.requests[document.requests[document.gold]].args[1].strip(),
+            answer_before=answers[0][number],
+            answer_after=answers[1][number],
+            margins=(before.margins[place], after.margins[place]),
+            helped=after.correct[place],
+            thoughts=thoughts[number],
+        )
+        for number, (place, document) in enumerate(zip(places, documents, strict=True))
+    )
+
+
+def _answers(
+    run: GridRun, setting: Setting, places: Sequence[int], reasoner: Reasoner
+) -> list[str]:
+    """What was answered: the likeliest candidate, or the text that is written."""
+    task: DevTask = run.task
+    documents = [task.documents[place] for place in places]
+    if task.is_free:
+        contexts = [run.pairs[one.requests[0]][0] for one in documents]
+        written = reasoner.answer(contexts, max_new_tokens=MAX_NEW_TOKENS)
+        return [one.text.strip() for one in written]
+    found = run.found[setting]
+
+    def likelihood(request: int) -> float:
+        score = found[request]
+        assert score is not None
+        return score.log_likelihood
+
+    likeliest = [max(document.requests, key=likelihood) for document in documents]
+    return [task.requests[request].args[1].strip() for request in likeliest]
+
+
+@torch.no_grad()
+def _thoughts(
+    plain: Reasoner, refined: Reasoner, reasoner: Reasoner, contexts: Sequence[Tokens]
+) -> list[tuple[Thought, ...]]:
+    """Of each context; `reasoner` has both references, whatever `refined` uses."""
+    plain_BTD = plain.think(contexts).thoughts_BTD.float()
+    refined_BTD = refined.think(contexts).thoughts_BTD.float()
+    raw_BTD = raw_thoughts(reasoner, contexts, refined_BTD)
+    mixed_BTD = raw_BTD.clone()
+    mixed_BTD[:, 1:] = mix_residual(
+        raw_BTD[:, 1:], refined_BTD[:, :-1], memory_rate=refined.config.memory_rate
+    )
+    references = reasoner.references
+    assert references is not None
+    targets = [
+        states_at(network, reasoner, contexts, refined_BTD, mixed_BTD)
+        for network in (references.strong, references.weak)
+    ]
+    distances = [
+        torch.stack([(one_BTD - target_BTD).norm(dim=-1) for one_BTD in (raw_BTD, refined_BTD)], -1)
+        for target_BTD in targets
+    ]
+    cosine_BT = torch.cosine_similarity(plain_BTD, refined_BTD, dim=-1)
+    moved_BT = (refined_BTD - raw_BTD).norm(dim=-1)
+    readings = [_read(reasoner, one_BTD) for one_BTD in (plain_BTD, raw_BTD, refined_BTD)]
+    return [
+        tuple(
+            Thought(
+                plain=readings[0][row][step],
+                raw=readings[1][row][step],
+                refined=readings[2][row][step],
+                cosine_to_plain=float(cosine_BT[row, step]),
+                moved=float(moved_BT[row, step]),
+                to_strong=_pair(distances[0][row, step]),
+                to_weak=_pair(distances[1][row, step]),
+            )
+            for step in range(refined_BTD.shape[1])
+        )
+        for row in range(len(contexts))
+    ]
+
+
+def raw_thoughts(reasoner: Reasoner, contexts: Sequence[Tokens], thoughts_BTD: Tensor) -> Tensor:
+    """What the backbone thinks next (B, T, D) after each of none to T - 1 of `thoughts_BTD`."""
+    backbone = reasoner.backbone
+    stream, last_BD = _reading(backbone, reasoner, contexts)
+    fed_BTD = thoughts_BTD[:, :-1].to(backbone.device, backbone.dtype)
+    later_BTD = stream.feed(fed_BTD) if fed_BTD.shape[1] else fed_BTD
+    return torch.cat([last_BD.unsqueeze(1), later_BTD], dim=1).float()
+
+
+def states_at(
+    network: Network,
+    reasoner: Reasoner,
+    contexts: Sequence[Tokens],
+    thoughts_BTD: Tensor,
+    probes_BTD: Tensor,
+) -> Tensor:
+    """States (B, T, D) of `network` at probe t, were it thought t after those committed before."""
+    stream, _ = _reading(network, reasoner, contexts)
+    found = []
+    for step in range(probes_BTD.shape[1]):
+        probe_B1D, thought_B1D = (
+            one_BTD[:, step : step + 1].to(network.device, network.dtype)
+            for one_BTD in (probes_BTD, thoughts_BTD)
+        )
+        found.append(stream.fork().feed(probe_B1D)[:, 0])
+        stream.feed(thought_B1D)
+    return torch.stack(found, 1).float().to(thoughts_BTD.device)
+
+
+def _reading(
+    network: Network, reasoner: Reasoner, contexts: Sequence[Tokens]
+) -> tuple[Stream, Tensor]:
+    """`network` having read the contexts with their start marker, and its last states (B, D)."""
+    context = Context.pad(contexts, device=network.device)
+    if reasoner.markers is not None:
+        context = context.then(reasoner.markers.start_id)
+    stream = Stream(network)
+    return stream, stream.feed(network.embed(context.ids_BC), context.mask_BC)[:, -1]
+
+
+def _read(reasoner: Reasoner, thoughts_BTD: Tensor) -> list[list[Reading]]:
+    """What thoughts read as through the backbone's output layer."""
+    backbone, tokenizer = reasoner.backbone, reasoner.tokenizer
+    backbone.activate()
+    states_BTD = thoughts_BTD.to(backbone.device, backbone.dtype)
+    found = []
+    for states_TD in states_BTD:
+        p_TV = backbone.project(states_TD).float().softmax(-1)
+        values, ids = (one.tolist() for one in p_TV.topk(NUM_TOKENS))
+        found.append(
+            [
+                tuple((tokenizer.decode([token]), p) for token, p in zip(*step, strict=True))
+                for step in zip(ids, values, strict=True)
+            ]
+        )
+    return found
+
+
+def _pair(values_2: Tensor) -> tuple[float, float]:
+    before, after = values_2.tolist()
+    return before, after

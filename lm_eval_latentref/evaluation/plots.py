@@ -1,0 +1,97 @@
+"""Figures, drawn with matplotlib into PNG files: the heat map of a sweep.
+
+    heat_map(result.outcomes, "sweep.png", title="latentref_mathqa_mc_dev, 447 documents")
+
+matplotlib is the extra `plots`. Deliberately knows no model and computes no statistics.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from typing import Any
+
+from lm_eval_latentref.errors import LatentRefError
+from lm_eval_latentref.evaluation.grid import Setting
+from lm_eval_latentref.evaluation.selection import Outcome
+
+
+def heat_map(outcomes: Sequence[Outcome], path: str | os.PathLike[str], *, title: str) -> None:
+    """Mean margins over memory rate and step size, one panel for each T and S.
+
+    Each cell says margin and accuracy, each with its standard error; a cell that has no outcome
+    stays blank. Raises LatentRefError when matplotlib is missing.
+    """
+    panels = _panels(outcomes)
+    rates = sorted({one.setting.memory_rate for one in outcomes})
+    sizes = sorted({one.setting.step_size for one in outcomes})
+    width, height = 1.5 + 1.35 * len(sizes), 1.3 + 0.7 * len(rates)
+    figure = figure_class()(figsize=(width, height * len(panels)), layout="constrained")
+    margins = [one.margin for one in outcomes]
+    for number, (steps, searches) in enumerate(panels, start=1):
+        axes = figure.add_subplot(len(panels), 1, number)
+        cells = _cells(outcomes, steps, searches, rates, sizes)
+        values = [[one.margin if one else float("nan") for one in row] for row in cells]
+        image = axes.imshow(values, vmin=min(margins), vmax=max(margins), aspect="auto")
+        for row, members in enumerate(cells):
+            for column, one in enumerate(members):
+                if one:
+                    bright = image.norm(one.margin) > 0.5
+                    _write(axes, column, row, one, "black" if bright else "white")
+        axes.set_xticks(range(len(sizes)), [f"{size:g}" for size in sizes])
+        axes.set_yticks(range(len(rates)), [f"{rate:g}" for rate in rates])
+        axes.set_xlabel("step size (units of d/2)")
+        axes.set_ylabel("memory rate")
+        axes.set_title(f"T = {steps}" + (f", S = {searches}" if searches > 1 else ""))
+        figure.colorbar(image, ax=axes, label="mean margin (nats)")
+    figure.suptitle(title)
+    figure.savefig(path, dpi=120)
+
+
+def figure_class() -> Any:
+    """matplotlib's Figure, which needs no window; LatentRefError when matplotlib is missing."""
+    try:
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise LatentRefError(
+            "no figure is drawn, for matplotlib is missing; pip install 'lm-eval-latentref[plots]'"
+        ) from error
+    return Figure
+
+
+def _panels(outcomes: Sequence[Outcome]) -> list[tuple[int, int]]:
+    """Numbers of thoughts and of search steps, where there is anything to refine."""
+    refined = {
+        (one.setting.latent_steps, one.setting.search_steps)
+        for one in outcomes
+        if one.setting.latent_steps
+    }
+    searching = {
+        (one.setting.latent_steps, one.setting.search_steps)
+        for one in outcomes
+        if one.setting.step_size
+    }
+    with_search = {steps for steps, _ in searching}
+    # Settings without search have S = 1, and need a panel of their own only when nothing has one.
+    return sorted(searching | {pair for pair in refined if pair[0] not in with_search}) or [(0, 1)]
+
+
+def _cells(
+    outcomes: Sequence[Outcome],
+    steps: int,
+    searches: int,
+    rates: Sequence[float],
+    sizes: Sequence[float],
+) -> list[list[Outcome | None]]:
+    found = {one.setting: one for one in outcomes}
+    return [
+        [found.get(Setting.of(steps, rate, size, searches)) for size in sizes] for rate in rates
+    ]
+
+
+def _write(axes: Any, column: int, row: int, one: Outcome, colour: str) -> None:
+    text = (
+        f"{one.margin:+.3f} ± {one.margin_error:.3f}\n"
+        f"{100 * one.accuracy:.1f} ± {100 * one.accuracy_error:.1f} %"
+    )
+    axes.text(column, row, text, ha="center", va="center", fontsize=8, color=colour)

@@ -1,0 +1,264 @@
+"""Evaluations through lm-eval, each kept in a folder and not done twice.
+
+    runs = Runs(batch_size=100)
+    run = runs.evaluate({"pretrained": "hops-small"}, task="latentref_hops", folder="out/coconut")
+    run.accuracy, run.command, run.tokens_per_document
+
+A run whose folder already holds this command's results on these checkpoints and this data, by this
+release, is read back. Knows the files that lm-eval writes; deliberately compares nothing.
+"""
+
+from __future__ import annotations
+
+import gc
+import json
+import logging
+import shlex
+import shutil
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from lm_eval_latentref import _autoload
+from lm_eval_latentref.benchmarks import documents
+from lm_eval_latentref.benchmarks.data import load_split
+from lm_eval_latentref.benchmarks.tasks import tasks_path
+from lm_eval_latentref.checkpoints.planning import plan_run
+from lm_eval_latentref.checkpoints.sets import resolve
+from lm_eval_latentref.checkpoints.sources import fingerprint
+from lm_eval_latentref.errors import saving
+from lm_eval_latentref.evaluation.provenance import machine, versions
+from lm_eval_latentref.evaluation.samples import Answer, Answers, read_answers
+from lm_eval_latentref.evaluation.statistics import standard_error
+from lm_eval_latentref.harness.model import LatentRefLM
+from lm_eval_latentref.latent.accounting import restart_peak_memory
+from lm_eval_latentref.latent.config import OPTION_NAMES
+
+logger = logging.getLogger(__name__)
+
+DONE = "done.json"
+PACKAGE = "lm-eval-latentref"
+_WORKING = ("encode", "think", "decode")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run:
+    """A finished evaluation of one task."""
+
+    command: str
+    """What repeats it, as a user would type it."""
+    answers: Answers
+    cost: Mapping[str, Any]
+    """As `accounting.Accounting.report` gives it."""
+    targets: tuple[str, ...]
+    """Each document's right answer."""
+    made_with: Mapping[str, Any]
+    """`versions` and `machine` of the process that ran it."""
+    checkpoints: tuple[str, ...]
+    """Fingerprints of the backbone and, if the set has them, of strong and weak."""
+
+    @property
+    def metric(self) -> str:
+        """By which `values` were judged."""
+        (metric,) = self.answers.metrics.values()
+        return metric
+
+    @property
+    def values(self) -> list[float]:
+        """Of the task's metric, by document."""
+        return [answer.value for answer in self._by_document()]
+
+    @property
+    def accuracy(self) -> float:
+        return sum(self.values) / len(self.values)
+
+    @property
+    def accuracy_error(self) -> float:
+        return standard_error(self.values)
+
+    @property
+    def margins(self) -> list[float]:
+        """Of the gold candidate in nats, by document; empty where candidates were not scored."""
+        margins = [answer.margin for answer in self._by_document()]
+        return [margin for margin in margins if margin is not None]
+
+    @property
+    def tied(self) -> float | None:
+        """Share of documents whose likeliest candidates are equal; None if none were scored."""
+        found = [answer.tied for answer in self._by_document() if answer.tied is not None]
+        return sum(found) / len(found) if found else None
+
+    @property
+    def commonest_choice(self) -> float | None:
+        """Share of documents with the place that is chosen most often; likewise."""
+        found = [answer.choice for answer in self._by_document() if answer.choice is not None]
+        return Counter(found).most_common(1)[0][1] / len(found) if found else None
+
+    @property
+    def tokens_per_document(self) -> float:
+        """Text that was generated, the end-of-sequence token and the thoughts left out."""
+        return float(self.cost["tokens_generated"] / len(self.values))
+
+    @property
+    def seconds_per_document(self) -> float:
+        """Of encoding, thinking and writing or scoring; loading left out."""
+        seconds = sum(self.cost["seconds"][phase] for phase in _WORKING)
+        return float(seconds / len(self.values))
+
+    @property
+    def peak_memory(self) -> int:
+        """Bytes: of tensors on the GPUs if there are any, else of the process."""
+        peaks = dict(self.cost["peak_memory_bytes"])
+        host = peaks.pop("host", 0)
+        return int(sum(peaks.values()) or host)
+
+    @property
+    def majority(self) -> float:
+        """Accuracy of always giving the most frequent answer."""
+        return Counter(self.targets).most_common(1)[0][1] / len(self.targets)
+
+    def _by_document(self) -> list[Answer]:
+        (found,) = self.answers.tasks.values()
+        return [found[number] for number in sorted(found)]
+
+
+class Runs:
+    """Evaluations one after another, with the same batch size and on the same device.
+
+    The model loaded last is kept for the next run that differs in its refinement or task only.
+
+    Args:
+        device: None for the GPU when there is one.
+        limit: the first so many documents of each task only.
+    """
+
+    def __init__(
+        self, *, batch_size: int = 100, device: str | None = None, limit: int | None = None
+    ) -> None:
+        self._options = {"batch_size": batch_size, "device": device}
+        self._limit = limit
+        self._key: str | None = None
+        self._model: LatentRefLM | None = None
+
+    def evaluate(self, model_args: Mapping[str, Any], *, task: str, folder: str | Path) -> Run:
+        """Runs `task` with lm-eval, its samples logged below `folder`, or reads what is there.
+
+        Raises LatentRefError for what the model cannot use.
+        """
+        folder = Path(folder)
+        command = self._command(model_args, task)
+        identity = {"command": command, "checkpoints": _checkpoints(model_args)}
+        if not _is_done(folder, identity):
+            shutil.rmtree(folder, ignore_errors=True)
+            logger.info("%s", command)
+            before = dict(documents.loaded_splits)
+            self._run(model_args, task, folder)
+            made_with = {"versions": versions(), "machine": machine()}
+            done = {**identity, "made_with": made_with, "data": documents.loaded_since(before)}
+            with saving(folder / DONE):
+                (folder / DONE).write_text(json.dumps(done) + "\n", "utf-8")
+        (results,) = folder.rglob("results_*.json")
+        found = json.loads(results.read_text(encoding="utf-8"))
+        return Run(
+            command=command,
+            answers=read_answers(str(folder)),
+            cost=found["config"]["latentref"]["cost"],
+            targets=_targets(folder),
+            made_with=json.loads((folder / DONE).read_text(encoding="utf-8"))["made_with"],
+            checkpoints=tuple(identity["checkpoints"]),
+        )
+
+    def _run(self, model_args: Mapping[str, Any], task: str, folder: Path) -> None:
+        from lm_eval import simple_evaluate
+        from lm_eval.loggers import EvaluationTracker
+        from lm_eval.tasks import TaskManager
+
+        _autoload.install()
+        tracker = EvaluationTracker(output_path=str(folder))
+        model = self._load(model_args)
+        restart_peak_memory()
+        results = simple_evaluate(
+            model=model,
+            model_args=dict(model_args),
+            tasks=[task],
+            # The command line looks through all of lm-eval's own tasks first: that takes seconds.
+            task_manager=TaskManager(include_path=str(tasks_path()), include_defaults=False),
+            limit=self._limit,
+            log_samples=True,
+            bootstrap_iters=0,
+            evaluation_tracker=tracker,
+        )
+        samples = results.pop("samples")
+        tracker.save_results_aggregated(results=results, samples=samples)
+        tracker.save_results_samples(task_name=task, samples=samples[task])
+
+    def _load(self, model_args: Mapping[str, Any]) -> LatentRefLM:
+        """The model of `model_args`: the last one, thinking otherwise, where that is enough."""
+        names = {name: model_args[name] for name in ("pretrained",) if name in model_args}
+        given = {name: model_args[name] for name in OPTION_NAMES if name in model_args}
+        _, config = plan_run(given, **names)
+        others = {name: value for name, value in model_args.items() if name not in OPTION_NAMES}
+        # Without a search no reference is loaded, so that memory is what such a run needs.
+        kept = {name: getattr(config, name) for name in ("searches", "latent_kind")}
+        key = json.dumps([others, kept, _checkpoints(model_args)], sort_keys=True)
+        if self._model is None or key != self._key:
+            self._model = None
+            gc.collect()
+            self._model = LatentRefLM(**{**model_args, **self._options})
+            self._key = key
+        self._model.refine(config)
+        return self._model
+
+    def _command(self, model_args: Mapping[str, Any], task: str) -> str:
+        given = ",".join(f"{name}={value}" for name, value in model_args.items())
+        words = ["latentref", "run", "--model", "latentref", "--model_args", given]
+        words += ["--tasks", task]
+        for name, value in {**self._options, "limit": self._limit}.items():
+            words += [f"--{name}", str(value)] if value is not None else []
+        return shlex.join(words)
+
+
+def evaluate(
+    model_args: Mapping[str, Any],
+    *,
+    task: str,
+    folder: str | Path,
+    batch_size: int = 100,
+    limit: int | None = None,
+) -> Run:
+    """A single evaluation; see `Runs`."""
+    runs = Runs(batch_size=batch_size, limit=limit)
+    return runs.evaluate(model_args, task=task, folder=folder)
+
+
+def _checkpoints(model_args: Mapping[str, Any]) -> list[str]:
+    plan = resolve(pretrained=model_args.get("pretrained"))
+    sources = [plan.backbone, plan.strong, plan.weak]
+    return [fingerprint(source) for source in sources if source is not None]
+
+
+def _is_done(folder: Path, identity: Mapping[str, Any]) -> bool:
+    try:
+        done = json.loads((folder / DONE).read_text(encoding="utf-8"))
+        same = all(done[name] == value for name, value in identity.items())
+        release = done["made_with"]["versions"].get(PACKAGE)
+        data = done.get("data", {})
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
+    return same and release == versions().get(PACKAGE) and _is_at_hand(data)
+
+
+def _is_at_hand(data: Mapping[str, Mapping[str, Any]]) -> bool:
+    """Whether the splits are what they were; what a release generates is always the same."""
+    published = {split: one["sha256"] for split, one in data.items() if "sha256" in one}
+    return all(
+        load_split(*split.split()).content_hash == sha256 for split, sha256 in published.items()
+    )
+
+
+def _targets(folder: Path) -> tuple[str, ...]:
+    (file,) = folder.rglob("samples_*.jsonl")
+    with file.open(encoding="utf-8") as lines:
+        return tuple(str(json.loads(line)["target"]) for line in lines)

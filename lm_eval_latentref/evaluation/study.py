@@ -1,0 +1,403 @@
+"""All rows of the paper's table on trained sets: baselines, Coconut, and each refinement.
+
+    (study,) = run_studies(["out/s0", "out/s1"], tasks=["latentref_mathqa"], work="out/study")
+    study.sets[0].rows["both"].run.accuracy
+
+Settings of the refined rows are chosen by a sweep of each task's dev split; its test split is
+evaluated once with each. What is finished is kept in `work`, so the same call goes on where one
+stopped. Deliberately knows no table layout: that is `study_report`.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from lm_eval_latentref.benchmarks.tasks import tasks_path
+from lm_eval_latentref.checkpoints.manifest import MANIFEST_NAME, Manifest, read_manifest
+from lm_eval_latentref.checkpoints.packaged import local_folder
+from lm_eval_latentref.checkpoints.record import learnt_from
+from lm_eval_latentref.checkpoints.sets import resolve
+from lm_eval_latentref.checkpoints.sources import describe
+from lm_eval_latentref.errors import LatentRefError
+from lm_eval_latentref.evaluation.compare import Comparison, compare
+from lm_eval_latentref.evaluation.dev_tasks import load_task
+from lm_eval_latentref.evaluation.grid import Grid
+from lm_eval_latentref.evaluation.provenance import command
+from lm_eval_latentref.evaluation.runs import Run, Runs
+from lm_eval_latentref.evaluation.sweep import load_model, sweep
+from lm_eval_latentref.evaluation.sweep_model import SweepModel
+from lm_eval_latentref.evaluation.sweep_report import RESULT_NAME, save
+from lm_eval_latentref.training.log import TrainingLog, read_training, retrain_command
+
+COCONUT = "Coconut"
+BASELINES = {"No-CoT": "no_cot", "CoT": "strong", "pause tokens": "pause"}
+"""Rows that are a part of the trained folder, evaluated as it is."""
+REFINED = {COCONUT: "plain", "+ residual": "residual", "+ search": "search", "both": "both"}
+"""Rows of the set itself, by the sweep's row that gives their settings."""
+WRITES_STEPS = ("CoT",)
+"""Rows that answer at the end of what they write: candidates are not compared without it."""
+WITHOUT_STEPS = ", without its steps"
+"""What such a row is called on a task that is itself a choice among candidates."""
+
+MEMORY_RATES = (0.05, 0.1, 0.3)
+STEP_SIZES = (-0.1, 0.03, 0.1, 0.3)
+
+
+@dataclass(frozen=True)
+class TaskNames:
+    """A task of the test split and what goes with it."""
+
+    name: str
+    """What the rows are judged by."""
+
+    @property
+    def scored(self) -> str | None:
+        """Its companion with candidates, where margins come from; None where there is none."""
+        companion = f"{self.name}_mc"
+        return companion if (tasks_path() / f"{companion}.yaml").is_file() else None
+
+    @property
+    def dev(self) -> str:
+        """What settings are chosen on."""
+        return f"{self.scored or self.name}_dev"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Row:
+    """One row of the table for one trained set."""
+
+    run: Run
+    model_args: Mapping[str, Any]
+    setting: str | None
+    """Of a refined row, in the sweep's words."""
+    scored: Run | None
+    """By the log-likelihood of candidates; None where that is not asked."""
+    against_coconut: Comparison | None
+    """Of `run`, on the same problems; None for Coconut itself."""
+    scored_against: Comparison | None
+    """Likewise of `scored`."""
+
+    @property
+    def choosing(self) -> Run | None:
+        """The run that compared candidates, whether that is the task's own or a companion's."""
+        return self.scored or (self.run if self.run.margins else None)
+
+    @property
+    def choosing_against(self) -> Comparison | None:
+        """Of `choosing`, on the same problems; None for Coconut itself."""
+        return self.scored_against if self.scored else self.against_coconut
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainedSet:
+    """All rows of one training seed."""
+
+    folder: str
+    recipe: Mapping[str, Any]
+    """As the training resolved it; empty where the folder has none."""
+    trained_on: tuple[str, ...]
+    """As latentref.json says."""
+    rows: Mapping[str, Row]
+    sweep: Mapping[str, Any]
+    """The contents of sweep.json, the single documents left out."""
+    heat_map: Path
+    """The sweep's figure; drawn where matplotlib is installed."""
+    weights_file: str | None = None
+    """The GGUF file of the base, where it comes from one."""
+    trainings: Mapping[str, TrainingLog] = field(default_factory=dict)
+    """What the folder, and each baseline's that was trained by itself, tell of their training."""
+    train_commands: Sequence[str] = ()
+    """What repeats them."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Study:
+    """A finished study of one task."""
+
+    task: str
+    dev_task: str
+    sets: tuple[TrainedSet, ...]
+    seed: int
+    batch_size: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """What all sets and tasks of a study share."""
+
+    latent_steps: int | None = None
+    """Thoughts of the Coconut rows; default: what latentref.json says."""
+    memory_rates: Sequence[float] = MEMORY_RATES
+    step_sizes: Sequence[float] = STEP_SIZES
+    """The sweep's grid, step sizes in units of d/2."""
+    batch_size: int = 100
+    device: str | None = None
+    """None for the GPU when there is one."""
+    dtype: str | None = None
+    """Of the models; None for the checkpoint's own."""
+    limit: int | None = None
+    """The first so many documents of each test."""
+    dev_limit: int | None = None
+    """The first so many documents of each sweep; None for `limit`."""
+    margins: bool = True
+    """Whether a generation task's candidates are scored too, which takes as long again."""
+    seed: int = 0
+    """Of the bootstrap."""
+
+    @property
+    def loading(self) -> dict[str, Any]:
+        """As model arguments of every row."""
+        return {} if self.dtype is None else {"dtype": self.dtype}
+
+
+def run_studies(
+    folders: Sequence[str], *, tasks: Sequence[str], work: str, **options: Any
+) -> list[Study]:
+    """Evaluates each trained folder, one per training seed, by all rows; a study for each task.
+
+    Args:
+        tasks: generation tasks, whose `_mc` companions give margins, or tasks with candidates;
+            each has a `_dev` companion.
+        work: folder for sweeps and logged samples.
+        options: fields of `Options`.
+
+    Raises:
+        LatentRefError: a folder or task is not there or cannot be evaluated.
+    """
+    given = Options(**options)
+    names = [TaskNames(task) for task in tasks]
+    _check_apart("task", tasks)
+    _check_apart("folder", [Path(folder).name for folder in folders])
+    for task in names:
+        _check_dev_task(task)
+    places = [(folder, Path(work) / Path(folder).name) for folder in folders]
+    found = [_SetStudy(folder, place, names, given).all_tasks() for folder, place in places]
+    return [
+        Study(
+            task=task.name,
+            dev_task=task.dev,
+            sets=tuple(by_task[task] for by_task in found),
+            seed=given.seed,
+            batch_size=given.batch_size,
+        )
+        for task in names
+    ]
+
+
+def run_study(folders: Sequence[str], *, task: str, work: str, **options: Any) -> Study:
+    """`run_studies` for one task."""
+    (study,) = run_studies(folders, tasks=[task], work=work, **options)
+    return study
+
+
+def _check_apart(what: str, names: Sequence[str]) -> None:
+    """Each set and task has a folder of its name in `work`: two of a name would be one."""
+    if twice := sorted({name for name in names if names.count(name) > 1}):
+        raise LatentRefError(
+            f"{what} {twice[0]} is given twice, and what is done is kept by that name; give each "
+            "once, and study sets in folders of the same name one by one, each with its own --work"
+        )
+
+
+def _check_dev_task(task: TaskNames) -> None:
+    if not (tasks_path() / f"{task.dev}.yaml").is_file():
+        raise LatentRefError(
+            f"task={task.name}: there is no {task.dev} to choose settings on; give the test task "
+            "of a benchmark, such as latentref_mathqa"
+        )
+
+
+@dataclass
+class _SetStudy:
+    """One trained folder under all rows and tasks; each of its models is loaded once."""
+
+    folder: str
+    work: Path
+    tasks: Sequence[TaskNames]
+    options: Options
+    _model: SweepModel | None = field(default=None, init=False)
+
+    def all_tasks(self) -> dict[TaskNames, TrainedSet]:
+        root = local_folder(self.folder)
+        if root is None or not (root / MANIFEST_NAME).is_file():
+            raise LatentRefError(
+                f"{self.folder}: no latentref.json there; give a folder that `latentref train` "
+                "wrote, or the name of a packaged set"
+            )
+        manifest, trainings = read_manifest(root / MANIFEST_NAME), self._trainings()
+        self._check_unseen()
+        swept = {task: self._sweep(task, manifest) for task in self.tasks}
+        self._model = None  # its memory is for the rows
+        runs: dict[TaskNames, dict[str, _Ran]] = {task: {} for task in self.tasks}
+        evaluations = Runs(
+            batch_size=self.options.batch_size,
+            device=self.options.device,
+            limit=self.options.limit,
+        )
+        # Rows outside, tasks inside: neighbours share a model.
+        for name, part, by_task in self._rows(swept):
+            for task, (args, label) in by_task.items():
+                folder = self.work / part
+                run = evaluations.evaluate(args, task=task.name, folder=folder / task.name)
+                scored = None
+                if self.options.margins and task.scored and name not in WRITES_STEPS:
+                    place = folder / task.scored
+                    scored = evaluations.evaluate(args, task=task.scored, folder=place)
+                as_run = f"{name}{WITHOUT_STEPS}" if name in WRITES_STEPS and run.margins else name
+                runs[task][as_run] = _Ran(run, args, label, scored)
+        return {
+            task: TrainedSet(
+                folder=self.folder,
+                recipe=_recipe(root),
+                trained_on=tuple(manifest.trained_on or ()),
+                rows=_compared(runs[task], seed=self.options.seed),
+                sweep=_short(swept[task]),
+                heat_map=(self._sweep_folder(task) / RESULT_NAME).with_suffix(".png"),
+                weights_file=_weights_file(self.folder),
+                trainings=trainings,
+                train_commands=self._train_commands(trainings),
+            )
+            for task in self.tasks
+        }
+
+    def _trainings(self) -> dict[str, TrainingLog]:
+        names = [self.folder, *(f"{self.folder}/{part}" for part in BASELINES.values())]
+        places = {name: place for name in names if (place := local_folder(name))}
+        logs = {name: read_training(str(place)) for name, place in places.items()}
+        return {name: log for name, log in logs.items() if log is not None}
+
+    def _train_commands(self, trainings: Iterable[str]) -> list[str]:
+        # The folder's recipe tells how it was trained, even without a log.
+        names = dict.fromkeys([self.folder, *trainings])
+        found = [retrain_command(str(local_folder(name))) for name in names]
+        return [command for command in found if command is not None]
+
+    def _check_unseen(self) -> None:
+        """Raises LatentRefError if the set was trained on documents that its rows answer."""
+        splits, questions = learnt_from(pretrained=self.folder)
+        limit = self.options.limit
+        for task in self.tasks:
+            load_task(task.name, limit=limit, trained_on=splits, trained_questions=questions)
+
+    def _rows(
+        self, swept: Mapping[TaskNames, Mapping[str, Any]]
+    ) -> Iterator[tuple[str, str, dict[TaskNames, tuple[dict[str, Any], str | None]]]]:
+        """Each row's name, folder of results, and model arguments and setting by task."""
+        loading = self.options.loading
+        for name, part in BASELINES.items():
+            if local_folder(f"{self.folder}/{part}"):
+                args = {"pretrained": f"{self.folder}/{part}", **loading}
+                yield name, part, {task: (args, None) for task in swept}
+        for name, key in REFINED.items():
+            found = {}
+            for task, content in swept.items():
+                if key in content["best"]:
+                    setting = _setting(content, content["best"][key])
+                    args = {"pretrained": self.folder, **loading, **_arguments(setting)}
+                    found[task] = args, setting["label"]
+            yield name, key, found
+
+    def _sweep_folder(self, task: TaskNames) -> Path:
+        return self.work / "sweep" / task.dev
+
+    def _sweep(self, task: TaskNames, manifest: Manifest) -> dict[str, Any]:
+        # The journal makes this quick when it was done before.
+        options, work = self.options, self._sweep_folder(task)
+        args: dict[str, Any] = {"pretrained": self.folder, "batch_size": options.batch_size}
+        args |= options.loading | ({"device": options.device} if options.device else {})
+        steps = manifest.latent_steps if options.latent_steps is None else options.latent_steps
+        grid = Grid(
+            latent_steps=(steps or 0,),
+            memory_rates=tuple(options.memory_rates),
+            step_sizes=tuple(options.step_sizes),
+        )
+        if self._model is None and steps:
+            self._model = load_model(args, grid)
+        result = sweep(
+            args,
+            task=task.dev,
+            output=str(work),
+            latent_steps=grid.latent_steps,
+            memory_rates=grid.memory_rates,
+            step_sizes=grid.step_sizes,
+            limit=options.limit if options.dev_limit is None else options.dev_limit,
+            seed=options.seed,
+            model=self._model,
+        )
+        save(result, work, command=command())
+        content: dict[str, Any] = json.loads((work / RESULT_NAME).read_text(encoding="utf-8"))
+        return content
+
+
+@dataclass(frozen=True)
+class _Ran:
+    """A row before it is compared."""
+
+    run: Run
+    model_args: Mapping[str, Any]
+    setting: str | None
+    scored: Run | None
+
+
+def _compared(ran: Mapping[str, _Ran], *, seed: int) -> dict[str, Row]:
+    coconut, rows = ran[COCONUT], {}
+    for name, one in ran.items():
+        against = scored_against = None
+        if name != COCONUT:
+            (against,) = compare(coconut.run.answers, one.run.answers, seed=seed)
+        if name != COCONUT and one.scored and coconut.scored:
+            (scored_against,) = compare(coconut.scored.answers, one.scored.answers, seed=seed)
+        rows[name] = Row(
+            run=one.run,
+            model_args=one.model_args,
+            setting=one.setting,
+            scored=one.scored,
+            against_coconut=against,
+            scored_against=scored_against,
+        )
+    return rows
+
+
+def _weights_file(folder: str) -> str | None:
+    base = describe(resolve(pretrained=folder).backbone)
+    return f"{base['base']}/{base['gguf_file']}" if "gguf_file" in base else None
+
+
+def _setting(swept: Mapping[str, Any], label: str) -> dict[str, Any]:
+    settings: Iterable[dict[str, Any]] = swept["settings"]
+    return next(one for one in settings if one["label"] == label)
+
+
+def _arguments(setting: Mapping[str, Any]) -> dict[str, Any]:
+    """As model arguments; all are given, so that what latentref.json recommends does not count."""
+    names = ("latent_steps", "memory_rate", "search_step_size", "search_steps")
+    return {name: setting[name] for name in names}
+
+
+def _short(swept: Mapping[str, Any]) -> dict[str, Any]:
+    left_out = ("correct", "margins")
+    settings = [
+        {name: value for name, value in one.items() if name not in left_out}
+        for one in swept["settings"]
+    ]
+    names = ("best", "recommended", "rule", "best_of_all", "rivals", "smallest_effect", "cost")
+    task = swept["task"]
+    facts = {"problems": len(task["documents"]), "free_answers": task["free_answers"]}
+    return {**{name: swept[name] for name in names}, **facts, "settings": settings}
+
+
+def _recipe(folder: Path) -> dict[str, Any]:
+    path = folder / "recipe.yaml"
+    if not path.is_file():
+        return {}
+    content: dict[str, Any] = yaml.safe_load(path.read_text(encoding="utf-8"))
+    content.pop("output", None)  # where it was made decides nothing
+    if Path(content.get("pretrained") or "").is_absolute():
+        content["pretrained"] = Path(content["pretrained"]).name
+    return content

@@ -1,0 +1,234 @@
+"""Chooses a checkpoint set's settings on a dev split: a whole grid, what is shared done once.
+
+    result = sweep({"pretrained": FOLDER}, task="latentref_mathqa_mc_dev", output="sweeps/mathqa",
+                   memory_rates=(0.3, 0.5), step_sizes=(0.1, 0.3))
+    result.choice.recommended.setting.label
+
+Models are loaded once and contexts read once; finished work is kept in OUTPUT/sweep.jsonl, so the
+same call goes on where an interrupted one stopped. Deliberately prints nothing: that is
+`sweep_report`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from lm_eval_latentref.checkpoints.loading import resolve
+from lm_eval_latentref.checkpoints.manifest import (
+    MANIFEST_NAME,
+    Manifest,
+    read_manifest,
+    write_manifest,
+)
+from lm_eval_latentref.checkpoints.questions import Hashes
+from lm_eval_latentref.checkpoints.record import learnt_from
+from lm_eval_latentref.errors import LatentRefError, saving
+from lm_eval_latentref.evaluation.dev_tasks import DevTask, load_dev_task
+from lm_eval_latentref.evaluation.grid import Grid, Setting
+from lm_eval_latentref.evaluation.selection import Choice, Outcome, choose
+from lm_eval_latentref.evaluation.sweep_model import SweepModel
+from lm_eval_latentref.evaluation.sweep_run import SWEPT, Comparison, Cost, GridRun
+from lm_eval_latentref.latent.config import RefinementConfig
+
+MEMORY_RATES = (0.1, 0.3, 0.5, 0.7)
+STEP_SIZES = (0.03, 0.1, 0.3, 1.0)
+JOURNAL_NAME = "sweep.jsonl"
+
+_NAMES_OF_A_SET = (
+    *("pretrained", "strong", "weak", "weights", "peft", "gguf_file", "revision", "subfolder"),
+    "tokenizer",
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sweep:
+    """A finished sweep."""
+
+    task: DevTask
+    outcomes: tuple[Outcome, ...]
+    choice: Choice
+    overflowed: dict[Setting, int]
+    """Settings under which thoughts became infinite, with the number of documents; left out."""
+    configs: dict[Setting, RefinementConfig]
+    model: dict[str, Any]
+    """Identity of the checkpoints, dtype, markers."""
+    seed: int
+    cost: Cost
+    """Of all that the journal holds for these settings, earlier runs' parts included."""
+    comparison: Comparison | None
+    written: Path | None
+
+
+def sweep(
+    model_args: Mapping[str, Any],
+    *,
+    task: str,
+    output: str,
+    latent_steps: Sequence[int] = (),
+    memory_rates: Sequence[float] | None = None,
+    step_sizes: Sequence[float] | None = None,
+    search_steps: Sequence[int] = (1,),
+    limit: int | None = None,
+    seed: int = 0,
+    compare: int = 0,
+    write: bool = False,
+    metadata: Mapping[str, Any] | None = None,
+    include_path: str | None = None,
+    model: SweepModel | None = None,
+) -> Sweep:
+    """Runs the grid on `task` and judges it; see `Grid` for units and `selection.RULE`.
+
+    Args:
+        model_args: as `lm_eval --model latentref --model_args`, without what is swept.
+        task: a task on a dev split: its candidates are compared, or, where answers are free, the
+            log-likelihood of the right one (end of sequence included) is what counts.
+        output: folder of the journal.
+        latent_steps: default: what latentref.json says.
+        memory_rates, step_sizes: None for `MEMORY_RATES` and, with references, `STEP_SIZES`.
+        limit: the first so many documents only.
+        seed: of the bootstrap.
+        compare: run that many settings one by one too, to measure what the sweep saves.
+        write: put the recommended setting into the checkpoint's latentref.json.
+        model: what an earlier sweep of the same arguments loaded (`load_model`).
+
+    Raises:
+        LatentRefError: something given cannot be used, or the task's documents are not for tuning.
+    """
+    started = _Start.of(model_args, latent_steps, memory_rates, step_sizes, search_steps, write)
+    dev_task = load_dev_task(
+        task,
+        limit=limit,
+        metadata=metadata,
+        include_path=include_path,
+        trained_on=started.trained_on,
+        trained_questions=started.trained_questions,
+    )
+    grid = started.grid
+    model = model or load_model(model_args, grid)
+    run = GridRun(model, dev_task, grid.settings())
+    cost = run.fill(Path(output) / JOURNAL_NAME)
+    outcomes, overflowed = run.outcomes()
+    choice = choose(outcomes, seed=seed)
+    return Sweep(
+        task=dev_task,
+        outcomes=tuple(outcomes),
+        choice=choice,
+        overflowed=overflowed,
+        configs=run.configs,
+        model=run.identity,
+        seed=seed,
+        cost=cost,
+        comparison=run.compare([one.setting for one in outcomes], compare, cost),
+        written=started.write(choice.recommended.setting, run, model_args) if write else None,
+    )
+
+
+def load_model(model_args: Mapping[str, Any], grid: Grid) -> SweepModel:
+    """The checkpoints with what any setting of `grid` needs."""
+    needed = {
+        "latent_steps": max(grid.latent_steps),
+        "search_step_size": float(any(grid.step_sizes)),
+    }
+    # What lm-eval's command line gives; without a GPU it means the CPU.
+    return SweepModel(**{"device": "cuda:0", **model_args, **needed})
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Start:
+    """What is known, and checked, before anything large is loaded."""
+
+    grid: Grid
+    folder: Path
+    """Where latentref.json is or would be."""
+    manifest: Manifest
+    trained_on: frozenset[str]
+    trained_questions: Hashes
+
+    @classmethod
+    def of(
+        cls,
+        model_args: Mapping[str, Any],
+        latent_steps: Sequence[int],
+        memory_rates: Sequence[float] | None,
+        step_sizes: Sequence[float] | None,
+        search_steps: Sequence[int],
+        write: bool,
+    ) -> _Start:
+        _check_arguments(model_args, write)
+        names = {name: model_args[name] for name in _NAMES_OF_A_SET if name in model_args}
+        plan = resolve(**names)
+        backbone = plan.backbone
+        folder = Path(backbone.adapter or Path(backbone.base) / backbone.subfolder)
+        path = folder / MANIFEST_NAME
+        recorded = plan.settings.get("latent_steps", 0)
+        assert isinstance(recorded, int)
+        steps = tuple(latent_steps) or (recorded,)
+        if not any(steps):
+            raise LatentRefError(
+                "latent_steps=0: nothing is thought, so there is nothing to choose; give the "
+                "numbers of thoughts to try, for example --latent-steps 6"
+            )
+        if step_sizes is None:
+            step_sizes = STEP_SIZES if plan.strong and plan.weak else (0.0,)
+        grid = Grid(
+            latent_steps=steps,
+            memory_rates=tuple(MEMORY_RATES if memory_rates is None else memory_rates),
+            step_sizes=tuple(step_sizes),
+            search_steps=tuple(search_steps),
+        )
+        manifest = read_manifest(path) if path.is_file() else Manifest()
+        splits, questions = learnt_from(**names)
+        return cls(
+            grid=grid,
+            folder=folder,
+            manifest=manifest,
+            trained_on=splits,
+            trained_questions=questions,
+        )
+
+    def write(self, setting: Setting, run: GridRun, model_args: Mapping[str, Any]) -> Path:
+        """Puts `setting` into latentref.json, with the references if it needs them."""
+        config = run.configs[setting]
+        names: dict[str, Any] = {}
+        for role in ("strong", "weak"):
+            if setting.step_size and role in model_args:
+                given = Path(model_args[role]).expanduser()
+                names[role] = _relative(given, self.folder) if given.exists() else str(given)
+        manifest = dataclasses.replace(
+            self.manifest,
+            latent_steps=config.latent_steps,
+            memory_rate=config.memory_rate,
+            search_step_size=config.search_step_size,
+            search_steps=config.search_steps,
+            search_gradient=config.search_gradient,
+            tuned_on=f"{run.task.name}, {len(run.task.documents)} documents",
+            **names,
+        )
+        with saving(self.folder / MANIFEST_NAME):
+            return write_manifest(self.folder, manifest)
+
+
+def _check_arguments(model_args: Mapping[str, Any], write: bool) -> None:
+    for name in SWEPT:
+        if name in model_args:
+            raise LatentRefError(
+                f"{name}={model_args[name]} is what a sweep chooses; give the values to try as "
+                "--latent-steps, --memory-rates, --step-sizes or --search-steps"
+            )
+    pretrained = model_args.get("pretrained")
+    if write and not (pretrained and Path(pretrained).expanduser().is_dir()):
+        raise LatentRefError(
+            f"pretrained={pretrained} is no local folder, so there is no {MANIFEST_NAME} to write; "
+            "save the checkpoint with `latentref convert`, or leave --write out"
+        )
+
+
+def _relative(path: Path, folder: Path) -> str:
+    try:
+        return path.resolve().relative_to(folder.resolve()).as_posix()
+    except ValueError:
+        return str(path.resolve())

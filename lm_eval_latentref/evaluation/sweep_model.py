@@ -1,0 +1,117 @@
+"""The lm-eval model class under many settings at once: one loading, one reading of each context.
+
+    model = SweepModel(pretrained=FOLDER, latent_steps=6, search_step_size=1.0)
+    groups = group_by_context(model.encode(task.requests))
+    for number, scores in model.score_under(groups[:8], configs, max_rows=8): ...
+
+Text becomes token ids as in `LatentRefLM`, so a setting gets the numbers that `lm_eval --model
+latentref` gives it. Deliberately knows no task and no grid.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import torch
+
+from lm_eval_latentref.harness.model import LatentRefLM
+from lm_eval_latentref.latent.batching import Group, RowLimit, Tokens, in_batches
+from lm_eval_latentref.latent.config import RefinementConfig
+from lm_eval_latentref.latent.reasoner import Reasoner
+from lm_eval_latentref.latent.scoring import Score, score
+from lm_eval_latentref.latent.sharing import think_under
+from lm_eval_latentref.latent.thoughts import Context
+
+Scores = list[list[Score | None]]
+"""Of each continuation of each group; None where a thought overflowed."""
+
+
+class SweepModel(LatentRefLM):
+    """`LatentRefLM`, loaded with the most thoughts of any setting and with what any of them needs.
+
+    Contexts that are too long are cut for the most thoughts, so that all settings share them.
+    """
+
+    _pairs: list[tuple[Tokens, Tokens]]
+    _end: Tokens = ()
+
+    def row_limit(self, num_items: int) -> RowLimit:
+        """How many rows to try at once, by `batch_size`."""
+        return self._row_limit(num_items)
+
+    def encode(
+        self, requests: Sequence[Any], *, ending: bool = False
+    ) -> list[tuple[Tokens, Tokens]]:
+        """(context, continuation) of each request as token ids, contexts cut to what fits.
+
+        `ending`: whether the end-of-sequence token belongs to each continuation.
+        """
+        self._end = (self.eot_token_id,) if ending else ()
+        self.loglikelihood(list(requests), disable_tqdm=True)
+        return self._pairs
+
+    def _loglikelihood_tokens(
+        self, requests: Sequence[Any], disable_tqdm: bool = False, override_bs: int | None = None
+    ) -> list[tuple[float, bool]]:
+        # The one place at which every way of encoding requests ends.
+        nothing = (self.prefix_token_id,)
+        self._pairs = self._fit_pairs(
+            [(tuple(context) or nothing, (*tokens, *self._end)) for _, context, tokens in requests]
+        )
+        return [(math.nan, False)] * len(requests)
+
+    def score_under(
+        self, groups: Sequence[Group], configs: Sequence[RefinementConfig], *, max_rows: int
+    ) -> Iterator[tuple[int, Scores]]:
+        """Yields the index of each config and its scores of `groups`, in an order of its own."""
+        reasoner = self.reasoner
+        with torch.no_grad(), self._autocast():
+            for number, thoughts in think_under(
+                Context.pad([group.context for group in groups], device=reasoner.backbone.device),
+                configs,
+                backbone=reasoner.backbone,
+                references=reasoner.references,
+                markers=reasoner.markers,
+            ):
+                scores = score(thoughts, [g.continuations for g in groups], max_rows=max_rows)
+                finite_B = thoughts.finite_BT3.flatten(1).all(1).tolist()
+                yield (
+                    number,
+                    [
+                        [
+                            one if finite and math.isfinite(one.log_likelihood) else None
+                            for one in row
+                        ]
+                        for row, finite in zip(scores, finite_B, strict=True)
+                    ],
+                )
+
+    def score_separately(
+        self, groups: Sequence[Group], config: RefinementConfig
+    ) -> tuple[list[float], dict[str, int]]:
+        """Log-likelihoods by request as a run with this one setting gives them; its forwards."""
+        reasoner = Reasoner(self.reasoner.loaded, config, max_length=self.max_length)
+        answers = [math.nan] * sum(len(group.requests) for group in groups)
+
+        def work(batch: Sequence[Group], max_rows: int) -> list[list[Score]]:
+            contexts = [group.context for group in batch]
+            continuations = [group.continuations for group in batch]
+            with self._autocast():
+                return reasoner.score(contexts, continuations, max_rows=max_rows)
+
+        for batch, results in in_batches(groups, limit=self.row_limit(len(groups)), work=work):
+            for group, scores in zip(batch, results, strict=True):
+                for request, one in zip(group.requests, scores, strict=True):
+                    answers[request] = one.log_likelihood
+        return answers, forwards(reasoner)
+
+
+def forwards(reasoner: Reasoner) -> dict[str, int]:
+    """How often each model of the set has been run so far."""
+    names = ("backbone", "strong", "weak")
+    return {
+        name: network.num_forwards
+        for name, network in zip(names, reasoner.networks(), strict=False)
+    }

@@ -1,0 +1,229 @@
+"""One checkpoint set on one task under many settings, kept in a journal as it goes.
+
+    run = GridRun(model, task, grid.settings())
+    cost = run.fill(path)                   # what the journal at `path` holds is not done again
+    outcomes, overflowed = run.outcomes()
+
+Deliberately knows nothing of which setting is to be preferred.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import logging
+import math
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from lm_eval_latentref.errors import LatentRefError
+from lm_eval_latentref.evaluation.dev_tasks import DevTask
+from lm_eval_latentref.evaluation.grid import Setting
+from lm_eval_latentref.evaluation.journal import Journal, read_journal
+from lm_eval_latentref.evaluation.provenance import versions
+from lm_eval_latentref.evaluation.selection import Outcome
+from lm_eval_latentref.evaluation.sweep_model import SweepModel, forwards
+from lm_eval_latentref.latent.batching import Group, group_by_context, in_batches
+from lm_eval_latentref.latent.scoring import Score
+
+logger = logging.getLogger(__name__)
+
+JOURNAL_FORMAT = 2
+"""Of a line; those of other formats are not read."""
+
+SWEPT = ("latent_steps", "memory_rate", "search_step_size", "search_steps")
+"""The refinement options that a setting decides."""
+
+
+@dataclass
+class Cost:
+    """What some work took."""
+
+    seconds: float = 0.0
+    forwards: dict[str, int] = field(default_factory=dict)
+
+    def add(self, seconds: float, forwards: Mapping[str, int]) -> None:
+        self.seconds += seconds
+        for name, number in forwards.items():
+            self.forwards[name] = self.forwards.get(name, 0) + number
+
+
+@dataclass(frozen=True, kw_only=True)
+class Comparison:
+    """Some settings run one by one, as separate runs would, against the sweep of all."""
+
+    settings: tuple[Setting, ...]
+    separate: Cost
+    """Scaled up from `settings` to all settings of the sweep."""
+    seconds_ratio: float
+    """Separate runs' seconds by the sweep's, models loaded in both; above 1 the sweep is faster."""
+    largest_difference: float
+    """Of any log-likelihood between the two."""
+
+
+class GridRun:
+    """One model, one task, all settings; scores by setting and request."""
+
+    def __init__(self, model: SweepModel, task: DevTask, settings: Sequence[Setting]) -> None:
+        self.model, self.task = model, task
+        base = model.reasoner.config
+        if base.latent_kind != "continuous":
+            raise LatentRefError(
+                f"latent_kind={base.latent_kind}: pause tokens are no thoughts that could be "
+                "refined; sweep a checkpoint with continuous thoughts"
+            )
+        options = {"search_gradient": base.search_gradient, "latent_markers": base.latent_markers}
+        hidden_size = model.reasoner.backbone.hidden_size
+        self.configs = {one: one.config(hidden_size, **options) for one in settings}
+        self.identity = {
+            name: value
+            for name, value in model.reasoner.settings().items()
+            if name not in SWEPT and name != "latent_kind"
+        }
+        self.pairs = model.encode(task.requests, ending=task.is_free)
+        self.groups = group_by_context(self.pairs)
+        self.keys = {one: self._key(one) for one in self.configs}
+        self.found: dict[Setting, dict[int, Score | None]] = {one: {} for one in self.configs}
+
+    def fill(self, path: Path) -> Cost:
+        """Takes from the journal at `path` what is there, and does the rest.
+
+        The cost is that of all these settings, earlier calls' parts included.
+        """
+        cost = self._recall(path)
+        missing = [group for group in self.groups if self._missing([group])]
+        total = sum(len(self._missing([group])) for group in missing)
+        with Journal(path) as journal, tqdm(total=total, desc="Sweeping", disable=not total) as bar:
+
+            def work(batch: Sequence[Group], max_rows: int) -> None:
+                for line in self._score(batch, max_rows):
+                    journal.add(line)
+                    cost.add(line["seconds"], line["forwards"])
+                    bar.update(len(batch))
+
+            for _ in in_batches(missing, limit=self.model.row_limit(len(missing)), work=work):
+                pass
+        return cost
+
+    def outcomes(self) -> tuple[list[Outcome], dict[Setting, int]]:
+        """What each setting did; the settings that overflowed, with the number of documents."""
+        outcomes, overflowed = [], {}
+        for setting, values in self.found.items():
+            rows = [[values[number] for number in one.requests] for one in self.task.documents]
+            num_bad = sum(None in row for row in rows)
+            if num_bad:
+                overflowed[setting] = num_bad
+                continue
+            judged = [
+                _judge([value for value in row if value is not None], one.gold)
+                for row, one in zip(rows, self.task.documents, strict=True)
+            ]
+            correct, margins = zip(*judged, strict=True)
+            outcomes.append(Outcome(setting=setting, correct=correct, margins=margins))
+        return outcomes, overflowed
+
+    def compare(self, settings: Sequence[Setting], num: int, cost: Cost) -> Comparison | None:
+        """Runs `num` of `settings`, evenly chosen, one by one."""
+        num = min(num, len(settings))
+        if num < 1:
+            return None
+        step = (len(settings) - 1) / max(1, num - 1)
+        chosen = tuple(settings[round(index * step)] for index in range(num))
+        separate, largest = Cost(), 0.0
+        for setting in tqdm(chosen, desc="Separately"):
+            start = time.perf_counter()
+            answers, made = self.model.score_separately(self.groups, self.configs[setting])
+            separate.add(time.perf_counter() - start, made)
+            for request, value in self.found[setting].items():
+                assert value is not None
+                largest = max(largest, abs(answers[request] - value.log_likelihood))
+        scale = len(self.configs) / num
+        scaled = Cost(
+            separate.seconds * scale,
+            {name: round(number * scale) for name, number in separate.forwards.items()},
+        )
+        return Comparison(
+            settings=chosen,
+            separate=scaled,
+            seconds_ratio=scaled.seconds / cost.seconds if cost.seconds else math.nan,
+            largest_difference=largest,
+        )
+
+    def _score(self, batch: Sequence[Group], max_rows: int) -> Iterator[dict[str, Any]]:
+        """Scores what `batch` is missing; yields a journal line for each setting.
+
+        What settings share is in the cost of the first of them.
+        """
+        settings = self._missing(batch)
+        configs = [self.configs[setting] for setting in settings]
+        requests = [request for group in batch for request in group.requests]
+        start, before = time.perf_counter(), forwards(self.model.reasoner)
+        for number, scores in self.model.score_under(batch, configs, max_rows=max_rows):
+            values = [value for row in scores for value in row]
+            self.found[settings[number]].update(zip(requests, values, strict=True))
+            now, after = time.perf_counter(), forwards(self.model.reasoner)
+            yield {
+                "key": self.keys[settings[number]],
+                "requests": requests,
+                "values": values,
+                "seconds": now - start,
+                "forwards": {name: after[name] - before[name] for name in after},
+            }
+            start, before = now, after
+
+    def _missing(self, batch: Sequence[Group]) -> list[Setting]:
+        return [
+            setting
+            for setting, found in self.found.items()
+            if any(request not in found for group in batch for request in group.requests)
+        ]
+
+    def _recall(self, path: Path) -> Cost:
+        settings, cost = {key: setting for setting, key in self.keys.items()}, Cost()
+        for line in read_journal(path):
+            if setting := settings.get(line["key"]):
+                values = [value and Score(*value) for value in line["values"]]
+                self.found[setting].update(zip(line["requests"], values, strict=True))
+                cost.add(line["seconds"], line["forwards"])
+        if num_found := sum(map(len, self.found.values())):
+            logger.info("%s holds %d log-likelihoods of this sweep already", path, num_found)
+        return cost
+
+    def _key(self, setting: Setting) -> str:
+        """Tells this setting's answers to these requests from any others."""
+        identity = dict(self.identity)
+        if not setting.step_size:
+            for name in ("strong", "weak", "search_gradient"):
+                identity.pop(name)
+        facts = {
+            "format": JOURNAL_FORMAT,
+            "setting": dataclasses.astuple(setting),
+            "model": identity,
+            "task": [self.task.name, self.task.version],
+            "requests": self.pairs,
+            "package": versions().get("lm-eval-latentref"),
+        }
+        return _digest(facts)
+
+
+def _judge(scores: Sequence[Score], gold: int) -> tuple[bool, float]:
+    """Whether the gold candidate is the likeliest (the first of equals, as lm-eval's acc).
+
+    A lone candidate is a free answer: right if greedy decoding writes it, and nothing else. There
+    is no other to be better than, so its margin is its log-likelihood.
+    """
+    values = [score.log_likelihood for score in scores]
+    if len(scores) == 1:
+        return scores[0].is_greedy, values[0]
+    others = [value for number, value in enumerate(values) if number != gold]
+    return values.index(max(values)) == gold, values[gold] - max(others)
+
+
+def _digest(value: Any) -> str:
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:16]

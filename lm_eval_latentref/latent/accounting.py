@@ -1,0 +1,191 @@
+"""What a run cost: peak memory, forwards of each model, tokens, seconds in each phase.
+
+    accounting = Accounting({"backbone": backbone, "strong": strong, "weak": weak})
+    with accounting.working(), accounting.thinking():
+        ...                       # run the models
+    accounting.report()           # a dict for the results file
+
+It listens to the models' decoders by torch's own hooks, so whoever calls them (our loop,
+transformers' `generate`, lm-eval) is counted, and the thought loop knows nothing of it. It never
+waits for the device: on a GPU, time is taken by events, which are read when a report is asked for.
+
+A forward over an empty cache is encoding; every later one is thinking while `thinking` is open and
+decoding (or scoring) elsewhere. Where references read the context together with the first thought,
+that forward is encoding.
+"""
+
+from __future__ import annotations
+
+import gc
+import re
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from lm_eval_latentref.latent.networks import Network
+
+PHASES = ("load", "encode", "think", "decode")
+
+
+class Accounting:
+    """Counters of one set of models in this process, from their loading on.
+
+    Args:
+        networks: by name; networks that share a model are told apart by their adapters.
+    """
+
+    def __init__(self, networks: Mapping[str, Network]) -> None:
+        self._forwards: Counter[str] = Counter(dict.fromkeys(networks, 0))
+        self._columns: Counter[str] = Counter(dict.fromkeys(networks, 0))
+        self._counts = Counter(thought_steps=0, tokens_encoded=0, tokens_generated=0)
+        self._laps = _Laps(next(iter(networks.values())).device)
+        self._depth = 0
+        self._phase_of_step = "decode"
+        for name, network in networks.items():
+            network.before_forward(self._listener(name))
+
+    def count(self, **numbers: int) -> None:
+        """Add to `thought_steps`, `tokens_encoded` or `tokens_generated`."""
+        self._counts.update(numbers)
+
+    def loaded(self, seconds: float) -> None:
+        """The models took so long to load."""
+        self._laps.seconds["load"] += seconds
+
+    @contextmanager
+    def working(self) -> Iterator[None]:
+        """Time counts while this is open; it may be opened again inside."""
+        self._depth += 1
+        try:
+            yield
+        finally:
+            self._depth -= 1
+            if self._depth == 0:
+                self._laps.enter(None)
+
+    @contextmanager
+    def thinking(self) -> Iterator[None]:
+        """Forwards that go on from a context are thoughts while this is open."""
+        self._phase_of_step = "think"
+        try:
+            yield
+        finally:
+            self._phase_of_step = "decode"
+
+    def report(self) -> dict[str, Any]:
+        """All counters as JSON values: seconds, bytes, and counts of what their names say.
+
+        `columns_read` is rows times columns over all forwards of a model, padding included;
+        `tokens_encoded` counts each distinct context's own tokens once; `tokens_generated` leaves
+        out EOS. Memory is the peak of the process: on the host, and of tensors on each GPU.
+        """
+        return {
+            "peak_memory_bytes": peak_memory(),
+            "forwards": dict(self._forwards),
+            "columns_read": dict(self._columns),
+            **self._counts,
+            "seconds": {name: round(self._laps.total(name), 4) for name in PHASES},
+        }
+
+    @staticmethod
+    def of_all(reports: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+        """One report of several processes: counts added up, memory and seconds of the largest."""
+        combined: dict[str, Any] = {"processes": len(reports)}
+        for name, first in reports[0].items():
+            of_each = [report[name] for report in reports]
+            best = max if name in ("peak_memory_bytes", "seconds") else sum
+            if isinstance(first, Mapping):
+                keys = dict.fromkeys(key for one in of_each for key in one)
+                combined[name] = {key: best([one.get(key, 0) for one in of_each]) for key in keys}
+            else:
+                combined[name] = best(of_each)
+        return combined
+
+    def _listener(self, name: str) -> Callable[[int, int], None]:
+        def heard(num_columns: int, past: int) -> None:
+            self._forwards[name] += 1
+            self._columns[name] += num_columns
+            if self._depth:
+                self._laps.enter("encode" if past == 0 else self._phase_of_step)
+
+        return heard
+
+
+def peak_memory() -> dict[str, int]:
+    """Bytes at the peak so far, by place: "host" and each "cuda:N"; nothing where unknown."""
+    peaks = {f"cuda:{i}": torch.cuda.max_memory_allocated(i) for i in _used_gpus()}
+    host = _peak_of_host()
+    return peaks if host is None else {"host": host, **peaks}
+
+
+def restart_peak_memory() -> None:
+    """Let `peak_memory` count from what is held now; on the host where the system allows it."""
+    gc.collect()
+    for index in _used_gpus():
+        torch.cuda.reset_peak_memory_stats(index)
+    try:
+        # On Linux, 5 sets VmHWM to what is resident.
+        Path("/proc/self/clear_refs").write_text("5")
+    except OSError:
+        return
+
+
+def _peak_of_host() -> int | None:
+    # getrusage's value on Linux begins with that of the process which started this one.
+    status = Path("/proc/self/status")
+    if status.exists():
+        found = re.search(r"VmHWM:\s+(\d+) kB", status.read_text())
+        return int(found[1]) * 1024 if found else None
+    try:
+        import resource
+    except ImportError:  # not on Windows
+        return None
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+
+def _used_gpus() -> range:
+    return range(torch.cuda.device_count() if torch.cuda.is_initialized() else 0)
+
+
+class _Laps:
+    """A stopwatch with a hand for each phase, of which one runs at a time."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.seconds: dict[str, float] = dict.fromkeys(PHASES, 0.0)
+        self._on_gpu = device.type == "cuda"
+        self._events: list[tuple[str, Any, Any]] = []
+        self._phase: str | None = None
+        self._since: Any = None
+
+    def enter(self, phase: str | None) -> None:
+        """Let the hand of `phase` run from now on; None stops the watch."""
+        if phase == self._phase:
+            return
+        now = self._now()
+        if self._phase is not None and self._on_gpu:
+            self._events.append((self._phase, self._since, now))
+        elif self._phase is not None:
+            self.seconds[self._phase] += now - self._since
+        self._phase, self._since = phase, now
+
+    def total(self, phase: str) -> float:
+        """Seconds in `phase` so far; waits for the device."""
+        for name, start, end in self._events:
+            end.synchronize()
+            self.seconds[name] += start.elapsed_time(end) / 1000
+        self._events = []
+        return self.seconds[phase]
+
+    def _now(self) -> Any:
+        if not self._on_gpu:
+            return time.perf_counter()
+        event = torch.cuda.Event(enable_timing=True)
+        event.record()
+        return event

@@ -1,0 +1,339 @@
+"""Latent reasoning in Python, without lm-eval: think about questions, answer them.
+
+    reasoner = Reasoner(loaded, RefinementConfig(latent_steps=6, memory_rate=0.3))
+    answer = reasoner.ask("Is Tom a lempus or a gorpus?")
+    answer.text, answer.answer, answer.thoughts
+
+`Reasoner` works on token ids, in batches, and is what the lm-eval class is built on; `ask` is the
+same for one question as text. Deliberately knows no benchmark and no lm-eval.
+
+Shape suffixes: B batch, K columns, P pending columns, T thoughts, D hidden size.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lm_eval_latentref.errors import LatentRefError
+from lm_eval_latentref.latent.accounting import Accounting
+from lm_eval_latentref.latent.batching import Tokens, give_back_memory
+from lm_eval_latentref.latent.config import RefinementConfig
+from lm_eval_latentref.latent.loaded import LoadedModel, LoadedSet
+from lm_eval_latentref.latent.networks import Network, check_attention
+from lm_eval_latentref.latent.protocol import (
+    LATENT,
+    extract_answer,
+    marker_ids,
+    prompt,
+    single_token,
+)
+from lm_eval_latentref.latent.scoring import Score, score
+from lm_eval_latentref.latent.thoughts import Context, Markers, References, Thoughts, think
+
+MAX_COLUMNS_ON_CPU = 2048
+"""Rows times columns of contexts that are thought about together on a CPU.
+
+There, more of them take as long each, while the references' caches and large activations take up
+memory; on a GPU the time of a thought hardly depends on the rows.
+"""
+
+
+class NonFiniteThoughtError(LatentRefError):
+    """A thought became infinite or nan; `row` is the row of the batch, `reason` the rest."""
+
+    def __init__(self, row: int, reason: str) -> None:
+        super().__init__(f"row {row}: {reason}")
+        self.row, self.reason = row, reason
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What a model made of one question."""
+
+    text: str
+    """All it wrote after its thoughts."""
+    answer: str
+    """What follows the last "#", commas removed."""
+    thoughts: Tensor
+    """z_1..z_T, shape (T, D), on the CPU."""
+
+
+class Reasoner:
+    """A backbone, its references and the refinement between them, ready to think.
+
+    Args:
+        loaded: the models and the tokenizer.
+        config: how many thoughts, and how each is refined.
+        max_length: the most columns the backbone reads; None: what its config says.
+    """
+
+    def __init__(
+        self, loaded: LoadedSet, config: RefinementConfig, *, max_length: int | None = None
+    ) -> None:
+        self.loaded, self.config, self.tokenizer = loaded, config, loaded.tokenizer
+        self.backbone = _network(loaded.backbone)
+        self.references: References | None = None
+        if config.searches and loaded.strong and loaded.weak:
+            self.references = References(
+                _network(loaded.strong, self.backbone), _network(loaded.weak, self.backbone)
+            )
+        self.markers = find_markers(loaded.tokenizer, config)
+        self._max_length = max_length
+        names = ("backbone", "strong", "weak")
+        self.accounting = Accounting(dict(zip(names, self.networks(), strict=False)))
+
+    @property
+    def max_length(self) -> int | None:
+        """The most columns the backbone reads: context, markers, thoughts and text."""
+        text_config = self.backbone.causal_lm.config.get_text_config()
+        return self._max_length or getattr(text_config, "max_position_embeddings", None)
+
+    @property
+    def num_extra_columns(self) -> int:
+        """How many columns stand between context and continuation: markers and thoughts."""
+        return self.config.latent_steps + (2 if self.markers else 0)
+
+    @property
+    def thinks(self) -> bool:
+        """False when this is plain language modelling: no thought and no marker."""
+        return self.num_extra_columns > 0
+
+    def think(self, contexts: Sequence[Tokens]) -> Thoughts:
+        """Think about each context (token ids without markers); equal ones share one thought.
+
+        Raises NonFiniteThoughtError when a thought overflowed.
+        """
+        unique = list(dict.fromkeys(contexts))
+        accounting = self.accounting
+        with torch.no_grad(), accounting.working(), accounting.thinking():
+            thoughts = self._think_in_parts(Context.pad(unique, device=self.backbone.device))
+            # Only now: a batch that ran out of memory is thought about again.
+            accounting.count(
+                tokens_encoded=sum(map(len, unique)),
+                thought_steps=len(unique) * self.config.latent_steps,
+            )
+            if len(unique) < len(contexts):
+                thoughts = thoughts.select([unique.index(context) for context in contexts])
+        self._check_finite(thoughts)
+        return thoughts
+
+    def _think_in_parts(self, context: Context) -> Thoughts:
+        how: Any = {"config": self.config, "markers": self.markers}
+        on_cpu = self.backbone.device.type == "cpu"
+        parts = context.in_parts(MAX_COLUMNS_ON_CPU) if on_cpu else [context]
+        thoughts = []
+        for part in parts:
+            if len(parts) > 1:
+                give_back_memory()
+            thoughts.append(think(part, backbone=self.backbone, references=self.references, **how))
+        return Thoughts.join(thoughts)
+
+    def score(
+        self,
+        contexts: Sequence[Tokens],
+        continuations: Sequence[Sequence[Tokens]],
+        *,
+        max_rows: int,
+    ) -> list[list[Score]]:
+        """Log-likelihoods of the continuations of each context, thought about once each."""
+        with torch.no_grad(), self.accounting.working():
+            scores = score(self.think(contexts), continuations, max_rows=max_rows)
+        for row, results in enumerate(scores):
+            if not all(abs(result.log_likelihood) < float("inf") for result in results):
+                raise NonFiniteThoughtError(
+                    row, f"a log-likelihood is not finite; {self._remedy()}"
+                )
+        return scores
+
+    def generation_inputs(self, contexts: Sequence[Tokens], thoughts: Thoughts) -> dict[str, Any]:
+        """What transformers' `generate` goes on from, once `contexts` are thought about.
+
+        `input_ids` (B, K) stands for all columns, with the context's last token in place of each
+        thought, so that logits processors see no token the context has not; new tokens follow it.
+        """
+        self.backbone.activate()
+        stream, pending_BPD = thoughts.stream, thoughts.pending_BPD
+        columns = Context.pad(
+            [self._column_ids(context) for context in contexts], device=self.backbone.device
+        )
+        read_BKD = pending_BPD.new_zeros(len(contexts), stream.length, pending_BPD.shape[-1])
+        mask_BK = columns.mask_BC
+        if mask_BK is None:
+            mask_BK = torch.ones_like(columns.ids_BC)
+        return {
+            "input_ids": columns.ids_BC,
+            "attention_mask": mask_BK.long(),
+            "inputs_embeds": torch.cat([read_BKD, pending_BPD], dim=1),
+            "past_key_values": stream.cache,
+            # The cache is ours: a kind named by the model's generation config would be another.
+            "cache_implementation": None,
+        }
+
+    def ask(self, question: str, *, max_new_tokens: int = 256) -> Answer:
+        """Think about one question (its newline is added) and write the answer, greedily."""
+        return self.ask_all([question], max_new_tokens=max_new_tokens)[0]
+
+    def ask_all(self, questions: Sequence[str], *, max_new_tokens: int = 256) -> list[Answer]:
+        """`ask` for a batch of questions."""
+        contexts = [tuple(self.tokenizer.encode(prompt(question))) for question in questions]
+        return self.answer(contexts, max_new_tokens=max_new_tokens)
+
+    def answer(self, contexts: Sequence[Tokens], *, max_new_tokens: int) -> list[Answer]:
+        """`ask_all` of questions that are token ids already."""
+        for context in contexts:
+            self.check_room(context, max_new_tokens)
+        with torch.no_grad(), self.accounting.working():
+            thoughts = self.think(contexts)
+            inputs = self.generation_inputs(contexts, thoughts)
+            with self.checking_text():
+                output_BK = self.backbone.causal_lm.generate(
+                    **inputs,
+                    max_new_tokens=max_new_tokens,
+                    do_sample=False,
+                    num_beams=1,
+                    pad_token_id=_pad_id(self.tokenizer),
+                )
+        new_ids = output_BK[:, inputs["input_ids"].shape[1] :]
+        self.count_generated(new_ids.tolist())
+        texts = self.tokenizer.batch_decode(new_ids, skip_special_tokens=True)
+        return [
+            Answer(text, extract_answer(text), thoughts_TD)
+            for text, thoughts_TD in zip(texts, thoughts.thoughts_BTD.cpu(), strict=True)
+        ]
+
+    @contextmanager
+    def checking_text(self) -> Iterator[None]:
+        """Raise NonFiniteThoughtError if what is decoded while this is open is not finite."""
+        with self.backbone.watching_states() as finite:
+            yield
+        for row, is_finite in enumerate(torch.stack(finite).all(0).tolist() if finite else ()):
+            if not is_finite:
+                raise NonFiniteThoughtError(
+                    row, f"a hidden state after the thoughts is not finite; {self._remedy()}"
+                )
+
+    def count_generated(self, new_ids: Sequence[Sequence[int]]) -> None:
+        """Count the tokens that `generate` wrote, one list for each row with its padding."""
+        not_text = {self.tokenizer.eos_token_id, _pad_id(self.tokenizer)}
+        num_tokens = sum(token not in not_text for row in new_ids for token in row)
+        self.accounting.count(tokens_generated=num_tokens)
+
+    def check_room(self, context: Tokens, max_new_tokens: int) -> None:
+        """Raise LatentRefError if the model cannot read so much."""
+        if max_new_tokens < 1:
+            raise LatentRefError(f"max_new_tokens={max_new_tokens}: it must be an integer >= 1")
+        num_columns = len(context) + self.num_extra_columns + max_new_tokens - 1
+        if self.max_length is not None and num_columns > self.max_length:
+            raise LatentRefError(
+                f"the question takes {len(context)} tokens, thoughts and markers "
+                f"{self.num_extra_columns} and max_new_tokens={max_new_tokens}, more than the "
+                f"model's {self.max_length}; shorten the question or lower max_new_tokens"
+            )
+
+    def describe(self) -> str:
+        """One line that says what is about to run."""
+        config, hidden_size = self.config, self.backbone.hidden_size
+        parts = [f"backbone {_name(self.loaded.backbone)}"]
+        if self.references:
+            parts.append(f"strong {_name(self.loaded.strong)}, weak {_name(self.loaded.weak)}")
+        else:
+            parts.append("no references")
+        in_half_d = config.search_step_size * 2 / hidden_size
+        parts += [
+            f"latent_steps={config.latent_steps}",
+            f"memory_rate={config.memory_rate:g}",
+            f"search_step_size={config.search_step_size:g} ({in_half_d:g} x d/2)"
+            f" x {config.search_steps} ({config.search_gradient})",
+            f"markers {'on' if self.markers else 'off'}",
+            f"device {', '.join(dict.fromkeys(d for n in self.networks() for d in n.devices))}",
+            f"dtype {_dtype_name(self.backbone)}",
+        ]
+        return "; ".join(parts)
+
+    def settings(self) -> dict[str, Any]:
+        """All that decides the answers: the refinement and each checkpoint's identity."""
+        loaded = self.loaded
+        checkpoints = {"backbone": loaded.backbone, "strong": loaded.strong, "weak": loaded.weak}
+        return {
+            **dataclasses.asdict(self.config),
+            **{name: one and _identity(one) for name, one in checkpoints.items()},
+            "markers": self.markers is not None,
+            "dtype": _dtype_name(self.backbone),
+        }
+
+    def networks(self) -> list[Network]:
+        """Every network that takes part: the backbone, then strong and weak if they are used."""
+        references = self.references
+        return [self.backbone, *([references.strong, references.weak] if references else [])]
+
+    def _column_ids(self, context: Tokens) -> Tokens:
+        thoughts = (context[-1],) * self.config.latent_steps
+        if self.markers is None:
+            return (*context, *thoughts)
+        return (*context, self.markers.start_id, *thoughts, self.markers.end_id)
+
+    def _check_finite(self, thoughts: Thoughts) -> None:
+        if thoughts.finite_BT3.all():
+            return
+        row, step, part = (~thoughts.finite_BT3).nonzero()[0].tolist()
+        who = ("the backbone's hidden state", "a reference's hidden state", "the refined thought")
+        raise NonFiniteThoughtError(
+            row, f"thought {step + 1} is not finite: {who[part]} overflowed; {self._remedy()}"
+        )
+
+    def _remedy(self) -> str:
+        advice = []
+        if self.config.searches:
+            advice.append(f"lower search_step_size={self.config.search_step_size:g}")
+        if self.backbone.dtype != torch.float32:
+            advice.append(f"use dtype=float32 in place of {_dtype_name(self.backbone)}")
+        return " or ".join(advice) or "check the checkpoint's weights"
+
+
+def find_markers(tokenizer: Any, config: RefinementConfig) -> Markers | None:
+    """The markers that `config` asks for; None when they are off.
+
+    Raises LatentRefError for pause tokens without the tokens that they need.
+    """
+    ids = marker_ids(tokenizer, config.latent_markers)
+    pause_id = single_token(tokenizer, LATENT)
+    if config.latent_kind == "pause" and (ids is None or pause_id is None):
+        raise LatentRefError(
+            f"latent_kind='pause' needs both markers and {LATENT} as single tokens; give a "
+            "checkpoint that was trained with pause tokens, or latent_kind=continuous"
+        )
+    return Markers(*ids, pause_id) if ids else None
+
+
+def _network(loaded: LoadedModel, lender: Network | None = None) -> Network:
+    network = Network(
+        loaded.model, adapter=loaded.adapter, lender=lender, borrowed_ids=loaded.borrowed_ids
+    )
+    check_attention(network, _name(loaded))
+    return network
+
+
+def _name(loaded: LoadedModel | None) -> str:
+    return loaded.identity["name"] if loaded else "none"
+
+
+def _dtype_name(network: Network) -> str:
+    return str(network.dtype).removeprefix("torch.")
+
+
+def _identity(loaded: LoadedModel) -> dict[str, str]:
+    if loaded.fingerprint is None:
+        return loaded.identity
+    return {**loaded.identity, "fingerprint": loaded.fingerprint()}
+
+
+def _pad_id(tokenizer: Any) -> int | None:
+    pad_id = tokenizer.pad_token_id
+    return pad_id if pad_id is not None else tokenizer.eos_token_id

@@ -1,0 +1,94 @@
+"""Thinking about the same contexts under many settings, each thing that they share done once.
+
+    for number, thoughts in think_under(context, configs, backbone=network, ...):
+        scores[number] = score(thoughts, continuations, max_rows=8)
+
+The thoughts are those of `think` under each config. Shared by all: each model's reading of the
+context, the raw first thought and (with `detached`) the references' answer to it. By settings that
+differ in memory rate only: the first thought, since it has no predecessor, and the raw second one.
+By settings that differ in their number of thoughts only: everything. Deliberately knows no text.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+from lm_eval_latentref.latent.config import RefinementConfig
+from lm_eval_latentref.latent.networks import Network
+from lm_eval_latentref.latent.thoughts import Context, Markers, References, Thinking, Thoughts
+
+_Members = list[int]
+
+
+def think_under(
+    context: Context,
+    configs: Sequence[RefinementConfig],
+    *,
+    backbone: Network,
+    references: References | None,
+    markers: Markers | None,
+) -> Iterator[tuple[int, Thoughts]]:
+    """Yields the index of each config and what is thought under it, in an order of its own.
+
+    Each is ready to be continued before the next is asked for, and holds memory only as long as
+    the caller keeps it.
+
+    Args:
+        configs: alike in `search_gradient`; none with pause tokens.
+        references: needed when any config searches.
+    """
+    assert len({config.search_gradient for config in configs}) <= 1
+    assert all(config.latent_kind == "continuous" for config in configs)
+    searching = [config for config in configs if config.searches]
+    base = Thinking(
+        context, backbone=backbone, references=references if searching else None, markers=markers
+    )
+    by_steps = {number: configs[number].latent_steps for number in range(len(configs))}
+    thoughtless = [number for number, steps in by_steps.items() if steps == 0]
+    if thoughtless:
+        base.read_but_last()
+        for number in thoughtless:
+            yield number, base.fork().finish()
+    thinking = [number for number, steps in by_steps.items() if steps > 0]
+    if thinking:
+        base.read(searching[0] if searching else configs[thinking[0]])
+    for members in _alike(thinking, configs, on_first_thought=True):
+        yield from _after_first(base.fork(), members, configs)
+
+
+def _after_first(
+    branch: Thinking, members: _Members, configs: Sequence[RefinementConfig]
+) -> Iterator[tuple[int, Thoughts]]:
+    """Goes on with configs whose first thought is the same."""
+    branch.step(configs[members[0]])
+    yield from _finished(branch, members, configs, 1)
+    deeper = [number for number in members if configs[number].latent_steps > 1]
+    if not deeper:
+        return
+    branch.read(configs[deeper[0]])
+    for twins in _alike(deeper, configs, on_first_thought=False):
+        twig = branch.fork()
+        for num_thoughts in range(2, max(configs[number].latent_steps for number in twins) + 1):
+            twig.step(configs[twins[0]])
+            yield from _finished(twig, twins, configs, num_thoughts)
+
+
+def _finished(
+    thinking: Thinking, members: _Members, configs: Sequence[RefinementConfig], num_thoughts: int
+) -> Iterator[tuple[int, Thoughts]]:
+    for number in members:
+        if configs[number].latent_steps == num_thoughts:
+            yield number, thinking.fork().finish()
+
+
+def _alike(
+    members: _Members, configs: Sequence[RefinementConfig], *, on_first_thought: bool
+) -> list[_Members]:
+    """Members in groups whose thoughts are the same as long as each thinks."""
+    groups: dict[tuple[float, int, float], _Members] = {}
+    for number in members:
+        config = configs[number]
+        search = (config.search_step_size, config.search_steps) if config.searches else (0.0, 1)
+        rate = 0.0 if on_first_thought else config.memory_rate
+        groups.setdefault((*search, rate), []).append(number)
+    return list(groups.values())

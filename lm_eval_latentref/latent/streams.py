@@ -1,0 +1,128 @@
+"""A language model reading a batch of rows, column after column, with its cache.
+
+    stream = Stream(network)
+    hidden_BLD = stream.feed(network.embed(ids_BL))
+
+A stream can be forked, to go on from one reading in several ways, and the rows of several can be
+joined. Deliberately knows no text, no refinement and nothing of how a model is built.
+
+Shape suffixes: B batch, L new columns, K columns read so far, D hidden size, R rows picked out.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from lm_eval_latentref.latent.networks import Network
+
+
+class Stream:
+    """One network reading one batch of rows, column after column.
+
+    Rows are padded on the left only, up to their first real column: sliding windows count columns,
+    so padding anywhere else would shorten them.
+    """
+
+    def __init__(self, network: Network, *, can_crop: bool = False) -> None:
+        self.network = network
+        self.cache = network.new_cache()
+        self.mask_BK: Tensor | None = None
+        self.length = 0
+        if can_crop:
+            self.cache.activate_past_recording()
+
+    def feed(self, embeds_BLD: Tensor, mask_BL: Tensor | None = None) -> Tensor:
+        """Read new columns; their hidden states (B, L, D).
+
+        Args:
+            mask_BL: bool, which of the new columns are real; None when all are.
+        """
+        self._extend_mask(embeds_BLD, mask_BL)
+        hidden_BLD = self.network.decode(
+            embeds_BLD, cache=self.cache, mask_BK=self.mask_BK, past=self.length
+        )
+        self.length += embeds_BLD.shape[1]
+        return hidden_BLD
+
+    def feed_branches(self, embeds_BLD: Tensor, branch_BL: Tensor) -> Tensor:
+        """Read branches that all go on from here, side by side; their hidden states (B, L, D).
+
+        No branch sees another. Nothing can be read after them.
+
+        Args:
+            branch_BL: the number of each column's branch, whose columns stand together; -1 for
+                padding.
+        """
+        branch_BL = branch_BL.to(self.network.device)
+        num_rows, num_new = branch_BL.shape
+        past_BK = self.mask_BK
+        if past_BK is None:
+            past_BK = branch_BL.new_ones(num_rows, self.length, dtype=torch.bool)
+        own_BLL = (branch_BL.unsqueeze(2) == branch_BL.unsqueeze(1)).tril()
+        # Padding sees itself only: counted as a branch it would run past the last position.
+        own_BLL &= (branch_BL >= 0).unsqueeze(2)
+        own_BLL |= torch.eye(num_new, dtype=torch.bool, device=own_BLL.device)
+        sees_BLK = torch.cat([past_BK.unsqueeze(1).expand(-1, num_new, -1), own_BLL], dim=2)
+        return self.network.decode_branches(
+            embeds_BLD, cache=self.cache, sees_BLK=sees_BLK, positions_BL=sees_BLK.sum(-1) - 1
+        )
+
+    def crop(self, num_columns: int) -> None:
+        """Forget the newest columns."""
+        self.cache.crop(-num_columns)
+        self.length -= num_columns
+        if self.mask_BK is not None:
+            self.mask_BK = self.mask_BK[:, :-num_columns]
+
+    def fork(self, rows: Sequence[int] | None = None) -> Stream:
+        """A stream that goes on from here by itself, with `rows` of this one (in that order).
+
+        What has been read is shared, not read again.
+        """
+        branch = copy.copy(self)
+        branch.cache = copy.copy(self.cache)
+        branch.cache.layers = [copy.copy(layer) for layer in self.cache.layers]
+        if rows is not None:
+            rows_R = torch.as_tensor(rows).to(self.network.device, non_blocking=True)
+            for layer in branch.cache.layers:
+                if layer.is_initialized:
+                    layer.batch_select_indices(rows_R.to(layer.keys.device))
+            if self.mask_BK is not None:
+                branch.mask_BK = self.mask_BK[rows_R]
+        return branch
+
+    @classmethod
+    def join(cls, streams: Sequence[Stream]) -> Stream:
+        """The rows of all `streams`, which have read as many columns each, in one; they end here.
+
+        Layer by layer, so that nothing but one layer is in memory twice.
+        """
+        joined = streams[0]
+        if len(streams) == 1:
+            return joined
+        for layers in zip(*(stream.cache.layers for stream in streams), strict=True):
+            if layers[0].is_initialized:
+                layers[0].keys = torch.cat([layer.keys for layer in layers])
+                layers[0].values = torch.cat([layer.values for layer in layers])
+            for layer in layers[1:]:
+                layer.reset()
+        masks = [stream.mask_BK for stream in streams if stream.mask_BK is not None]
+        joined.mask_BK = torch.cat(masks) if masks else None
+        return joined
+
+    def _extend_mask(self, embeds_BLD: Tensor, mask_BL: Tensor | None) -> None:
+        # Without padding there is no mask at all: attention then takes its fastest path.
+        if self.mask_BK is None and mask_BL is None:
+            return
+        num_rows, num_new = embeds_BLD.shape[:2]
+        device = self.network.device
+        past_BK = self.mask_BK
+        if past_BK is None:
+            past_BK = torch.ones(num_rows, self.length, dtype=torch.bool, device=device)
+        if mask_BL is None:
+            mask_BL = torch.ones(num_rows, num_new, dtype=torch.bool, device=device)
+        self.mask_BK = torch.cat([past_BK, mask_BL.to(device)], dim=1)

@@ -1,0 +1,395 @@
+"""The thought loop: continuous thoughts, each refined before it is committed.
+
+    thoughts = think(context, backbone=network, references=None, config=config, markers=markers)
+    hidden_BPD = thoughts.stream.feed(thoughts.pending_BPD, thoughts.pending_mask_BP)
+
+One loop for inference and training: it is differentiable, and gradients are the caller's to switch
+off. `Thinking` is its state, for whoever goes on from one reading in several ways. Continuous
+thoughts are Coconut's (Hao et al., arXiv:2412.06769); the two refinements are those of Wang et al.
+(arXiv:2506.08552). Deliberately knows no text, no checkpoint and no lm-eval.
+
+Shape suffixes: B batch, C context columns, P pending columns, T thoughts, D hidden size.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from lm_eval_latentref.latent.config import RefinementConfig
+from lm_eval_latentref.latent.networks import Network
+from lm_eval_latentref.latent.refinement import contrastive_loss, contrastive_step, mix_residual
+from lm_eval_latentref.latent.streams import Stream
+
+
+@dataclass(frozen=True)
+class Context:
+    """A batch of contexts, padded on the left."""
+
+    ids_BC: Tensor
+    mask_BC: Tensor | None
+    """bool; None when no row is padded."""
+
+    @classmethod
+    def pad(cls, rows: Sequence[Sequence[int]], *, device: torch.device | str = "cpu") -> Context:
+        """The batch of `rows`, each a non-empty list of token ids."""
+        longest = max(map(len, rows))
+        ids_BC = torch.tensor([[0] * (longest - len(row)) + list(row) for row in rows])
+        if min(map(len, rows)) == longest:
+            return cls(ids_BC.to(device, non_blocking=True), None)
+        lengths_B = torch.tensor([len(row) for row in rows])
+        mask_BC = torch.arange(longest) >= longest - lengths_B.unsqueeze(1)
+        # What comes from pageable memory is staged at once: nobody need wait for the device.
+        return cls(*(one.to(device, non_blocking=True) for one in (ids_BC, mask_BC)))
+
+    def in_parts(self, max_columns: int) -> list[Context]:
+        """These contexts in as few equal parts as have `max_columns` columns, or one row, each."""
+        num_rows, num_columns = self.ids_BC.shape
+        num_parts = math.ceil(num_rows / max(1, max_columns // num_columns))
+        masks = [None] * num_parts if self.mask_BC is None else self.mask_BC.tensor_split(num_parts)
+        return [
+            Context(ids_BC, mask_BC)
+            for ids_BC, mask_BC in zip(self.ids_BC.tensor_split(num_parts), masks, strict=True)
+        ]
+
+    def then(self, token_id: int) -> Context:
+        """These contexts with one more token at the end of each."""
+        ids_BC = torch.nn.functional.pad(self.ids_BC, (0, 1), value=token_id)
+        mask_BC = self.mask_BC
+        if mask_BC is not None:
+            mask_BC = torch.nn.functional.pad(mask_BC, (0, 1), value=True)
+        return Context(ids_BC, mask_BC)
+
+
+@dataclass(frozen=True)
+class Markers:
+    """Ids of the tokens that stand before and after the thoughts."""
+
+    start_id: int
+    end_id: int
+    pause_id: int | None = None
+    """The token in place of each thought when `latent_kind` is "pause"."""
+
+
+@dataclass(frozen=True)
+class References:
+    """The two networks that define the search direction: from weak towards strong."""
+
+    strong: Network
+    weak: Network
+
+
+@dataclass(frozen=True)
+class Thoughts:
+    """What thinking left behind: everything the continuation is conditioned on.
+
+    The last columns are still to be read (`pending`), so that whoever continues reads them together
+    with what they need: no column is read twice.
+    """
+
+    stream: Stream
+    pending_BPD: Tensor
+    pending_mask_BP: Tensor | None
+    thoughts_BTD: Tensor
+    """z_1..z_T as committed, in the backbone's dtype."""
+    finite_BT3: Tensor
+    """bool: are the backbone's hidden state, the references' and the refined thought finite?"""
+
+    @classmethod
+    def join(cls, parts: Sequence[Thoughts]) -> Thoughts:
+        """The rows of all `parts`, of contexts equally long with their padding; they end here."""
+        if len(parts) == 1:
+            return parts[0]
+        masks = [part.pending_mask_BP for part in parts if part.pending_mask_BP is not None]
+        return cls(
+            Stream.join([part.stream for part in parts]),
+            torch.cat([part.pending_BPD for part in parts]),
+            torch.cat(masks) if masks else None,
+            torch.cat([part.thoughts_BTD for part in parts]),
+            torch.cat([part.finite_BT3 for part in parts]),
+        )
+
+    def select(self, rows: Sequence[int]) -> Thoughts:
+        """The same thoughts for `rows` of the batch, in that order; a row may be named twice."""
+        rows_R = torch.as_tensor(rows, device=self.pending_BPD.device)
+        mask_BP = self.pending_mask_BP
+        return Thoughts(
+            self.stream.fork(rows),
+            self.pending_BPD[rows_R],
+            None if mask_BP is None else mask_BP[rows_R.to(mask_BP.device)],
+            self.thoughts_BTD[rows_R],
+            self.finite_BT3[rows_R.to(self.finite_BT3.device)],
+        )
+
+
+def think(
+    context: Context,
+    *,
+    backbone: Network,
+    references: References | None,
+    config: RefinementConfig,
+    markers: Markers | None,
+) -> Thoughts:
+    """Think `config.latent_steps` thoughts about each context.
+
+    Args:
+        references: needed when `config.searches`.
+        markers: None when the thoughts follow the context directly.
+    """
+    if config.latent_kind == "pause":
+        return _pause(context, backbone, markers, config.latent_steps)
+    thinking = Thinking(
+        context,
+        backbone=backbone,
+        references=references if config.searches else None,
+        markers=markers,
+    )
+    for _ in range(config.latent_steps):
+        thinking.step(config)
+    return thinking.finish()
+
+
+class Thinking:
+    """The models somewhere in the thought loop; a fork goes on from there by itself.
+
+    Nothing is read before it is needed: what is pending is read together with what comes next.
+    """
+
+    def __init__(
+        self,
+        context: Context,
+        *,
+        backbone: Network,
+        references: References | None,
+        markers: Markers | None,
+    ) -> None:
+        if markers is not None:
+            context = context.then(markers.start_id)
+        self._markers = markers
+        self._stream = Stream(backbone)
+        self._pending_BPD = backbone.embed(context.ids_BC)
+        self._pending_mask_BP = context.mask_BC
+        self._raw_BD: Tensor | None = None
+        self._search = _Search(references, context) if references else None
+        self._thoughts: list[Tensor] = []
+        self._finite: list[Tensor] = []
+
+    def fork(self) -> Thinking:
+        """The same state, to go on from by itself; what has been read is shared."""
+        branch = copy.copy(self)
+        branch._stream = self._stream.fork()
+        branch._search = self._search.fork() if self._search else None
+        branch._thoughts, branch._finite = list(self._thoughts), list(self._finite)
+        return branch
+
+    def read_but_last(self) -> None:
+        """Let the backbone read what is pending, the last column excepted."""
+        if self._pending_BPD.shape[1] > 1:
+            self._feed(self._pending_BPD.shape[1] - 1)
+
+    def read(self, config: RefinementConfig) -> None:
+        """Do what the next `step` begins with whatever its memory rate and step size.
+
+        The backbone reads what is pending. The references, if `config` asks them, answer to the
+        first raw thought; later ones are mixed with their predecessor before references see them.
+        """
+        raw_BD = self._raw()
+        if self._search is not None and config.searches and not self._thoughts:
+            self._search.foresee(raw_BD, config)
+
+    def step(self, config: RefinementConfig) -> None:
+        """Think one more thought, as `config` refines it."""
+        raw_BD = self._raw()
+        if not config.searches:
+            self._search = None  # references that are not asked do not follow either
+        refined_BD, found_finite_B = _refine(raw_BD, self._thoughts, self._search, config)
+        thought_BD = refined_BD.to(self._stream.network.dtype)
+        self._thoughts.append(thought_BD)
+        flags = [_finite(raw_BD), found_finite_B, _finite(thought_BD)]
+        self._finite.append(torch.stack(flags, -1))
+        if self._search is not None:
+            self._search.commit(thought_BD)
+        self._pending_BPD, self._raw_BD = thought_BD.unsqueeze(1), None
+
+    def finish(self) -> Thoughts:
+        """The thoughts so far, closed by the end marker; go on from here on a fork only."""
+        pending_BPD, mask_BP = _append_end(
+            self._pending_BPD, self._pending_mask_BP, self._stream.network, self._markers
+        )
+        if not self._thoughts:
+            none_BTD = pending_BPD[:, :0]
+            no_flags_BT3 = torch.ones(*none_BTD.shape[:2], 3, dtype=torch.bool)
+            return Thoughts(self._stream, pending_BPD, mask_BP, none_BTD, no_flags_BT3)
+        thoughts_BTD, finite_BT3 = torch.stack(self._thoughts, 1), torch.stack(self._finite, 1)
+        return Thoughts(self._stream, pending_BPD, mask_BP, thoughts_BTD, finite_BT3)
+
+    def _raw(self) -> Tensor:
+        """The thought (B, D) that the backbone would think next, in float32."""
+        if self._raw_BD is None:
+            # Column -1 is real in every row: padding stands on the left only.
+            self._raw_BD = self._feed(self._pending_BPD.shape[1])[:, -1].float()
+        return self._raw_BD
+
+    def _feed(self, num_columns: int) -> Tensor:
+        read_BPD, self._pending_BPD = (
+            self._pending_BPD[:, :num_columns],
+            self._pending_BPD[:, num_columns:],
+        )
+        mask_BP, self._pending_mask_BP = self._pending_mask_BP, None
+        return self._stream.feed(read_BPD, None if mask_BP is None else mask_BP[:, :num_columns])
+
+
+def _pause(
+    context: Context, backbone: Network, markers: Markers | None, num_tokens: int
+) -> Thoughts:
+    """The pause token's embedding in place of every thought: nothing to wait for, one pass."""
+    assert markers is not None, "pause tokens stand between markers"
+    assert markers.pause_id is not None
+    context = context.then(markers.start_id)
+    for _ in range(num_tokens):
+        context = context.then(markers.pause_id)
+    embeds_BCD = backbone.embed(context.ids_BC)
+    pending_BPD, mask_BP = _append_end(embeds_BCD, context.mask_BC, backbone, markers)
+    paused_BTD = embeds_BCD[:, embeds_BCD.shape[1] - num_tokens :]
+    no_flags_BT3 = torch.ones(*paused_BTD.shape[:2], 3, dtype=torch.bool)
+    return Thoughts(Stream(backbone), pending_BPD, mask_BP, paused_BTD, no_flags_BT3)
+
+
+def _refine(
+    raw_BD: Tensor, previous: Sequence[Tensor], search: _Search | None, config: RefinementConfig
+) -> tuple[Tensor, Tensor]:
+    """The refined thought (B, D) in float32; whether the references' states are finite (B,)."""
+    thought_BD = raw_BD
+    if previous:  # the first thought has no predecessor to keep
+        thought_BD = mix_residual(raw_BD, previous[-1], memory_rate=config.memory_rate)
+    if search is None:
+        return thought_BD, torch.ones_like(thought_BD[:, 0], dtype=torch.bool)
+    return search.run(thought_BD, config)
+
+
+class _Search:
+    """Contrastive reasoning feedback search: both references follow the refined thoughts."""
+
+    def __init__(self, references: References, context: Context) -> None:
+        self._strong = _Reference(references.strong, context)
+        self._weak = _Reference(references.weak, context)
+
+    def fork(self) -> _Search:
+        branch = copy.copy(self)
+        branch._strong, branch._weak = self._strong.fork(), self._weak.fork()
+        return branch
+
+    def commit(self, thought_BD: Tensor) -> None:
+        self._strong.commit(thought_BD)
+        self._weak.commit(thought_BD)
+
+    def foresee(self, thought_BD: Tensor, config: RefinementConfig) -> None:
+        """Read the context, and know the answers to `thought_BD` where they are constants."""
+        for reference in (self._strong, self._weak):
+            if config.search_gradient == "through":
+                reference.read()
+            else:
+                reference.foresee(thought_BD)
+
+    def run(self, thought_BD: Tensor, config: RefinementConfig) -> tuple[Tensor, Tensor]:
+        step = self._through if config.search_gradient == "through" else self._detached
+        finite_B = torch.ones_like(thought_BD[:, 0], dtype=torch.bool)
+        for _ in range(config.search_steps):
+            thought_BD, step_finite_B = step(thought_BD, config.search_step_size)
+            finite_B = finite_B & step_finite_B
+        return thought_BD, finite_B
+
+    def _detached(self, thought_BD: Tensor, step_size: float) -> tuple[Tensor, Tensor]:
+        good_BD = self._strong.probe(thought_BD).to(thought_BD.device)
+        bad_BD = self._weak.probe(thought_BD).to(thought_BD.device)
+        found_BD = contrastive_step(thought_BD, good_BD, bad_BD, step_size=step_size)
+        return found_BD, _finite(good_BD) & _finite(bad_BD)
+
+    def _through(self, thought_BD: Tensor, step_size: float) -> tuple[Tensor, Tensor]:
+        with torch.enable_grad():
+            leaf_BD = thought_BD.detach().requires_grad_()
+            good_BD = self._strong.probe_with_gradient(leaf_BD).to(leaf_BD.device)
+            bad_BD = self._weak.probe_with_gradient(leaf_BD).to(leaf_BD.device)
+            # Rows do not mix, so the gradient of the sum is each row's own gradient.
+            loss = contrastive_loss(leaf_BD, good_BD, bad_BD).sum()
+            (gradient_BD,) = torch.autograd.grad(loss, leaf_BD)
+        found_BD = thought_BD - step_size * gradient_BD
+        return found_BD, _finite(good_BD) & _finite(bad_BD)
+
+
+class _Reference:
+    """A reference that has read the context and the committed thoughts, asked about the next one.
+
+    What is committed waits until the next probe, and both are read in one forward: one forward a
+    thought, as the backbone needs.
+    """
+
+    def __init__(self, network: Network, context: Context) -> None:
+        self._network = network
+        self._stream = Stream(network, can_crop=True)
+        self._unread_BLD: Tensor | None = network.embed(context.ids_BC)
+        self._unread_mask_BL = context.mask_BC
+        self._foreseen: tuple[Tensor, Tensor] | None = None
+
+    def fork(self) -> _Reference:
+        branch = copy.copy(self)
+        branch._stream = self._stream.fork()
+        return branch
+
+    def commit(self, thought_BD: Tensor) -> None:
+        self._foreseen = None
+        self._unread_BLD, self._unread_mask_BL = thought_BD.unsqueeze(1), None
+
+    def foresee(self, thought_BD: Tensor) -> None:
+        """Probe `thought_BD` now; forks that probe this very tensor then need no forward."""
+        self._foreseen = thought_BD, self.probe(thought_BD)
+
+    def read(self) -> None:
+        """Read what is committed without waiting for a probe."""
+        if self._unread_BLD is not None:
+            with torch.no_grad():
+                self._stream.feed(self._unread_BLD, self._unread_mask_BL)
+            self._unread_BLD = None
+
+    def probe(self, thought_BD: Tensor) -> Tensor:
+        """The hidden state (B, D) at `thought_BD`, were it the next input; it is not kept."""
+        if self._foreseen is not None and self._foreseen[0] is thought_BD:
+            return self._foreseen[1]
+        columns_BLD = thought_BD.unsqueeze(1).to(self._network.device, self._network.dtype)
+        mask_BL = None
+        if self._unread_BLD is not None:
+            columns_BLD = torch.cat([self._unread_BLD.to(columns_BLD), columns_BLD], dim=1)
+            if self._unread_mask_BL is not None:
+                mask_BL = torch.nn.functional.pad(self._unread_mask_BL, (0, 1), value=True)
+            self._unread_BLD = None
+        hidden_BLD = self._stream.feed(columns_BLD, mask_BL)
+        self._stream.crop(1)
+        return hidden_BLD[:, -1]
+
+    def probe_with_gradient(self, thought_BD: Tensor) -> Tensor:
+        """`probe`, differentiable with respect to `thought_BD` alone."""
+        self.read()
+        # On a fork, so that no graph hangs on in the cache.
+        return self._stream.fork().feed(thought_BD.unsqueeze(1))[:, -1]
+
+
+def _append_end(
+    columns_BLD: Tensor, mask_BL: Tensor | None, backbone: Network, markers: Markers | None
+) -> tuple[Tensor, Tensor | None]:
+    if markers is None:
+        return columns_BLD, mask_BL
+    end_B1 = torch.full(
+        (len(columns_BLD), 1), markers.end_id, dtype=torch.long, device=backbone.device
+    )
+    if mask_BL is not None:
+        mask_BL = torch.nn.functional.pad(mask_BL, (0, 1), value=True)
+    return torch.cat([columns_BLD, backbone.embed(end_B1).to(columns_BLD)], dim=1), mask_BL
+
+
+def _finite(rows_BD: Tensor) -> Tensor:
+    return rows_BD.isfinite().all(-1)

@@ -1,0 +1,317 @@
+"""The task files load in lm-eval, ask and judge as specified, and run from end to end."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+import lm_eval
+import pytest
+import yaml
+from hypothesis import given
+from hypothesis import strategies as st
+from lm_eval.tasks import TaskManager
+from test_data import EXPECTED_EXAMPLES, mathqa_row, published_files, write_folder
+
+from lm_eval_latentref.benchmarks import documents, published
+from lm_eval_latentref.benchmarks.data import load_split
+from lm_eval_latentref.benchmarks.prosqa import generate
+from lm_eval_latentref.benchmarks.rows import BENCHMARKS
+from lm_eval_latentref.benchmarks.tasks import tasks_path
+from lm_eval_latentref.latent.protocol import extract_answer
+
+REAL_DATA = os.environ.get(published.DATA_VARIABLE)
+
+CHOOSING = [name for name in BENCHMARKS if name != "gsm8k"]
+GENERATING_TASKS = [f"latentref_{name}{dev}" for name in BENCHMARKS for dev in ("", "_dev")]
+CHOOSING_TASKS = [f"latentref_{name}_mc{dev}" for name in CHOOSING for dev in ("", "_dev")]
+HARNESS_TASKS = ["latentref_mathqa_harness", "latentref_mathqa_harness_dev"]
+GENERATED = ["prosqa_generated", "hops"]
+GENERATED_TASKS = [f"latentref_{name}{mc}" for name in GENERATED for mc in ("", "_mc")]
+GENERATED_DEV_TASKS = [f"{name}_dev" for name in GENERATED_TASKS]
+ALL_TASKS = [*GENERATING_TASKS, *CHOOSING_TASKS, *HARNESS_TASKS, *GENERATED_TASKS]
+ALL_TASKS += GENERATED_DEV_TASKS
+GROUPS = ["latentref", "latentref_mc", "latentref_dev", "latentref_mc_dev"]
+
+EXPECTED_CHOICES = {
+    "mathqa": (["### a", "### b", "### c", "### d", "### e"], 1),
+    "aqua": (["### A", "### B", "### C", "### D", "### E"], 0),
+    "strategyqa": (["### yes", "### no"], 0),
+    "prosqa": (["### Tom is a impus.", "### Tom is a gorpus."], 0),
+}
+
+
+@pytest.fixture(scope="module")
+def manager():
+    return TaskManager(include_path=str(tasks_path()), include_defaults=False)
+
+
+@pytest.fixture(scope="module")
+def fixture_data(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("data")
+    write_folder(folder, published_files())
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv(published.DATA_VARIABLE, str(folder))
+        yield folder
+
+
+@pytest.fixture(scope="module")
+def tasks(manager, fixture_data):
+    return manager.load(ALL_TASKS)["tasks"]
+
+
+def first_document(task):
+    return task.eval_docs[0]
+
+
+def test_the_folder_declares_exactly_these_tasks_and_groups(manager):
+    ours = {name for name in manager.all_tasks if name.startswith("latentref")}
+    assert ours == {*ALL_TASKS, *GROUPS}
+
+
+def test_no_file_can_take_a_name_or_tag_of_lm_evals(manager):
+    assert not manager.all_tags
+    assert all(name.startswith("latentref") for name in manager.all_tasks)
+
+
+@pytest.mark.parametrize("name", ALL_TASKS)
+def test_a_task_names_its_version_and_takes_no_examples_by_default(name, tasks):
+    assert tasks[name].config.metadata["version"] == 1.0
+    assert tasks[name].config.num_fewshot == 0
+
+
+@pytest.mark.parametrize("name", [*GENERATING_TASKS, *CHOOSING_TASKS])
+def test_a_task_evaluates_the_split_of_its_name(name, tasks):
+    benchmark, split = name.split("_")[1], "dev" if name.endswith("_dev") else "test"
+    expected = documents.documents(benchmark, split)
+    assert list(tasks[name].eval_docs) == expected
+    assert tasks[name].has_test_docs() == (split == "test")
+
+
+@pytest.mark.parametrize("name", [*GENERATING_TASKS, *CHOOSING_TASKS, *GENERATED_TASKS])
+def test_the_context_is_the_question_and_one_newline(name, tasks):
+    task, document = tasks[name], first_document(tasks[name])
+    context = task.fewshot_context(document, num_fewshot=0)
+    assert context == task.doc_to_text(document) == document["prompt"]
+    assert context.endswith("\n")
+    assert not context.endswith("\n\n")
+
+
+@pytest.mark.parametrize("name", BENCHMARKS)
+def test_literal_rows_are_asked_and_answered_as_specified(name, tasks):
+    row, example = EXPECTED_EXAMPLES[name]
+    document = documents.document(name, row)
+    task = tasks[f"latentref_{name}"]
+    assert task.doc_to_text(document) == example.question + "\n"
+    assert task.doc_to_target(document) == f"### {example.answer}"
+    if name in EXPECTED_CHOICES:
+        task = tasks[f"latentref_{name}_mc"]
+        choices, gold = EXPECTED_CHOICES[name]
+        assert (task.doc_to_choice(document), task.doc_to_target(document)) == (choices, gold)
+
+
+@pytest.mark.parametrize("name", CHOOSING_TASKS)
+def test_continuations_are_the_candidates_with_nothing_in_front(name, tasks):
+    task, document = tasks[name], first_document(tasks[name])
+    requests = task.construct_requests(document, document["prompt"])
+    assert [r.args for r in requests] == [(document["prompt"], c) for c in document["choices"]]
+    assert all(choice.startswith("### ") for choice in document["choices"])
+
+
+@pytest.mark.parametrize("name", GENERATING_TASKS)
+def test_generation_is_greedy_and_ends_at_the_end_token_only(name, tasks):
+    assert tasks[name].config.generation_kwargs == {
+        "until": [],
+        "do_sample": False,
+        "temperature": 0.0,
+        "max_gen_toks": 256,
+    }
+
+
+def test_few_shot_examples_read_as_the_training_text(tasks):
+    task = tasks["latentref_aqua"]
+    task.set_fewshot_seed(1)
+    shots = task.fewshot_context(first_document(task), num_fewshot=1).split("\n\n")
+    assert len(shots) == 2
+    assert shots[0].splitlines()[-1] == "### A"
+
+
+@given(
+    gold=st.text(alphabet="abc1,2 .#"),
+    generated=st.text(alphabet="abc1,2 .#\n"),
+    prefix=st.text(alphabet="ab#\n 1,"),
+)
+def test_exact_match_reads_both_sides_alike(gold, generated, prefix):
+    document = {"answer_text": f"### {gold}"}
+    judged = documents.exact_match(document, [generated])["exact_match"]
+    assert judged == float(extract_answer(generated) == extract_answer(gold))
+    assert documents.exact_match(document, [f"{prefix}### {gold}"]) == {"exact_match": 1.0}
+
+
+@given(st.text(alphabet="ab#\n 1,"))
+def test_the_logged_answer_is_judged_as_the_whole_text_is(text):
+    from lm_eval.filters import build_filter_ensemble
+
+    # Another loader than lm-eval's, to which the two function tags mean nothing.
+    template = (tasks_path() / "_generate_yaml").read_text(encoding="utf-8")
+    (chain,) = yaml.safe_load(template.replace("!function ", ""))["filter_list"]
+    (regex, take_first) = chain["filter"]
+    assert take_first == {"function": "take_first"}
+    assert regex.pop("function") == "regex"
+    ensemble = build_filter_ensemble(chain["name"], [["regex", regex]])
+    ((logged,),) = ensemble.filters[0]().apply([[text]], [{}])
+    assert extract_answer(logged) == extract_answer(text)
+
+
+@pytest.mark.parametrize(
+    ("text", "score"),
+    [
+        ("### 1,005", 1.0),
+        ("<<4+1=5>>\n### 1005\n", 1.0),
+        (" 1005", 1.0),
+        ("### 3 ### 1005", 1.0),
+        ("### 1005 eggs", 0.0),
+        ("1005 ###", 0.0),
+        ("", 0.0),
+    ],
+)
+def test_literal_generations_score_as_specified(text, score, tasks):
+    task = tasks["latentref_gsm8k"]
+    document = documents.document("gsm8k", EXPECTED_EXAMPLES["gsm8k"][0])
+    assert task.process_results(document, [text]) == {"exact_match": score}
+
+
+@pytest.mark.parametrize("group", GROUPS)
+def test_a_group_weighs_its_tasks_the_same(group, manager, fixture_data):
+    loaded = manager.load([group])["groups"][group]
+    suffix = group.removeprefix("latentref")
+    names = BENCHMARKS if "mc" not in group else CHOOSING
+    assert set(loaded.child_names) == {f"latentref_{name}{suffix}" for name in names}
+    metrics = {m.metric: m for m in loaded.aggregate_metric_list}
+    assert set(metrics) == ({"acc", "acc_norm"} if "mc" in group else {"exact_match"})
+    assert not any(m.weight_by_size for m in metrics.values())
+
+
+def built_in_mathqa(manager, folder, rows):
+    """lm-eval's own task file, its data set pointed at `rows`; it wants three splits."""
+    data = folder / "rows.jsonl"
+    data.write_text("".join(f"{json.dumps(row)}\n" for row in rows), encoding="utf-8")
+    built_in = Path(lm_eval.tasks.__file__).parent / "mathqa" / "mathqa.yaml"
+    task_file = folder / "mathqa.yaml"
+    files = {split: str(data) for split in ("train", "validation", "test")}
+    local = {
+        "include": str(built_in),
+        "dataset_path": "json",
+        "dataset_kwargs": {"data_files": files, "cache_dir": str(folder / "cache")},
+    }
+    task_file.write_text(yaml.safe_dump(local), encoding="utf-8")
+    return manager.load([str(task_file)])["tasks"]["mathqa"]
+
+
+def assert_same_requests(ours, theirs):
+    assert len(ours.eval_docs) == len(theirs.eval_docs)
+    for our_document, their_document in zip(ours.eval_docs, theirs.eval_docs, strict=True):
+        contexts = [
+            task.fewshot_context(document, num_fewshot=0)
+            for task, document in ((ours, our_document), (theirs, their_document))
+        ]
+        assert contexts[0] == contexts[1]
+        assert [r.args for r in ours.construct_requests(our_document, contexts[0])] == [
+            r.args for r in theirs.construct_requests(their_document, contexts[1])
+        ]
+        scores = [(-1.0 / (1 + i), False) for i in range(len(ours.doc_to_choice(our_document)))]
+        assert ours.process_results(our_document, scores) == theirs.process_results(
+            their_document, scores
+        )
+
+
+def test_the_harness_variant_asks_what_lm_evals_mathqa_asks(manager, tmp_path, tasks):
+    theirs = built_in_mathqa(manager, tmp_path, published_files()["mathqa/test"])
+    assert_same_requests(tasks["latentref_mathqa_harness"], theirs)
+
+
+@pytest.mark.skipif(not REAL_DATA, reason="LATENTREF_DATA is not set")
+@pytest.mark.parametrize(("split", "num_rows"), [("test", 2985), ("dev", 447)])
+def test_the_harness_variant_asks_the_same_of_every_real_row(split, num_rows, manager, tmp_path):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv(published.DATA_VARIABLE, str(REAL_DATA))
+        rows = load_split("mathqa", split).rows
+        name = "latentref_mathqa_harness" + ("_dev" if split == "dev" else "")
+        ours = manager.load([name])["tasks"][name]
+    assert len(ours.eval_docs) == num_rows
+    assert_same_requests(ours, built_in_mathqa(manager, tmp_path, rows))
+
+
+def test_a_malformed_mathqa_row_stops_the_harness_variant(tmp_path, monkeypatch):
+    broken = {**mathqa_row(1), "options": "a ) 1 , b ) 2"}
+    write_folder(tmp_path, {"mathqa/test": [broken]})
+    monkeypatch.setenv(published.DATA_VARIABLE, str(tmp_path))
+    with pytest.raises(ValueError, match="malformed mathqa row"):
+        documents.harness_documents("test")
+
+
+@pytest.mark.parametrize(
+    ("names", "split"), [(GENERATED_TASKS, "test"), (GENERATED_DEV_TASKS, "validation")]
+)
+def test_the_generated_tasks_have_the_problems_of_their_split(names, split, tasks):
+    expected = {
+        "prosqa": [documents.document("prosqa", row) for row in generate(500, seed=0, split=split)],
+        "hops": documents.generated_documents(num=1000, seed=0, split=split, task="hops"),
+    }
+    for name in names:
+        assert list(tasks[name].eval_docs) == expected[name.split("_")[1]]
+        assert tasks[name].has_test_docs() == (split == "test")
+
+
+def test_a_hops_document_offers_every_letter_and_follows_the_edges_to_its_answer():
+    for made in documents.generated_documents(num=50, seed=3, split="validation", task="hops"):
+        *edges, separator, num_hops, at = made["prompt"].split()
+        following = dict(edge.split(">") for edge in edges)
+        for _ in range(int(num_hops)):
+            at = following[at]
+        assert separator == ";"
+        assert made["choices"] == [f"### {letter}" for letter in sorted(following)]
+        assert made["choices"][made["gold"]] == made["answer_text"] == f"### {at}"
+
+
+def test_metadata_chooses_other_generated_problems():
+    manager = TaskManager(
+        include_path=str(tasks_path()),
+        include_defaults=False,
+        metadata={"generator_seed": 4, "num_documents": 3},
+    )
+    task = manager.load(["latentref_prosqa_generated"])["tasks"]["latentref_prosqa_generated"]
+    questions = [document["question"] for document in task.eval_docs]
+    assert questions == [row["question"] for row in generate(3, seed=4, split="test")]
+
+
+def test_generated_tasks_run_end_to_end_without_data(manager, monkeypatch):
+    from lm_eval.api.registry import get_model
+
+    class Oracle(get_model("dummy")):
+        """Answers by the gold path, as a model that has learnt the task would."""
+
+        def generate_until(self, requests, disable_tqdm=False):
+            return [f"{r.doc['steps'][-1]}\n### {r.doc['answer']}" for r in requests]
+
+        def loglikelihood(self, requests, disable_tqdm=False):
+            return [(-float(r.args[1] != r.doc["answer_text"]), False) for r in requests]
+
+    monkeypatch.setenv(published.DATA_VARIABLE, "/no/such/folder")
+    run = lm_eval.simple_evaluate(
+        model=Oracle(), tasks=GENERATED_TASKS, task_manager=manager, limit=5, bootstrap_iters=0
+    )
+    assert run["results"][GENERATED_TASKS[0]]["exact_match,answer"] == 1.0
+    assert run["results"][GENERATED_TASKS[1]]["acc,none"] == 1.0
+    logged = run["samples"][GENERATED_TASKS[0]][0]
+    assert logged["filtered_resps"] == [logged["doc"]["answer"]]
+    assert documents.loaded_splits["prosqa_generated test"]["seed"] == 0
+
+
+def test_the_records_of_loaded_data_tell_two_loads_apart(fixture_data):
+    documents.documents("aqua", "dev")
+    record = documents.loaded_splits["aqua dev"]
+    assert record["rows"] == 5
+    assert record["origin"].startswith("aqua/validation.jsonl")
+    assert len(record["sha256"]) == 64

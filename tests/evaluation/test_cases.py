@@ -1,0 +1,176 @@
+"""The case study: which documents it takes, and that what it shows is what refinement did."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+
+import pytest
+import torch
+
+from lm_eval_latentref.checkpoints.loading import load
+from lm_eval_latentref.cli import main
+from lm_eval_latentref.errors import LatentRefError
+from lm_eval_latentref.evaluation import cases
+from lm_eval_latentref.evaluation.cases import study_cases
+from lm_eval_latentref.evaluation.cases_report import as_markdown
+from lm_eval_latentref.evaluation.dev_tasks import load_task
+from lm_eval_latentref.evaluation.grid import Setting
+from lm_eval_latentref.evaluation.selection import Outcome
+from lm_eval_latentref.latent.reasoner import Reasoner
+from lm_eval_latentref.latent.refinement import contrastive_step, mix_residual
+
+SET = "hops-small"
+OPTIONS = {"memory_rate": 0.6, "step_size": 0.8}
+CONTEXTS = ["c>h a>f h>a f>c ; 5 d\n", "b>c c>b ; 2 b\n"]
+
+
+@pytest.fixture(scope="module")
+def found(tmp_path_factory):
+    work = str(tmp_path_factory.mktemp("work"))
+    return study_cases(SET, task="latentref_hops_mc", work=work, limit=30, num=2, **OPTIONS)
+
+
+def outcome(correct):
+    margins = tuple(1.0 for _ in correct)
+    return Outcome(setting=Setting(latent_steps=2), correct=tuple(correct), margins=margins)
+
+
+@pytest.mark.parametrize(
+    ("num", "places"), [(2, [1, 0]), (4, [1, 4, 0, 3]), (6, [1, 4, 5, 0, 3]), (1, [1])]
+)
+def test_the_first_documents_of_each_kind_are_taken(num, places):
+    before = outcome([True, False, True, True, False, False])
+    after = outcome([False, True, True, False, True, True])
+    assert cases._changed(before, after, num) == places
+
+
+def test_recomputed_thoughts_obey_the_equations():
+    config = {"memory_rate": 0.3, "search_step_size": 20.0}
+    reasoner = load(SET, device="cpu", dtype="float32", latent_steps=4, **config)
+    ids = [tuple(reasoner.tokenizer.encode(text)) for text in CONTEXTS]
+    committed_BTD = reasoner.think(ids).thoughts_BTD
+    with torch.no_grad():
+        raw_BTD = cases.raw_thoughts(reasoner, ids, committed_BTD)
+        mixed_BTD = raw_BTD.clone()
+        mixed_BTD[:, 1:] = mix_residual(raw_BTD[:, 1:], committed_BTD[:, :-1], memory_rate=0.3)
+        strong_BTD, weak_BTD = (
+            cases.states_at(network, reasoner, ids, committed_BTD, mixed_BTD)
+            for network in (reasoner.references.strong, reasoner.references.weak)
+        )
+    wanted_BTD = contrastive_step(mixed_BTD, strong_BTD, weak_BTD, step_size=20.0)
+    assert torch.allclose(committed_BTD, wanted_BTD, atol=1e-4)
+
+
+def test_a_case_is_a_document_whose_answer_refinement_changed(found):
+    assert found.test.only_first > 0
+    assert found.cases
+    for case in found.cases:
+        before, after = case.answer_before == case.gold, case.answer_after == case.gold
+        assert (before, after) == ((False, True) if case.helped else (True, False))
+        assert (case.margins[0] > 0, case.margins[1] > 0) == (before, after)
+        assert len(case.thoughts) == found.setting.latent_steps
+
+
+def test_a_step_towards_strong_is_one_away_from_weak(tmp_path):
+    options = {"memory_rate": 0.0, "step_size": 2.0, "limit": 30, "num": 1}
+    found = study_cases(SET, task="latentref_hops_mc", work=str(tmp_path), **options)
+    thoughts = [one for case in found.cases for one in case.thoughts]
+    assert thoughts
+    for thought in thoughts:
+        gained = thought.to_strong[0] - thought.to_strong[1]
+        assert gained > thought.to_weak[0] - thought.to_weak[1]
+
+
+def test_readings_are_likeliest_first(found):
+    for thought in found.cases[0].thoughts:
+        for reading in (thought.plain, thought.raw, thought.refined):
+            values = [p for _, p in reading]
+            assert values == sorted(values, reverse=True)
+            assert 0 < sum(values) <= 1.0001
+
+
+def test_free_answers_are_written_and_the_page_has_them(tmp_path, capsys):
+    page = tmp_path / "thoughts.md"
+    words = ["thoughts", SET, "--task", "latentref_hops", "--limit", "20", "-o", str(page)]
+    words += ["--memory-rate", "0.6", "--step-size", "0.8", "--num", "1", "--work", str(tmp_path)]
+    assert main(words) == 0
+    content = json.loads(page.with_suffix(".json").read_text(encoding="utf-8"))
+    (case,) = content["cases"]
+    assert (case["answer_before"] == case["gold"]) != case["helped"]
+    text = page.read_text(encoding="utf-8")
+    assert f'without refinement `"{case["answer_before"]}"`' in text
+    assert "its end included" in text
+    assert text.strip() in capsys.readouterr().out
+
+
+def test_every_case_has_a_table_of_its_thoughts(found):
+    page = as_markdown(found, command="latentref thoughts ...")
+    assert page.count("## Document") == len(found.cases)
+    rows = [line for line in page.splitlines() if line.startswith("| ")]
+    assert len(rows) == sum(1 + len(case.thoughts) for case in found.cases)
+    assert all(row.count("|") == rows[0].count("|") for row in rows)
+
+
+def test_answers_are_written_from_the_tokens_that_are_scored(tmp_path, monkeypatch):
+    asked = []
+
+    def answer(self, contexts, **options):
+        asked.append(contexts)
+        return answer_before(self, contexts, **options)
+
+    answer_before = Reasoner.answer
+    monkeypatch.setattr(Reasoner, "answer", answer)
+    task = load_task("latentref_hops", limit=2)
+    # As a task of the user's own, whose contexts end in no newline.
+    stripped = [
+        dataclasses.replace(one, arguments=(one.args[0].strip(), one.args[1]))
+        for one in task.requests
+    ]
+    changed = dataclasses.replace(task, requests=stripped)
+    monkeypatch.setattr(cases, "load_task", lambda *_, **__: changed)
+    monkeypatch.setattr(cases, "_changed", lambda *_: [0, 1])
+    found = study_cases(SET, task="latentref_hops", work=str(tmp_path), **OPTIONS)
+    tokenizer = load(SET, device="cpu").tokenizer
+    wanted = [tuple(tokenizer.encode(case.question)) for case in found.cases]
+    assert asked == [wanted, wanted]
+    assert len(wanted) == 2
+
+
+def test_an_answer_of_several_lines_or_with_backticks_stays_in_its_line(found):
+    case = dataclasses.replace(found.cases[0], answer_after="one\ntwo `three`")
+    page = as_markdown(dataclasses.replace(found, cases=(case,)), command="")
+    (line,) = (one for one in page.splitlines() if one.startswith("Gold "))
+    assert line.count("`") == 6
+    assert "one\\ntwo" in line
+
+
+def test_a_page_that_could_not_be_written_is_refused_before_anything_runs(tmp_path, capsys):
+    words = ["thoughts", SET, "--task", "latentref_hops_mc", "--work", str(tmp_path / "work")]
+    for output in ("page.json", "."):
+        assert main([*words, "-o", str(tmp_path / output)]) != 0
+        assert "ends in .md" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_set_without_references_is_refused_in_its_own_words(tmp_path):
+    with pytest.raises(LatentRefError, match="has no strong and weak reference"):
+        study_cases(f"{SET}/no_cot", task="latentref_hops_mc", work=str(tmp_path), **OPTIONS)
+
+
+@pytest.mark.parametrize(("finite", "named"), [(False, "without any refinement"), (True, "lower")])
+def test_what_overflowed_is_what_is_named(tmp_path, monkeypatch, finite, named):
+    def outcomes(run):
+        return [outcome([True])] if finite else [], {}
+
+    monkeypatch.setattr(cases.GridRun, "fill", lambda *_: None)
+    monkeypatch.setattr(cases.GridRun, "outcomes", outcomes)
+    options = {"task": "latentref_hops_mc", "work": str(tmp_path), "limit": 1, "latent_steps": 2}
+    with pytest.raises(LatentRefError, match=named):
+        study_cases(SET, **options, **OPTIONS)
+
+
+def test_what_refines_nothing_is_refused(tmp_path):
+    options = {"memory_rate": 0.0, "step_size": 0.0, "limit": 2}
+    with pytest.raises(LatentRefError, match="nothing is refined"):
+        study_cases(SET, task="latentref_hops_mc", work=str(tmp_path), **options)

@@ -1,0 +1,502 @@
+"""Study and diagnosis: every row of a trained set, run once, and words that follow from numbers."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import shutil
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+from lm_eval_latentref.benchmarks.hops import generate
+from lm_eval_latentref.benchmarks.tasks import tasks_path
+from lm_eval_latentref.checkpoints.manifest import read_manifest, write_manifest
+from lm_eval_latentref.checkpoints.packaged import PACKAGED_MODELS
+from lm_eval_latentref.checkpoints.questions import QUESTIONS_NAME, hash_questions, write_hashes
+from lm_eval_latentref.cli import main
+from lm_eval_latentref.errors import LatentRefError
+from lm_eval_latentref.evaluation import overview, runs
+from lm_eval_latentref.evaluation.diagnosis import Diagnosis, Effect, Geometry, SignTest, diagnose
+from lm_eval_latentref.evaluation.diagnosis_report import findings
+from lm_eval_latentref.evaluation.grid import Setting
+from lm_eval_latentref.evaluation.overview import pooled
+from lm_eval_latentref.evaluation.reported import REPORTED
+from lm_eval_latentref.evaluation.statistics import Interval, McNemar
+from lm_eval_latentref.evaluation.study import TaskNames, run_studies, run_study
+from lm_eval_latentref.evaluation.study_report import as_json, as_markdown, mean_difference, save
+from lm_eval_latentref.training.log import TrainingLog
+from lm_eval_latentref.training.snapshots import Epoch
+
+NUM_PROBLEMS = 12
+ROWS = ["No-CoT", "CoT", "Coconut", "+ residual", "+ search", "both"]
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory):
+    """The packaged set twice, as two trainings would leave it."""
+    root = tmp_path_factory.mktemp("sets")
+    for name in ("first", "second"):
+        shutil.copytree(PACKAGED_MODELS / "hops-small", root / name)
+    return [str(root / "first"), str(root / "second")]
+
+
+@pytest.fixture(scope="module")
+def ask(folders, tmp_path_factory):
+    work = tmp_path_factory.mktemp("work")
+
+    def study():
+        return run_study(
+            folders,
+            task="latentref_hops",
+            work=str(work),
+            memory_rates=(0.3,),
+            step_sizes=(0.3,),
+            batch_size=12,
+            limit=NUM_PROBLEMS,
+        )
+
+    return study
+
+
+@pytest.fixture(scope="module")
+def study(ask):
+    return ask()
+
+
+def test_every_row_is_there_with_the_command_that_repeats_it(study):
+    for one in study.sets:
+        assert list(one.rows) == ROWS
+        for row in one.rows.values():
+            given = ",".join(f"{name}={value}" for name, value in row.model_args.items())
+            assert f"--model_args {given} --tasks latentref_hops " in row.run.command
+            assert len(row.run.values) == NUM_PROBLEMS
+
+
+def test_without_margins_no_test_candidate_is_scored_and_the_pages_still_stand(folders, tmp_path):
+    bare = run_study(
+        folders[:1],
+        task="latentref_hops",
+        work=str(tmp_path),
+        memory_rates=(0.3,),
+        step_sizes=(0.3,),
+        batch_size=12,
+        limit=NUM_PROBLEMS,
+        margins=False,
+    )
+    assert all(row.scored is None for row in bare.sets[0].rows.values())
+    assert not list(tmp_path.rglob("latentref_hops_mc"))
+    assert "| both |" in as_markdown(bare, command="latentref study")
+    json.dumps(as_json(bare, command="latentref study"))
+
+
+def test_settings_are_those_of_the_sweep_whatever_latentref_json_recommends(study):
+    rows = study.sets[0].rows
+    names = ("memory_rate", "search_step_size")
+    used = {name: tuple(rows[name].model_args[key] for key in names) for name in ROWS[2:]}
+    size = 0.3 * 64
+    assert used == {
+        "Coconut": (0.0, 0.0),
+        "+ residual": (0.3, 0.0),
+        "+ search": (0.0, pytest.approx(size)),
+        "both": (0.3, pytest.approx(size)),
+    }
+
+
+def test_thoughts_are_not_counted_as_generated_tokens(study):
+    rows = study.sets[0].rows
+    assert rows["CoT"].run.tokens_per_document == 12  # five steps, each with a newline, "###", one
+    assert rows["Coconut"].run.tokens_per_document == 2
+
+
+def test_the_majority_answer_is_counted_on_the_test_problems(study):
+    answers = [row["answer"] for row in generate(NUM_PROBLEMS, split="test")]
+    expected = max(map(answers.count, answers)) / NUM_PROBLEMS
+    assert study.sets[0].rows["Coconut"].run.majority == expected
+
+
+def test_the_page_has_the_numbers_of_the_file(study, tmp_path):
+    save(study, tmp_path, command="latentref study ...")
+    page = (tmp_path / "README.md").read_text(encoding="utf-8")
+    content = json.loads((tmp_path / "results.json").read_text(encoding="utf-8"))
+    for one in content["sets"]:
+        for row in one["rows"].values():
+            assert row["command"] in page
+            assert f"{100 * row['accuracy']:.2f} +- {100 * row['accuracy_stderr']:.2f}" in page
+    assert f"{100 / 11:.2f} %" in page
+    assert page == as_markdown(study, command="latentref study ...")
+
+
+def test_training_and_its_command_are_told_where_the_folder_tells_them(study):
+    assert "## Training" not in as_markdown(study, command="")
+    log = TrainingLog(
+        seconds={"cot": 90.0, "coconut": 240.0},
+        losses={"cot": [2.0, 1.25], "coconut stage 1": [0.5]},
+        references={"weak": Epoch(3, 20, 80), "strong": Epoch(9, 80, 80)},
+        data={"mathqa": {"problems": 90, "removed": 2}},
+    )
+    apart = TrainingLog(seconds={"no_cot": 30.0}, losses={"no_cot": [3.0]}, references={})
+    folder = study.sets[0].folder
+    told = dataclasses.replace(
+        study.sets[0],
+        trainings={folder: log, f"{folder}/no_cot": apart},
+        train_commands=["latentref train x", "latentref train x phases=[no_cot]"],
+    )
+    made = dataclasses.replace(study, sets=(told, study.sets[1]))
+    page = as_markdown(made, command="")
+    row = "| 1.5 | 4.0 |  | 5.5 | epoch 3, 25.00 % of 80 | epoch 9, 100.00 % of 80 |"
+    assert f"| {folder} {row}" in page
+    assert f"| {folder}/no_cot |  |  | 0.5 | 0.5 |  |  |" in page
+    assert "trained: cot 2.000, 1.250; coconut stage 1 0.500." in page
+    assert "trained: no_cot 3.000." in page
+    assert "mathqa 90 (2 more removed)." in page
+    assert "latentref train x\nlatentref train x phases" in page.split("## Commands")[1]
+    content = as_json(made, command="")["sets"]
+    for name in ("seconds", "losses", "data"):
+        assert content[0]["trainings"][folder][name] == getattr(log, name)
+    assert content[0]["trainings"][folder]["references"]["weak"] == {
+        "epoch": 3,
+        "accuracy": 0.25,
+        "problems": 80,
+    }
+    assert content[1]["trainings"] == {}
+
+
+@pytest.mark.parametrize(
+    ("changed", "told"),
+    [
+        ((6, 6), "as many change as by refinement here, 100.00 % at most."),
+        ((2, 1), "; refinement changes fewer here, 25.00 % at most."),
+    ],
+)
+def test_ties_and_the_power_of_so_many_problems_are_told(study, changed, told):
+    first, second = study.sets
+    row = first.rows["both"]
+    (answers,) = row.scored.answers.tasks.values()
+    tied = {number: dataclasses.replace(one, tied=number < 3) for number, one in answers.items()}
+    scored = dataclasses.replace(
+        row.scored, answers=dataclasses.replace(row.scored.answers, tasks={"t": tied})
+    )
+    against = dataclasses.replace(row.against_coconut, test=McNemar(*changed, 1.0))
+    made = dataclasses.replace(row, scored=scored, against_coconut=against)
+    rows = {**first.rows, "both": made}
+    page = as_markdown(
+        dataclasses.replace(study, sets=(dataclasses.replace(first, rows=rows), second)), command=""
+    )
+    common = 100 * scored.commonest_choice
+    assert f" | 25.00 | {common:.2f} |" in page.split("by log-likelihood")[1]
+    assert told in page
+
+
+def test_the_margins_too_have_their_commands(study):
+    page = as_markdown(study, command="").split("## Commands")[1]
+    for one in as_json(study, command="")["sets"]:
+        for name, row in one["rows"].items():
+            if name != "CoT":  # which answers after its steps only
+                assert row["margin_command"] == row["command"].replace("_hops ", "_hops_mc ")
+                assert row["margin_command"] in page
+            else:
+                assert row["margin_command"] is None
+
+
+def test_the_mean_over_sets_weighs_each_set_the_same(study):
+    for name in ROWS:
+        runs_of_row = [one.rows[name].run.values for one in study.sets]
+        coconut = [one.rows["Coconut"].run.values for one in study.sets]
+        expected = np.mean(runs_of_row) - np.mean(coconut)
+        assert mean_difference(study, name).mean == pytest.approx(expected)
+    assert as_json(study, command="")["mean_over_sets"]["CoT"]["sets"] == 2
+
+
+def test_nothing_is_run_twice(study, ask, monkeypatch):
+    monkeypatch.setattr(runs.Runs, "_run", lambda *_: pytest.fail("run again"))
+    again = ask()
+    assert [one.rows["both"].run.values for one in again.sets] == [
+        one.rows["both"].run.values for one in study.sets
+    ]
+
+
+def test_neighbouring_rows_share_a_loaded_model_and_get_its_numbers(folders, tmp_path, monkeypatch):
+    loaded = []
+
+    class Counting(runs.LatentRefLM):
+        def __init__(self, **args):
+            loaded.append(args)
+            super().__init__(**args)
+
+    monkeypatch.setattr(runs, "LatentRefLM", Counting)
+    together = runs.Runs(batch_size=4, limit=3)
+    rows = [{"memory_rate": rate, "search_step_size": size} for size in (0, 9) for rate in (0, 0.6)]
+    for number, options in enumerate(rows):
+        args = {"pretrained": folders[0], **options}
+        for task in ("latentref_hops", "latentref_hops_mc"):
+            ours = together.evaluate(args, task=task, folder=tmp_path / f"{number}" / task)
+            alone = runs.evaluate(
+                args, task=task, folder=tmp_path / f"{number}" / f"{task}-alone", limit=3
+            )
+            assert ours.margins == pytest.approx(alone.margins, abs=1e-4)
+            assert ours.values == alone.values
+            for name in ("thought_steps", "tokens_generated"):
+                assert ours.cost[name] == alone.cost[name]
+    # Ours: without references, and with them; the others: once for each run.
+    assert len(loaded) == 2 + 8
+
+
+def test_other_weights_under_the_same_name_are_run_again(folders, study, monkeypatch, tmp_path):
+    copy = tmp_path / "set"
+    shutil.copytree(folders[0], copy)
+    options = {"task": "latentref_hops", "folder": tmp_path / "run", "limit": 2}
+    args = {"pretrained": str(copy / "strong")}
+    assert runs.evaluate(args, **options).accuracy == 1.0
+    shutil.copy(copy / "weak" / "model.safetensors", copy / "strong" / "model.safetensors")
+    monkeypatch.setattr(runs.Runs, "_run", lambda *_: pytest.fail("run again"))
+    with pytest.raises(pytest.fail.Exception, match="run again"):
+        runs.evaluate(args, **options)
+
+
+def test_another_release_or_other_data_are_run_again(folders, tmp_path, monkeypatch):
+    options = {"task": "latentref_hops", "folder": tmp_path / "run", "limit": 1}
+    args = {"pretrained": str(Path(folders[0]) / "strong")}
+    runs.evaluate(args, **options)
+    content = json.loads((tmp_path / "run" / "done.json").read_text())
+    assert list(content["data"]) == ["hops test"]
+    monkeypatch.setattr(runs, "load_split", lambda name, split: SimpleNamespace(content_hash="b"))
+
+    def evaluate(**changes):
+        (tmp_path / "run" / "done.json").write_text(json.dumps({**content, **changes}))
+        monkeypatch.setattr(runs.shutil, "rmtree", lambda *_, **__: pytest.fail("run again"))
+        runs.evaluate(args, **options)
+
+    evaluate()
+    evaluate(data={"mathqa test": {"sha256": "b"}})
+    evaluate(data={})
+    made_with = content["made_with"]
+    other = {**made_with, "versions": {**made_with["versions"], runs.PACKAGE: "0.0.1"}}
+    for changes in ({"data": {"mathqa test": {"sha256": "a"}}}, {"made_with": other}):
+        with pytest.raises(pytest.fail.Exception, match="run again"):
+            evaluate(**changes)
+
+
+def test_what_is_kept_by_one_name_is_given_once(folders, tmp_path):
+    options = {"work": str(tmp_path / "work")}
+    twin = tmp_path / Path(folders[0]).name
+    with pytest.raises(LatentRefError, match="folder first is given twice"):
+        run_studies([folders[0], str(twin)], tasks=["latentref_hops"], **options)
+    with pytest.raises(LatentRefError, match="task latentref_hops is given twice"):
+        run_studies(folders, tasks=["latentref_hops"] * 2, **options)
+
+
+def test_no_row_is_measured_on_what_the_set_was_trained_on(folders, tmp_path):
+    copy = tmp_path / "set"
+    shutil.copytree(folders[0], copy)
+    manifest = read_manifest(copy / "latentref.json")
+    options = {"task": "latentref_hops", "work": str(tmp_path / "work"), "limit": 2}
+    write_manifest(copy, dataclasses.replace(manifest, trained_on=["hops test"]))
+    with pytest.raises(LatentRefError, match=r"trained on its documents \(hops test\)"):
+        run_study([str(copy)], **options)
+    (row,) = generate(1, split="test")
+    write_hashes(copy, hash_questions([row["question"]]))
+    write_manifest(copy, dataclasses.replace(manifest, trained_questions=QUESTIONS_NAME))
+    with pytest.raises(LatentRefError, match="trained on 1 of its 2 documents"):
+        run_study([str(copy)], **options)
+    assert not (tmp_path / "work").exists()
+
+
+def test_a_folder_without_a_set_is_named(tmp_path):
+    with pytest.raises(LatentRefError, match=r"no latentref\.json"):
+        run_study([str(tmp_path)], task="latentref_hops", work=str(tmp_path / "work"))
+
+
+def test_several_tasks_stand_on_one_page_beside_their_own(folders, tmp_path, capsys):
+    out = tmp_path / "out"
+    words = ["study", folders[0], "--work", str(tmp_path / "work"), "-o", str(out)]
+    words += ["--task", "latentref_hops", "--task", "latentref_hops_mc", "--limit", "3"]
+    words += ["--memory-rates", "0.3", "--step-sizes", "0.3", "--dtype", "float32"]
+    assert main(words) == 0
+    page = (out / "README.md").read_text(encoding="utf-8")
+    assert page.strip() in capsys.readouterr().out
+    content = json.loads((out / "results.json").read_text(encoding="utf-8"))
+    for task, one in content["tasks"].items():
+        own = json.loads((out / one["results"]).read_text(encoding="utf-8"))
+        assert own["task"] == task
+        assert f"[{task}]({Path(one['results']).parent}/README.md)" in page
+        for name, row in own["sets"][0]["rows"].items():
+            mean = own["mean_over_sets"][name]
+            assert mean["accuracy"] == row["accuracy"]
+            assert f"{100 * row['accuracy']:.2f} +- {100 * row['accuracy_stderr']:.2f}" in page
+            assert f"{row['peak_memory_bytes'] / 1e9:.2f}" in page
+            assert "dtype=float32" in row["command"]
+        # Candidates compared without the steps are no answer of CoT.
+        name = "CoT" if task == "latentref_hops" else "CoT, without its steps"
+        assert [row for row in own["sets"][0]["rows"] if "CoT" in row] == ["No-CoT", name]
+    assert "arXiv:2506.08552" in page
+
+
+@pytest.mark.parametrize(
+    ("there", "num_tasks"), [("latentref overview 1", 1), ("latentref study 3", 2)]
+)
+def test_a_page_of_another_kind_is_not_overwritten(folders, tmp_path, capsys, there, num_tasks):
+    (tmp_path / "results.json").write_text(json.dumps({"format": there}))
+    tasks = ["--task", "latentref_hops", "--task", "latentref_hops_mc"][: 2 * num_tasks]
+    words = ["study", folders[0], *tasks, "--work", str(tmp_path / "work"), "-o", str(tmp_path)]
+    assert main(words) != 0
+    assert "would overwrite" in capsys.readouterr().err
+    assert [path.name for path in tmp_path.iterdir()] == ["results.json"]
+
+
+def test_rows_that_the_grid_leaves_out_are_left_out_of_every_page(folders, tmp_path, capsys):
+    words = ["study", folders[0], "--work", str(tmp_path / "work"), "-o", str(tmp_path / "out")]
+    words += ["--task", "latentref_hops", "--task", "latentref_hops_mc", "--limit", "2"]
+    assert main([*words, "--memory-rates", "0.3", "--step-sizes", "0"]) == 0
+    content = json.loads((tmp_path / "out" / "results.json").read_text(encoding="utf-8"))
+    assert list(content["pooled"][folders[0]]) == ["+ residual"]
+    page = capsys.readouterr().out
+    for task in ("latentref_hops", "latentref_hops_mc"):
+        assert f"| {task} | + residual |" in page
+        assert f"| {task} | both |" not in page
+    assert "| all tasks" not in page  # one benchmark, asked twice
+
+
+def test_pooling_counts_every_problem_once():
+    def study(num, lost, gained):
+        test = {"only_first": lost, "only_second": gained}
+        row = {"against_coconut": {"test": test}}
+        return {"problems": num, "sets": [{"rows": {"both": row}}]}
+
+    found = pooled({"a": study(10, 1, 3), "b": study(40, 0, 8)}, 0, "both")
+    assert found["problems"] == 50
+    assert found["difference"]["mean"] == pytest.approx(10 / 50)
+    assert (found["test"]["only_first"], found["test"]["only_second"]) == (1, 11)
+    twice = {"latentref_mathqa": study(10, 1, 3), "latentref_mathqa_harness": study(10, 0, 4)}
+    assert pooled(twice, 0, "both") == pooled({"latentref_mathqa": study(10, 1, 3)}, 0, "both")
+    others = {"latentref_prosqa": study(10, 1, 3), "latentref_prosqa_generated": study(10, 0, 4)}
+    assert pooled(others, 0, "both")["problems"] == 20  # which are not the published ones
+
+
+def test_a_gain_is_exact_only_where_both_of_its_rows_are():
+    study = {"mean_over_sets": {"Coconut": {"accuracy": 0.1}}}
+    names = ("latentref_mathqa", "latentref_gsm8k")
+    mathqa, gsm8k = (
+        line for line in overview._reported(dict.fromkeys(names, study)) if "| paper |" in line
+    )
+    assert mathqa.endswith("| +1.95 |")
+    assert gsm8k.endswith("| ~+0.60 |")
+
+
+@pytest.mark.parametrize(
+    ("train", "check_overlap", "said"),
+    [
+        (["mathqa", "hops"], False, True),
+        (["hops"], True, False),
+        (["mine.json"], True, True),
+        (["mine.json"], False, False),
+        ([], True, False),
+    ],
+)
+def test_the_page_says_questions_were_left_out_where_training_left_them_out(
+    study, train, check_overlap, said
+):
+    recipe = {"train": train, "check_overlap": check_overlap}
+    one = dataclasses.replace(study.sets[0], recipe=recipe, trained_on=("a train",))
+    page = as_markdown(dataclasses.replace(study, sets=(one,)), command="")
+    assert "Trained on: a train." in page
+    assert ("were left out" in page) == said
+
+
+def test_the_papers_gain_is_that_of_its_table():
+    mathqa = REPORTED["latentref_mathqa"].accuracy
+    assert mathqa["both"] - mathqa["Coconut"] == pytest.approx(1.95)
+
+
+@pytest.mark.parametrize("name", ["aqua", "gsm8k", "mathqa", "prosqa", "strategyqa"])
+def test_every_benchmark_has_a_dev_task_to_choose_settings_on(name):
+    task = TaskNames(f"latentref_{name}")
+    assert (task.scored is None) == (name == "gsm8k")
+    assert (tasks_path() / f"{task.dev}.yaml").is_file()
+    assert f"latentref_{name}" in REPORTED
+
+
+def test_a_task_without_a_dev_split_is_refused(folders, tmp_path):
+    with pytest.raises(LatentRefError, match="there is no latentref_hops_dev_dev"):
+        run_study(folders, task="latentref_hops_dev", work=str(tmp_path))
+
+
+@pytest.fixture(scope="module")
+def diagnosis(folders, tmp_path_factory):
+    return diagnose(
+        folders[0],
+        task="latentref_hops_mc_dev",
+        work=str(tmp_path_factory.mktemp("diagnosis")),
+        limit=6,
+    )
+
+
+def test_a_diagnosis_has_both_signs_both_gradients_and_other_numbers_of_thoughts(diagnosis):
+    assert {effect.what for effect in diagnosis.effects} == {"T", "detached", "through"}
+    assert {test.gradient for test in diagnosis.signs} == {"detached", "through"}
+    assert len(diagnosis.geometry.thought_norm) == diagnosis.latent_steps == 10
+    assert len(diagnosis.geometry.strong_to_next) == 9
+    assert len(findings(diagnosis)) == 7
+
+
+def test_no_gap_between_a_reference_and_itself(folders, tmp_path):
+    folder = tmp_path / "same"
+    shutil.copytree(folders[0], folder)
+    shutil.copy(folder / "strong" / "model.safetensors", folder / "weak" / "model.safetensors")
+    found = diagnose(str(folder), task="latentref_hops_mc_dev", work=str(tmp_path), limit=2)
+    assert max(found.geometry.gap) == 0
+    assert all(e.margin.mean == 0 for e in found.effects if e.what == "detached")
+
+
+def interval(low, high):
+    return Interval((low + high) / 2, low, high)
+
+
+def made_up(**changes):
+    numbers = {name: (1.0, 1.0) for name in ("thought_norm", "gap", "strong_to_own")}
+    geometry = Geometry(
+        embedding_norm=1.0,
+        to_previous=(1.0,),
+        strong_to_next=(1.0,),
+        ahead=interval(-1.0, -0.5),
+        **numbers,
+    )
+    effects = [
+        Effect(
+            what="detached",
+            setting=Setting(latent_steps=2, step_size=size),
+            accuracy=0.5,
+            accuracy_test=McNemar(0, 0, 1.0),
+            margin=margin,
+        )
+        for size, margin in ((1.0, interval(0.1, 0.3)), (-1.0, interval(-0.1, 0.3)))
+    ]
+    sign = SignTest(gradient="detached", step_size=1.0, margin=interval(-0.3, -0.1))
+    base = Diagnosis(
+        folder="made-up",
+        task="task",
+        num_problems=5,
+        latent_steps=2,
+        accuracy=0.5,
+        margin=1.0,
+        geometry=geometry,
+        effects=tuple(effects),
+        signs=(sign,),
+    )
+    return dataclasses.replace(base, **changes)
+
+
+def test_what_is_said_follows_from_the_intervals():
+    text = "\n".join(findings(made_up()))
+    assert "better at +1; not told apart at -1" in text
+    assert "+eta against -eta: worse at 1" in text
+    assert "nearer to the next thought than to" in text
+    assert "there is room" in text
+
+
+def test_the_ceiling_is_said():
+    assert "at the ceiling" in findings(made_up(accuracy=1.0))[0]
+    geometry = dataclasses.replace(made_up().geometry, ahead=interval(-0.5, 0.5))
+    assert "no nearer to the next" in "\n".join(findings(made_up(geometry=geometry)))

@@ -1,0 +1,339 @@
+"""The lm-eval class: equal to `hf` without thoughts, to the oracle with them, in any batch."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import oracle
+import pytest
+import torch
+from lm_eval.models.huggingface import HFLM
+from tiny import HIDDEN_SIZE, tiny_model, tiny_tokenizer
+
+from lm_eval_latentref.harness.model import LatentRefLM
+from lm_eval_latentref.latent import reasoner
+from lm_eval_latentref.latent.config import RefinementConfig
+
+STEP = 3.0 * HIDDEN_SIZE / 2
+REFINED = {"latent_steps": 3, "memory_rate": 0.4, "search_step_size": STEP}
+CONTEXTS = [
+    "Every lempus is a gorpus. Tom is a lempus. Is Tom a gorpus or a wumpus?\n",
+    "the average of 3 numbers is 12 .\n",
+    "First, add the two.  ",
+    "x",
+    "",
+]
+CONTINUATIONS = ["### yes", "### no", " halve it.", "a"]
+GREEDY = {"until": ["<never>"], "max_gen_toks": 12, "do_sample": False}
+
+
+def save(folder, *, seed, markers):
+    tiny_model("gpt2", seed).save_pretrained(folder)
+    if markers is not None:
+        tiny_tokenizer(markers=markers).save_pretrained(folder)
+    return str(folder)
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory):
+    root = tmp_path_factory.mktemp("checkpoints")
+    return {
+        "marked": save(root / "marked", seed=0, markers=True),
+        "plain": save(root / "plain", seed=0, markers=False),
+        "strong": save(root / "strong", seed=1, markers=True),
+        "weak": save(root / "weak", seed=2, markers=True),
+    }
+
+
+def latentref(folders, name="marked", **kwargs):
+    if kwargs.get("search_step_size"):
+        kwargs = {"strong": folders["strong"], "weak": folders["weak"], **kwargs}
+    defaults = {"device": "cpu", "dtype": "float32", "batch_size": 4}
+    return LatentRefLM(folders[name], **{**defaults, **kwargs})
+
+
+def requests(arguments):
+    return [
+        SimpleNamespace(args=args, task_name="task", doc_id=number)
+        for number, args in enumerate(arguments)
+    ]
+
+
+def pairs():
+    return requests([(c, k) for c in CONTEXTS for k in CONTINUATIONS])
+
+
+def assert_close(found, wanted):
+    assert [greedy for _, greedy in found] == [greedy for _, greedy in wanted]
+    assert [value for value, _ in found] == pytest.approx([v for v, _ in wanted], abs=1e-4)
+
+
+def oracle_scores(lm, config, models, continuations=CONTINUATIONS):
+    tokenizer = lm.tokenizer
+    markers = (lm.reasoner.markers.start_id, lm.reasoner.markers.end_id)
+    wanted = []
+    for context in CONTEXTS:
+        ids = tokenizer.encode(context) or [tokenizer.bos_token_id]
+        prefix = oracle.prefix_embeds(ids, config, markers, *models)
+        for text in continuations:
+            tokens = tokenizer.encode(text, add_special_tokens=False)
+            wanted.append(oracle.log_likelihood(prefix, tokens, models[0]))
+    return wanted
+
+
+@pytest.fixture(scope="module")
+def hf(folders):
+    return HFLM(folders["plain"], device="cpu", dtype="float32", batch_size=4)
+
+
+@pytest.mark.parametrize("name", ["plain", "marked"])
+def test_no_thought_and_no_marker_is_hf_on_log_likelihoods(folders, hf, name):
+    lm = latentref(folders, name, latent_markers="none")
+    assert_close(lm.loglikelihood(pairs()), hf.loglikelihood(pairs()))
+
+
+def test_no_thought_and_no_marker_is_hf_where_contexts_are_cut(folders):
+    asked = requests([("word " * 40, k) for k in CONTINUATIONS] + [("word " * 12, "a b c d")])
+    lm = latentref(folders, "plain", max_length=24)
+    hf = HFLM(folders["plain"], device="cpu", dtype="float32", max_length=24, truncation=True)
+    assert_close(lm.loglikelihood(asked), hf.loglikelihood(asked))
+
+
+@pytest.mark.parametrize("settings", [{}, REFINED])
+def test_rolling_log_likelihoods_are_hfs_whatever_is_thought(folders, hf, settings):
+    asked = requests([(text,) for text in ("First, add the two.", "word " * 90)])
+    lm = latentref(folders, "plain", **{k: v for k, v in settings.items() if "search" not in k})
+    assert lm.loglikelihood_rolling(asked) == pytest.approx(
+        hf.loglikelihood_rolling(asked), abs=1e-4
+    )
+
+
+@pytest.mark.parametrize("extra", [{}, {"repetition_penalty": 1.3}, {"until": ["a", "\n"]}])
+def test_no_thought_and_no_marker_is_hf_on_generated_text(folders, hf, extra):
+    asked = requests([(context, {**GREEDY, **extra}) for context in CONTEXTS[:-1]])
+    assert latentref(folders, "plain").generate_until(asked) == hf.generate_until(asked)
+
+
+def test_markers_without_thoughts_stand_side_by_side(folders):
+    lm = latentref(folders)
+    assert_close(
+        lm.loglikelihood(pairs()), oracle_scores(lm, RefinementConfig(), [tiny_model("gpt2", 0)])
+    )
+
+
+@pytest.mark.parametrize("gradient", ["detached", "through"])
+def test_refined_log_likelihoods_equal_the_oracle_from_text(folders, gradient):
+    settings = {**REFINED, "search_gradient": gradient}
+    lm = latentref(folders, **settings)
+    models = [tiny_model("gpt2", seed) for seed in range(3)]
+    assert_close(lm.loglikelihood(pairs()), oracle_scores(lm, RefinementConfig(**settings), models))
+
+
+@pytest.mark.parametrize("batch_size", [1, 3, 64, "auto"])
+def test_batch_size_and_order_of_requests_change_nothing(folders, batch_size):
+    asked = pairs()
+    order = torch.randperm(len(asked), generator=torch.Generator().manual_seed(0)).tolist()
+    one = latentref(folders, **REFINED, batch_size=1).loglikelihood(asked)
+    many = latentref(folders, **REFINED, batch_size=batch_size).loglikelihood(
+        [asked[i] for i in order]
+    )
+    assert_close(many, [one[i] for i in order])
+
+
+@pytest.mark.parametrize("markers", ["auto", "none"])
+@pytest.mark.parametrize("batch_size", [1, 4])
+def test_greedy_text_equals_the_oracle(folders, markers, batch_size):
+    lm = latentref(folders, **REFINED, latent_markers=markers, batch_size=batch_size)
+    ids = lm.reasoner.markers and (lm.reasoner.markers.start_id, lm.reasoner.markers.end_id)
+    models = [tiny_model("gpt2", seed) for seed in range(3)]
+    wanted = []
+    for context in CONTEXTS:
+        tokens = lm.tokenizer.encode(context) or [lm.tokenizer.bos_token_id]
+        prefix = oracle.prefix_embeds(tokens, RefinementConfig(**REFINED), ids, *models)
+        eos_id = lm.tokenizer.eos_token_id
+        new = oracle.greedy_tokens(prefix, models[0], num_tokens=12, eos_id=eos_id)
+        wanted.append(lm.tokenizer.decode(new, skip_special_tokens=True))
+    asked = requests([(context, GREEDY) for context in CONTEXTS])
+    assert lm.generate_until(asked) == wanted
+
+
+@pytest.mark.parametrize("kind", ["static", "dynamic"])
+def test_a_kind_of_cache_in_the_generation_config_changes_nothing(folders, kind):
+    lm = latentref(folders, **REFINED)
+    asked = requests([(context, GREEDY) for context in CONTEXTS])
+    wanted = lm.generate_until(asked)
+    lm.model.generation_config.cache_implementation = kind
+    assert lm.generate_until(asked) == wanted
+
+
+def test_stop_strings_end_text_and_are_left_out(folders):
+    lm = latentref(folders, **REFINED)
+    (text,) = lm.generate_until(requests([(CONTEXTS[0], GREEDY)]))
+    stop = text[4:6]
+    (stopped,) = lm.generate_until(requests([(CONTEXTS[0], {**GREEDY, "until": [stop]})]))
+    assert stopped == text[: text.index(stop)]
+
+
+def test_max_gen_toks_counts_text_tokens_only(folders):
+    lm = latentref(folders, **REFINED)
+    models = [tiny_model("gpt2", seed) for seed in range(3)]
+    markers = (lm.reasoner.markers.start_id, lm.reasoner.markers.end_id)
+    prefix = oracle.prefix_embeds(
+        lm.tokenizer.encode(CONTEXTS[0]), RefinementConfig(**REFINED), markers, *models
+    )
+    for num in (1, 5):
+        tokens = oracle.greedy_tokens(prefix, models[0], num_tokens=num, eos_id=-1)
+        (text,) = lm.generate_until(requests([(CONTEXTS[0], {**GREEDY, "max_gen_toks": num})]))
+        assert text == lm.tokenizer.decode(tokens, skip_special_tokens=True)
+
+
+def test_sampling_draws_and_a_seed_repeats_it(folders):
+    lm = latentref(folders, **REFINED)
+    sampled = {**GREEDY, "do_sample": True, "temperature": 1.5}
+
+    def draw():
+        torch.manual_seed(7)
+        return lm.generate_until(requests([(context, sampled) for context in CONTEXTS[:2]]))
+
+    greedy = lm.generate_until(requests([(context, GREEDY) for context in CONTEXTS[:2]]))
+    assert draw() == draw()
+    assert draw() != greedy
+
+
+def small_device(monkeypatch, where, name, num_rows):
+    """Let `where.name` run out of memory on more than two rows; the sizes that it refused."""
+    work, refused = getattr(where, name), []
+
+    def limited(*args, **kwargs):
+        if num_rows(*args) > 2:
+            refused.append(num_rows(*args))
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+        return work(*args, **kwargs)
+
+    monkeypatch.setattr(where, name, limited)
+    return refused
+
+
+@pytest.mark.parametrize("batch_size", [8, "auto", "auto:3"])
+@pytest.mark.parametrize("phase", ["think", "score", "decode"])
+def test_running_out_of_memory_halves_batches_and_changes_nothing(
+    folders, phase, batch_size, monkeypatch
+):
+    lm = latentref(folders, **REFINED, batch_size=batch_size)
+    texts = requests([(context, GREEDY) for context in CONTEXTS])
+    wanted = lm.loglikelihood(pairs()), lm.generate_until(texts)
+    if phase == "think":
+        refused = small_device(monkeypatch, lm.reasoner, "think", len)
+    elif phase == "score":
+        refused = small_device(
+            monkeypatch, reasoner, "score", lambda thoughts, _: len(thoughts.thoughts_BTD)
+        )
+    else:
+        refused = small_device(monkeypatch, HFLM, "_model_generate", lambda _, ids, *__: len(ids))
+    found = lm.loglikelihood(pairs()), lm.generate_until(texts)
+    assert_close(found[0], wanted[0])
+    assert found[1] == wanted[1]
+    assert refused
+
+
+@pytest.mark.parametrize("batch_size", [4, "auto"])
+def test_whole_texts_halve_too_and_what_they_read_is_counted(folders, batch_size, monkeypatch):
+    lm = latentref(folders, **REFINED, batch_size=batch_size)
+    monkeypatch.setattr(lm, "_detect_batch_size", lambda: 4)
+    texts = [text for text in CONTEXTS if text] * 2
+    wanted = lm.loglikelihood_rolling(requests([(text,) for text in texts]))
+    encoded = lm.reasoner.accounting.report()["tokens_encoded"]
+    # The prefix token is read and the last token is not.
+    assert encoded == sum(len(lm.tok_encode(text)) for text in texts)
+    refused = small_device(monkeypatch, lm, "_model_call", len)
+    found = lm.loglikelihood_rolling(requests([(text,) for text in texts]))
+    assert found == pytest.approx(wanted, abs=1e-4)
+    assert refused == [4]
+
+
+def test_the_rank_is_the_global_one_whatever_the_machine(folders, monkeypatch):
+    class SecondOfTwoMachines:
+        num_processes, process_index, local_process_index = 4, 3, 1
+        device, is_local_main_process = torch.device("cpu"), False
+
+        def __init__(self, **kwargs):
+            pass
+
+        def unwrap_model(self, model):
+            return model
+
+    monkeypatch.setattr("lm_eval.models.huggingface.Accelerator", SecondOfTwoMachines)
+    lm = latentref(folders, latent_steps=1)
+    assert (lm.rank, lm.world_size) == (3, 4)
+
+
+def test_every_context_is_encoded_once_and_read_by_every_model(folders, monkeypatch):
+    lm = latentref(folders, **REFINED, batch_size=2)
+    seen = []
+    think = lm.reasoner.think
+    monkeypatch.setattr(lm.reasoner, "think", lambda rows: seen.extend(rows) or think(rows))
+    lm.loglikelihood(list(reversed(pairs())))
+    assert len(seen) == len(set(seen)) == len(CONTEXTS)
+
+
+def test_no_forward_pass_has_more_rows_than_the_batch_size(folders, monkeypatch):
+    lm = latentref(folders, **REFINED, batch_size=3)
+    rows = []
+    for network in lm.reasoner.networks():
+        decoder = network._decoder
+        decoder.register_forward_pre_hook(
+            lambda module, args, kwargs: rows.append(
+                len(args[0] if kwargs.get("inputs_embeds") is None else kwargs["inputs_embeds"])
+            ),
+            with_kwargs=True,
+        )
+    lm.loglikelihood(pairs())
+    lm.generate_until(requests([(context, GREEDY) for context in CONTEXTS]))
+    assert max(rows) == 3
+
+
+@pytest.mark.parametrize("latent_steps", [0, 3])
+def test_contexts_of_one_document_share_one_cut(folders, latent_steps, caplog):
+    lm = latentref(folders, latent_steps=latent_steps, max_length=20)
+    asked = requests([("word " * 40, "### yes"), ("word " * 40, " halve it")])
+    ids = lm.tokenizer.encode("word " * 40)
+    longest = max(
+        len(lm.tokenizer.encode(text, add_special_tokens=False))
+        for text in ("### yes", " halve it")
+    )
+    room = 20 + 1 - 2 - latent_steps - longest
+    models = [tiny_model("gpt2", 0)]
+    config = RefinementConfig(latent_steps=latent_steps)
+    markers = (lm.reasoner.markers.start_id, lm.reasoner.markers.end_id)
+    prefix = oracle.prefix_embeds(ids[-room:], config, markers, *models)
+    wanted = [
+        oracle.log_likelihood(
+            prefix, lm.tokenizer.encode(text, add_special_tokens=False), models[0]
+        )
+        for text in ("### yes", " halve it")
+    ]
+    assert_close(lm.loglikelihood(asked), wanted)
+    assert len([r for r in caplog.records if "is cut from the left" in r.message]) == 1
+
+
+def test_continuations_of_different_lengths_fill_the_window_to_its_last_column(folders):
+    lm = latentref(folders, latent_steps=1, max_length=256)
+    few, many = [("w " * 300, text) for text in ("a", "no")], ["no " * n for n in range(3, 7)]
+    asked = requests([*few, *(("v " * 300, text) for text in many)])
+    alone = latentref(folders, latent_steps=1, max_length=256, batch_size=1)
+    assert_close(lm.loglikelihood(asked), alone.loglikelihood(asked))
+
+
+def test_three_models_and_settings_stand_in_the_model_info(folders):
+    info = latentref(folders, **REFINED).get_model_info()["latentref"]
+    assert {name: info[name] for name in REFINED} == REFINED
+    prints = {info[name]["fingerprint"] for name in ("backbone", "strong", "weak")}
+    assert len(prints) == 3
+
+
+def test_settings_of_the_start_line(folders):
+    line = latentref(folders, **REFINED).reasoner.describe()
+    for part in ("latent_steps=3", "memory_rate=0.4", "3 x d/2", "markers on", "cpu", "float32"):
+        assert part in line
+    for name in ("marked", "strong", "weak"):
+        assert folders[name] in line

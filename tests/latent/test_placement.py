@@ -1,0 +1,101 @@
+"""accelerate places all three models; what is computed does not depend on where the weights lie."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import transformers
+from accelerate import dispatch_model
+from test_model import REFINED, assert_close, folders, latentref, pairs
+from test_thoughts import BOTH, CONTEXTS, CONTINUATIONS, assert_same_scores, models, run
+
+from lm_eval_latentref.checkpoints.loading import load
+from lm_eval_latentref.latent.networks import Network
+from lm_eval_latentref.latent.scoring import score
+from lm_eval_latentref.latent.thoughts import Context, References, think
+
+__all__ = ["folders"]
+
+HALF_ON_DISK = {
+    "transformer.wte": "cpu",
+    "transformer.wpe": "cpu",
+    "transformer.h.0": "cpu",
+    "transformer.h.1": "disk",
+    "transformer.h.2": "disk",
+    "transformer.ln_f": "cpu",
+    "lm_head": "cpu",
+}
+
+
+def test_weights_on_cpu_and_disk_give_the_same_numbers(folders, tmp_path):
+    placed = latentref(
+        folders,
+        **REFINED,
+        device_map=HALF_ON_DISK,
+        offload_folder=str(tmp_path),
+    )
+    for network in placed.reasoner.networks():
+        assert network.causal_lm.hf_device_map["transformer.h.1"] == "disk"
+    assert_close(
+        placed.loglikelihood(pairs()), latentref(folders, **REFINED).loglikelihood(pairs())
+    )
+
+
+def test_references_may_lie_elsewhere_than_the_backbone(tmp_path):
+    backbone, strong, weak = models("gpt2")
+    strong = dispatch_model(strong, HALF_ON_DISK, offload_dir=tmp_path / "strong")
+    weak = dispatch_model(weak, HALF_ON_DISK, offload_dir=tmp_path / "weak")
+    assert next(strong.transformer.h[2].parameters()).device.type == "meta"
+    with torch.no_grad():
+        thoughts = think(
+            Context.pad(CONTEXTS),
+            backbone=Network(backbone),
+            references=References(Network(strong), Network(weak)),
+            config=BOTH,
+            markers=None,
+        )
+        found = score(thoughts, CONTINUATIONS, max_rows=8)
+    wanted, _ = run("gpt2", BOTH, markers=False)
+    assert_same_scores(found, wanted)
+
+
+@pytest.fixture
+def asked(monkeypatch):
+    """The device_map and dtype that from_pretrained was asked for, model by model."""
+    seen = []
+    real = transformers.AutoModelForCausalLM.from_pretrained
+
+    def spy(name, *args, **kwargs):
+        seen.append((name, kwargs.get("device_map"), kwargs.get("dtype")))
+        return real(name, *args, **{**kwargs, "device_map": "cpu", "max_memory": None})
+
+    monkeypatch.setattr(transformers.AutoModelForCausalLM, "from_pretrained", spy)
+    return seen
+
+
+def three(folders):
+    return [folders[name] for name in ("marked", "strong", "weak")]
+
+
+def test_parallelize_lets_accelerate_place_each_of_the_three(folders, asked):
+    latentref(folders, **REFINED, parallelize=True)
+    assert [name for name, *_ in asked] == three(folders)
+    assert [device_map for _, device_map, _ in asked] == ["auto"] * 3
+
+
+def test_a_device_map_alone_is_asked_for_all_three(folders, asked):
+    latentref(folders, **REFINED, device_map="auto")
+    assert [device_map for _, device_map, _ in asked] == ["auto"] * 3
+
+
+def test_references_inherit_device_and_dtype(folders, asked):
+    latentref(folders, **REFINED, dtype="bfloat16")
+    assert [(str(m), dtype) for _, m, dtype in asked] == [("{'': 'cpu'}", torch.bfloat16)] * 3
+
+
+def test_the_library_places_all_three_as_told(folders, asked):
+    references = {"strong": folders["strong"], "weak": folders["weak"]}
+    load(folders["marked"], **references, **REFINED, device_map="auto", dtype="float32")
+    assert [(name, device_map) for name, device_map, _ in asked] == [
+        (name, "auto") for name in three(folders)
+    ]

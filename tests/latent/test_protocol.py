@@ -1,0 +1,28 @@
+"""Prompt and answer text, as the Coconut family writes them."""
+
+from __future__ import annotations
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from lm_eval_latentref.latent.protocol import answer_text, extract_answer, prompt
+
+plain = st.text(st.characters(exclude_characters="#,", exclude_categories=["Cs"]))
+
+
+def test_a_prompt_is_the_question_and_a_newline():
+    assert prompt("Is it?") == "Is it?\n"
+
+
+@given(st.text(), plain)
+def test_the_answer_written_is_the_answer_read(reasoning, answer):
+    assert extract_answer(reasoning + answer_text(answer)) == answer.strip()
+
+
+@given(plain)
+def test_text_without_a_hash_is_all_answer(text):
+    assert extract_answer(text) == text.strip()
+
+
+def test_commas_are_removed_and_the_last_hash_counts():
+    assert extract_answer("#### 3\n### 12,345 ") == "12345"

@@ -1,0 +1,136 @@
+"""What a trained folder tells of its training, and the command that trains it again."""
+
+from __future__ import annotations
+
+import json
+import shlex
+import shutil
+
+import pytest
+import yaml
+from training_helpers import metrics, small_recipe, write_json
+
+from lm_eval_latentref.checkpoints import packaged
+from lm_eval_latentref.checkpoints.manifest import read_manifest
+from lm_eval_latentref.errors import LatentRefError
+from lm_eval_latentref.training import recipe_files
+from lm_eval_latentref.training.log import read_training, retrain_command
+from lm_eval_latentref.training.loop import train
+from lm_eval_latentref.training.recipe_files import load_recipe
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("log") / "out"
+    return train(small_recipe(folder, chance=0.0, weak_epoch=1, max_latent_stage=1))
+
+
+def test_seconds_are_summed_by_phase_and_the_references_are_those_on_disk(trained):
+    log = read_training(str(trained))
+    lines = metrics(trained)
+    assert list(log.seconds) == ["cot", "coconut"]
+    for phase, seconds in log.seconds.items():
+        own = [line for line in lines if line["phase"] == phase]
+        assert seconds == sum(line["seconds"] + line["validation_seconds"] for line in own)
+    assert list(log.losses) == ["cot", "coconut stage 1", "coconut stage 2"]
+    assert [x for found in log.losses.values() for x in found] == [one["loss"] for one in lines]
+    for role in ("weak", "strong"):
+        epoch = log.references[role]
+        assert read_manifest(trained / role / "latentref.json").epoch == epoch.number
+        (line,) = (one for one in lines if one["phase"] == "cot" and one["epoch"] == epoch.number)
+        assert epoch.accuracy == line["validation_accuracy"]
+        assert epoch.num_problems == line["validation_problems"] == 20
+    assert log.references["weak"].number == 1
+
+
+def test_of_a_set_that_does_not_say_its_epochs_they_are_chosen_once_more(trained, tmp_path):
+    folder = tmp_path / "old"
+    shutil.copytree(trained, folder)
+    for role in ("weak", "strong"):
+        values = json.loads((folder / role / "latentref.json").read_text())
+        del values["epoch"]
+        (folder / role / "latentref.json").write_text(json.dumps(values))
+    assert read_training(str(folder)) == read_training(str(trained))
+
+
+def test_of_a_set_whose_references_say_nothing_they_are_chosen_once_more(trained, tmp_path):
+    folder = tmp_path / "silent"
+    shutil.copytree(trained, folder)
+    for role in ("weak", "strong"):
+        (folder / role / "latentref.json").unlink()
+    assert read_training(str(folder)) == read_training(str(trained))
+
+
+def test_a_set_of_the_package_is_told_by_its_name_and_trained_elsewhere(
+    trained, tmp_path, monkeypatch
+):
+    for module in (packaged, recipe_files):
+        monkeypatch.setattr(module, "PACKAGED_MODELS", tmp_path)
+    shutil.copytree(trained, tmp_path / "ours")
+    command = retrain_command(str(tmp_path / "ours"))
+    assert command == "latentref train ours/recipe.yaml output=out/ours-again"
+    _, _, name, *overrides = shlex.split(command)
+    assert load_recipe(name, overrides).output == "out/ours-again"
+    recipe = load_recipe("hops-small", [f"output={trained}"])
+    (tmp_path / "ours" / "recipe.yaml").write_text(yaml.safe_dump(recipe.to_dict()))
+    command = retrain_command(str(tmp_path / "ours"))
+    assert command == "latentref train hops-small output=out/ours"
+
+
+def test_a_training_of_one_baseline_alone_has_no_references_and_needs_no_data(tmp_path):
+    folder = train(small_recipe(tmp_path / "out", phases=["no_cot"], no_cot_epochs=2))
+    (folder / "recipe.yaml").write_text("train: not-at-hand.json\n")
+    found = read_training(str(folder))
+    assert found.references == {}
+    assert len(found.losses["no_cot"]) == 2
+
+
+def test_a_folder_without_metrics_tells_nothing_and_damaged_ones_are_named(tmp_path):
+    assert read_training(str(tmp_path)) is None
+    assert retrain_command(str(tmp_path)) is None
+    for content in ("no json\n", "{}\n", "[1]\n"):
+        (tmp_path / "metrics.jsonl").write_text(content)
+        with pytest.raises(LatentRefError, match=r"metrics\.jsonl is not what") as error:
+            read_training(str(tmp_path))
+        assert "\n" not in str(error.value)
+
+
+def test_it_tells_the_problems_of_each_source_and_how_many_were_held_out(trained, tmp_path):
+    assert read_training(str(trained)).data == {}  # generated, and kept apart by the generator
+    path = write_json(tmp_path / "train.json", ["one", "two", "held"])
+    changes = {"train": [path], "task": {}, "check_overlap": False, "weak_epoch": 1}
+    changes["validation"] = write_json(tmp_path / "valid.json", ["held"])
+    folder = train(small_recipe(tmp_path / "out", **changes))
+    assert read_training(str(folder)).data == {path: {"problems": 2, "removed": 1}}
+    for content in ("no json", '{"a": 1}', "[]"):
+        (folder / "training_data.yaml").write_text(content)
+        with pytest.raises(LatentRefError, match=r"training_data\.yaml is not what") as error:
+            read_training(str(folder))
+        assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ([], "latentref train hops-small output=FOLDER"),
+        (["seed=2"], "latentref train hops-small output=FOLDER seed=2"),
+        (["phases=[cot,coconut]", "learning_rate=1e-5", "marker_init='<<'"], None),
+        (["config.rms_norm_eps=1e-5", "task={num_symbols: 9}"], None),
+    ],
+)
+def test_the_command_names_the_packaged_recipe_and_trains_the_same(tmp_path, changes, expected):
+    recipe = load_recipe("hops-small", [*changes, f"output={tmp_path}"])
+    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(recipe.to_dict()))
+    command = retrain_command(str(tmp_path))
+    if expected:
+        assert command == expected.replace("FOLDER", str(tmp_path))
+    program, train_word, name, *overrides = shlex.split(command)
+    assert (program, train_word, name) == ("latentref", "train", "hops-small")
+    assert load_recipe(name, overrides) == recipe
+
+
+def test_a_recipe_like_none_of_the_package_is_told_by_its_own_file(trained, tmp_path):
+    path = f"{trained}/recipe.yaml"
+    assert retrain_command(str(trained)) == f"latentref train {path} output={trained}-again"
+    (tmp_path / "recipe.yaml").write_text("of_another_release: 1\n")
+    assert retrain_command(str(tmp_path)) is None
