@@ -96,7 +96,7 @@ def _add_training(commands: Any) -> None:
     train.set_defaults(call=subcommands.train)
 
     data = commands.add_parser("data", help="write generated problems to a file")
-    data.add_argument("task", help="prosqa or hops")
+    data.add_argument("task", help="graph, arith, hops or prosqa_generated")
     data.add_argument("options", nargs="*", metavar="KEY=VALUE", help="options of the generator")
     data.add_argument("--num", type=int, required=True, help="how many problems")
     data.add_argument(

@@ -5,6 +5,7 @@ lm-eval passes a task's whole metadata, which holds the model's arguments too, h
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import datasets
@@ -27,10 +28,15 @@ def generated_split(
     split: str,
     num_documents: int,
     generator_seed: int,
-    generator: str = "prosqa",
+    generator: str = "prosqa_generated",
+    generator_options: Mapping[str, Any] | None = None,
     **_unused: Any,
 ) -> dict[str, datasets.Dataset]:
     rows = documents.generated_documents(
-        num=num_documents, seed=generator_seed, split=split, task=generator
+        generator,
+        num=num_documents,
+        seed=generator_seed,
+        split=split,
+        options=generator_options,
     )
     return {split: datasets.Dataset.from_list(rows)}

@@ -14,8 +14,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from lm_eval_latentref.benchmarks import hops, prosqa
+from lm_eval_latentref.benchmarks import hops
 from lm_eval_latentref.benchmarks.data import load_split
+from lm_eval_latentref.benchmarks.generators import generate
 from lm_eval_latentref.benchmarks.rows import BENCHMARKS, harness_choices, harness_example
 from lm_eval_latentref.latent.protocol import answer_text, extract_answer, prompt
 
@@ -42,16 +43,19 @@ def documents(name: str, split: str) -> list[Document]:
 
 
 def generated_documents(
-    *, num: int, seed: int, split: str = "test", task: str = "prosqa"
+    name: str = "prosqa_generated",
+    *,
+    num: int,
+    seed: int,
+    split: str = "test",
+    options: Mapping[str, Any] | None = None,
 ) -> list[Document]:
-    """Documents made on the spot: `task` is "prosqa", in the style of ProsQA, or "hops"."""
-    # The names that `latentref train` knows these tasks by: what it wrote down can be recognised.
-    name = "prosqa_generated" if task == "prosqa" else task
-    loaded_splits[f"{name} {split}"] = {"origin": "generated", "rows": num, "seed": seed}
-    if task == "hops":
-        return [_hops_document(row) for row in hops.generate(num, seed=seed, split=split)]
-    rows = prosqa.generate(num, seed=seed, split=split)
-    return [document("prosqa", dict(row)) for row in rows]
+    """Documents made on the spot by the generator `name`, with its `options`."""
+    # `latentref train` records these tasks by the same name.
+    identity = {"origin": "generated", "rows": num, "seed": seed, **(options or {})}
+    loaded_splits[f"{name} {split}"] = identity
+    rows = generate(name, num, seed=seed, split=split, options=options or {})
+    return [_generated_document(name, row) for row in rows]
 
 
 def harness_documents(split: str) -> list[Document]:
@@ -82,8 +86,10 @@ def exact_match(document: Mapping[str, Any], results: Sequence[str]) -> dict[str
     return {"exact_match": float(extract_answer(results[0]) == gold)}
 
 
-def _hops_document(row: hops.Row) -> Document:
-    candidates = sorted({word[0] for word in row["question"].split() if ">" in word})
+def _generated_document(name: str, row: Mapping[str, Any]) -> Document:
+    if name == "prosqa_generated":
+        return document("prosqa", row)
+    candidates = row["candidates"] if "candidates" in row else hops.candidates(row["question"])
     return {
         **row,
         "prompt": prompt(row["question"]),

@@ -96,3 +96,8 @@ def _bucket(cycle: list[str], num_hops: int) -> int:
     # The cycle read from the start says all a problem says.
     digest = hashlib.sha256(f"{num_hops} {' '.join(cycle)}".encode()).digest()
     return digest[0] % 4
+
+
+def candidates(question: str) -> list[str]:
+    """All symbols of `question`, sorted."""
+    return sorted({word[0] for word in question.split() if ">" in word})

@@ -13,7 +13,6 @@ from __future__ import annotations
 import collections
 import functools
 import hashlib
-import inspect
 import json
 import logging
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
@@ -21,7 +20,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from lm_eval_latentref.benchmarks import data, hops, prosqa
+from lm_eval_latentref.benchmarks import data
+from lm_eval_latentref.benchmarks.generators import GENERATORS, generate
 from lm_eval_latentref.benchmarks.rows import BENCHMARKS
 from lm_eval_latentref.checkpoints.questions import normalise_question
 from lm_eval_latentref.errors import LatentRefError, saving
@@ -31,15 +31,6 @@ from lm_eval_latentref.training.examples import parse_examples, summary, write_b
 from lm_eval_latentref.training.recipe import Recipe
 
 logger = logging.getLogger(__name__)
-
-TASKS: dict[str, Callable[..., Iterator[Any]]] = {"hops": hops.generate, "prosqa": prosqa.generate}
-"""Generators of problems."""
-
-GENERATORS: dict[str, Callable[..., Iterator[Any]]] = {
-    "hops": hops.generate,
-    "prosqa_generated": prosqa.generate,
-}
-"""The same by the names that `train` takes: `prosqa` is the benchmark there."""
 
 NUM_GENERATED = 10_000
 """Fresh problems an epoch when the recipe does not say."""
@@ -200,24 +191,7 @@ def write_generated(
     task: str, path: str, *, num: int, seed: int, split: str, options: Mapping[str, Any]
 ) -> int:
     """Writes `num` problems of a generated task to `path`, as `write_rows`; their number."""
-    if task not in TASKS:
-        raise LatentRefError(f"no generated task {task!r}: use {' or '.join(TASKS)}")
-    return write_rows(path, _generate(TASKS[task], num, seed, split, options))
-
-
-def _generate(
-    generate: Callable[..., Iterator[Any]],
-    num: int,
-    seed: int,
-    split: str,
-    options: Mapping[str, Any],
-) -> list[Any]:
-    known = set(inspect.signature(generate).parameters) - {"num", "seed", "split"}
-    unknown = sorted(options.keys() - known)
-    if unknown:
-        allowed = f"they are {', '.join(sorted(known))}" if known else "it has none"
-        raise LatentRefError(f"{unknown[0]!r} is no option of this task; {allowed}")
-    return list(generate(num, seed=seed, split=split, **options))
+    return write_rows(path, generate(task, num, seed=seed, split=split, options=options))
 
 
 def _validation(recipe: Recipe) -> dict[str, list[Example]]:
@@ -287,7 +261,7 @@ def _check_left(name: str, examples: Sequence[Example]) -> None:
 
 
 def _generate_examples(recipe: Recipe, name: str, num: int, seed: int, split: str) -> list[Example]:
-    rows = _generate(GENERATORS[name], num, seed, split, recipe.task)
+    rows = generate(name, num, seed=seed, split=split, options=recipe.task)
     return [Example(row["question"], tuple(row["steps"]), row["answer"]) for row in rows]
 
 

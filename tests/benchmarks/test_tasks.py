@@ -27,7 +27,7 @@ CHOOSING = [name for name in BENCHMARKS if name != "gsm8k"]
 GENERATING_TASKS = [f"latentref_{name}{dev}" for name in BENCHMARKS for dev in ("", "_dev")]
 CHOOSING_TASKS = [f"latentref_{name}_mc{dev}" for name in CHOOSING for dev in ("", "_dev")]
 HARNESS_TASKS = ["latentref_mathqa_harness", "latentref_mathqa_harness_dev"]
-GENERATED = ["prosqa_generated", "hops"]
+GENERATED = ["prosqa_generated", "hops", "graph", "arith"]
 GENERATED_TASKS = [f"latentref_{name}{mc}" for name in GENERATED for mc in ("", "_mc")]
 GENERATED_DEV_TASKS = [f"{name}_dev" for name in GENERATED_TASKS]
 ALL_TASKS = [*GENERATING_TASKS, *CHOOSING_TASKS, *HARNESS_TASKS, *GENERATED_TASKS]
@@ -252,12 +252,15 @@ def test_a_malformed_mathqa_row_stops_the_harness_variant(tmp_path, monkeypatch)
 
 
 @pytest.mark.parametrize(
-    ("names", "split"), [(GENERATED_TASKS, "test"), (GENERATED_DEV_TASKS, "validation")]
+    ("names", "split", "num"),
+    [(GENERATED_TASKS, "test", 5000), (GENERATED_DEV_TASKS, "validation", 2000)],
 )
-def test_the_generated_tasks_have_the_problems_of_their_split(names, split, tasks):
+def test_the_generated_tasks_have_the_problems_of_their_split(names, split, num, tasks):
     expected = {
         "prosqa": [documents.document("prosqa", row) for row in generate(500, seed=0, split=split)],
-        "hops": documents.generated_documents(num=1000, seed=0, split=split, task="hops"),
+        "hops": documents.generated_documents("hops", num=1000, seed=0, split=split),
+        "graph": documents.generated_documents("graph", num=num, seed=0, split=split),
+        "arith": documents.generated_documents("arith", num=num, seed=0, split=split),
     }
     for name in names:
         assert list(tasks[name].eval_docs) == expected[name.split("_")[1]]
@@ -265,7 +268,7 @@ def test_the_generated_tasks_have_the_problems_of_their_split(names, split, task
 
 
 def test_a_hops_document_offers_every_letter_and_follows_the_edges_to_its_answer():
-    for made in documents.generated_documents(num=50, seed=3, split="validation", task="hops"):
+    for made in documents.generated_documents("hops", num=50, seed=3, split="validation"):
         *edges, separator, num_hops, at = made["prompt"].split()
         following = dict(edge.split(">") for edge in edges)
         for _ in range(int(num_hops)):
@@ -284,6 +287,17 @@ def test_metadata_chooses_other_generated_problems():
     task = manager.load(["latentref_prosqa_generated"])["tasks"]["latentref_prosqa_generated"]
     questions = [document["question"] for document in task.eval_docs]
     assert questions == [row["question"] for row in generate(3, seed=4, split="test")]
+
+
+@pytest.mark.parametrize("name", ["latentref_arith", "latentref_arith_mc_dev"])
+def test_metadata_sets_the_generators_options(name):
+    options = {"min_steps": 2, "max_steps": 2}
+    metadata = {"num_documents": 4, "generator_options": options}
+    manager = TaskManager(include_path=str(tasks_path()), include_defaults=False, metadata=metadata)
+    split = "validation" if name.endswith("_dev") else "test"
+    expected = documents.generated_documents("arith", num=4, seed=0, split=split, options=options)
+    assert list(manager.load([name])["tasks"][name].eval_docs) == expected
+    assert {len(document["steps"]) for document in expected} == {2}
 
 
 def test_generated_tasks_run_end_to_end_without_data(manager, monkeypatch):

@@ -196,7 +196,7 @@ def test_the_result_names_the_split_it_was_trained_on(trained):
 
 
 def test_generated_problems_are_written_as_training_reads_them(tmp_path):
-    for name, options in (("hops", ["num_symbols=6", "max_hops=5"]), ("prosqa", [])):
+    for name, options in (("hops", ["num_symbols=6", "max_hops=5"]), ("prosqa_generated", [])):
         for suffix in ("json", "jsonl"):
             path = str(tmp_path / f"{name}.{suffix}")
             assert main(["data", name, *options, "--num", "7", "--seed", "3", "-o", path]) == 0

@@ -1,0 +1,81 @@
+"""Modular arithmetic from left to right, generated: each operation needs the result before it.
+
+    rows = list(generate(5000, seed=0, split="test"))
+    rows[0]["question"]     # "4 +7 *3 -9 ="
+    rows[0]["steps"]        # ["0", "0", "2"] modulo 11; the answer is the last of them
+
+Operands are never 0, so that with a prime modulus every answer is equally likely whatever is seen
+of the problem but its first number and all of its operations: chance is 1 / modulus.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator
+from itertools import islice
+
+from lm_eval_latentref.benchmarks.drawing import Row, check_request, distinct
+from lm_eval_latentref.errors import LatentRefError
+
+OPERATIONS = {
+    "+": lambda value, operand: value + operand,
+    "-": lambda value, operand: value - operand,
+    "*": lambda value, operand: value * operand,
+}
+
+
+def generate(
+    num: int,
+    *,
+    seed: int = 0,
+    split: str = "train",
+    modulus: int = 11,
+    min_steps: int = 3,
+    max_steps: int = 3,
+) -> Iterator[Row]:
+    """Yields `num` problems, none twice; the first n are the same whatever `num` is.
+
+    Args:
+        num: how many, 0 or more.
+        seed: any integer; another seed gives other problems.
+        split: "train", "validation" or "test"; no problem is in two splits, whatever the seeds.
+        modulus: results are taken modulo this number, 2 or more.
+        min_steps: the fewest operations; all numbers of operations are as frequent.
+        max_steps: the most.
+
+    Raises:
+        LatentRefError: a value out of its range, or there are not as many problems.
+    """
+    check_request(num, split)
+    if modulus < 2:
+        raise LatentRefError(f"modulus={modulus}: it must be at least 2")
+    if not 1 <= min_steps <= max_steps:
+        raise LatentRefError(
+            f"min_steps={min_steps}, max_steps={max_steps}: they must be in order and at least 1"
+        )
+    # A string seed goes through SHA-512, so it does not depend on Python's hash randomisation.
+    rng = random.Random(f"arith {split} {seed}")
+    return islice(
+        distinct(
+            lambda: _draw(rng, modulus, rng.randint(min_steps, max_steps)),
+            split,
+            identity=lambda row: row["question"],
+        ),
+        num,
+    )
+
+
+def _draw(rng: random.Random, modulus: int, num_steps: int) -> Row:
+    value = rng.randrange(modulus)
+    words, steps = [str(value)], []
+    for _ in range(num_steps):
+        sign, operand = rng.choice(list(OPERATIONS)), rng.randrange(1, modulus)
+        value = OPERATIONS[sign](value, operand) % modulus
+        words.append(f"{sign}{operand}")
+        steps.append(str(value))
+    return Row(
+        question=" ".join([*words, "="]),
+        steps=steps,
+        answer=steps[-1],
+        candidates=[str(number) for number in range(modulus)],
+    )

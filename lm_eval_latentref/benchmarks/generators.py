@@ -1,0 +1,41 @@
+"""The generated tasks by name, with options checked.
+
+    rows = generate("graph", 5000, seed=0, split="test", options={"nodes": 18})
+    rows[0]["question"], rows[0]["steps"], rows[0]["answer"]
+
+These are the names that a recipe's `train` and a task file's `generator` take.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+from lm_eval_latentref.benchmarks import arith, graph, hops, prosqa
+from lm_eval_latentref.errors import LatentRefError
+
+GENERATORS: dict[str, Callable[..., Iterator[Any]]] = {
+    "graph": graph.generate,
+    "arith": arith.generate,
+    "hops": hops.generate,
+    "prosqa_generated": prosqa.generate,
+}
+"""`prosqa` itself is the benchmark."""
+
+
+def generate(
+    name: str, num: int, *, seed: int, split: str, options: Mapping[str, Any]
+) -> list[dict[str, Any]]:
+    """`num` problems of the generated task `name`.
+
+    Raises:
+        LatentRefError: no such task, or an option that it does not have or cannot use.
+    """
+    if name not in GENERATORS:
+        raise LatentRefError(f"no generated task {name!r}: use {' or '.join(GENERATORS)}")
+    known = set(inspect.signature(GENERATORS[name]).parameters) - {"num", "seed", "split"}
+    if unknown := sorted(options.keys() - known):
+        allowed = f"they are {', '.join(sorted(known))}" if known else "it has none"
+        raise LatentRefError(f"{unknown[0]!r} is no option of {name}; {allowed}")
+    return list(GENERATORS[name](num, seed=seed, split=split, **options))

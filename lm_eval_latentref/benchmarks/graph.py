@@ -1,0 +1,157 @@
+"""Reachability in a small graph, generated: ProsQA's question in letters, which trains on a CPU.
+
+    rows = list(generate(5000, seed=0, split="test"))
+    rows[0]["question"]     # "c>m k>b a>c ... ; b p ; a"
+    rows[0]["steps"]        # ["c", "m", "p"]; the answer is the last of them
+
+Two trees grow from two roots; more edges inside each tree lead from a smaller depth to a greater
+one. The question lists all edges, then two candidates at the same distance from their roots, one
+under each root, then the root asked about: only one candidate can be reached from it. Chance is
+one half.
+"""
+
+from __future__ import annotations
+
+import random
+import string
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import islice
+
+from lm_eval_latentref.benchmarks.drawing import Row, check_request, distinct
+from lm_eval_latentref.errors import LatentRefError
+
+SYMBOLS = tuple(string.ascii_letters)
+
+NUM_OPEN = 4
+"""A new node hangs below one of the last so many of its tree."""
+
+
+@dataclass(frozen=True)
+class _Size:
+    nodes: int
+    extra: int
+    min_hops: int
+    max_hops: int
+    symbols: int
+
+    def __post_init__(self) -> None:
+        if not 2 <= self.nodes <= self.symbols <= len(SYMBOLS):
+            raise LatentRefError(
+                f"nodes={self.nodes}, symbols={self.symbols}: they must be in order, from 2 to "
+                f"{len(SYMBOLS)}"
+            )
+        if not 1 <= self.min_hops <= self.max_hops:
+            raise LatentRefError(
+                f"min_hops={self.min_hops}, max_hops={self.max_hops}: they must be in order and at "
+                "least 1"
+            )
+        if self.extra < 0:
+            raise LatentRefError(f"extra={self.extra}: it must be at least 0")
+
+
+def generate(
+    num: int,
+    *,
+    seed: int = 0,
+    split: str = "train",
+    nodes: int = 14,
+    extra: int = 4,
+    min_hops: int = 3,
+    max_hops: int = 4,
+    symbols: int = 16,
+) -> Iterator[Row]:
+    """Yields `num` problems, no graph twice; the first n are the same whatever `num` is.
+
+    Args:
+        num: how many, 0 or more.
+        seed: any integer; another seed gives other problems.
+        split: "train", "validation" or "test"; no graph is in two splits, whatever the seeds.
+        nodes: of both trees together.
+        extra: edges besides those of the trees.
+        min_hops: the least distance of a candidate from its root. Large distances are rare: with
+            the defaults, about one problem in a hundred has 4 hops, the others 3.
+        max_hops: the greatest.
+        symbols: letters that the nodes' names are drawn from, `nodes` to 52.
+
+    Raises:
+        LatentRefError: a value out of its range, or no graph allows such a question.
+    """
+    check_request(num, split)
+    size = _Size(nodes, extra, min_hops, max_hops, symbols)
+    # A string seed goes through SHA-512, so it does not depend on Python's hash randomisation.
+    rng = random.Random(f"graph {split} {seed}")
+    return islice(distinct(lambda: _draw(rng, size), split, identity=_edges_of), num)
+
+
+def _edges_of(row: Row) -> str:
+    return " ".join(sorted(row["question"].partition(" ; ")[0].split()))
+
+
+def _draw(rng: random.Random, size: _Size) -> Row | None:
+    """A question about a new graph; None if no two candidates are equally far from their roots."""
+    trees, edges = _grow(rng, size)
+    paths = [_shortest_paths(root, edges) for root in (0, 1)]
+    pools: dict[int, list[list[int]]] = {}
+    for hops in range(size.min_hops, size.max_hops + 1):
+        both = [[node for node in trees[root] if len(paths[root][node]) == hops] for root in (0, 1)]
+        if all(both):
+            pools[hops] = both
+    if not pools:
+        return None
+    targets = [rng.choice(pool) for pool in pools[rng.choice(list(pools))]]
+    root = rng.randrange(2)
+    return _worded(rng, size, edges, targets, root, paths[root][targets[root]])
+
+
+def _grow(rng: random.Random, size: _Size) -> tuple[list[list[int]], list[tuple[int, int]]]:
+    """The nodes of both trees, roots 0 and 1 first, and all edges."""
+    trees, depth, edges = [[0], [1]], {0: 0, 1: 0}, []
+    for node in range(2, size.nodes):
+        tree = trees[rng.randrange(2)]
+        parent = rng.choice(tree[-NUM_OPEN:])
+        edges.append((parent, node))
+        depth[node] = depth[parent] + 1
+        tree.append(node)
+    more = [
+        (up, down)
+        for tree in trees
+        for up in tree
+        for down in tree
+        if depth[up] < depth[down] and (up, down) not in edges
+    ]
+    edges += rng.sample(more, min(size.extra, len(more)))
+    return trees, edges
+
+
+def _shortest_paths(root: int, edges: list[tuple[int, int]]) -> dict[int, tuple[int, ...]]:
+    """Per reachable node, the nodes of one shortest path from `root`, which is left out."""
+    paths: dict[int, tuple[int, ...]] = {root: ()}
+    queue = [root]
+    for node in queue:
+        for up, down in edges:
+            if up == node and down not in paths:
+                paths[down] = (*paths[node], down)
+                queue.append(down)
+    return paths
+
+
+def _worded(
+    rng: random.Random,
+    size: _Size,
+    edges: list[tuple[int, int]],
+    targets: list[int],
+    root: int,
+    path: tuple[int, ...],
+) -> Row:
+    names = rng.sample(SYMBOLS[: size.symbols], size.nodes)
+    words = [f"{names[up]}>{names[down]}" for up, down in edges]
+    rng.shuffle(words)
+    candidates = [names[target] for target in targets]
+    rng.shuffle(candidates)
+    return Row(
+        question=f"{' '.join(words)} ; {' '.join(candidates)} ; {names[root]}",
+        steps=[names[node] for node in path],
+        answer=names[path[-1]],
+        candidates=candidates,
+    )
