@@ -1,31 +1,54 @@
-# make demo   a first evaluation with real weights      make test   linters, types, every test
+# make demo            a first evaluation with real weights
+# make test            linters, types, import order and the fast tests
+# make test-all        the same with the slow tests
+# make test-contracts  what we rest on in lm-eval, transformers and peft, at both ends of their ranges
+# make constraints     constraints.txt anew: the newest version of everything but TORCH
 #
-# Both build their own environment in $(VENV). TORCH is what pip gets for torch: a version, a
-# wheel, or a version with the index to take it from: without an NVIDIA GPU, name PyTorch's CPU index
-# in TORCH, or install the CPU build into $(VENV) first; the default build is some gigabytes there.
+# All build their own environment in $(VENV), with the versions of constraints.txt. TORCH is what pip
+# gets for torch: without an NVIDIA GPU, name PyTorch's CPU index there, or install the CPU build into
+# $(VENV) first; the default build is some gigabytes. CONSTRAINTS=/dev/null takes the newest of all.
 
 PYTHON ?= python3
 VENV ?= .venv
 JOBS ?= auto
 LIMIT ?= 50
 TORCH ?= torch==2.13.0
+CONSTRAINTS ?= constraints.txt
 
-.PHONY: demo test clean
+# For the packages and, in old and new pip, for what builds those that come as source.
+export PIP_CONSTRAINT = $(abspath $(CONSTRAINTS))
+export PIP_BUILD_CONSTRAINT = $(abspath $(CONSTRAINTS))
+
+PYTEST = $(VENV)/bin/python -m pytest -q -n $(JOBS) --durations 20
+
+.PHONY: demo lint test test-all test-contracts constraints clean
 
 demo: $(VENV)/.demo
 	$(VENV)/bin/latentref demo --output results/demo --limit $(LIMIT)
 
-test: $(VENV)/.test
+lint: $(VENV)/.test
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/mypy
 	$(VENV)/bin/lint-imports
-	$(VENV)/bin/python -m pytest -q -n $(JOBS)
+
+test: lint
+	$(PYTEST) -m 'not slow'
+
+test-all: lint
+	$(PYTEST)
+
+test-contracts: $(VENV)/.oldest
+	PYTHONPATH=$(abspath $(VENV))/oldest $(PYTEST) -m contract
+	$(PYTEST) -m contract
+
+constraints: $(VENV)/.uv
+	packaging/write_constraints.sh $(VENV)/bin/uv '$(TORCH)' constraints.txt
 
 clean:
 	rm -rf $(VENV)
 
-$(VENV)/.torch:
+$(VENV)/.torch: constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(VENV)/bin/pip install --quiet --no-deps --retries 1 $(TORCH)
 	touch $@
@@ -35,7 +58,19 @@ $(VENV)/.package: $(VENV)/.torch pyproject.toml
 	touch $@
 
 $(VENV)/.test: $(VENV)/.package
-	$(VENV)/bin/pip install --quiet --editable '.[test]'
+	$(VENV)/bin/pip install --quiet --editable '.[test,browser]'
+	touch $@
+
+# Laid over the environment by PYTHONPATH, so that torch and all else are installed once.
+$(VENV)/.oldest: $(VENV)/.test
+	rm -rf $(VENV)/oldest
+	PIP_CONSTRAINT= $(VENV)/bin/pip install --quiet --no-deps --target $(VENV)/oldest \
+		$$($(VENV)/bin/python packaging/oldest.py)
+	touch $@
+
+$(VENV)/.uv:
+	$(PYTHON) -m venv $(VENV)
+	PIP_CONSTRAINT= $(VENV)/bin/pip install --quiet uv
 	touch $@
 
 # The weights ride in a package made for another tool; that tool is not needed.

@@ -8,7 +8,12 @@ The .pth file puts a finder on `sys.meta_path` that calls `find_registering_spec
 only while its registry is empty. Whatever goes wrong here, the interpreter and lm-eval start as if
 this package were not installed.
 
-Deliberately standard library only, and knows the model class only by its name.
+It imports nothing but the standard library and knows the model class by its name alone.
+
+When it goes: the release after lm-eval 0.4.13 finds the entry point `lm_eval.models` by itself, and
+with it nothing here does anything. Once pyproject.toml asks for a release later than
+LAST_WITHOUT_DISCOVERY, delete this module, the .pth file (packaging/autoload_line.txt, with its
+lines in pyproject.toml), the call in `latentref run` and their tests.
 """
 
 from __future__ import annotations
@@ -21,6 +26,8 @@ from typing import Any
 MODEL_NAME = "latentref"
 MODEL_TARGET = "lm_eval_latentref.harness.model:LatentRefLM"
 LM_EVAL_MODELS = "lm_eval.models"
+LAST_WITHOUT_DISCOVERY = "0.4.13"
+"""The newest release of lm-eval that finds no models of other packages."""
 
 
 class Finder:

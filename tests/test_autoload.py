@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import subprocess
 import sys
 import time
+import tomllib
 from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
+from packaging.version import Version
+
+from lm_eval_latentref._autoload import LAST_WITHOUT_DISCOVERY
 
 ROOT = Path(__file__).parent.parent
 LINE = (ROOT / "packaging" / "autoload_line.txt").read_text(encoding="utf-8")
@@ -64,6 +70,7 @@ def test_the_line_costs_less_than_a_millisecond():
         "import lm_eval.models; from lm_eval_latentref import _autoload; _autoload.install()",
     ],
 )
+@pytest.mark.contract
 def test_the_model_is_registered_lazily_beside_the_built_in_ones(install):
     code = f"{install}\n{REGISTRY}from lm_eval.models import MODEL_MAPPING\n"
     code += "print(models._objs['latentref'], set(models.keys()) - set(MODEL_MAPPING))\n"
@@ -72,15 +79,42 @@ def test_the_model_is_registered_lazily_beside_the_built_in_ones(install):
     assert run(code) == f"{target} {{'latentref'}}\nFalse False"
 
 
+@pytest.mark.contract
 def test_get_model_finds_built_in_models_as_before():
     code = "exec(LINE)\nfrom lm_eval.api.registry import get_model; print(get_model('dummy'))"
     assert "DummyLM" in run(code)
 
 
+@pytest.mark.contract
 def test_a_known_name_is_left_alone():
     code = "exec(LINE)\nfrom lm_eval.api.registry import model_registry\n"
     code += "model_registry.register('latentref', target='theirs:Model')\n"
     assert run(f"{code}{REGISTRY}print(models._objs['latentref'])") == "theirs:Model"
+
+
+def test_the_finder_goes_with_the_last_lm_eval_that_needs_it():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    (lm_eval,) = (
+        need for need in map(Requirement, project["dependencies"]) if "lm-eval" in str(need)
+    )
+    assert LAST_WITHOUT_DISCOVERY in lm_eval.specifier, "delete what _autoload.py names"
+
+
+@pytest.mark.contract
+def test_only_an_lm_eval_that_discovers_plugins_is_newer_than_we_say():
+    code = "from lm_eval.api import registry\n"
+    code += "print(*(hasattr(x, 'load_plugins') for x in (registry, registry.model_registry)))"
+    if "True" not in run(code):
+        assert Version(importlib.metadata.version("lm-eval")) <= Version(LAST_WITHOUT_DISCOVERY)
+
+
+@pytest.mark.contract
+def test_lm_eval_discovers_no_tasks_of_other_packages_yet():
+    # When it does: declare the group in pyproject.toml, and `--include_path` goes from the docs.
+    code = "import pathlib, lm_eval.tasks\n"
+    code += "modules = pathlib.Path(lm_eval.tasks.__file__).parent.glob('*.py')\n"
+    code += "print(any('entry_points' in path.read_text('utf-8') for path in modules))"
+    assert run(code) == "False"
 
 
 @pytest.mark.parametrize("owner", ["registry", "registry.Registry"])
