@@ -10,7 +10,11 @@ allowed and what to do next.
 from __future__ import annotations
 
 import contextlib
+import re
 from collections.abc import Iterator
+
+_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069]")
+"""Escape sequences begin with the first two ranges; the others turn the order of what follows."""
 
 
 class LatentRefError(ValueError):
@@ -27,3 +31,8 @@ def saving(path: object) -> Iterator[None]:
             f"{path} cannot be written ({error.strerror or error}); make room or name "
             "another folder, and give the same command again: what is finished is kept"
         ) from error
+
+
+def printable(text: str) -> str:
+    """`text` from a file or a name, safe for a terminal: control characters become spaces."""
+    return _CONTROL.sub(" ", text).encode("utf-8", "replace").decode("utf-8")

@@ -9,7 +9,6 @@ is made of which published one: that is `benchmarks` and `data`.
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import re
@@ -18,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from lm_eval_latentref.checkpoints.files import read_json_lines
 from lm_eval_latentref.errors import LatentRefError
 
 logger = logging.getLogger(__name__)
@@ -89,14 +89,12 @@ def _read_folder(folder: Path, name: str, split: str) -> Published:
             f"or unset {DATA_VARIABLE} to download them"
         )
     rows = []
-    with path.open(encoding="utf-8") as lines:
-        for number, line in enumerate(lines, start=1):
-            try:
-                rows.append(_row(json.loads(line)))
-            except (TypeError, ValueError) as error:
-                raise LatentRefError(
-                    f"{path}, line {number}: not a JSON object ({error}); mend or replace the file"
-                ) from error
+    for number, row in read_json_lines(path):
+        if not isinstance(row, dict):
+            raise LatentRefError(
+                f"{path}, line {number}: not a JSON object; mend or replace the file"
+            )
+        rows.append(_row(row))
     return Published(rows, f"{name}/{path.name} in {DATA_VARIABLE}")
 
 

@@ -21,7 +21,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from lm_eval_latentref.checkpoints.folders import one_line
+from lm_eval_latentref.checkpoints.files import one_line, read_json_object
 from lm_eval_latentref.checkpoints.state_dicts import (
     input_embedding_name,
     make_skeleton,
@@ -267,12 +267,7 @@ def _check_keys(peft_model: Any, name: str, adapter: Adapter) -> None:
 def read_config(path: str) -> dict[str, Any]:
     """adapter_config.json of the folder `path`; LatentRefError if it is not one of weights."""
     config_path = os.path.join(path, CONFIG)
-    try:
-        config = json.loads(Path(config_path).read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise LatentRefError(
-            f"{config_path} cannot be read ({one_line(error)}); save the adapter again"
-        ) from error
+    config = read_json_object(config_path, "save the adapter again")
     if "num_virtual_tokens" in config or config.get("peft_type") == "ADAPTION_PROMPT":
         raise LatentRefError(
             f"adapter {path} is of type {config.get('peft_type')}, which prepends virtual tokens; "

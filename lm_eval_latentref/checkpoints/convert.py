@@ -31,6 +31,7 @@ from lm_eval_latentref.checkpoints.adapters import (
     SAFE_WEIGHTS,
     read_adapter,
 )
+from lm_eval_latentref.checkpoints.files import read_json_object
 from lm_eval_latentref.checkpoints.history import copy_history
 from lm_eval_latentref.checkpoints.loading import check_set, load_alone
 from lm_eval_latentref.checkpoints.manifest import Manifest, write_manifest
@@ -282,7 +283,7 @@ def _copy_adapter(source: Source, folder: Path, dtype: str, base_config: Any) ->
         learnt = read_adapter(str(origin), base_config).tensors
         tensors = read_tensors(str(origin / weights))
         _write_as(dtype, tensors, learnt, folder / SAFE_WEIGHTS)
-    config = json.loads((origin / CONFIG).read_text(encoding="utf-8"))
+    config = read_json_object(origin / CONFIG, "save the adapter again")
     config["base_model_name_or_path"] = base_name(source)
     config["revision"] = None if os.path.isdir(source.base) else source.revision
     (folder / CONFIG).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")

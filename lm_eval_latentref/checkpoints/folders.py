@@ -22,6 +22,7 @@ from huggingface_hub.errors import (
     RevisionNotFoundError,
 )
 
+from lm_eval_latentref.checkpoints.files import one_line
 from lm_eval_latentref.checkpoints.packaged import packaged_models
 from lm_eval_latentref.errors import LatentRefError
 
@@ -120,12 +121,6 @@ class Folder:
             "give an existing folder, a hub id (REPO or REPO@REVISION) or a packaged set "
             f"({', '.join(packaged_models())})"
         )
-
-
-def one_line(error: BaseException, limit: int = 200) -> str:
-    """The text of `error` on one line, cut to `limit` characters."""
-    text = " ".join(str(error).split()) or type(error).__name__
-    return text if len(text) <= limit else text[: limit - 3] + "..."
 
 
 def is_file(name: str) -> bool:

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import yaml
 
+from lm_eval_latentref.checkpoints.files import read_yaml
 from lm_eval_latentref.checkpoints.manifest import (
     MANIFEST_NAME,
     Manifest,
@@ -48,7 +49,7 @@ def copy_history(members: Mapping[str, Source], folder: Path, *, name: str) -> N
             if (origin / told).is_file():
                 shutil.copyfile(origin / told, folder / told)
         if (origin / RECIPE).is_file():
-            recipe = yaml.safe_load((origin / RECIPE).read_text(encoding="utf-8"))
+            recipe = read_yaml(origin / RECIPE, "mend or remove it")
             # Where it was written says nothing to those who get the folder.
             text = yaml.safe_dump({**recipe, "output": f"out/{name}"}, sort_keys=False)
             (folder / RECIPE).write_text(text, encoding="utf-8")

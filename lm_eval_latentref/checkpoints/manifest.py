@@ -11,11 +11,11 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
-import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from lm_eval_latentref.checkpoints.files import read_json_object, write_text
 from lm_eval_latentref.errors import LatentRefError
 from lm_eval_latentref.latent.config import OPTION_NAMES, RefinementConfig
 
@@ -82,14 +82,7 @@ _TYPES: dict[str, tuple[type, ...]] = {
 
 def read_manifest(path: str | os.PathLike[str]) -> Manifest:
     """The manifest at `path`; LatentRefError names the file and the key that is wrong."""
-    try:
-        values = json.loads(Path(path).read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise LatentRefError(
-            f"{path} is not readable as JSON ({' '.join(str(error).split())}); repair or remove it"
-        ) from error
-    if not isinstance(values, dict):
-        raise LatentRefError(f"{path} must hold one JSON object; repair or remove it")
+    values = read_json_object(path, "repair or remove it")
     version = values.pop("format_version", None)
     if version != FORMAT_VERSION or isinstance(version, bool):
         raise LatentRefError(
@@ -113,15 +106,7 @@ def write_manifest(folder: str | os.PathLike[str], manifest: Manifest) -> Path:
     }
     text = json.dumps({"format_version": FORMAT_VERSION, **given}, indent=2) + "\n"
     target = Path(folder) / MANIFEST_NAME
-    handle, temporary = tempfile.mkstemp(dir=folder, prefix=f".{MANIFEST_NAME}.")
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            file.write(text)
-        os.chmod(temporary, 0o644)  # mkstemp makes files that only their owner can read
-        os.replace(temporary, target)
-    except BaseException:
-        os.unlink(temporary)
-        raise
+    write_text(target, text)
     return target
 
 

@@ -19,7 +19,8 @@ import torch
 from safetensors import SafetensorError
 
 from lm_eval_latentref.checkpoints import vocabulary
-from lm_eval_latentref.checkpoints.folders import TOKENIZER_FILES, Folder, one_line
+from lm_eval_latentref.checkpoints.files import one_line
+from lm_eval_latentref.checkpoints.folders import TOKENIZER_FILES, Folder
 from lm_eval_latentref.checkpoints.sources import Source
 from lm_eval_latentref.checkpoints.state_dicts import RawStateDict, read_raw
 from lm_eval_latentref.errors import LatentRefError

@@ -21,6 +21,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from lm_eval_latentref.checkpoints.files import reading
 from lm_eval_latentref.errors import LatentRefError
 
 QUESTIONS_NAME = "trained_questions.npy"
@@ -58,14 +59,9 @@ def write_hashes(folder: str | os.PathLike[str], hashes: Hashes) -> None:
 
 def read_hashes(path: str | os.PathLike[str]) -> Hashes:
     """What `write_hashes` wrote; LatentRefError if it cannot be read."""
-    try:
+    advice = "put the file back, or remove trained_questions from the latentref.json beside it"
+    with reading(path, advice):
         hashes = np.load(path, allow_pickle=False)
-    except (OSError, ValueError, EOFError) as error:
-        reason = " ".join(str(error).split())
-        raise LatentRefError(
-            f"{path}, which latentref.json names as the questions trained on, cannot be read "
-            f"({reason}); put the file back, or remove trained_questions from latentref.json"
-        ) from error
     if hashes.dtype != np.dtype("<u8") or hashes.ndim != 1:
         raise LatentRefError(
             f"{path} holds {hashes.dtype} values, not hashes of questions; put back the file that "

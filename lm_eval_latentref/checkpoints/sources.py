@@ -11,12 +11,12 @@ deliberately opens no model, reads no tensor and knows no set: that is `sets`.
 from __future__ import annotations
 
 import dataclasses
-import json
 import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
 
+from lm_eval_latentref.checkpoints.files import read_json_object
 from lm_eval_latentref.checkpoints.folders import TOKENIZER_FILES, Folder, is_file
 from lm_eval_latentref.checkpoints.identity import file_digest, folder_digest
 from lm_eval_latentref.checkpoints.manifest import MANIFEST_NAME, read_manifest
@@ -172,15 +172,15 @@ def _is_local_adapter(folder: Folder) -> bool:
 
 
 def _base_of_adapter(config_path: str, folder: Folder) -> Source:
-    try:
-        config = json.loads(Path(config_path).read_text(encoding="utf-8"))
-        manifest_path = folder.find(MANIFEST_NAME)
-        recorded = read_manifest(manifest_path).base if manifest_path else None
-        base, revision = recorded or config["base_model_name_or_path"], config.get("revision")
-    except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError) as error:
-        raise LatentRefError(
-            f"{config_path} is not a readable PEFT configuration; save the adapter again"
-        ) from error
+    config = read_json_object(config_path, "save the adapter again")
+    manifest_path = folder.find(MANIFEST_NAME)
+    recorded = read_manifest(manifest_path).base if manifest_path else None
+    base, revision = recorded or config.get("base_model_name_or_path"), config.get("revision")
+    for name, value in (("base_model_name_or_path", base), ("revision", revision)):
+        if value is not None and not isinstance(value, str):
+            raise LatentRefError(
+                f"{config_path}: {name}={value!r} is no text; save the adapter again"
+            )
     if not base:
         raise LatentRefError(
             f"{config_path} names no base model; give the base as pretrained= and the adapter "

@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lm_eval_latentref.checkpoints.folders import one_line
+from lm_eval_latentref.checkpoints.files import one_line
 from lm_eval_latentref.errors import LatentRefError
 
 WRAPPER_PREFIX = "base_causallm."

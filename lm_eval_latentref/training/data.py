@@ -23,8 +23,9 @@ from typing import Any
 from lm_eval_latentref.benchmarks import data
 from lm_eval_latentref.benchmarks.generators import GENERATORS, generate
 from lm_eval_latentref.benchmarks.rows import BENCHMARKS
+from lm_eval_latentref.checkpoints.files import read_text, write_text
 from lm_eval_latentref.checkpoints.questions import normalise_question
-from lm_eval_latentref.errors import LatentRefError, saving
+from lm_eval_latentref.errors import LatentRefError
 from lm_eval_latentref.latent.protocol import Example
 from lm_eval_latentref.training.curriculum import Problem
 from lm_eval_latentref.training.examples import parse_examples, summary, write_bad_rows
@@ -160,13 +161,11 @@ def read_examples(path: str, *, report: str | None = None) -> list[Example]:
     Rows that break a rule are left out; how many, where and which rule is logged, and written in
     full into the folder `report` if that exists. Raises LatentRefError if the file cannot be read.
     """
-    try:
-        text = Path(path).read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
-        raise LatentRefError(
-            f"{path} cannot be read ({error}); give a benchmark ({', '.join(data.TRAINING)}), a "
-            f"generated task ({', '.join(GENERATORS)}) or a JSON file"
-        ) from error
+    text = read_text(
+        path,
+        f"give a benchmark ({', '.join(data.TRAINING)}), a generated task "
+        f"({', '.join(GENERATORS)}) or a JSON file",
+    )
     examples, bad = parse_examples(path, text)
     if bad:
         place = write_bad_rows(report, path, bad) if report and Path(report).is_dir() else None
@@ -182,8 +181,7 @@ def write_rows(path: str, rows: Iterable[Any]) -> int:
     """Writes `rows` as one JSON list, or as JSON lines if `path` ends in .jsonl; their number."""
     lines = [json.dumps(row, ensure_ascii=False) for row in rows]
     text = "\n".join(lines) if path.endswith(".jsonl") else "[\n" + ",\n".join(lines) + "\n]"
-    with saving(path):
-        Path(path).write_text(text + "\n", encoding="utf-8")
+    write_text(path, text + "\n")
     return len(lines)
 
 

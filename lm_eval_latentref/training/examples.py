@@ -15,6 +15,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from lm_eval_latentref.checkpoints.files import one_line, parse_json
 from lm_eval_latentref.errors import LatentRefError, saving
 from lm_eval_latentref.latent.protocol import Example
 
@@ -89,8 +90,8 @@ def _rows(path: str, text: str) -> Iterator[tuple[int, Any]]:
     for number, line in enumerate(text.split("\n"), start=1):
         if line.strip():
             try:
-                yield number, json.loads(line)
-            except json.JSONDecodeError:
+                yield number, parse_json(line)
+            except (ValueError, RecursionError):
                 yield number, None
 
 
@@ -104,9 +105,9 @@ def _list_rows(path: str, text: str) -> Iterator[tuple[int, Any]]:
             return
         try:
             value, at = decoder.raw_decode(text, at)
-        except json.JSONDecodeError as error:
+        except (ValueError, RecursionError) as error:
             raise LatentRefError(
-                f"{path} is broken off or no JSON at line {line} ({error.msg}); mend the file"
+                f"{path} is broken off or no JSON at line {line} ({one_line(error)}); mend the file"
             ) from error
         yield line, value
 

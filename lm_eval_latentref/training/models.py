@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from lm_eval_latentref.checkpoints import vocabulary
 from lm_eval_latentref.checkpoints.convert import base_name
-from lm_eval_latentref.checkpoints.folders import one_line
+from lm_eval_latentref.checkpoints.files import one_line
 from lm_eval_latentref.checkpoints.loading import LoadedModel, LoadedSet
 from lm_eval_latentref.checkpoints.manifest import Manifest, write_manifest
 from lm_eval_latentref.checkpoints.opening import default_loader, load_tokenizer, open_model

@@ -15,6 +15,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from lm_eval_latentref.checkpoints.files import read_yaml
 from lm_eval_latentref.checkpoints.packaged import PACKAGED_MODELS
 from lm_eval_latentref.errors import LatentRefError
 from lm_eval_latentref.training.recipe import Recipe
@@ -28,7 +29,7 @@ def load_recipe(path: str, overrides: Sequence[str] = ()) -> Recipe:
     Keys of the dictionaries are written with a dot: `config.hidden_size=64`. Raises LatentRefError
     that names the file or override and what is allowed.
     """
-    values = parse_overrides(overrides, _read_yaml(_find(path)))
+    values = parse_overrides(overrides, read_yaml(_find(path)))
     return parse_recipe(values, where=path)
 
 
@@ -69,19 +70,6 @@ def _find(path: str) -> Path:
     )
 
 
-def _read_yaml(path: Path) -> dict[str, Any]:
-    import yaml
-
-    try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        line = " ".join(str(error).split())
-        raise LatentRefError(f"{path} cannot be read as YAML ({line}); correct it") from error
-    if not isinstance(values, dict):
-        raise LatentRefError(f"{path} must hold KEY: VALUE lines; correct it")
-    return values
-
-
 def _override(values: dict[str, Any], override: str) -> None:
     import yaml
 
@@ -90,7 +78,7 @@ def _override(values: dict[str, Any], override: str) -> None:
         raise LatentRefError(f"{override!r} is no override; write KEY=VALUE, e.g. seed=1")
     try:
         value = yaml.safe_load(text)
-    except yaml.YAMLError:
+    except Exception:  # whatever is no YAML is a text
         value = text
     *parents, last = name.split(".")
     inner = values

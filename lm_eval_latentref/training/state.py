@@ -21,7 +21,7 @@ from typing import Any
 
 import torch
 
-from lm_eval_latentref.checkpoints.folders import one_line
+from lm_eval_latentref.checkpoints.files import one_line, read_yaml, reading, replacing, sync
 from lm_eval_latentref.errors import LatentRefError
 
 STATE = "training_state.pt"
@@ -74,16 +74,15 @@ class RunFolder:
         """The state that was saved last; None when there is none."""
         if not (self.path / STATE).exists():
             return None
-        try:
-            return torch.load(self.path / STATE, map_location="cpu", weights_only=True)
-        except Exception as error:  # whatever a damaged file makes of unpickling
-            raise LatentRefError(
-                f"{self.path / STATE} cannot be read ({one_line(error)}); remove it to start over"
-            ) from error
+        with reading(self.path / STATE, "remove it to start over"):
+            state = torch.load(self.path / STATE, map_location="cpu", weights_only=True)
+        if not isinstance(state, dict):
+            raise LatentRefError(f"{self.path / STATE} holds no state; remove it to start over")
+        return state
 
     def save(self, state: Mapping[str, Any]) -> None:
         """Replaces the saved state; a crash leaves the old one or the new one."""
-        with self._full_disk_is_one_line(), _replacing(self.path / STATE) as temporary:
+        with self._full_disk_is_one_line(), replacing(self.path / STATE) as temporary:
             torch.save(dict(state), temporary)
 
     def record_data(self, counts: Mapping[str, Any]) -> None:
@@ -93,7 +92,7 @@ class RunFolder:
         text = yaml.safe_dump(
             {name: dict(found) for name, found in counts.items()}, sort_keys=False
         )
-        with self._full_disk_is_one_line(), _replacing(self.path / DATA) as temporary:
+        with self._full_disk_is_one_line(), replacing(self.path / DATA) as temporary:
             temporary.write_text(text, encoding="utf-8")
 
     def append_metrics(self, values: Mapping[str, Any]) -> int:
@@ -125,7 +124,7 @@ class RunFolder:
             temporary.mkdir(parents=True)
             yield temporary
             for file in temporary.iterdir():
-                _sync(file)
+                sync(file)
             if name == ".":
                 self._move_files(temporary)
             else:
@@ -174,7 +173,11 @@ class RunFolder:
 
         path = self.path / RECIPE
         if path.exists():
-            there = _read_recipe(path)
+            there = read_yaml(
+                path,
+                "remove it if the run in this folder is of the same recipe, else give another "
+                "output",
+            )
             names = (there.keys() | recipe.keys()) - set(UNCOMPARED)
             differing = sorted(name for name in names if there.get(name) != recipe.get(name))
             if differing:
@@ -185,7 +188,7 @@ class RunFolder:
                     "remove the folder"
                 )
         text = yaml.safe_dump(dict(recipe), sort_keys=False)
-        with self._full_disk_is_one_line(), _replacing(path) as temporary:
+        with self._full_disk_is_one_line(), replacing(path) as temporary:
             temporary.write_text(text, encoding="utf-8")
 
     @contextlib.contextmanager
@@ -200,37 +203,3 @@ class RunFolder:
                 f"{self.path}: writing failed ({one_line(error)}); what was saved before is whole: "
                 "make room and run the same command again"
             ) from error
-
-
-def _read_recipe(path: Path) -> dict[str, Any]:
-    import yaml
-
-    try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise LatentRefError(
-            f"{path} cannot be read ({one_line(error)}); remove it if the run in this folder is of "
-            "the same recipe, else give another output"
-        ) from error
-    if not isinstance(values, dict):
-        raise LatentRefError(f"{path} holds no recipe; give another output, or remove the folder")
-    return values
-
-
-@contextlib.contextmanager
-def _replacing(target: Path) -> Iterator[Path]:
-    """A path to write to, which takes the place of `target` at the end."""
-    temporary = target.with_name(f".{target.name}.tmp")
-    try:
-        yield temporary
-        _sync(temporary)
-        os.replace(temporary, target)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def _sync(path: Path) -> None:
-    # Without it a power cut may leave the new name on an empty file.
-    if path.is_file():
-        with open(path, "rb") as file:
-            os.fsync(file.fileno())

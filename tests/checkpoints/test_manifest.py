@@ -81,7 +81,7 @@ def test_a_failed_write_leaves_the_old_file(tmp_path, monkeypatch):
         raise OSError("disk full")
 
     monkeypatch.setattr("os.replace", fail)
-    with pytest.raises(OSError, match="disk full"):
+    with pytest.raises(LatentRefError, match="disk full"):
         write_manifest(tmp_path, Manifest(latent_steps=4))
     assert read_manifest(tmp_path / MANIFEST_NAME).latent_steps == 3
     assert [path.name for path in tmp_path.iterdir()] == [MANIFEST_NAME]

@@ -1,0 +1,194 @@
+"""Files to plain values and back: whatever is wrong with a file ends in one line that names it.
+
+values = read_json("out/coconut/latentref.json", advice="repair or remove it")
+for number, row in read_json_lines("train.jsonl"): ...
+with reading("state.pt"): torch.load("state.pt", weights_only=True)
+with replacing("results.json") as temporary: temporary.write_text(text)
+with holding("out/mine", "latentref train"): ...      # a second process is refused
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import math
+import os
+import re
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NoReturn
+
+from filelock import FileLock, Timeout
+
+from lm_eval_latentref.errors import LatentRefError, printable, saving
+
+PathLike = str | os.PathLike[str]
+
+LOCK = ".latentref.lock"
+HOLDER = ".latentref.holder"
+
+_ESCAPED_SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
+
+
+def one_line(error: BaseException, limit: int = 200) -> str:
+    """The text of `error` without line breaks, or its class where it has none."""
+    return printable(" ".join(str(error).split()))[:limit] or type(error).__name__
+
+
+@contextlib.contextmanager
+def reading(path: object, advice: str = "mend or replace the file") -> Iterator[None]:
+    """Turns whatever goes wrong while `path` is read into a LatentRefError.
+
+    A damaged file makes parsers raise exceptions of every class, so all of them are meant.
+    """
+    try:
+        yield
+    except BaseException as error:
+        # The Rust parsers of tokenizers and safetensors panic with a class beside Exception.
+        damaged = isinstance(error, Exception) or type(error).__name__ == "PanicException"
+        if isinstance(error, LatentRefError) or not damaged:
+            raise
+        raise LatentRefError(
+            f"{printable(str(path))} cannot be read ({_reason(error)}); {advice}"
+        ) from error
+
+
+def read_text(path: PathLike, advice: str = "mend or replace the file") -> str:
+    """The UTF-8 text in `path`; a byte order mark at its beginning is left out."""
+    with reading(path, advice):
+        return Path(path).read_text(encoding="utf-8-sig")
+
+
+def read_json(path: PathLike, advice: str = "mend or replace the file") -> Any:
+    """The JSON value in `path`: no NaN, no Infinity, no text that UTF-8 cannot hold."""
+    text = read_text(path, advice)
+    with reading(path, advice):
+        return parse_json(text)
+
+
+def read_json_object(path: PathLike, advice: str = "mend or replace the file") -> dict[str, Any]:
+    """`read_json` of a file that must hold one object."""
+    values = read_json(path, advice)
+    if not isinstance(values, dict):
+        raise LatentRefError(f"{path} must hold one JSON object; {advice}")
+    return values
+
+
+def read_json_lines(
+    path: PathLike, advice: str = "mend or replace it"
+) -> Iterator[tuple[int, Any]]:
+    """Each line's number, from 1, and its JSON value; empty lines are left out."""
+    with reading(path, advice), Path(path).open("rb") as lines:
+        for number, line in enumerate(lines, start=1):
+            if line.strip():
+                with reading(f"{path}, line {number}", advice):
+                    value = parse_json(line.decode("utf-8"))
+                yield number, value
+
+
+def read_yaml(path: PathLike, advice: str = "correct it") -> dict[str, Any]:
+    """The mapping in the YAML file `path`; its keys are texts."""
+    import yaml
+
+    text = read_text(path, advice)
+    with reading(path, advice):
+        values = yaml.safe_load(text)
+    if not isinstance(values, dict):
+        raise LatentRefError(f"{path} must hold KEY: VALUE lines; {advice}")
+    for key in values:
+        if not isinstance(key, str):
+            raise LatentRefError(f"{path}: the key {key!r} is no text; {advice}")
+    return values
+
+
+def parse_json(text: str) -> Any:
+    """`text` as JSON in the strict sense; ValueError says what is wrong."""
+    value = json.loads(text, parse_constant=_no_number, parse_float=_finite_number)
+    if _ESCAPED_SURROGATE.search(text):
+        json.dumps(value, ensure_ascii=False).encode("utf-8")
+    return value
+
+
+@contextlib.contextmanager
+def replacing(target: PathLike) -> Iterator[Path]:
+    """A path beside `target` to write to, which takes its place when all is written."""
+    path = Path(target)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        yield temporary
+        sync(temporary)
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_text(target: PathLike, text: str) -> None:
+    """Writes `text` to `target`, so that no reader ever sees half of it."""
+    with saving(target), replacing(target) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+def sync(path: Path) -> None:
+    """Waits until `path` is on the disk: a power cut must not leave the new name on no content."""
+    if path.is_file():
+        with open(path, "rb") as file:
+            os.fsync(file.fileno())
+
+
+@contextlib.contextmanager
+def holding(folder: PathLike, command: str) -> Iterator[None]:
+    """Keeps other processes from working in `folder`, made if it is missing, while this is open.
+
+    Raises LatentRefError that names the process which holds it. The lock goes with its process,
+    however that ends.
+    """
+    folder = Path(folder)
+    with saving(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(folder / LOCK)
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:
+            raise LatentRefError(
+                f"{folder} is in use by {_holder(folder)}; wait until it ends, or name another "
+                "folder"
+            ) from None
+    try:
+        with saving(folder):
+            holder = f"{command}, process {os.getpid()} on {socket.gethostname()}"
+            (folder / HOLDER).write_text(holder, encoding="utf-8")
+        yield
+    finally:
+        (folder / HOLDER).unlink(missing_ok=True)
+        lock.release()
+
+
+def _holder(folder: Path) -> str:
+    try:
+        return printable((folder / HOLDER).read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError):
+        return "another process"
+
+
+def _no_number(name: str) -> NoReturn:
+    raise ValueError(f"{name} is no JSON number")
+
+
+def _finite_number(digits: str) -> float:
+    value = float(digits)
+    if not math.isfinite(value):
+        raise ValueError(f"{digits[:20]} is too large a number")
+    return value
+
+
+def _reason(error: BaseException) -> str:
+    if isinstance(error, UnicodeDecodeError):
+        return f"byte {error.start} is no UTF-8"
+    if isinstance(error, RecursionError):
+        return "nested too deep"
+    if isinstance(error, MemoryError):
+        return "it asks for more memory than there is"
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
+    return one_line(error)
