@@ -15,6 +15,8 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel
 
+from lm_eval_latentref.latent.transformers_seams import own_cache_argument
+
 
 @torch.no_grad()
 def generate(
@@ -52,7 +54,8 @@ def generate(
 def _think(model: PreTrainedModel, columns_1LD: Tensor, latent_steps: int) -> Tensor:
     cache, unread_1LD = DynamicCache(config=model.config), columns_1LD
     for _ in range(latent_steps):
-        output = model(inputs_embeds=unread_1LD, past_key_values=cache, output_hidden_states=True)
+        read = {own_cache_argument(): cache}
+        output = model(inputs_embeds=unread_1LD, output_hidden_states=True, **read)
         unread_1LD = output.hidden_states[-1][:, -1:]
         columns_1LD = torch.cat([columns_1LD, unread_1LD], dim=1)
     return columns_1LD

@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel
 
+from lm_eval_latentref.latent.transformers_seams import own_cache_argument
 from lm_eval_latentref.training.curriculum import Row
 
 NOT_LABELLED = -100
@@ -101,6 +102,6 @@ def _pass(
         inputs_embeds=embeds_BLD[:, start:end],
         attention_mask=batch.mask_BL[:, :end],
         position_ids=batch.positions_BL[:, start:end],
-        past_key_values=cache,
         output_hidden_states=True,
+        **{own_cache_argument(): cache},
     )

@@ -31,6 +31,7 @@ from transformers.cache_utils import DynamicLayer
 from transformers.modeling_outputs import BaseModelOutputWithPast
 
 from lm_eval_latentref.errors import LatentRefError
+from lm_eval_latentref.latent.transformers_seams import cache_argument, given_arguments
 
 
 class Network:
@@ -61,6 +62,7 @@ class Network:
         self._takes_positions = (
             "position_ids" in inspect.signature(self._decoder.forward).parameters
         )
+        self._cache_argument = cache_argument(self._decoder.forward)
         self._lender, self._borrowed_ids = lender, tuple(sorted(borrowed_ids))
         self.hidden_size: int = self.causal_lm.config.get_text_config().hidden_size
         weight_dtype = self._embedding.weight.dtype
@@ -183,9 +185,9 @@ class Network:
         inputs: dict[str, Any] = {"inputs_embeds": embeds_BLD.to(self.device, self.dtype)}
         if positions_BL is not None:
             inputs["position_ids"] = positions_BL
-        return self._decoder(
-            attention_mask=mask, past_key_values=cache, use_cache=True, **inputs
-        ).last_hidden_state
+        if self._cache_argument is not None:
+            inputs[self._cache_argument] = cache
+        return self._decoder(attention_mask=mask, use_cache=True, **inputs).last_hidden_state
 
     def project(self, hidden_MD: Tensor) -> Tensor:
         """Logits (M, V) of hidden states, by the model's own head with all that belongs to it."""
@@ -202,9 +204,10 @@ class Network:
         def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
             if self.causal_lm.__dict__.get("_latentref_active") != id(self):
                 return
-            given = (kwargs.get("inputs_embeds"), kwargs.get("input_ids"), *args)
-            columns = next(value for value in given if value is not None)
-            cache = kwargs.get("past_key_values")
+            given = given_arguments(module, args, kwargs)
+            columns = given.get("inputs_embeds")
+            columns = given["input_ids"] if columns is None else columns
+            cache = given.get(self._cache_argument) if self._cache_argument else None
             past = 0 if cache is None else int(cache.get_seq_length())
             listener(columns.shape[0] * columns.shape[1], past)
 

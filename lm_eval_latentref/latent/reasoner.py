@@ -36,6 +36,7 @@ from lm_eval_latentref.latent.protocol import (
 )
 from lm_eval_latentref.latent.scoring import Score, score
 from lm_eval_latentref.latent.thoughts import Context, Markers, References, Thoughts, think
+from lm_eval_latentref.latent.transformers_seams import own_cache_argument
 
 MAX_COLUMNS_ON_CPU = 2048
 """Rows times columns of contexts that are thought about together on a CPU.
@@ -171,7 +172,7 @@ class Reasoner:
             "input_ids": columns.ids_BC,
             "attention_mask": mask_BK.long(),
             "inputs_embeds": torch.cat([read_BKD, pending_BPD], dim=1),
-            "past_key_values": stream.cache,
+            own_cache_argument(): stream.cache,
             # The cache is ours: a kind named by the model's generation config would be another.
             "cache_implementation": None,
         }
