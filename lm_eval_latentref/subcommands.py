@@ -150,8 +150,8 @@ def compare(args: argparse.Namespace) -> int:
     """Prints the paired tests of two runs, then one JSON line."""
     import json
 
+    from lm_eval_latentref.evaluation.answers import read_answers
     from lm_eval_latentref.evaluation.compare import as_json, as_text, compare
-    from lm_eval_latentref.evaluation.samples import read_answers
 
     first, second = (read_answers(name, metric=args.metric) for name in (args.first, args.second))
     found = compare(first, second, seed=args.seed)

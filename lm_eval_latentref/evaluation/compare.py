@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from lm_eval_latentref.errors import LatentRefError
-from lm_eval_latentref.evaluation.samples import Answer, Answers
+from lm_eval_latentref.evaluation.answers import Answer, Answers
 from lm_eval_latentref.evaluation.statistics import (
     Interval,
     McNemar,

@@ -29,8 +29,8 @@ from lm_eval_latentref.checkpoints.planning import plan_run
 from lm_eval_latentref.checkpoints.sets import resolve
 from lm_eval_latentref.checkpoints.sources import fingerprint
 from lm_eval_latentref.errors import saving
+from lm_eval_latentref.evaluation.answers import Answer, Answers, read_answers
 from lm_eval_latentref.evaluation.provenance import machine, versions
-from lm_eval_latentref.evaluation.samples import Answer, Answers, read_answers
 from lm_eval_latentref.evaluation.statistics import standard_error
 from lm_eval_latentref.harness.model import LatentRefLM
 from lm_eval_latentref.latent.accounting import restart_peak_memory

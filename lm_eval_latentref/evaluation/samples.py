@@ -1,167 +1,234 @@
-"""Answers to single documents, read back from lm-eval's logged samples or from a sweep.
+"""lm-eval's logged samples: one reader, quick where only scores are needed.
 
-    answers = read_answers("results/coconut")                   # folder of `lm_eval --log_samples`
-    answers = read_answers("sweeps/mathqa/sweep.json::both")    # a row's best setting of a sweep
+    samples = read_samples(Path("samples_mathqa_2026-01-01T11-00-00.5.jsonl"))
+    samples.columns["none"].values["acc"]        # array of N numbers, ordered by document
+    for sample in iterate(path): ...             # whole samples as dicts, one line at a time
+    read_at(path, [0, 52_133])                   # those at these byte offsets
 
-Deliberately compares nothing and runs nothing.
+`read_samples` parses only the fields that a score needs (a sample's prompt and answers are most of
+its bytes), so that gigabytes take seconds and memory stays at a few numbers a document. Files of
+lm-eval 0.4.8 and later have these fields last; a line of another order is parsed whole.
+
+Array suffix: N documents, ordered by `doc_id`.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
-import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from lm_eval_latentref.errors import LatentRefError
 
-METRICS = ("acc", "exact_match")
-"""What counts when no metric is named: the first of these that a task's samples have."""
-
-_SAMPLES_FILE = re.compile(r"samples_(?P<task>.+)_(?P<time>\d{4}-\d\d-\d\dT[\d.-]+)\.jsonl")
-
-
-@dataclass(frozen=True)
-class Answer:
-    """How one document was answered."""
-
-    value: float
-    """Of the metric: 1 right, 0 wrong, where it is an accuracy."""
-    margin: float | None
-    """Log-likelihood of the gold candidate minus the best other; None without candidates."""
-    doc_hash: str | None
-    """lm-eval's hash of the document, where it was recorded."""
-    choice: int | None = None
-    """The candidate that lm-eval takes for the answer, the first of equals; None if not known."""
-    tied: bool | None = None
-    """Whether other candidates have its log-likelihood to the last bit; None if not known."""
+_FIRST = b'{"doc_id": '
+_LAST = b', "filter": '  # inside a text its quotes would be escaped, so this is always a key
+_REQUEST = b', "gen_args_'
+_FIELDS = frozenset(
+    [
+        "doc_id",
+        "doc",
+        "target",
+        "arguments",
+        "resps",
+        "filtered_resps",
+        "filter",
+        "metrics",
+        "doc_hash",
+        "prompt_hash",
+        "target_hash",
+    ]
+)
 
 
-@dataclass(frozen=True)
-class Answers:
-    """All answers of one run."""
+@dataclass(frozen=True, kw_only=True)
+class Column:
+    """What one filter of a samples file holds."""
 
-    name: str
-    tasks: dict[str, dict[int, Answer]] = field(default_factory=dict)
-    """By task (with its filter, if it has one) and document."""
-    metrics: dict[str, str] = field(default_factory=dict)
-    """By which each task was judged."""
+    doc_ids: NDArray[np.int64]
+    hashes: NDArray[np.uint64]
+    """Of each document: the first 64 bits of lm-eval's hash; 0 where none was recorded."""
+    offsets: NDArray[np.int64]
+    """Where each sample begins in the file, in bytes."""
+    num_requests: NDArray[np.int64]
+    """Of each document; the number of candidates where candidates are scored."""
+    values: Mapping[str, NDArray[np.float64]]
+    """By metric, one number a document."""
+    unpaired: tuple[str, ...]
+    """Metrics that have no number of their own for each document (pairs, lists, texts)."""
 
 
-def read_answers(name: str, *, metric: str | None = None) -> Answers:
-    """The answers in a samples file, in a folder of them (the newest of each task), or in a sweep.
+@dataclass(frozen=True, kw_only=True)
+class Samples:
+    """A samples file."""
 
-    Args:
-        name: a path; a sweep's may end in ::SETTING, where SETTING is a row ("plain", "both": its
-            best setting), a label ("T=6 alpha=0.3 eta=0") or "recommended" (the default).
-        metric: of the samples; None for the first of `METRICS`.
+    file: Path
+    columns: Mapping[str, Column]
+    """By filter."""
+    task_hash: str
+    """As lm-eval's `task_hashes` has it, by which the file's task can be recognised."""
+
+
+@dataclass
+class _Builder:
+    doc_ids: list[int] = field(default_factory=list)
+    hashes: list[int] = field(default_factory=list)
+    offsets: list[int] = field(default_factory=list)
+    num_requests: list[int] = field(default_factory=list)
+    values: dict[str, list[Any]] = field(default_factory=dict)
+
+    def add(self, sample: Mapping[str, Any], offset: int, num_requests: int) -> None:
+        self.doc_ids.append(sample["doc_id"])
+        self.hashes.append(int(str(sample.get("doc_hash") or "0")[:16], 16))
+        self.offsets.append(offset)
+        self.num_requests.append(num_requests)
+        for metric in metric_names(sample):
+            self.values.setdefault(metric, []).append(sample.get(metric))
+
+    def column(self, file: Path) -> Column:
+        ids_N = np.array(self.doc_ids, dtype=np.int64)
+        order_N = np.argsort(ids_N, kind="stable")
+        ids_N = ids_N[order_N]
+        if (twice_N := ids_N[1:][ids_N[1:] == ids_N[:-1]]).size:
+            raise LatentRefError(
+                f"{file}: document {twice_N[0]} occurs twice; keep one run in a file"
+            )
+        values = {
+            metric: np.array(values, dtype=np.float64)[order_N]
+            for metric, values in self.values.items()
+            if len(values) == len(ids_N) and all(isinstance(v, int | float) for v in values)
+        }
+        for metric, values_N in values.items():
+            if not np.isfinite(values_N).all():
+                bad = ids_N[~np.isfinite(values_N)][0]
+                raise LatentRefError(f"{file}: {metric} of document {bad} is not a finite number")
+        return Column(
+            doc_ids=ids_N,
+            hashes=np.array(self.hashes, dtype=np.uint64)[order_N],
+            offsets=np.array(self.offsets, dtype=np.int64)[order_N],
+            num_requests=np.array(self.num_requests, dtype=np.int64)[order_N],
+            values=values,
+            unpaired=tuple(metric for metric in self.values if metric not in values),
+        )
+
+
+def read_samples(file: Path) -> Samples:
+    """The scores in a samples file.
 
     Raises:
-        LatentRefError: nothing of the kind is there, or it cannot be read.
+        LatentRefError: with the line that is no sample; for a document that occurs twice, a number
+            that is not finite, and a file without samples.
     """
-    text, _, setting = name.partition("::")
-    path = Path(text).expanduser()
-    if path.is_dir() and (setting or (path / "sweep.json").is_file()):
-        path = path / "sweep.json"
-    if path.suffix == ".json" and path.is_file():
-        return _of_sweep(name, path, setting or "recommended", metric)
-    files = _sample_files(path)
-    if not files:
-        raise LatentRefError(
-            f"{name}: no samples_*.jsonl and no sweep.json there; give what `lm_eval --log_samples "
-            "--output_path FOLDER` or `latentref sweep` wrote"
-        )
-    found = Answers(name)
-    for task, file in files.items():
-        for sample in _lines(file):
-            key = task if sample["filter"] == "none" else f"{task} ({sample['filter']})"
-            judged_by = found.metrics.setdefault(key, metric or _default_metric(sample, file))
-            found.tasks.setdefault(key, {})[sample["doc_id"]] = _answer(sample, judged_by, file)
-    return found
+    builders: dict[str, _Builder] = {}
+    task_hash = hashlib.sha256()
+    offset = 0
+    for number, line in _lines(file):
+        sample = _scores(line) or parse(line, file, number)
+        try:
+            builder = builders.setdefault(str(sample.get("filter", "none")), _Builder())
+            # Candidates that acc_mutual_info scores once more, without context, are no more of
+            # them; each request after the first has its key behind a comma.
+            requests = (line.count(_REQUEST) + 1) // (2 if is_mutual(sample) else 1)
+            builder.add(sample, offset, requests)
+        except (TypeError, ValueError) as error:
+            raise _no_sample(file, number, error) from error
+        hashes = (sample.get(name) for name in ("doc_hash", "prompt_hash", "target_hash"))
+        task_hash.update("".join(str(value) for value in hashes).encode("utf-8", "replace"))
+        offset += len(line)
+    if not builders:
+        raise LatentRefError(f"{file} is empty; give a file that `lm_eval --log_samples` wrote")
+    columns = {name: builder.column(file) for name, builder in builders.items()}
+    return Samples(file=file, columns=columns, task_hash=task_hash.hexdigest())
 
 
-def _sample_files(path: Path) -> dict[str, Path]:
-    files = [path] if path.is_file() else sorted(path.rglob("samples_*.jsonl"))
-    newest: dict[str, tuple[str, Path]] = {}
-    for file in files:
-        match = _SAMPLES_FILE.fullmatch(file.name)
-        task, time = (match["task"], match["time"]) if match else (file.stem, "")
-        newest[task] = max(newest.get(task, ("", file)), (time, file))
-    return {task: file for task, (_, file) in newest.items()}
+def iterate(file: Path) -> Iterator[dict[str, Any]]:
+    """Each sample of a file as a dict with at least `doc_id` and `filter`, in the file's order.
+
+    Raises LatentRefError with the line that is no sample.
+    """
+    for number, line in _lines(file):
+        yield parse(line, file, number)
 
 
-def _lines(file: Path) -> Iterator[dict[str, Any]]:
-    with file.open(encoding="utf-8") as lines:
-        for number, line in enumerate(lines, start=1):
-            try:
-                sample = json.loads(line)
-                yield {"filter": "none", **sample, "doc_id": int(sample["doc_id"])}
-            except (ValueError, KeyError, TypeError) as error:
-                raise LatentRefError(
-                    f"{file}, line {number}: not a logged sample ({type(error).__name__} {error}); "
-                    "give a file that `lm_eval --log_samples` wrote"
-                ) from error
+def read_at(file: Path, offsets: Sequence[int]) -> list[dict[str, Any]]:
+    """The samples that begin at these byte offsets (`Column.offsets`)."""
+    with file.open("rb") as lines:
+        samples = []
+        for offset in offsets:
+            lines.seek(offset)
+            samples.append(parse(lines.readline(), file, 0))
+        return samples
 
 
-def _default_metric(sample: Mapping[str, Any], file: Path) -> str:
-    for metric in (*METRICS, *sample.get("metrics", ())):
-        if metric in sample:
-            return metric
-    raise LatentRefError(
-        f"{file}: its samples record no metric; log them with `lm_eval --log_samples`, "
-        "not --predict_only"
-    )
+def parse(line: bytes, file: Path, number: int) -> dict[str, Any]:
+    """A whole sample from its line; raises LatentRefError with `file` and line `number`."""
+    try:
+        sample = {"filter": "none", **json.loads(line)}
+        if type(sample["doc_id"]) is not int:
+            raise ValueError(f"doc_id {sample['doc_id']!r} is no whole number")
+        return sample
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        raise _no_sample(file, number, error) from error
 
 
-def _answer(sample: Mapping[str, Any], metric: str, file: Path) -> Answer:
-    value = sample.get(metric)
-    if not isinstance(value, int | float):
-        recorded = ", ".join(sample.get("metrics", ())) or "none"
-        raise LatentRefError(f"{file}: no metric {metric!r} per document; it has {recorded}")
-    doc_hash = sample.get("doc_hash")
-    if (found := _candidates(sample)) is None:
-        return Answer(float(value), None, doc_hash)
-    values, gold = found
-    margin = values[gold] - max(other for place, other in enumerate(values) if place != gold)
-    choice, tied = values.index(max(values)), values.count(max(values)) > 1
-    return Answer(float(value), margin, doc_hash, choice, tied)
+def metric_names(sample: Mapping[str, Any]) -> Sequence[str]:
+    """Of a sample's metrics; those of files without such a list are the fields lm-eval adds."""
+    names = sample.get("metrics")
+    if isinstance(names, list):
+        return [str(name) for name in names]
+    return [name for name in sample if name not in _FIELDS]
 
 
-def _candidates(sample: Mapping[str, Any]) -> tuple[list[float], int] | None:
-    """Their log-likelihoods, which lm-eval logs as text (["-0.5", "False"] each), and the gold."""
+def is_mutual(sample: Mapping[str, Any]) -> bool:
+    """Whether each candidate was also scored without its context."""
+    return "acc_mutual_info" in metric_names(sample)
+
+
+def candidates(sample: Mapping[str, Any]) -> tuple[list[float], int] | None:
+    """The candidates' log-likelihoods in nats and the gold one's place; None if there are none.
+
+    lm-eval logs a candidate as texts: ["-0.5", "False"]. Scores without context, which
+    acc_mutual_info adds behind them, are left out.
+    """
     try:
         values = [float(value) for value, _ in sample["filtered_resps"]]
         gold = int(sample["target"])
     except (KeyError, TypeError, ValueError):
         return None
+    if is_mutual(sample):
+        values = values[: len(values) // 2]
     return (values, gold) if 0 <= gold < len(values) and len(values) > 1 else None
 
 
-def _of_sweep(name: str, path: Path, setting: str, metric: str | None) -> Answers:
+def _lines(file: Path) -> Iterator[tuple[int, bytes]]:
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-        task, settings = content["task"], content["settings"]
-        label = content["recommended"] if setting == "recommended" else setting
-        label = content["best"].get(label, label)
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise LatentRefError(
-            f"{path} is no result of `latentref sweep`; give the sweep.json that it wrote"
-        ) from error
-    if metric not in (None, "acc"):
-        raise LatentRefError(f"{name}: a sweep records acc, not {metric!r}; leave --metric out")
-    for one in settings:
-        if one["label"] == label:
-            rows = zip(task["documents"], one["correct"], one["margins"], strict=True)
-            answers = {
-                doc_id: Answer(float(correct), margin, task["hashes"][str(doc_id)])
-                for doc_id, correct, margin in rows
-            }
-            name = f"{path}::{label}"
-            return Answers(name, {task["name"]: answers}, {task["name"]: "acc"})
-    labels = ", ".join(one["label"] for one in settings)
-    raise LatentRefError(
-        f"{name}: no setting {setting!r}; give recommended, {', '.join(content['best'])}, "
-        f"or one of: {labels}"
+        with file.open("rb") as lines:
+            yield from enumerate(lines, start=1)
+    except OSError as error:
+        raise LatentRefError(f"{file} cannot be read ({error.strerror or error})") from error
+
+
+def _scores(line: bytes) -> dict[str, Any] | None:
+    """The fields behind the answers, and `doc_id`; None where the line has another order."""
+    place = line.rfind(_LAST)
+    if place < 0 or not line.startswith(_FIRST):
+        return None
+    try:
+        # Where that key lies deeper than the sample's own, the brackets do not match: an error.
+        sample: dict[str, Any] = json.loads(b"{" + line[place + 2 :])
+        sample["doc_id"] = int(line[len(_FIRST) : line.index(b",")])
+    except (ValueError, RecursionError):
+        return None
+    return sample
+
+
+def _no_sample(file: Path, number: int, error: Exception) -> LatentRefError:
+    return LatentRefError(
+        f"{file}, line {number}: not a logged sample ({type(error).__name__} {error}); "
+        "give a file that `lm_eval --log_samples` wrote"
     )

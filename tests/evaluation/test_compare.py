@@ -16,8 +16,8 @@ from scipy import stats
 from lm_eval_latentref.benchmarks.tasks import tasks_path
 from lm_eval_latentref.cli import main
 from lm_eval_latentref.errors import LatentRefError
+from lm_eval_latentref.evaluation.answers import Answer, Answers, read_answers
 from lm_eval_latentref.evaluation.compare import compare
-from lm_eval_latentref.evaluation.samples import Answer, Answers, read_answers
 
 CHOOSING = "latentref_prosqa_generated_mc_dev"
 WRITING = "latentref_prosqa_generated_dev"

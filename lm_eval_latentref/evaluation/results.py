@@ -1,0 +1,324 @@
+"""lm-eval's results, of any model: one reader of everything that its output folders hold.
+
+    results = read_results(["results/", "other/run.json"])
+    for run in results.runs:
+        run.tasks["mathqa"].scores["acc,none"].value
+        run.tasks["mathqa"].columns["none"].values["acc"]      # one number a document
+    for problem in results.problems:
+        print(problem)                                         # a file that was left out, and why
+
+Reads what lm-eval 0.4.8 to today's main write, with samples or without, in one process or several.
+Files are recognised by their content. Samples are joined to their run by the hash that lm-eval
+takes of them, by date and task in their name, and by the scores they add up to.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from lm_eval_latentref.errors import LatentRefError
+from lm_eval_latentref.evaluation.samples import Column, Samples, read_samples
+
+SAMPLES_NAME = re.compile(r"samples_(?P<task>.+)_(?P<date>\d{4}-\d\d-\d\dT[\d.-]+)\.jsonl")
+_SUFFIXES = (".json", ".jsonl")
+_TOLERANCE = 1e-6  # by which a mean of samples may differ from lm-eval's own
+
+
+@dataclass(frozen=True, kw_only=True)
+class Score:
+    """A metric of one task."""
+
+    value: float
+    stderr: float | None
+    """None where lm-eval records none ("N/A")."""
+    higher_is_better: bool | None
+
+
+@dataclass(kw_only=True)
+class Task:
+    """One task of a run, or a group of tasks."""
+
+    name: str
+    version: Any
+    num_fewshot: int | None
+    num_documents: int | None
+    num_available: int | None
+    """Documents that the task has without a limit."""
+    scores: dict[str, Score]
+    """By lm-eval's name of metric and filter, such as "acc,none"."""
+    chance: float | None
+    """What guessing scores, from the task's metadata or the number of candidates; None: unknown."""
+    config: Mapping[str, Any]
+    """As lm-eval records it."""
+    columns: Mapping[str, Column] = field(default_factory=dict)
+    """Samples by filter; empty where none were logged."""
+    samples_file: Path | None = None
+
+    def paired(self, metric: str) -> bool:
+        """Whether the samples hold a number for each document whose mean is the score.
+
+        Others (F1, BLEU, perplexity) become a number only when all documents are aggregated.
+
+        Args:
+            metric: such as "acc,none".
+        """
+        name, _, filter_name = metric.partition(",")
+        column = self.columns.get(filter_name)
+        if column is None or name not in column.values or metric not in self.scores:
+            return False
+        value = self.scores[metric].value
+        return bool(abs(column.values[name].mean() - value) <= _TOLERANCE * max(1.0, abs(value)))
+
+
+@dataclass(kw_only=True)
+class Run:
+    """One results file and the samples that belong to it."""
+
+    file: Path
+    name: str
+    """lm-eval's `model_name`: a hub id, a path, or what the model is called."""
+    model: str
+    """lm-eval's name of the model class: hf, vllm, latentref, ..."""
+    tasks: dict[str, Task]
+    groups: dict[str, Task]
+    """Averages of tasks that are listed themselves."""
+    config: Mapping[str, Any]
+    """lm-eval's record of model_args, limit, seeds, dtype, device, ..."""
+    date: float | None
+    """Seconds since 1970."""
+    versions: Mapping[str, str]
+    """Of lm-eval, transformers and what else is recorded."""
+    seconds: float | None
+    """Of the whole evaluation, loading included."""
+    task_hashes: Mapping[str, str]
+
+    @property
+    def model_args(self) -> dict[str, Any]:
+        """As a mapping, which releases before 0.4.10 record as text."""
+        args = self.config.get("model_args")
+        if isinstance(args, Mapping):
+            return dict(args)
+        pairs = (pair.partition("=") for pair in str(args or "").split(",") if pair)
+        return {name.strip(): value.strip() for name, _, value in pairs}
+
+    @property
+    def settings(self) -> Mapping[str, Any]:
+        """This package's record of thoughts, refinement, checkpoints and data; empty for others."""
+        settings = self.config.get("latentref")
+        return settings if isinstance(settings, Mapping) else {}
+
+    @property
+    def limit(self) -> float | None:
+        limit = self.config.get("limit")
+        return float(limit) if isinstance(limit, int | float) else None
+
+
+@dataclass(frozen=True)
+class Problem:
+    """A file that was left out."""
+
+    path: Path
+    reason: str
+
+    def __str__(self) -> str:
+        return self.reason if str(self.path) in self.reason else f"{self.path}: {self.reason}"
+
+
+@dataclass
+class Results:
+    """All runs of some files and folders."""
+
+    runs: list[Run] = field(default_factory=list)
+    problems: list[Problem] = field(default_factory=list)
+
+
+def read_results(paths: Iterable[str | Path], *, samples: bool = True) -> Results:
+    """The runs in `paths` (files, or folders and what is below them), by file name.
+
+    Args:
+        samples: whether logged samples are read, too.
+    """
+    results = Results()
+    logged: list[Samples] = []
+    seen: set[Path] = set()
+    for file in (file for path in paths for file in _files(Path(path).expanduser(), results)):
+        if (resolved := file.resolve()) in seen:
+            continue
+        seen.add(resolved)
+        try:
+            if _holds_samples(file):
+                logged += [read_samples(file)] if samples else []
+            else:
+                results.runs.append(read_run(file))
+        except LatentRefError as error:
+            results.problems.append(Problem(file, str(error)))
+    for one in logged:
+        try:
+            _join(one, results.runs)
+        except LatentRefError as error:
+            results.problems.append(Problem(one.file, str(error)))
+    return results
+
+
+def read_run(file: Path) -> Run:
+    """The run of a results file, without its samples; raises LatentRefError for any other file."""
+    content = _load(file)
+    if not isinstance(content.get("results"), dict) or not isinstance(content.get("config"), dict):
+        raise LatentRefError(f"{file} holds no results of lm-eval; give what --output_path wrote")
+    try:
+        return _run(file, content)
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise LatentRefError(
+            f"{file}: damaged results of lm-eval ({type(error).__name__} {error}); run it again"
+        ) from error
+
+
+def _run(file: Path, content: dict[str, Any]) -> Run:
+    names = content.get("group_subtasks") or {}
+    groups = {*(content.get("groups") or {}), *(name for name, tasks in names.items() if tasks)}
+    tasks = {name: _task(name, content) for name in content["results"]}
+    seconds = content.get("total_evaluation_time_seconds")
+    versions = {
+        name.removesuffix("_version").replace("_", "-"): str(value)
+        for name, value in content.items()
+        if name.endswith("_version") and value
+    }
+    return Run(
+        file=file,
+        name=str(content.get("model_name") or file.parent.name),
+        model=str(content.get("model_source") or content["config"].get("model") or ""),
+        tasks={name: task for name, task in tasks.items() if name not in groups and task.scores},
+        groups={name: task for name, task in tasks.items() if name in groups and task.scores},
+        config=content["config"],
+        date=_number(content.get("date")),
+        versions=versions,
+        seconds=None if seconds is None else float(seconds),
+        task_hashes=dict(content.get("task_hashes") or {}),
+    )
+
+
+def _task(name: str, content: Mapping[str, Any]) -> Task:
+    recorded: dict[str, Any] = content["results"][name]
+    better = (content.get("higher_is_better") or {}).get(name) or {}
+    config = (content.get("configs") or {}).get(name) or {}
+    counts = (content.get("n-samples") or {}).get(name) or {}
+    scores = {}
+    for key, value in recorded.items():
+        metric, comma, filter_name = key.partition(",")
+        if not comma or metric.endswith("_stderr") or _number(value) is None:
+            continue
+        if not math.isfinite(value):
+            raise ValueError(f"{key} of {name} is {value}")
+        stderr = _number(recorded.get(f"{metric}_stderr,{filter_name}"))
+        scores[key] = Score(
+            value=float(value),
+            stderr=stderr if stderr is not None and math.isfinite(stderr) else None,
+            higher_is_better=better.get(metric),
+        )
+    return Task(
+        name=name,
+        version=(content.get("versions") or {}).get(name),
+        num_fewshot=(content.get("n-shot") or {}).get(name),
+        num_documents=counts.get("effective"),
+        num_available=counts.get("original"),
+        scores=scores,
+        chance=_number((config.get("metadata") or {}).get("chance")),
+        config=config,
+    )
+
+
+def _join(samples: Samples, runs: Sequence[Run]) -> None:
+    """Gives samples to the one task of the one run that they are of."""
+    near = [run for run in runs if run.file.parent == samples.file.parent] or runs
+    owners = [(run, task) for run in near for task in run.tasks.values()]
+    named = SAMPLES_NAME.fullmatch(samples.file.name)
+    narrower = [
+        lambda run, task: run.task_hashes.get(task.name) == samples.task_hash,
+        lambda run, task: named is not None and named["date"] in run.file.name,
+        lambda run, task: named is not None and named["task"] == task.name,
+        lambda run, task: task.samples_file is None and _adds_up(samples, task),
+    ]
+    for fits in narrower:
+        # What fits no task says nothing: names are people's own, and old files have no hashes.
+        owners = [owner for owner in owners if fits(*owner)] or owners
+    if len(owners) != 1 or not any(fits(*owners[0]) for fits in narrower):
+        raise LatentRefError(
+            f"{samples.file}: it is not certain of which task these samples are; keep them in the "
+            "folder of their results file, by the name that lm-eval gave them"
+        )
+    _, task = owners[0]
+    for name, column in samples.columns.items():
+        if task.num_documents is not None and len(column.doc_ids) != task.num_documents:
+            raise LatentRefError(
+                f"{samples.file} holds {len(column.doc_ids)} of {task.num_documents} documents "
+                f"(filter {name}): half-written; run it again"
+            )
+    task.columns, task.samples_file = samples.columns, samples.file
+    if task.chance is None:
+        task.chance = _chance_of_choices(task)
+
+
+def _adds_up(samples: Samples, task: Task) -> bool:
+    """Whether the samples' means are the task's scores, as far as both have them."""
+    shared = [
+        (column.values[metric], task.scores[f"{metric},{name}"].value)
+        for name, column in samples.columns.items()
+        for metric in column.values
+        if f"{metric},{name}" in task.scores
+    ]
+    return bool(shared) and any(abs(v.mean() - score) <= _TOLERANCE for v, score in shared)
+
+
+def _chance_of_choices(task: Task) -> float | None:
+    """The mean of 1 / candidates over the documents, where the task is to choose one of them."""
+    if task.config.get("output_type") != "multiple_choice" or task.config.get("process_results"):
+        return None
+    num_N = next(iter(task.columns.values())).num_requests
+    return float((1.0 / num_N).mean()) if np.all(num_N > 1) else None
+
+
+def _files(path: Path, results: Results) -> Iterator[Path]:
+    if path.is_dir():
+        yield from sorted(p for p in path.rglob("*") if p.suffix in _SUFFIXES and p.is_file())
+    elif path.exists():
+        yield path
+    else:
+        results.problems.append(Problem(path, "no such file or folder"))
+
+
+def _holds_samples(file: Path) -> bool:
+    """Whether the first line is a sample; a results file's first line is a bracket or all of it."""
+    try:
+        with file.open("rb") as lines:
+            line = lines.readline()
+        return isinstance(sample := json.loads(line), dict) and "doc_id" in sample
+    except (ValueError, RecursionError):
+        return b'"doc_id"' in line
+    except OSError as error:
+        raise LatentRefError(f"{file} cannot be read ({error.strerror or error})") from error
+
+
+def _load(file: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(file.read_bytes())
+    except OSError as error:
+        raise LatentRefError(f"{file} cannot be read ({error.strerror or error})") from error
+    except (ValueError, RecursionError) as error:
+        reason = "is empty" if not file.stat().st_size else f"is no JSON ({error})"
+        raise LatentRefError(f"{file} {reason}; half-written? run it again") from error
+    if not isinstance(content, dict):
+        raise LatentRefError(f"{file} holds no results of lm-eval; give what --output_path wrote")
+    return content
+
+
+def _number(value: Any) -> float | None:
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    return float(value) if is_number else None
