@@ -54,7 +54,11 @@ class Manifest:
     a generator drew is not among them: its splits are apart whatever the seed."""
 
     epoch: int | None = None
-    """Of a reference: the epoch of CoT training that it is, counted from 1."""
+    """Of a reference or a kept epoch: which of its stage it is, counted from 1."""
+
+    writes_steps: bool | None = None
+    """Whether it was trained to write reasoning steps before its answer: then answers on offer
+    cannot be compared straight after the thoughts."""
 
     def settings(self) -> dict[str, object]:
         """The refinement options that the file sets, by their model-argument names."""
@@ -77,6 +81,7 @@ _TYPES: dict[str, tuple[type, ...]] = {
     "trained_on": (list,),
     "trained_questions": (str,),
     "epoch": (int,),
+    "writes_steps": (bool,),
 }
 
 
@@ -118,7 +123,7 @@ def _check_value(path: str | os.PathLike[str], name: str, value: Any) -> None:
     allowed = _TYPES[name]
     items = value if isinstance(value, list) else []
     whole = all(isinstance(item, str) for item in items)
-    if not isinstance(value, allowed) or isinstance(value, bool) or not whole:
+    if not isinstance(value, allowed) or isinstance(value, bool) > (bool in allowed) or not whole:
         names = {float: "number", list: "list of str"}
         wanted = " or ".join(names.get(kind, kind.__name__) for kind in allowed)
         raise LatentRefError(f"{path}: {name}={value!r} must be of type {wanted}; correct the file")

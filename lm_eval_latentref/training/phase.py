@@ -7,7 +7,6 @@ Deliberately knows nothing of the other phases but the CoT that the run's folder
 
 from __future__ import annotations
 
-import dataclasses
 import logging
 import random
 import shutil
@@ -33,16 +32,18 @@ from lm_eval_latentref.training.models import build, restore, save
 from lm_eval_latentref.training.plan import (
     LATENT_KINDS,
     Stage,
+    epoch_name,
     epochs_left,
     is_over,
     latent_steps,
     learning_rate,
     stage_rows,
     stages,
+    writes_steps,
 )
 from lm_eval_latentref.training.run import Run
 from lm_eval_latentref.training.snapshots import Epoch, choose
-from lm_eval_latentref.training.state import SNAPSHOTS
+from lm_eval_latentref.training.state import EPOCHS, SNAPSHOTS
 
 logger = logging.getLogger(__name__)
 
@@ -81,7 +82,8 @@ class Phase:
             self._epoch(stage)
             num_correct = self._validate(stage)
             accuracy = num_correct / len(self._run.data.validation)
-            kept = self._keep_snapshot(num_correct) if self._name == "cot" else set()
+            self._keep_epoch(stage)
+            kept = self._keep_snapshot(stage, num_correct) if self._name == "cot" else set()
             if is_over(self._recipe, stage, progress, accuracy):
                 progress.end_stage()
             self._run.save(self._learner)
@@ -195,14 +197,19 @@ class Phase:
         progress.end_epoch()
         return num_correct
 
-    def _keep_snapshot(self, num_correct: int) -> set[int]:
+    def _keep_epoch(self, stage: Stage) -> None:
+        number = self._progress.epoch
+        name = epoch_name(self._name, stage, number)
+        if name in self._recipe.keep_epochs and self._run.is_main:
+            self._save(f"{EPOCHS}/{name}", self._manifest(stage, epoch=number))
+
+    def _keep_snapshot(self, stage: Stage, num_correct: int) -> set[int]:
         """Saves the epoch just finished if it may become a reference; all that may, so far."""
         progress, number = self._progress, self._progress.epoch
         progress.validated.append([number, num_correct, len(self._run.data.validation)])
         chosen = self._chosen_epochs()
         if number in chosen and self._run.is_main:
-            manifest = self._manifest(latent_steps=0, epoch=number)
-            self._save(f"{SNAPSHOTS}/epoch-{number}", manifest)
+            self._save(f"{SNAPSHOTS}/epoch-{number}", self._manifest(stage, epoch=number))
         return {epoch for epoch in chosen if epoch is not None}
 
     def _chosen_epochs(self) -> tuple[int | None, int | None]:
@@ -224,15 +231,10 @@ class Phase:
         """Puts the phase's result in its place."""
         is_root = self._name == self._recipe.main_phase
         if self._name != "cot":
-            num_thoughts = latent_steps(self._recipe, last)
-            manifest = self._manifest(latent_steps=num_thoughts)
             if self._name == "coconut" and "cot" not in self._recipe.phases:
                 self._take_references()
-            if self._name == "pause":
-                manifest = dataclasses.replace(manifest, latent_kind="pause")
-            elif self._name == "coconut" and self._references_are_there():
-                manifest = dataclasses.replace(manifest, strong="strong", weak="weak")
-            self._save("." if is_root else self._name, manifest)
+            roles = self._references_there() if self._name == "coconut" else {}
+            self._save("." if is_root else self._name, self._manifest(last, **roles))
             return
         weak, strong = self._chosen_epochs()
         self._folder.copy_folder(f"{SNAPSHOTS}/epoch-{strong}", "strong")
@@ -245,7 +247,9 @@ class Phase:
             self._folder.copy_folder(f"{SNAPSHOTS}/epoch-{weak}", "weak")
         logger.info("CoT epochs kept: strong %s, weak %s", strong, weak)
         if is_root:
-            self._folder.copy_folder("strong", ".")
+            self._folder.copy_folder(
+                "strong", ".", self._manifest(last, **self._references_there())
+            )
 
     def _take_references(self) -> None:
         """Puts the references of the set it started from beside a result without CoT of its own."""
@@ -253,12 +257,23 @@ class Phase:
             with self._folder.new_folder(role) as folder:
                 shutil.copytree(source, folder, dirs_exist_ok=True)
 
-    def _references_are_there(self) -> bool:
-        return all((self._folder.path / role).is_dir() for role in ("strong", "weak"))
+    def _references_there(self) -> dict[str, str]:
+        """Both references as latentref.json names them; empty unless both are there."""
+        roles = ("strong", "weak")
+        there = all((self._folder.path / role).is_dir() for role in roles)
+        return {role: role for role in roles} if there else {}
 
-    def _manifest(self, **values: Any) -> Manifest:
-        names = QUESTIONS_NAME if len(self._run.trained_questions) else None
-        return Manifest(trained_on=self._run.trained_on, trained_questions=names, **values)
+    def _manifest(self, stage: Stage, **values: Any) -> Manifest:
+        kind = LATENT_KINDS.get(self._name, "continuous")
+        examples = self._run.data.validation
+        return Manifest(
+            latent_steps=latent_steps(self._recipe, stage),
+            latent_kind=None if kind == "continuous" else kind,
+            trained_on=self._run.trained_on,
+            trained_questions=QUESTIONS_NAME if len(self._run.trained_questions) else None,
+            writes_steps=writes_steps(self._recipe, self._name, stage, examples) or None,
+            **values,
+        )
 
     def _save(self, name: str, manifest: Manifest) -> None:
         with self._folder.new_folder(name) as folder:

@@ -9,9 +9,11 @@ Deliberately knows no models and no files.
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
+from lm_eval_latentref.errors import LatentRefError
+from lm_eval_latentref.latent.protocol import Example
 from lm_eval_latentref.training.curriculum import Problem, Row, cot_row, no_cot_row
 from lm_eval_latentref.training.recipe import Recipe
 
@@ -91,6 +93,35 @@ def stages(recipe: Recipe, phase: str) -> list[Stage]:
         max_epochs = max(num_epochs, recipe.max_epochs_per_stage or 0)
         result.append(Stage(number, num_epochs, max_epochs))
     return result
+
+
+def epoch_name(phase: str, stage: Stage, epoch: int) -> str:
+    """How `keep_epochs` names an epoch, counted from 1 within its stage."""
+    return f"{phase}-{epoch}" if stage.number is None else f"{phase}-{stage.number}-{epoch}"
+
+
+def check_kept(recipe: Recipe) -> None:
+    """Raises LatentRefError if `keep_epochs` names an epoch that is not trained."""
+    trained = [
+        epoch_name(phase, stage, epoch)
+        for phase in recipe.phases
+        for stage in stages(recipe, phase)
+        for epoch in range(1, stage.max_epochs + 1)
+    ]
+    if unknown := [name for name in recipe.keep_epochs if name not in trained]:
+        raise LatentRefError(
+            f"keep_epochs={unknown[0]}: this recipe trains no such epoch; the first is "
+            f"{trained[0]}, the last {trained[-1]}"
+        )
+
+
+def writes_steps(recipe: Recipe, phase: str, stage: Stage, examples: Iterable[Example]) -> bool:
+    """Whether a model trained at `stage` writes steps of any of `examples` before its answer."""
+    if stage.number is None:
+        return phase == "cot" and any(example.steps for example in examples)
+    if stage.number > recipe.max_latent_stage:
+        return False
+    return any(len(example.steps) > stage.number for example in examples)
 
 
 def is_over(recipe: Recipe, stage: Stage, progress: Progress, accuracy: float) -> bool:

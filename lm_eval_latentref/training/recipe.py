@@ -133,13 +133,19 @@ class Recipe:
     max_epochs_per_stage: int | None = None
     """How long a stage of the curriculum waits for `advance_*`; else, `epochs_per_stage`."""
 
-    # The references, out of the epochs of CoT, counted from 1.
+    keep_epochs: tuple[str, ...] = ()
+    """Epochs to keep as folders below `epochs`, by phase, stage and epoch, both counted as in the
+    metrics: `cot-3` is the third epoch of CoT, `coconut-4-1` the first of stage 4."""
+
+    # The references, out of the epochs of CoT, counted from 1. Where `cot` is not among the phases
+    # and `pretrained` is a CoT run with `keep_epochs`, they are of that run.
 
     strong_epoch: int | None = None
-    """Without it, the epoch of the best validation accuracy."""
+    """Without it, the epoch of the best validation accuracy, or what `pretrained` recorded."""
 
     weak_epoch: int | None = None
-    """Without it, the worst epoch that clearly beats chance (lower bound of the 95 % interval)."""
+    """Without it, the worst epoch that clearly beats chance (lower bound of the 95 % interval), or
+    what `pretrained` recorded."""
 
     chance: float | None = None
     """Accuracy without reasoning; else, the share of the most frequent validation answer of each
@@ -216,7 +222,8 @@ class Recipe:
     def to_dict(self) -> dict[str, Any]:
         """As plain YAML values, all fields present."""
         values = dataclasses.asdict(self)
-        values["phases"], values["train"] = list(self.phases), list(self.train)
+        for name in ("phases", "train", "keep_epochs"):
+            values[name] = list(values[name])
         return values
 
 
@@ -307,7 +314,7 @@ def _check_ranges(recipe: Recipe) -> None:
     for name in ("strong_epoch", "weak_epoch"):
         value = getattr(recipe, name)
         _require(
-            value is None or value <= recipe.cot_epochs,
+            value is None or value <= recipe.cot_epochs or "cot" not in recipe.phases,
             f"{name}={value}",
             f"it must be one of the cot_epochs={recipe.cot_epochs}",
         )

@@ -35,6 +35,7 @@ from lm_eval_latentref.training.learner import Learner
 from lm_eval_latentref.training.models import state
 from lm_eval_latentref.training.plan import (
     Progress,
+    check_kept,
 )
 from lm_eval_latentref.training.recipe import Recipe
 from lm_eval_latentref.training.start import Start, check_start
@@ -65,6 +66,7 @@ class Run:
         self.is_main = self.accelerator.is_main_process
         if not self.is_main:
             logging.getLogger("lm_eval_latentref").setLevel(logging.ERROR)  # one voice is enough
+        check_kept(recipe)
         check_start(recipe)
         self.folder = RunFolder(recipe.output, recipe.to_dict(), is_main=self.is_main)
         self.data = load_data(recipe)

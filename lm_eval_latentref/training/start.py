@@ -21,13 +21,14 @@ from typing import Any
 import numpy as np
 
 from lm_eval_latentref.checkpoints.adapters import read_config, read_files
-from lm_eval_latentref.checkpoints.packaged import DEFAULT_MODEL
+from lm_eval_latentref.checkpoints.packaged import DEFAULT_MODEL, local_folder
 from lm_eval_latentref.checkpoints.questions import Hashes, hash_questions
 from lm_eval_latentref.checkpoints.record import learnt_from
 from lm_eval_latentref.checkpoints.sets import resolve
 from lm_eval_latentref.checkpoints.sources import Source, default_source
 from lm_eval_latentref.errors import LatentRefError
 from lm_eval_latentref.training.recipe import Recipe
+from lm_eval_latentref.training.state import EPOCHS
 
 logger = logging.getLogger(__name__)
 
@@ -121,6 +122,9 @@ class Start:
 
     def __init__(self, recipe: Recipe) -> None:
         self._name = None if recipe.pretrained == DEFAULT_MODEL else recipe.pretrained
+        self._epochs = _named_epochs(recipe)
+        if self._epochs:
+            self.references()  # before anything is trained
 
     @functools.cached_property
     def _learnt(self) -> tuple[frozenset[str], Hashes]:
@@ -149,7 +153,11 @@ class Start:
             )
 
     def references(self) -> dict[str, Path]:
-        """Local folders of its references, by role."""
+        """Local folders of its references, by role: of the epochs that the recipe names, or those
+        that its latentref.json records.
+
+        Raises LatentRefError if a named epoch is not there.
+        """
         if self._name is None:
             return {}
         plan = resolve(pretrained=self._name)
@@ -159,4 +167,28 @@ class Start:
                 folder = Path(source.adapter or os.path.join(source.base, source.subfolder))
                 if folder.is_dir():
                     found[role] = folder
-        return found
+        return found | {role: _kept_cot(self._name, epoch) for role, epoch in self._epochs.items()}
+
+
+def _named_epochs(recipe: Recipe) -> dict[str, int]:
+    """The epochs that become references, by role, where the start is a CoT that kept epochs."""
+    if "cot" in recipe.phases or "coconut" not in recipe.phases or recipe.pretrained is None:
+        return {}
+    if not (_local(recipe.pretrained) / EPOCHS).is_dir():
+        return {}
+    named = {"strong": recipe.strong_epoch, "weak": recipe.weak_epoch}
+    return {role: epoch for role, epoch in named.items() if epoch is not None}
+
+
+def _kept_cot(name: str, epoch: int) -> Path:
+    folder = _local(name) / EPOCHS / f"cot-{epoch}"
+    if not folder.is_dir():
+        raise LatentRefError(
+            f"pretrained={name} has kept no epoch {epoch} of CoT ({folder} is not there); name an "
+            f"epoch that it kept, or train it with keep_epochs=cot-{epoch}"
+        )
+    return folder
+
+
+def _local(name: str) -> Path:
+    return local_folder(name) or Path(name)

@@ -22,6 +22,7 @@ from typing import Any
 import torch
 
 from lm_eval_latentref.checkpoints.files import one_line, read_yaml, reading, replacing, sync
+from lm_eval_latentref.checkpoints.manifest import Manifest, write_manifest
 from lm_eval_latentref.errors import LatentRefError
 
 STATE = "training_state.pt"
@@ -29,6 +30,8 @@ METRICS = "metrics.jsonl"
 RECIPE = "recipe.yaml"
 DATA = "training_data.yaml"
 SNAPSHOTS = ".snapshots"
+EPOCHS = "epochs"
+"""Folder of the epochs that `keep_epochs` names."""
 LOADABLE = ("config.json", "adapter_config.json")
 """Without one of these a folder is no checkpoint, so they are put in place last."""
 
@@ -132,10 +135,12 @@ class RunFolder:
                 shutil.rmtree(self.path / name, ignore_errors=True)
                 os.replace(temporary, self.path / name)
 
-    def copy_folder(self, source: str, target: str) -> None:
-        """`source` once more as `target`."""
+    def copy_folder(self, source: str, target: str, manifest: Manifest | None = None) -> None:
+        """`source` once more as `target`, with a `manifest` of its own if one is given."""
         with self.new_folder(target) as folder:
             shutil.copytree(self.path / source, folder, dirs_exist_ok=True)
+            if manifest is not None:
+                write_manifest(folder, manifest)
 
     def remove(self, name: str) -> None:
         """Removes a folder, which need not be there."""
