@@ -7,9 +7,16 @@ from __future__ import annotations
 
 import logging
 import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
 
 import pytest
+from filelock import FileLock
 from hypothesis import settings
+
+ROOT = Path(__file__).parent.parent
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["HF_DATASETS_OFFLINE"] = "1"
@@ -29,3 +36,43 @@ def logs_can_be_caught(monkeypatch):
     level = logger.level
     yield
     logger.setLevel(level)
+
+
+@pytest.fixture(scope="session")
+def once_a_run(
+    tmp_path_factory: pytest.TempPathFactory, worker_id: str
+) -> Callable[[str, Callable[[Path], object]], Path]:
+    """Calls `make(folder)` in one of the processes that run the tests; all get the folder."""
+    alone = worker_id == "master"
+    root = tmp_path_factory.getbasetemp() if alone else tmp_path_factory.getbasetemp().parent
+
+    def folder_of(name: str, make: Callable[[Path], object]) -> Path:
+        folder, done = root / name, root / f"{name}.done"
+        with FileLock(root / f"{name}.lock"):
+            if not done.exists():
+                folder.mkdir()
+                make(folder)
+                done.touch()
+        return folder
+
+    return folder_of
+
+
+def build(kind: str, folder: Path, source: Path = ROOT) -> Path:
+    """What the build backend makes of `source`: a wheel, an editable wheel or an sdist."""
+    code = f"import sys; from hatchling import build; print(build.build_{kind}(sys.argv[1]))"
+    command = [sys.executable, "-c", code, str(folder)]
+    done = subprocess.run(command, cwd=source, capture_output=True, text=True, check=True)
+    return folder / done.stdout.split()[-1]
+
+
+@pytest.fixture(scope="session")
+def wheel(once_a_run):
+    (path,) = once_a_run("wheel", lambda folder: build("wheel", folder)).iterdir()
+    return path
+
+
+@pytest.fixture(scope="session")
+def editable_wheel(once_a_run):
+    (path,) = once_a_run("editable", lambda folder: build("editable", folder)).iterdir()
+    return path

@@ -7,11 +7,13 @@ one that runs the tests, through a .pth file, so that nothing is downloaded.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 import os
 import subprocess
 import sys
 import tarfile
+import tomllib
 import venv
 import zipfile
 from collections.abc import Sequence
@@ -19,9 +21,9 @@ from pathlib import Path
 
 import lm_eval
 import pytest
+from conftest import ROOT, build
 from tiny import tiny_model, tiny_tokenizer
 
-ROOT = Path(__file__).parent.parent
 LENT_PACKAGES = Path(lm_eval.__file__).parent.parent
 TASK = "latentref_prosqa_generated_mc"
 
@@ -32,14 +34,6 @@ STARTS = {
     "accelerate launch": ["-m", "accelerate.commands.launch", "--cpu", "-m", "lm_eval"],
     "torchrun": ["-m", "torch.distributed.run", "--nproc_per_node=1", "-m", "lm_eval"],
 }
-
-
-def build(kind: str, folder: Path, source: Path = ROOT) -> Path:
-    """What the build backend makes of `source`: a wheel, an editable wheel or an sdist."""
-    code = f"import sys; from hatchling import build; print(build.build_{kind}(sys.argv[1]))"
-    command = [sys.executable, "-c", code, str(folder)]
-    done = subprocess.run(command, cwd=source, capture_output=True, text=True, check=True)
-    return folder / done.stdout.split()[-1]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -96,11 +90,6 @@ def new_environment(folder: Path) -> Environment:
 
 
 @pytest.fixture(scope="module")
-def wheel(tmp_path_factory):
-    return build("wheel", tmp_path_factory.mktemp("wheel"))
-
-
-@pytest.fixture(scope="module")
 def installed(wheel, tmp_path_factory):
     environment = new_environment(tmp_path_factory.mktemp("installed"))
     environment.pip("install", "--no-deps", "--no-index", str(wheel))
@@ -116,14 +105,19 @@ def checkpoint(tmp_path_factory):
     return folder
 
 
+@functools.cache
+def tasks_path(environment: Environment) -> str:
+    return environment.run(["-m", "lm_eval_latentref", "tasks-path"]).strip()
+
+
 def evaluation(environment: Environment, model: str, checkpoint: Path) -> list[str]:
     """The arguments of a small evaluation, tasks found as the README says."""
-    tasks = environment.run(["-m", "lm_eval_latentref", "tasks-path"]).strip()
     arguments = f"pretrained={checkpoint},dtype=float32"
     if model == "latentref":
         arguments += ",latent_steps=2,memory_rate=0.5"
     return [
-        *("--model", model, "--model_args", arguments, "--tasks", TASK, "--include_path", tasks),
+        *("--model", model, "--model_args", arguments, "--tasks", TASK),
+        *("--include_path", tasks_path(environment)),
         *("--limit", "2", "--device", "cpu", "--output_path", "results"),
     ]
 
@@ -161,7 +155,7 @@ def test_an_sdist_builds_the_same_wheel(wheel, tmp_path):
 def test_the_command_and_the_version_are_installed(installed):
     code = "import lm_eval_latentref as package; print(package.__version__, package.__file__)"
     version, path = installed.run(["-c", code]).split()
-    assert version == "0.1.0"
+    assert version == tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
     assert Path(path).is_relative_to(installed.site_packages)
     tasks = installed.run([str(installed.python.parent / "latentref"), "tasks-path"]).strip()
     assert Path(tasks) == installed.site_packages / "lm_eval_latentref" / "task_configs"
@@ -224,8 +218,7 @@ print(*found["results"])
 
 @pytest.mark.slow
 def test_lm_eval_validates_and_lists_our_tasks(installed):
-    tasks = installed.run(["-m", "lm_eval_latentref", "tasks-path"]).strip()
-    words = ["--include_path", tasks]
+    words = ["--include_path", tasks_path(installed)]
     out = installed.run(["-m", "lm_eval", "validate", "--tasks", f"{TASK},latentref", *words])
     assert "All tasks found and valid" in out
     out = installed.run(["-m", "lm_eval", "ls", "subtasks", *words])
@@ -233,21 +226,20 @@ def test_lm_eval_validates_and_lists_our_tasks(installed):
 
 
 @pytest.mark.slow
-def test_an_editable_install_reads_the_checkout(tmp_path, checkpoint):
+def test_an_editable_install_reads_the_checkout(tmp_path, checkpoint, editable_wheel):
     environment = new_environment(tmp_path)
-    environment.pip("install", "--no-deps", "--no-index", str(build("editable", tmp_path)))
+    environment.pip("install", "--no-deps", "--no-index", str(editable_wheel))
     environment.lend_packages()
-    tasks = environment.run(["-m", "lm_eval_latentref", "tasks-path"]).strip()
-    assert Path(tasks) == ROOT / "task_configs"
+    assert Path(tasks_path(environment)) == ROOT / "task_configs"
     environment.run(["-m", "lm_eval", *evaluation(environment, "latentref", checkpoint)])
     assert results(environment)["config"]["model"] == "latentref"
 
 
-@pytest.mark.parametrize("kind", ["wheel", "editable"])
-def test_uninstalling_leaves_nothing(tmp_path, kind):
+@pytest.mark.parametrize("kind", ["wheel", "editable_wheel"])
+def test_uninstalling_leaves_nothing(tmp_path, kind, request):
     environment = new_environment(tmp_path)
     before = environment.files()
-    environment.pip("install", "--no-deps", "--no-index", str(build(kind, tmp_path)))
+    environment.pip("install", "--no-deps", "--no-index", str(request.getfixturevalue(kind)))
     assert "lm_eval_latentref.pth" in environment.files() - before
     # Byte code that running it left behind goes too.
     environment.run(["-c", "import lm_eval_latentref.latent.config"])
