@@ -48,7 +48,7 @@ class McNemar:
     """Documents that only the first has right."""
     only_second: int
     p_value: float
-    """Two-sided: how likely so uneven a split of the discordant documents is by a fair coin."""
+    """Probability of a split of the discordant documents at least this uneven under p = 1/2."""
 
 
 def standard_error(values: ArrayLike) -> float:
@@ -62,19 +62,27 @@ def standard_error(values: ArrayLike) -> float:
     return float(values_N.std(ddof=1) / math.sqrt(len(values_N)))
 
 
-def mcnemar(first: Sequence[bool] | NDArray[Any], second: Sequence[bool] | NDArray[Any]) -> McNemar:
+def mcnemar(
+    first: Sequence[bool] | NDArray[Any],
+    second: Sequence[bool] | NDArray[Any],
+    *,
+    alternative: str = "two-sided",
+) -> McNemar:
     """Exact test of whether two sets of answers to the same documents are equally often right.
 
     Only documents on which the two disagree count (McNemar 1947, in its exact binomial form).
+
+    Args:
+        alternative: "two-sided", "greater" (the first is right more often) or "less".
     """
     from scipy.stats import binomtest
 
-    first_N, second_N = _paired(first, second)
-    only_first = int((first_N.astype(bool) & ~second_N.astype(bool)).sum())
-    only_second = int((second_N.astype(bool) & ~first_N.astype(bool)).sum())
+    first_N, second_N = (values_N.astype(bool) for values_N in _paired(first, second))
+    only_first = int((first_N & ~second_N).sum())
+    only_second = int((second_N & ~first_N).sum())
     discordant = only_first + only_second
-    p_value = float(binomtest(only_first, discordant).pvalue) if discordant else 1.0
-    return McNemar(only_first, only_second, p_value)
+    test = binomtest(only_first, discordant, alternative=alternative) if discordant else None
+    return McNemar(only_first, only_second, float(test.pvalue) if test else 1.0)
 
 
 def paired_interval(
