@@ -10,6 +10,7 @@ import dataclasses
 import functools
 import json
 import os
+import re
 import subprocess
 import sys
 import tarfile
@@ -248,3 +249,13 @@ def test_uninstalling_leaves_nothing(tmp_path, kind, request):
     environment.lend_packages()
     code = "import lm_eval.models; from lm_eval.api.registry import model_registry as models\n"
     assert environment.run(["-c", f"{code}print('latentref' in models)"]) == "False\n"
+
+
+def test_what_the_readme_installs_is_on_no_index_under_our_name():
+    lines = re.findall(r"pip install .*", (ROOT / "README.md").read_text(encoding="utf-8"))
+    ours = [
+        line for line in lines if re.match(r"pip install (-e )?(\.|git\+|lm-eval-latentref)", line)
+    ]
+    assert ours
+    # No index has the package: the name alone would install nothing, or somebody else's.
+    assert not [line for line in ours if "install lm-eval-latentref" in line]

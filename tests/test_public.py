@@ -37,3 +37,10 @@ def test_each_package_we_need_has_one_tested_version_within_its_range(python):
 def test_the_constraints_serve_every_system():
     assert all(re.fullmatch(r"==[^+*]+", str(pin.specifier)) for pin in PINS)
     assert not [pin.name for pin in PINS if pin.name.startswith(("cuda", "nvidia", "triton"))]
+
+
+def test_the_files_that_contributing_sends_to_exist():
+    text = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    paths = re.findall(r"`((?:lm_eval_latentref|tests|task_configs|results)/[\w/.]*)`", text)
+    assert len(paths) > 20
+    assert not [path for path in paths if not (ROOT / path.replace("NAME", "hops")).exists()]
