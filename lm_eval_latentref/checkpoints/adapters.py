@@ -21,7 +21,9 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from lm_eval_latentref.checkpoints.census import Census
 from lm_eval_latentref.checkpoints.files import one_line, read_json_object
+from lm_eval_latentref.checkpoints.stand_in import is_drawn_anew
 from lm_eval_latentref.checkpoints.state_dicts import (
     input_embedding_name,
     make_skeleton,
@@ -148,14 +150,17 @@ def read_adapter(path: str, base_config: Any, trust_remote_code: bool = False) -
     )
 
 
-def attach(model: Any, adapters: Mapping[str, Adapter], num_rows: int) -> Any:
+def attach(
+    model: Any, adapters: Mapping[str, Adapter], num_rows: int, *, is_shared: bool = False
+) -> Any:
     """A PeftModel with every one of `adapters` on `model`, by name; none of them is trainable.
 
     The embedding is given `num_rows` rows first. Raises LatentRefError for an adapter that was
-    made for another base, naming the key.
-    """
-    from peft import PeftModel
+    made for another base, naming the key, and for one that changes a base it shares.
 
+    Args:
+        is_shared: whether the base alone is used too; with several adapters it is shared anyhow.
+    """
     old_rows = len(model.get_input_embeddings().weight)
     if any(parameter.device.type == "meta" for parameter in model.parameters()):
         raise LatentRefError(
@@ -166,26 +171,48 @@ def attach(model: Any, adapters: Mapping[str, Adapter], num_rows: int) -> Any:
     _fill_new_rows(model, adapters, old_rows)
     for adapter in adapters.values():
         _check_base_copies(adapter, model, old_rows)
+    before = Census(model) if is_shared or len(adapters) > 1 else None
     peft_model: Any = None
     with tempfile.TemporaryDirectory(prefix="latentref-") as scratch:
         # PEFT expects every adapter loaded after one with trained token rows to have such rows.
         for name, adapter in sorted(adapters.items(), key=lambda item: bool(item[1].trained_ids)):
             path = _as_files(adapter, os.path.join(scratch, name))
-            try:
-                if peft_model is None:
-                    peft_model = PeftModel.from_pretrained(model, path, adapter_name=name)
-                else:
-                    peft_model.load_adapter(path, adapter_name=name)
-            except torch.OutOfMemoryError:
-                raise
-            except (RuntimeError, KeyError, ValueError, TypeError, OSError) as error:
-                raise LatentRefError(
-                    f"adapter {adapter.path} does not fit its base model "
-                    f"({one_line(error)}); give the base it was trained on"
-                ) from error
+            peft_model = _attach_one(model, peft_model, name, adapter, path)
+            if before is not None and (changed := before.first_change(peft_model)):
+                raise LatentRefError(_changes_base(f"adapter {adapter.path}", changed))
             _check_keys(peft_model, name, adapter)
     peft_model.requires_grad_(False)
     return peft_model.eval()
+
+
+def _attach_one(model: Any, peft_model: Any, name: str, adapter: Adapter, path: str) -> Any:
+    """`peft_model`, or a new one on `model`, with the adapter that PEFT finds in `path`."""
+    from peft import PeftModel
+
+    try:
+        if peft_model is None:
+            return PeftModel.from_pretrained(model, path, adapter_name=name)
+        peft_model.load_adapter(path, adapter_name=name)
+    except torch.OutOfMemoryError:
+        raise
+    except (RuntimeError, KeyError, ValueError, TypeError, OSError) as error:
+        if peft_model is not None and isinstance(error, ValueError):  # of configurations
+            raise LatentRefError(
+                f"adapter {adapter.path} cannot be laid over a base beside another adapter "
+                f"({one_line(error)}); run `latentref convert` on it and give that folder"
+            ) from error
+        raise LatentRefError(
+            f"adapter {adapter.path} does not fit its base model "
+            f"({one_line(error)}); give the base it was trained on"
+        ) from error
+    return peft_model
+
+
+def _changes_base(what: str, weight: str) -> str:
+    return (
+        f"{what} changes its base when it is laid over it ({weight!r}), so it cannot share that "
+        "base with another model of the set; run `latentref convert` on it and give that folder"
+    )
 
 
 def compute_in_one_dtype(peft_model: Any) -> None:
@@ -268,12 +295,35 @@ def read_config(path: str) -> dict[str, Any]:
     """adapter_config.json of the folder `path`; LatentRefError if it is not one of weights."""
     config_path = os.path.join(path, CONFIG)
     config = read_json_object(config_path, "save the adapter again")
-    if "num_virtual_tokens" in config or config.get("peft_type") == "ADAPTION_PROMPT":
+    kind = config.get("peft_type")
+    if "num_virtual_tokens" in config or kind == "ADAPTION_PROMPT":
         raise LatentRefError(
-            f"adapter {path} is of type {config.get('peft_type')}, which prepends virtual tokens; "
+            f"adapter {path} is of type {kind}, which prepends virtual tokens; "
             "give an adapter that changes weights, such as LoRA"
         )
+    if config.get("alora_invocation_tokens"):
+        raise LatentRefError(
+            f"adapter {path} acts only after the tokens of its alora_invocation_tokens, which "
+            "thoughts are not; give an adapter that acts everywhere, such as plain LoRA"
+        )
+    _check_kind(path, kind)
+    if kind == "LORA" and is_drawn_anew(config):
+        raise LatentRefError(
+            f"adapter {path} has init_lora_weights={config.get('init_lora_weights')}, with which "
+            "PEFT draws what it leaves of the base anew at every loading; save it as plain LoRA, "
+            "by path_initial_model_for_weight_conversion of PEFT's save_pretrained"
+        )
     return config
+
+
+def _check_kind(path: str, kind: Any) -> None:
+    import peft
+
+    if kind not in {known.value for known in peft.PeftType}:
+        raise LatentRefError(
+            f"adapter {path} has peft_type={kind!r} in its {CONFIG}, which PEFT {peft.__version__} "
+            "does not know; install the release of peft it was made with, or save it again"
+        )
 
 
 def read_files(path: str) -> dict[str, Tensor]:

@@ -312,7 +312,8 @@ def _fits(group: list[_Facts], member: _Facts) -> bool:
         for other in group
     )
     fewer = member.num_rows < group[0].num_rows and not member.is_exact
-    return not mixes and (fewer or member.num_rows == group[0].num_rows)
+    kinds = {one.adapter.config["peft_type"] for one in (*group, member) if one.adapter is not None}
+    return len(kinds) < 2 and not mixes and (fewer or member.num_rows == group[0].num_rows)
 
 
 def _contiguous(module: Any, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
@@ -330,7 +331,7 @@ def _load_group(members: list[_Facts], load_model: ModelLoader) -> dict[str, Loa
     names = {"pretrained": "backbone", "strong": "strong", "weak": "weak"}
     adapters = {names[one.role]: one.adapter for one in members if one.adapter is not None}
     if adapters:
-        model = attach(model, adapters, leader.num_rows)
+        model = attach(model, adapters, leader.num_rows, is_shared=len(members) > 1)
     model.requires_grad_(False)
     model.eval()
     if (head := model.get_output_embeddings()) is not None:

@@ -21,19 +21,21 @@ import torch
 from torch import Tensor, nn
 
 from lm_eval_latentref.checkpoints import vocabulary
+from lm_eval_latentref.checkpoints.census import Census
 from lm_eval_latentref.checkpoints.convert import base_name
 from lm_eval_latentref.checkpoints.files import one_line
 from lm_eval_latentref.checkpoints.loading import LoadedModel, LoadedSet
 from lm_eval_latentref.checkpoints.manifest import Manifest, write_manifest
 from lm_eval_latentref.checkpoints.opening import default_loader, load_tokenizer, open_model
 from lm_eval_latentref.checkpoints.sources import Source
+from lm_eval_latentref.checkpoints.stand_in import touches_base
 from lm_eval_latentref.errors import LatentRefError
 from lm_eval_latentref.latent.config import RefinementConfig
 from lm_eval_latentref.latent.networks import Network
 from lm_eval_latentref.latent.protocol import known_markers
 from lm_eval_latentref.latent.reasoner import Reasoner
 from lm_eval_latentref.training.recipe import Recipe
-from lm_eval_latentref.training.start import load_adapter, open_start
+from lm_eval_latentref.training.start import changes_its_base, load_adapter, open_start
 from lm_eval_latentref.training.word_tokenizer import make_word_tokenizer
 
 ADAPTER = "default"
@@ -203,6 +205,7 @@ def _build_adapter(recipe: Recipe, latent: bool, start: str | os.PathLike[str] |
         (name,) = (n for n, m in trainee.model.named_modules() if m is embedding)
         values["trainable_token_indices"] = {name.rsplit(".", 1)[-1]: marker_ids}
     torch.manual_seed(recipe.seed)
+    before = Census(trainee.model)
     try:
         config = LoraConfig(**values)
         model = get_peft_model(trainee.model, config, adapter_name=ADAPTER)
@@ -211,6 +214,8 @@ def _build_adapter(recipe: Recipe, latent: bool, start: str | os.PathLike[str] |
             f"lora={recipe.lora} fits no adapter on {recipe.pretrained} ({one_line(error)}); see "
             "LoraConfig in peft"
         ) from error
+    if touches_base(model, before):
+        raise changes_its_base(recipe)
     model.peft_config[ADAPTER].base_model_name_or_path = base
     if start is not None:
         load_adapter(model, ADAPTER, start, recipe)

@@ -26,6 +26,7 @@ from lm_eval_latentref.checkpoints.questions import Hashes, hash_questions
 from lm_eval_latentref.checkpoints.record import learnt_from
 from lm_eval_latentref.checkpoints.sets import resolve
 from lm_eval_latentref.checkpoints.sources import Source, default_source
+from lm_eval_latentref.checkpoints.stand_in import changes_base
 from lm_eval_latentref.errors import LatentRefError
 from lm_eval_latentref.training.recipe import Recipe
 from lm_eval_latentref.training.state import EPOCHS
@@ -50,9 +51,11 @@ def open_start(name: str) -> Source:
 
 
 def check_start(recipe: Recipe) -> None:
-    """Raises LatentRefError if `recipe` starts from an adapter that it cannot train further."""
+    """Raises LatentRefError for a LoRA that cannot be trained, or not from where it starts."""
     if recipe.pretrained is None:
         return
+    if recipe.lora is not None and changes_base(recipe.lora):
+        raise changes_its_base(recipe)
     adapter = open_start(recipe.pretrained).adapter
     if adapter is None:
         return
@@ -63,6 +66,11 @@ def check_start(recipe: Recipe) -> None:
             "trained with, or run `latentref convert` on it and give that folder"
         )
     there = read_config(adapter)
+    if changes_base(there):
+        raise LatentRefError(
+            f"{name} is an adapter that changes its base when it is laid over it, which the "
+            "references could not share; run `latentref convert` on it and give that folder"
+        )
     for field, (trained, given) in _differences(there, recipe.lora).items():
         raise LatentRefError(
             f"{name} was trained with {field}={trained} in lora, the recipe has {field}={given}; "
@@ -74,6 +82,15 @@ def check_start(recipe: Recipe) -> None:
             f"{name} is an adapter with rows of marker tokens, for which {without[0]} has no "
             f"place; give phases=coconut, or an adapter of CoT such as {recipe.pretrained}/strong"
         )
+
+
+def changes_its_base(recipe: Recipe) -> LatentRefError:
+    """What to raise for a LoRA that changes or trains the weights of the model below it."""
+    return LatentRefError(
+        f"lora={recipe.lora} changes or trains weights of its base, which the trained model shares "
+        "with its references; leave out what does (such as init_lora_weights or bias), or train "
+        "all weights, without lora"
+    )
 
 
 def _differences(there: dict[str, Any], lora: dict[str, Any]) -> dict[str, tuple[Any, Any]]:

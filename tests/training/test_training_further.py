@@ -156,6 +156,53 @@ def test_an_adapter_that_does_not_fit_is_one_line(first, tmp_path, changes, word
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"init_lora_weights": "pissa"},
+        {"init_lora_weights": "pissa_niter_4"},
+        {"init_lora_weights": "olora"},
+        {"bias": "all"},
+        {"bias": "lora_only"},
+    ],
+)
+def test_an_adapter_that_would_change_the_shared_base_is_refused_before_anything_is_read(
+    tmp_path, options
+):
+    recipe = adapter_recipe(tmp_path, "out", ["three"], lora={**LORA, **options})
+    with pytest.raises(LatentRefError, match="shares with its references; leave out") as caught:
+        train(recipe)  # there is no base folder
+    assert "\n" not in str(caught.value)
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("options", [{}, {"init_lora_weights": "gaussian"}, {"use_dora": True}])
+def test_what_leaves_the_base_alone_is_not_refused(tmp_path, options):
+    recipe = adapter_recipe(tmp_path, "out", ["three"], lora={**LORA, **options})
+    with pytest.raises(LatentRefError, match="no such folder"):
+        train(recipe)
+
+
+def test_an_adapter_that_changes_its_base_is_no_start(first, tmp_path):
+    start = shutil.copytree(first / "strong", tmp_path / "start")
+    config = json.loads((start / "adapter_config.json").read_text())
+    text = json.dumps({**config, "init_lora_weights": "pissa"})
+    (start / "adapter_config.json").write_text(text)
+    options = {"phases": ["coconut"], "pretrained": str(start)}
+    with pytest.raises(LatentRefError, match="run `latentref convert` on it") as caught:
+        train(adapter_recipe(tmp_path, "out", ["three"], **options))
+    assert "\n" not in str(caught.value)
+
+
+def test_what_only_the_model_itself_shows_to_change_the_base_is_refused_in_time(first, tmp_path):
+    lora = {**LORA, "layer_replication": [[0, 2], [1, 2]]}
+    changes = {"lora": lora, "pretrained": str(first.parent / "base")}
+    with pytest.raises(LatentRefError, match="changes or trains weights of its base") as caught:
+        train(adapter_recipe(tmp_path, "out", ["three"], **changes))
+    assert "\n" not in str(caught.value)
+    assert not list((tmp_path / "out").glob("metrics.jsonl"))
+
+
 def test_a_damaged_adapter_is_one_line(first, tmp_path):
     start = tmp_path / "start"
     shutil.copytree(first / "strong", start)
