@@ -2,9 +2,8 @@
 
     latentref ask "What is 2 + 3?" --latent_steps 6 --memory_rate 0.3 --show-thoughts
 
-Exit status: 0 done, 1 the two sides of a bench disagree or a target is missed, 2 a mistake of the
-user's (its line on stderr, no traceback), 130 Ctrl-C. Knows the options; what is done with them is
-in `subcommands`.
+Exit status: 0 done, 2 a mistake of the user's (its line on stderr, no traceback), 130 Ctrl-C.
+Knows the options; what is done with them is in `subcommands`.
 """
 
 from __future__ import annotations
@@ -16,7 +15,7 @@ from typing import Any
 
 from lm_eval_latentref import subcommands
 from lm_eval_latentref.errors import LatentRefError
-from lm_eval_latentref.subcommands import BENCH_OPTIONS, MODEL_OPTIONS, NAMES_OF_A_SET
+from lm_eval_latentref.subcommands import MODEL_OPTIONS, NAMES_OF_A_SET
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -73,14 +72,6 @@ def _parser() -> argparse.ArgumentParser:
     compare.add_argument("--metric", help="default: acc, exact_match, or the first there is")
     compare.add_argument("--seed", type=int, default=0, help="of the bootstrap (default: 0)")
     compare.set_defaults(call=subcommands.compare)
-
-    bench = commands.add_parser("bench", help="measure speed, memory and growth on this machine")
-    names = ("choices", "generation", "refinement", "memory", "growth", "train", "device")
-    bench.add_argument("name", choices=names, help="what is measured")
-    for name, (kind, meaning) in BENCH_OPTIONS.items():
-        flags = ("-o", "--output") if name == "output" else (f"--{name}",)
-        bench.add_argument(*flags, type=kind, help=meaning)
-    bench.set_defaults(call=subcommands.bench)
 
     demo = commands.add_parser("demo", help="a first evaluation that needs nothing but this")
     demo.add_argument("--output", default="results/demo", help="folder of the results JSON")

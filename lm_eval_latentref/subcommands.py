@@ -31,20 +31,6 @@ MODEL_OPTIONS = {
 
 NAMES_OF_A_SET = ("pretrained", "strong", "weak", "weights")
 
-BENCH_OPTIONS = {
-    "rounds": (int, "how often each side works, on fresh documents"),
-    "documents": (int, "documents of a round"),
-    "batch_size": (int, "rows in a forward pass"),
-    "dtype": (str, "of the weights: bfloat16, float32, ..."),
-    "pretrained": (str, "the model (default: SmolLM2-135M-Instruct)"),
-    "search_gradient": (str, "of refinement: detached or through"),
-    "layers": (int, "of the model that is trained"),
-    "width": (int, "of the model that is trained"),
-    "models": (str, "what the device works with: names with commas between"),
-    "published_documents": (int, "how many of a round's documents the published loop answers"),
-    "output": (str, "file for the JSON line; growth draws its plot beside it"),
-}
-
 
 def run(arguments: Sequence[str]) -> int:
     """Hands lm-eval its command line, with this package's model and tasks."""
@@ -158,16 +144,6 @@ def compare(args: argparse.Namespace) -> int:
     print(as_text(found))
     print(json.dumps(as_json(found)))
     return 0
-
-
-def bench(args: argparse.Namespace) -> int:
-    """Prints what was measured; status 1 where a side disagrees or a target is missed."""
-    from lm_eval_latentref.bench import run_bench
-
-    report = run_bench(args.name, **{name: getattr(args, name) for name in BENCH_OPTIONS})
-    print(report.table())
-    print(report.line())
-    return 1 if report.failures or report.missed else 0
 
 
 def study(args: argparse.Namespace) -> int:

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import json
 
+import bench
+import device as device_script
 import pytest
 import torch
 from lm_eval.models.huggingface import HFLM
@@ -13,8 +16,6 @@ from test_thoughts import CONTEXTS as IDS
 from test_thoughts import CONTINUATIONS, MARKER_IDS, assert_same_scores, expected
 from tiny import HIDDEN_SIZE, random_ids, tiny_model
 
-from lm_eval_latentref.bench import ceilings, subjects
-from lm_eval_latentref.bench import device as bench
 from lm_eval_latentref.latent.batching import RowLimit, in_batches
 from lm_eval_latentref.latent.config import RefinementConfig
 from lm_eval_latentref.latent.networks import Network
@@ -103,15 +104,12 @@ def test_greedy_text_is_the_same_in_any_batch(folders, batch_size):
     assert found.generate_until(texts) == wanted.generate_until(texts)
 
 
-def test_adapters_on_one_base_answer_as_on_the_cpu(folders):
+def test_adapters_on_one_base_answer_as_on_the_cpu(monkeypatch):
+    # Made on the CPU, so that both have the same weights.
+    monkeypatch.setattr(bench, "device", lambda: torch.device("cpu"))
+
     def placed(device):
-        # Made on the CPU, so that both have the same weights.
-        reasoner = subjects.build(
-            subjects.ADAPTERS,
-            device=torch.device("cpu"),
-            dtype="float32",
-            pretrained=folders["plain"],
-        )
+        reasoner = device_script.build(device_script.ADAPTERS, bench.parse("", ["--tiny"]))
         reasoner.loaded.backbone.model.to(device)
         return reasoner
 
@@ -142,14 +140,13 @@ def test_loss_and_gradients_of_a_training_step_are_the_cpus(num_thoughts):
         torch.testing.assert_close(theirs.grad.cpu(), ours.grad, rtol=1e-3, atol=1e-5, msg=name)
 
 
-def test_the_phases_of_a_gpu_add_up_and_its_memory_is_reported(monkeypatch):
-    monkeypatch.setattr(ceilings, "SIDE", {"cuda": 256})
-    monkeypatch.setattr(ceilings, "COPIED_BYTES", {"cuda": 2**20})
-    record = bench.run(rounds=1, batch_size=2, models="tiny").record
+def test_the_phases_of_a_gpu_add_up_and_its_memory_is_reported(capsys):
+    assert device_script.main(["--tiny"]) == 0
+    record = json.loads(capsys.readouterr().out.splitlines()[-1])
     found = record["models"]["tiny"]
     assert found["peak_memory_bytes"]["cuda:0"] > 0
-    phases = sum(one["seconds"]["median"] for one in found["phases"].values())
-    assert 0 < phases <= 1.05 * 2 / found["documents_per_second"]["median"]
+    phases = sum(one["seconds"][0] for one in found["phases"].values())
+    assert 0 < phases <= 1.05 * 2 / found["documents_per_second"][0]
     assert record["machine"]["gpu"]
     assert record["machine"]["cuda"]
 
@@ -172,8 +169,8 @@ def little_memory():
 
 def test_memory_that_runs_out_halves_the_batch_and_loses_no_document(little_memory):
     """The allocator itself refuses: it is left a third of what all rows at once take."""
-    reasoner = subjects.build("tiny", device=CUDA, dtype="float32")
-    contexts = [random_ids(200, seed=seed) for seed in range(512)]
+    reasoner = device_script.build("tiny", bench.parse("", ["--tiny"]))
+    contexts = [tuple(one % 256 for one in random_ids(200, seed=seed)) for seed in range(512)]
     tried = []
 
     def scored(batch, max_rows):

@@ -1,0 +1,82 @@
+"""Multiple choice without thoughts, against `--model hf`: MathQA's five choices of one question.
+
+    python results/performance/choices.py --documents 64 -o results/performance/choices.json
+
+lm-eval's own class reads a question once for each choice; here every context is read once. Both
+get the same requests, from text on.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+
+import bench
+from bench import Side
+
+from lm_eval_latentref.evaluation.statistics import mcnemar
+
+HF, OURS = "--model hf", "--model latentref"
+TARGET = 2.5
+TOLERANCE = 1e-4
+"""Largest difference of log-likelihoods in float32."""
+SIGNIFICANT = 0.01
+"""In half precision near-ties fall either way; accuracies must not differ by more than chance."""
+NUM_CHECKED = 8
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    args = bench.parse(__doc__, argv, documents=64, batch_size=8)
+    asked = bench.mathqa(args.tiny)
+    checked, timed = asked[-NUM_CHECKED:], asked[:-NUM_CHECKED]
+    difference = largest_difference(args, checked)
+    lm = bench.load_lm(args)
+    ours = partial(bench.score_choices, lm)
+    sides = [Side(HF, partial(bench.score_choices, bench.hf_beside(lm))), Side(OURS, ours)]
+    rounds = bench.alternate(sides, timed, args)
+    right = {name: hits(rounds.answers[name], timed[bench.NUM_WARM_UP :]) for name in (HF, OURS)}
+    accuracy = {name: sum(one) / len(one) for name, one in right.items()}
+    report = bench.Report(
+        name="choices",
+        header=("", "documents/s: median (range)", "IQR"),
+        rows=rounds.rows(),
+        record={
+            **rounds.record(),
+            "max_difference_float32": difference,
+            "accuracy": accuracy,
+            "counts": bench.counts(lm, partial(ours, checked)),
+            "model": bench.identity(lm, args),
+        },
+    )
+    report.judge(f"time of {HF} / {OURS}", rounds.ratio(HF, OURS), at_least=TARGET, tiny=args.tiny)
+    report.remarks.append(
+        f"Log-likelihoods in float32 differ by at most {difference:.1e} over {len(checked)} "
+        f"documents; accuracy in {args.dtype}: {HF} {accuracy[HF]:.3f}, "
+        f"{OURS} {accuracy[OURS]:.3f}."
+    )
+    report.check(difference <= TOLERANCE, f"log-likelihoods in float32 differ by {difference:.2g}")
+    p_value = mcnemar(right[HF], right[OURS]).p_value
+    report.check(p_value >= SIGNIFICANT, f"accuracies differ (McNemar's p {p_value:.2g})")
+    if args.profile:
+        bench.print_profile(partial(ours, checked))
+    return report.finish(args)
+
+
+def largest_difference(args: object, asked: Sequence[dict]) -> float:
+    """Of any log-likelihood of both sides in float32."""
+    lm = bench.load_lm(args, dtype="float32")
+    sides = [bench.score_choices(side, asked) for side in (bench.hf_beside(lm), lm)]
+    rows = zip(*sides, strict=True)
+    return max(abs(a - b) for row in rows for a, b in zip(*row, strict=True))
+
+
+def hits(answers: Sequence[Sequence[Sequence[float]]], asked: Sequence[dict]) -> list[bool]:
+    """Of each document, whether its gold choice has the largest log-likelihood."""
+    scores = [values for batch in answers for values in batch]
+    return [
+        values.index(max(values)) == one["gold"] for values, one in zip(scores, asked, strict=False)
+    ]
+
+
+if __name__ == "__main__":
+    bench.run(main)

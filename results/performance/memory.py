@@ -1,0 +1,163 @@
+"""Peak memory: three adapters on one base with thoughts, against `--model hf` on that base.
+
+    python results/performance/memory.py --documents 16 -o results/performance/memory.json
+
+Each sample loads its checkpoints and works in a process of its own: MathQA's choices, then 16
+tokens for each of as many ProsQA questions, other ones in every round. The adapters are LoRA with
+random weights. Peaks are those of the process while it loads, scores and writes; the target is that
+of the largest. Before that, the backbone's adapter scores choices in float32 without thoughts, in
+this package's class and in lm-eval's.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import multiprocessing
+from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import bench
+import torch
+from lm_eval.models.huggingface import HFLM
+
+from lm_eval_latentref.checkpoints.convert import convert
+from lm_eval_latentref.harness.model import LatentRefLM
+from lm_eval_latentref.latent.accounting import peak_memory
+
+HF, OURS = "--model hf", "three adapters"
+TARGET = 1.2
+TOLERANCE = 1e-4
+RANK, SCALE = 16, 0.02
+MEGABYTE = 2**20
+ROLES = ("f", "strong", "weak")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    args = bench.parse(__doc__, argv, documents=16, batch_size=8)
+    call = _here if args.tiny else in_fresh_process
+    peaks: dict[str, list[dict[str, int]]] = {HF: [], OURS: []}
+    with TemporaryDirectory() as folder:
+        call(write_checkpoints, folder, args)
+        difference = call(largest_difference, folder, args)
+        for number in range(args.rounds):
+            asked = (number * args.documents, (number + 1) * args.documents)
+            peaks[HF].append(call(measure_hf, folder, asked, args))
+            peaks[OURS].append(call(measure_adapters, folder, asked, args))
+    for found in (one for rounds in peaks.values() for one in rounds):
+        found["in all"] = max(found.values())
+    kinds = list(peaks[HF][0])
+    ratios = {
+        kind: [a[kind] / b[kind] for a, b in zip(peaks[OURS], peaks[HF], strict=True)]
+        for kind in kinds
+    }
+    report = bench.Report(
+        name="memory",
+        header=("MiB at the peak: median (range)", *kinds),
+        rows=[
+            *(
+                (name, *(bench.spread([one[kind] / MEGABYTE for one in found]) for kind in kinds))
+                for name, found in peaks.items()
+            ),
+            (f"{OURS} / {HF}", *map(bench.spread, ratios.values())),
+        ],
+        record={"peak_bytes": peaks, "lora_rank": RANK, "max_difference_float32": difference},
+    )
+    what = f"{OURS} against {HF}, in all"
+    report.judge(what, ratios["in all"], at_most=TARGET, tiny=args.tiny)
+    report.check(difference <= TOLERANCE, f"log-likelihoods in float32 differ by {difference:.2g}")
+    return report.finish(args)
+
+
+def _here(work: Any, *args: Any) -> Any:
+    return work(*args)
+
+
+def in_fresh_process(work: Any, *args: Any) -> Any:
+    """`work(*args)` in a process that has done nothing else."""
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(1, mp_context=context) as pool:
+        return pool.submit(work, *args).result()
+
+
+def write_checkpoints(folder: str, args: Any) -> None:
+    """The base model as a plain folder, and three LoRA adapters on it."""
+    from peft import LoraConfig, get_peft_model
+    from transformers import AutoModelForCausalLM
+
+    with bench.checkpoint(args) as name:
+        base = convert(out=Path(folder) / "base", pretrained=name, dtype=args.dtype)
+    for seed, role in enumerate(ROLES):
+        torch.manual_seed(seed)
+        model = get_peft_model(
+            AutoModelForCausalLM.from_pretrained(base, dtype=args.dtype),
+            LoraConfig(r=RANK, target_modules="all-linear", task_type="CAUSAL_LM"),
+        )
+        with torch.no_grad():
+            for weight_name, weight in model.named_parameters():
+                if "lora_B" in weight_name:
+                    weight.normal_(std=SCALE)
+        model.save_pretrained(Path(folder) / role)
+
+
+def largest_difference(folder: str, args: Any) -> float:
+    """Of log-likelihoods in float32 between both classes, with one adapter and no thoughts."""
+    how = {**_how(args), "dtype": "float32"}
+    ours = LatentRefLM(f"{folder}/f", latent_steps=0, latent_markers="none", **how)
+    theirs = HFLM(f"{folder}/base", peft=f"{folder}/f", **how)
+    asked = bench.mathqa(args.tiny)[: bench.NUM_CHECKED]
+    rows = zip(*(bench.score_choices(lm, asked) for lm in (ours, theirs)), strict=True)
+    return max(abs(a - b) for row in rows for a, b in zip(*row, strict=True))
+
+
+def measure_hf(folder: str, asked: tuple[int, int], args: Any) -> dict[str, int]:
+    """Peaks of lm-eval's own class on the base model."""
+    return _measure(HFLM(f"{folder}/base", **_how(args)), asked, args)
+
+
+def measure_adapters(folder: str, asked: tuple[int, int], args: Any) -> dict[str, int]:
+    """Peaks of a backbone and two references, refined thoughts and all."""
+    backbone, strong, weak = (f"{folder}/{role}" for role in ROLES)
+    lm = LatentRefLM(
+        *(backbone,),
+        **{"strong": strong, "weak": weak, "latent_steps": bench.LATENT_STEPS},
+        **{"memory_rate": 0.5, "search_step_size": 1.0, "latent_markers": "none"},
+        **_how(args),
+    )
+    return _measure(lm, asked, args)
+
+
+def _how(args: Any) -> dict[str, Any]:
+    return {"dtype": args.dtype, "batch_size": args.batch_size, "device": str(bench.device())}
+
+
+def _measure(lm: Any, asked: tuple[int, int], args: Any) -> dict[str, int]:
+    """Peaks of `lm`, which answers documents number `asked[0]` up to `asked[1]`."""
+    peaks = {"loading": _peak()}
+    bench.score_choices(lm, _fresh(bench.mathqa(args.tiny)[slice(*asked)]))
+    peaks["choices"] = _peak()
+    bench.write(lm, _fresh(bench.prosqa(asked[1], args.tiny)[slice(*asked)]))
+    peaks["generation"] = _peak()
+    return peaks
+
+
+def _fresh(documents: list[Any]) -> list[Any]:
+    """The same documents; what memory peaked at before them is forgotten."""
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.reset_peak_memory_stats()
+    with contextlib.suppress(OSError):  # Linux only; elsewhere the peak is that of all so far
+        Path("/proc/self/clear_refs").write_text("5")
+    return documents
+
+
+def _peak() -> int:
+    peaks = peak_memory()
+    return max((value for place, value in peaks.items() if place != "host"), default=peaks["host"])
+
+
+if __name__ == "__main__":
+    bench.run(main)

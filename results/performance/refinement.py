@@ -1,0 +1,90 @@
+"""The price of refinement: both references, against plain Coconut, on the work of generation.py.
+
+    python results/performance/refinement.py --batch_size 16 -o results/performance/refinement.json
+
+Three models instead of one read each question and each thought; only the backbone decodes. The
+references are the backbone with noise on its weights. That nothing else differs is checked with
+two references that are the same, in float32: the search then moves nothing, and the texts must be
+those of plain Coconut.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+from typing import Any
+
+import bench
+from bench import LATENT_STEPS, NUM_CHECKED, Side
+from generation import LIMIT, bare_products
+
+from lm_eval_latentref.latent.config import RefinementConfig
+
+PLAIN, REFINED = "plain Coconut", "both references"
+TARGET = 3.2
+PLAIN_CONFIG = RefinementConfig(latent_steps=LATENT_STEPS)
+GRADIENT = ("--search_gradient", {"default": "detached", "choices": ("detached", "through")})
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    args = bench.parse(__doc__, argv, GRADIENT, documents=16, batch_size=16)
+    detached = args.search_gradient == "detached"
+    prompts = bench.prosqa(max(300, (args.rounds + 1) * args.documents), args.tiny)
+    checked, timed = prompts[-NUM_CHECKED:], prompts[:-NUM_CHECKED]
+    num_equal = equal_texts(args, checked)
+    lm = bench.load_lm(args)
+    config = bench.refined(lm.reasoner.backbone.hidden_size, search_gradient=args.search_gradient)
+    refined = bench.thinking(lm, config, *(bench.perturbed(lm.model, seed) for seed in (1, 2)))
+    forwards = forwards_a_thought(refined, checked)
+    sides = [
+        Side(REFINED, partial(bench.write, refined)),
+        Side(PLAIN, partial(bench.write, bench.thinking(lm, PLAIN_CONFIG))),
+        Side(LIMIT, partial(bare_products, lm, num_models=3)),
+    ]
+    rounds = bench.alternate(sides, timed, args)
+    report = bench.Report(
+        name="refinement",
+        header=("", "documents/s: median (range)", "IQR"),
+        rows=rounds.rows(),
+        record={
+            **rounds.record(),
+            "forwards_a_thought": forwards,
+            "equal_texts_float32": [num_equal, NUM_CHECKED],
+            "model": bench.identity(lm, args),
+        },
+    )
+    target = TARGET if detached else None  # `through` has its price
+    ratio = rounds.ratio(REFINED, PLAIN)
+    report.judge(f"time with {args.search_gradient} search", ratio, at_most=target, tiny=args.tiny)
+    report.judge(f"time of {REFINED} / {LIMIT} of three models", rounds.ratio(REFINED, LIMIT))
+    report.remarks.append(
+        f"Forwards a thought: {', '.join(f'{n} {v:g}' for n, v in forwards.items())}; with equal "
+        f"references {num_equal} of {NUM_CHECKED} texts are those without (float32)."
+    )
+    report.check(num_equal == NUM_CHECKED, f"equal references leave only {num_equal} texts equal")
+    one_each = not detached or set(forwards.values()) == {1.0}
+    report.check(one_each, f"forwards a thought are {forwards}, not one for each model")
+    if args.profile:
+        bench.print_profile(partial(bench.write, refined, timed[: args.documents]))
+    return report.finish(args)
+
+
+def forwards_a_thought(lm: Any, prompts: Sequence[str]) -> dict[str, float]:
+    """Forwards of each model from the context to the last thought, over the number of thoughts."""
+    contexts = [tuple(lm.tok_encode(prompt)) for prompt in prompts]
+    counted = bench.counts(lm, lambda: lm.reasoner.think(contexts))
+    return {name: number / LATENT_STEPS for name, number in counted["forwards"].items()}
+
+
+def equal_texts(args: Any, prompts: Sequence[str]) -> int:
+    """How many texts two equal references leave as they are."""
+    lm = bench.load_lm(args, dtype="float32")
+    twin = bench.perturbed(lm.model, 1)
+    search = bench.refined(lm.reasoner.backbone.hidden_size, memory_rate=0.0)
+    sides = bench.thinking(lm, PLAIN_CONFIG), bench.thinking(lm, search, twin, twin)
+    texts = [bench.write(side, prompts) for side in sides]
+    return sum(a == b for a, b in zip(*texts, strict=True))
+
+
+if __name__ == "__main__":
+    bench.run(main)

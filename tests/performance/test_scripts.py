@@ -1,0 +1,206 @@
+"""The scripts of results/performance: both sides answer alike, and a report says what it judged."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import bench
+import choices
+import device
+import generation
+import growth
+import memory
+import oracle
+import pytest
+import refinement
+import sweep
+import torch
+import train
+from bench import Report, Side
+from tiny import random_ids, tiny_model
+from torch.utils.flop_counter import FlopCounterMode
+
+from lm_eval_latentref.errors import LatentRefError
+from lm_eval_latentref.latent.config import RefinementConfig
+from lm_eval_latentref.latent.networks import Network
+from lm_eval_latentref.latent.thoughts import Markers
+from lm_eval_latentref.training.curriculum import Row
+from lm_eval_latentref.training.loss import loss_sum, num_labelled
+
+SCRIPTS = (choices, device, generation, growth, memory, refinement, sweep, train)
+FOLDER = Path(bench.__file__).parent
+MARKERS = Markers(start_id=290, end_id=291, pause_id=292)
+
+
+@pytest.fixture(autouse=True)
+def without_a_gpu(monkeypatch):
+    monkeypatch.setattr(bench, "device", lambda: torch.device("cpu"))
+
+
+@pytest.mark.parametrize("script", SCRIPTS, ids=lambda script: script.__name__)
+def test_a_tiny_run_agrees_judges_no_target_and_writes_its_page(script, tmp_path, capsys):
+    output = tmp_path / "new" / f"{script.__name__}.json"
+    assert script.main(["--tiny", "-o", str(output)]) == 0
+    *table, line = capsys.readouterr().out.splitlines()
+    record = json.loads(line)
+    assert (record["failures"], record["missed"]) == ([], [])
+    assert record == json.loads(output.read_text())
+    assert {"versions", "machine", "command", "options"} <= record.keys()
+    page = output.with_suffix(".md").read_text()
+    assert table[0] in page
+    assert record["command"] in page
+
+
+def test_every_script_says_what_it_takes():
+    scripts = [path for path in FOLDER.glob("*.py") if path.stem != "bench"]
+    assert {path.stem for path in scripts} == {script.__name__ for script in SCRIPTS}
+    command = [sys.executable, str(FOLDER / "choices.py"), "--help"]
+    shown = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    assert all(option in shown for option in ("--tiny", "--rounds", "--output", "--profile"))
+
+
+def test_both_loops_write_what_the_oracle_writes():
+    model = tiny_model("llama")
+    contexts = [random_ids(9, seed=1), random_ids(5, seed=2)]
+    config = RefinementConfig(latent_steps=bench.LATENT_STEPS)
+    wanted = [
+        oracle.greedy_tokens(
+            oracle.prefix_embeds(context, config, None, model), model, num_tokens=16, eos_id=-1
+        )
+        for context in contexts
+    ]
+    assert [generation.published_ids(model, one, None) for one in contexts] == wanted
+    assert generation.cached_ids(model, contexts, None) == wanted
+    stop = next(token for token in wanted[0] if token != wanted[0][0])
+    cut = [row[: row.index(stop)] if stop in row else row for row in wanted]
+    assert generation.cached_ids(model, contexts, stop) == cut
+
+
+@pytest.mark.parametrize("num_thoughts", [0, 1, 3])
+def test_the_published_step_has_our_loss_and_gradients(num_thoughts):
+    rows = [
+        Row(random_ids(5 + n, seed=n), num_thoughts, random_ids(6 - n, seed=9 + n))
+        for n in range(3)
+    ]
+    ours, theirs = (tiny_model("gpt2").requires_grad_() for _ in range(2))
+    loss = loss_sum(rows, network=Network(ours), markers=MARKERS) / num_labelled(rows)
+    expected = train.published_loss(theirs, rows, MARKERS)
+    torch.testing.assert_close(loss, expected, rtol=1e-5, atol=1e-6)
+    loss.backward()
+    expected.backward()
+    for (name, found), (_, wanted) in zip(
+        ours.named_parameters(), theirs.named_parameters(), strict=True
+    ):
+        torch.testing.assert_close(found.grad, wanted.grad, rtol=1e-3, atol=1e-5, msg=name)
+
+
+def test_bare_products_are_those_of_the_whole_work_without_attention_and_padding():
+    args = bench.parse("", ["--tiny"], documents=2, batch_size=2)
+    lm = bench.load_lm(args)
+    with FlopCounterMode(display=False) as counter:
+        generation.bare_products(lm, ["abcde", "abc"], num_models=1)
+    weights = sum(
+        module.weight.numel()
+        for module in lm.model.base_model.modules()
+        if isinstance(module, torch.nn.Linear)
+    )
+    columns = 5 + 3 + 2 * (bench.LATENT_STEPS + bench.NEW_TOKENS - 1)
+    head = lm.model.get_output_embeddings().weight.numel()
+    assert counter.get_total_flops() == 2 * (weights * columns + 2 * bench.NEW_TOKENS * head)
+
+
+def test_sides_take_turns_on_the_same_documents_and_every_round_has_fresh_ones():
+    seen = []
+    sides = [
+        Side(name, lambda batch, name=name: seen.append((name, tuple(batch))) or list(batch))
+        for name in "ab"
+    ]
+    args = argparse.Namespace(rounds=3, documents=4)
+    rounds = bench.alternate(sides, range(100), args)
+    timed = seen[2:]
+    assert [name for name, _ in timed] == ["a", "b", "b", "a", "a", "b"]
+    used = [document for name, batch in timed if name == "a" for document in batch]
+    assert used == list(range(bench.NUM_WARM_UP, bench.NUM_WARM_UP + 12))
+    assert rounds.answers["a"] == rounds.answers["b"]
+    with pytest.raises(LatentRefError, match="take 14 documents, there are 10; lower --rounds"):
+        bench.alternate(sides, range(10), args)
+
+
+def test_a_side_that_answers_fewer_is_compared_by_the_document():
+    sides = [Side("slow", list, most=1), Side("fast", list)]
+    rounds = bench.alternate(sides, range(20), argparse.Namespace(rounds=1, documents=4))
+    assert [len(rounds.answers[name][0]) for name in ("slow", "fast")] == [1, 4]
+    rounds.seconds.update(slow=[3.0], fast=[0.5])
+    assert rounds.ratio("slow", "fast") == [6.0]
+
+
+@pytest.mark.parametrize(
+    ("value", "failure", "status"), [(3.1, None, 0), (3.3, None, 1), (3.1, "unequal", 1)]
+)
+def test_a_missed_target_and_unequal_answers_are_status_one(value, failure, status, capsys):
+    report = Report(name="x", header=("",), rows=[], record={})
+    report.judge("time", [value], at_most=3.2)
+    report.check(failure is None, failure or "")
+    assert report.finish(argparse.Namespace(output=None)) == status
+    text, line = capsys.readouterr().out.rsplit("\n", 2)[:2]
+    assert ("MISSED" in text) is (value > 3.2)
+    assert ("FAILED: unequal" in text) is bool(failure)
+    assert len(json.loads(line)["missed"]) == (value > 3.2)
+
+
+def test_a_detached_search_is_one_forward_a_thought_and_through_is_more(capsys):
+    forwards = {}
+    for gradient in ("detached", "through"):
+        refinement.main(["--tiny", "--search_gradient", gradient])
+        forwards[gradient] = json.loads(capsys.readouterr().out.splitlines()[-1])[
+            "forwards_a_thought"
+        ]
+    assert forwards["detached"] == {"backbone": 1, "strong": 1, "weak": 1}
+    assert forwards["through"] == {"backbone": 1, "strong": 2, "weak": 2}
+
+
+def test_every_forward_of_the_device_script_is_counted_in_its_phase():
+    args = bench.parse("", ["--tiny"], batch_size=1)
+    reasoner = device.build("tiny", args)
+    work = device.counted(reasoner, [tuple(range(9)), tuple(range(5))])
+    assert work.forwards == {"encode": 3, "think": 15, "decode": bench.NEW_TOKENS}
+    assert all(work.flops[phase] > 0 for phase in device.PHASES)
+
+
+def test_what_bounds_a_phase_is_the_larger_fraction_if_it_is_large():
+    assert device.bound(0.1, 0.2) == "launches and small kernels"
+    assert device.bound(0.5, 0.2) == "matrix products"
+    assert device.bound(0.5, 0.6) == "memory"
+
+
+def test_shapes_have_the_size_of_the_models_they_are_named_after():
+    sizes = {}
+    with torch.device("meta"):
+        for name in (bench.GPT2, bench.QWEN, bench.LLAMA):
+            model = bench.AutoModelForCausalLM.from_config(bench.SHAPES[name]())
+            sizes[name] = sum(weight.numel() for weight in model.parameters())
+    assert list(sizes.values()) == [124_439_808, 1_543_714_304, 3_212_749_824]
+
+
+@pytest.mark.slow
+def test_memory_is_measured_in_fresh_processes():
+    held = bytearray(400 * 2**20)
+    # What this process holds does not count there, whatever importing torch takes.
+    assert memory.in_fresh_process(memory._peak) < memory._peak() - len(held) // 2
+
+
+@pytest.mark.parametrize(
+    ("words", "complaint"),
+    [
+        (["--dtype", "int8"], "dtype=int8: give a floating-point type"),
+        (["--models", "gpt5"], "--models gpt5: give one or more of adapters"),
+        (["--rounds", "0"], "rounds=0: give at least 1"),
+    ],
+)
+def test_a_mistake_is_one_line(words, complaint):
+    with pytest.raises(LatentRefError, match=complaint):
+        device.main(words)
