@@ -16,8 +16,9 @@ from typing import Any
 
 import torch
 
+from lm_eval_latentref.harness.lm_eval_seams import Request
 from lm_eval_latentref.harness.model import LatentRefLM
-from lm_eval_latentref.latent.batching import Group, RowLimit, Tokens, in_batches
+from lm_eval_latentref.latent.batching import Group, Tokens, in_batches
 from lm_eval_latentref.latent.config import RefinementConfig
 from lm_eval_latentref.latent.reasoner import Reasoner
 from lm_eval_latentref.latent.scoring import Score, score
@@ -37,10 +38,6 @@ class SweepModel(LatentRefLM):
     _pairs: list[tuple[Tokens, Tokens]]
     _end: Tokens = ()
 
-    def row_limit(self, num_items: int) -> RowLimit:
-        """How many rows to try at once, by `batch_size`."""
-        return self._row_limit(num_items)
-
     def encode(
         self, requests: Sequence[Any], *, ending: bool = False
     ) -> list[tuple[Tokens, Tokens]]:
@@ -52,13 +49,12 @@ class SweepModel(LatentRefLM):
         self.loglikelihood(list(requests), disable_tqdm=True)
         return self._pairs
 
-    def _loglikelihood_tokens(
-        self, requests: Sequence[Any], disable_tqdm: bool = False, override_bs: int | None = None
+    def score_pairs(
+        self, requests: Sequence[Request], disable_tqdm: bool
     ) -> list[tuple[float, bool]]:
-        # The one place at which every way of encoding requests ends.
-        nothing = (self.prefix_token_id,)
-        self._pairs = self._fit_pairs(
-            [(tuple(context) or nothing, (*tokens, *self._end)) for _, context, tokens in requests]
+        """Keeps the pairs, for `encode`: the one place at which every way of encoding ends."""
+        self._pairs = self.fit_pairs(
+            [(text, context, [*tokens, *self._end]) for text, context, tokens in requests]
         )
         return [(math.nan, False)] * len(requests)
 
@@ -67,7 +63,7 @@ class SweepModel(LatentRefLM):
     ) -> Iterator[tuple[int, Scores]]:
         """Yields the index of each config and its scores of `groups`, in an order of its own."""
         reasoner = self.reasoner
-        with torch.no_grad(), self._autocast():
+        with torch.no_grad(), self.autocast():
             for number, thoughts in think_under(
                 Context.pad([group.context for group in groups], device=reasoner.backbone.device),
                 configs,
@@ -98,7 +94,7 @@ class SweepModel(LatentRefLM):
         def work(batch: Sequence[Group], max_rows: int) -> list[list[Score]]:
             contexts = [group.context for group in batch]
             continuations = [group.continuations for group in batch]
-            with self._autocast():
+            with self.autocast():
                 return reasoner.score(contexts, continuations, max_rows=max_rows)
 
         for batch, results in in_batches(groups, limit=self.row_limit(len(groups)), work=work):

@@ -3,24 +3,21 @@
     lm_eval --model latentref --model_args pretrained=FOLDER,memory_rate=0.3 --tasks mathqa
 
 lm-eval does prompts, scoring and reports, HFLM the placement and decoding options, `Reasoner` the
-thinking; this class is the seam between them: text to token ids, batches, errors with a document's
-name. It holds no maths.
+thinking; this class is the seam between them: loading, token ids of choices, errors with a
+document's name. It holds no maths; whole texts are in `rolling`, generation in `generating`.
 """
 
 from __future__ import annotations
 
 import inspect
-import itertools
 import logging
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import torch
 from lm_eval.models.huggingface import HFLM
-from lm_eval.models.utils import normalize_gen_kwargs
-from torch import Tensor
 from tqdm import tqdm
 from transformers import PreTrainedModel
 
@@ -29,34 +26,35 @@ from lm_eval_latentref.checkpoints.arguments import check_batch_size, check_know
 from lm_eval_latentref.checkpoints.loading import Source, load_set, load_tokenizer
 from lm_eval_latentref.checkpoints.opening import StrictAutoModel
 from lm_eval_latentref.checkpoints.planning import plan_run
+from lm_eval_latentref.checkpoints.sets import SetPlan
 from lm_eval_latentref.errors import LatentRefError
+from lm_eval_latentref.harness.arguments import (
+    check_device,
+    check_values,
+    deciding,
+    tokenizer_digest,
+    weights_digest,
+)
 from lm_eval_latentref.harness.distributed import prepare_processes, told
+from lm_eval_latentref.harness.generating import GeneratingLM
+from lm_eval_latentref.harness.lm_eval_seams import Request, log_as_lm_eval
 from lm_eval_latentref.harness.naming import DocumentNames
 from lm_eval_latentref.harness.response_cache import check_settings
-from lm_eval_latentref.harness.rolling import Request, RollingLM
 from lm_eval_latentref.latent.accounting import Accounting
-from lm_eval_latentref.latent.batching import (
-    Group,
-    RowLimit,
-    Tokens,
-    group_by_context,
-    in_batches,
-)
+from lm_eval_latentref.latent.batching import Group, Tokens, group_by_context, in_batches
 from lm_eval_latentref.latent.config import OPTION_NAMES, RefinementConfig
+from lm_eval_latentref.latent.loaded import LoadedModel, LoadedSet
 from lm_eval_latentref.latent.reasoner import Reasoner
-from lm_eval_latentref.latent.thoughts import Context
 
 logger = logging.getLogger(__name__)
-# Our lines appear where lm-eval's do, at the level it was told.
-logging.getLogger("lm_eval_latentref").parent = logging.getLogger("lm_eval")
 
 
-class LatentRefLM(RollingLM):
+class LatentRefLM(GeneratingLM):
     """A causal language model that reasons in refined continuous thoughts.
 
     Args:
         pretrained: the backbone: hub id, folder, or adapter folder; None for the trained set of
-            this package, smollm2-135m.
+            this package, smollm2-135m. Or a model that is loaded already, without references.
         strong: the reference to move thoughts towards; as `pretrained`, or a raw state dict.
         weak: the reference to move thoughts away from; likewise.
         weights: a raw state dict laid over `pretrained`.
@@ -66,12 +64,11 @@ class LatentRefLM(RollingLM):
         LatentRefError: something given cannot be used; the message says what and why.
     """
 
-    batch_size_per_gpu: Any
     reasoner: Reasoner
 
     def __init__(
         self,
-        pretrained: str | None = None,
+        pretrained: str | PreTrainedModel | None = None,
         *,
         strong: str | None = None,
         weak: str | None = None,
@@ -84,31 +81,33 @@ class LatentRefLM(RollingLM):
         **kwargs: Any,
     ) -> None:
         started = time.perf_counter()
+        log_as_lm_eval()
         check_batch_size(kwargs.get("batch_size", 1))
-        self._plan, self._refinement = plan_run(
-            {name: kwargs.pop(name) for name in OPTION_NAMES if name in kwargs},
-            pretrained=pretrained,
-            strong=strong,
-            weak=weak,
-            weights=weights,
-            peft=peft,
-            gguf_file=gguf_file,
-            revision=revision,
-            subfolder=subfolder,
-            tokenizer=tokenizer if isinstance(tokenizer, str) else None,
-        )
-        self._documents = DocumentNames()
+        check_values(kwargs)
+        options = {name: kwargs.pop(name) for name in OPTION_NAMES if name in kwargs}
+        self._deciding = deciding(kwargs)
         # HFLM would ask for CUDA where there is none.
         kwargs["device"] = kwargs.get("device") or ("cuda" if torch.cuda.is_available() else "cpu")
+        check_device(kwargs["device"])
         if kwargs.get("device_map") is not None:
             # Without it HFLM forgets the map.
             kwargs["parallelize"] = True
-        self._batch_texts: list[str] = []
-        self._warned_of_cut = False
-        backbone = self._plan.backbone
-        prepare_processes()
-        with one_line_errors(backbone.base):
-            super().__init__(
+        self._documents = DocumentNames()
+        names = {"strong": strong, "weak": weak, "weights": weights, "peft": peft}
+        names |= {"gguf_file": gguf_file, "revision": revision, "subfolder": subfolder}
+        if isinstance(pretrained, torch.nn.Module):
+            _check_alone(pretrained, names)
+            self._plan = SetPlan(backbone=Source(base=str(pretrained.name_or_path)))
+            self._refinement = RefinementConfig.parse(options)
+            self._set_up(pretrained, tokenizer=tokenizer, **kwargs)
+            self._take_loaded(pretrained)
+        else:
+            text = tokenizer if isinstance(tokenizer, str) else None
+            self._plan, self._refinement = plan_run(
+                options, pretrained=pretrained, tokenizer=text, **names
+            )
+            backbone = self._plan.backbone
+            self._set_up(
                 backbone.base,
                 revision=backbone.revision or "main",
                 subfolder=backbone.subfolder,
@@ -117,14 +116,15 @@ class LatentRefLM(RollingLM):
                 peft=backbone.adapter,
                 **kwargs,
             )
-        del self._model.tie_weights
         self.reasoner.accounting.loaded(time.perf_counter() - started)
-        if hasattr(self, "accelerator"):
-            # HFLM does this for several GPUs only, and with the local index.
-            self._rank = self.accelerator.process_index
-            self._world_size = self.accelerator.num_processes
         if self.rank == 0:
             logger.info("latentref: %s", self.reasoner.describe())
+
+    def _set_up(self, pretrained: str | PreTrainedModel, **arguments: Any) -> None:
+        prepare_processes()
+        with one_line_errors(self._plan.backbone.base):
+            super().__init__(pretrained, **arguments)
+            self.finish_setting_up()
 
     def refine(self, config: RefinementConfig) -> None:
         """Think as `config` says from now on, with costs counted anew.
@@ -137,8 +137,8 @@ class LatentRefLM(RollingLM):
     # Loading: HFLM opens each base model, so that its placement and quantisation options hold for
     # all three; what is laid over it is ours.
 
-    def _get_backend(self, *args: Any, **kwargs: Any) -> None:
-        super()._get_backend(*args, **kwargs)
+    def check_backend(self) -> None:
+        """Raise LatentRefError unless the backbone is a decoder-only model."""
         if self.backend != "causal":
             raise LatentRefError(
                 f"pretrained={self._plan.backbone.base} is a {self.backend} model; latent thoughts "
@@ -146,27 +146,25 @@ class LatentRefLM(RollingLM):
             )
         self.AUTO_MODEL_CLASS = StrictAutoModel
 
-    def _create_tokenizer(
-        self, pretrained: str, tokenizer: Any, *, trust_remote_code: bool = False, **kwargs: Any
-    ) -> None:
+    def open_tokenizer(
+        self, tokenizer: Any, *, trust_remote_code: bool, use_fast: Any, add_bos_token: Any
+    ) -> Any:
+        """The tokenizer that is given, or the one of the backbone's checkpoint."""
         if tokenizer is not None and not isinstance(tokenizer, str):
-            self.tokenizer = tokenizer
-            return
-        options = {
-            "use_fast": kwargs["use_fast_tokenizer"],
-            "add_bos_token": kwargs["add_bos_token"],
-        }
-        self.tokenizer = load_tokenizer(
+            return tokenizer
+        options = {"use_fast": use_fast, "add_bos_token": add_bos_token}
+        return load_tokenizer(
             self._plan.backbone,
             trust_remote_code=trust_remote_code,
             **{name: value for name, value in options.items() if value is not None},
         )
 
-    def _create_model(self, pretrained: str, **kwargs: Any) -> None:
+    def open_models(self, arguments: dict[str, Any]) -> None:
+        """Load the backbone and, if they are used, both references."""
         own = inspect.signature(HFLM._create_model).parameters
         hflm = inspect.signature(HFLM.__init__).parameters.keys() - {"self", "kwargs"}
-        check_known(kwargs.keys() - own, self.config, also=hflm)
-        delta = kwargs.pop("delta", None)
+        check_known(arguments.keys() - own, self.config, also=hflm)
+        delta = arguments.pop("delta", None)
 
         def open_base(source: Source) -> PreTrainedModel:
             own = {
@@ -175,26 +173,35 @@ class LatentRefLM(RollingLM):
                 "gguf_file": source.gguf_file,
                 "delta": delta if source is self._plan.backbone else None,
             }
-            super(LatentRefLM, self)._create_model(source.base, **{**kwargs, **own, "peft": None})
-            return self._model
+            return self.open_as_hf(source.base, **{**arguments, **own})
 
         loaded = load_set(
             self._plan,
             load_model=open_base,
             tokenizer=self.tokenizer,
-            trust_remote_code=bool(kwargs["trust_remote_code"]),
+            trust_remote_code=bool(arguments["trust_remote_code"]),
         )
         self._model = loaded.backbone.model
-        # HFLM ties weights once more; adapters stand in the way of that by now, and the ties were
-        # settled when each base was opened.
-        self._model.tie_weights = _nothing_to_do
+        self.reasoner = Reasoner(loaded, self._refinement)
+
+    def _take_loaded(self, model: PreTrainedModel) -> None:
+        backbone = LoadedModel(
+            model=model,
+            identity={"name": model.name_or_path or type(model).__name__},
+            fingerprint=partial(weights_digest, model),
+        )
+        loaded = LoadedSet(tokenizer=self.tokenizer, backbone=backbone)
         self.reasoner = Reasoner(loaded, self._refinement)
 
     def get_model_info(self) -> dict[str, Any]:
-        """HFLM's facts about the model, the refinement, checkpoints and data, and the cost."""
+        """HFLM's facts about the model, the refinement, checkpoints and data, and the cost.
+
+        The cost is that of all since the model was made, or since the last evaluation reported.
+        """
         ours = {**self.reasoner.settings(), "data": dict(loaded_splits)}
         mine = self.reasoner.accounting.report()
         ours["cost"] = Accounting.of_all(told(self.world_size) or [mine])
+        self._is_reported = True
         return {**super().get_model_info(), "latentref": ours}
 
     # Scoring.
@@ -204,8 +211,21 @@ class LatentRefLM(RollingLM):
     ) -> list[tuple[float, bool]]:
         """Log-likelihood of each request's continuation after its context and thoughts."""
         self._documents.remember(requests)
-        with self._telling_cost():
+        self._check_choices(requests)
+        with self.counting_cost():
             return self._loglikelihood(requests, disable_tqdm)
+
+    def _check_choices(self, requests: Sequence[Any]) -> None:
+        if self.enable_thinking:
+            names = sorted({str(request.task_name) for request in requests})
+            raise LatentRefError(
+                f"enable_thinking=True with choices ({', '.join(names)}): they are scored right "
+                "after the prompt, where such a model begins its reasoning; leave it out, or use "
+                "tasks that generate text"
+            )
+        for request in requests:
+            if request.args == ("", ""):  # lm-eval looks at the first token of such a choice
+                raise self._no_token(("", ""))
 
     def _loglikelihood(self, requests: list[Any], disable_tqdm: bool) -> list[tuple[float, bool]]:
         if self.reasoner.markers is None:
@@ -217,23 +237,18 @@ class LatentRefLM(RollingLM):
         pairs = [
             (
                 (context, continuation),
-                self._encode_context(context),
+                self.encode_context(context),
                 self.tok_encode(continuation, add_special_tokens=False),
             )
             for context, continuation in bar
         ]
-        return self._loglikelihood_tokens(pairs, disable_tqdm=disable_tqdm)
+        return self.score_pairs(pairs, disable_tqdm)
 
-    def _loglikelihood_tokens(
-        self,
-        requests: Sequence[Request],
-        disable_tqdm: bool = False,
-        override_bs: int | None = None,
+    def score_pairs(
+        self, requests: Sequence[Request], disable_tqdm: bool
     ) -> list[tuple[float, bool]]:
-        if override_bs is not None:
-            return self._score_windows(requests, disable_tqdm)
-        nothing = (self.prefix_token_id,)
-        pairs = self._fit_pairs([(tuple(ctx) or nothing, tuple(cont)) for _, ctx, cont in requests])
+        """Log-likelihood of each request's continuation, and whether it is greedy."""
+        pairs = self.fit_pairs(requests)
         answers: list[tuple[float, bool]] = [(0.0, False)] * len(requests)
         bar = tqdm(
             total=len(requests),
@@ -243,7 +258,7 @@ class LatentRefLM(RollingLM):
 
         def work(groups: Sequence[Group], max_rows: int) -> list[list[Any]]:
             texts = [requests[group.requests[0]][0] for group in groups]
-            with self._autocast(), self._documents.telling([text[0] for text in texts]):
+            with self.autocast(), self._documents.naming([text[0] for text in texts]):
                 return self.reasoner.score(
                     [group.context for group in groups],
                     [group.continuations for group in groups],
@@ -251,9 +266,8 @@ class LatentRefLM(RollingLM):
                 )
 
         all_groups = group_by_context(pairs)
-        for groups, results in in_batches(
-            all_groups, limit=self._row_limit(len(all_groups)), work=work
-        ):
+        limit = self.row_limit(len(all_groups))
+        for groups, results in in_batches(all_groups, limit=limit, work=work):
             for group, scores in zip(groups, results, strict=True):
                 for index, score in zip(group.requests, scores, strict=True):
                     answers[index] = (score.log_likelihood, score.is_greedy)
@@ -262,175 +276,66 @@ class LatentRefLM(RollingLM):
         bar.close()
         return answers
 
-    def _fit_pairs(self, pairs: Sequence[tuple[Tokens, Tokens]]) -> list[tuple[Tokens, Tokens]]:
+    def fit_pairs(self, requests: Sequence[Request]) -> list[tuple[Tokens, Tokens]]:
         """Each pair with its context cut, from the left, to what fits with the continuation."""
-        if not self.reasoner.thinks:
-            return [(self._cut(context, len(cont)), cont) for context, cont in pairs]
+        nothing = (self.prefix_token_id,)
+        pairs = [(tuple(context) or nothing, tuple(ids)) for _, context, ids in requests]
         # All continuations of a context share its thoughts, so they share one cut.
         longest: dict[Tokens, int] = {}
-        for context, continuation in pairs:
-            longest[context] = max(longest.get(context, 0), len(continuation))
-        return [(self._cut(context, longest[context]), cont) for context, cont in pairs]
+        for (text, _, _), (context, ids) in zip(requests, pairs, strict=True):
+            if not ids:
+                raise self._no_token(text)
+            longest[context] = max(longest.get(context, 0), len(ids))
+        return [
+            (self._fit(text, context, len(ids), longest[context]), ids)
+            for (text, _, _), (context, ids) in zip(requests, pairs, strict=True)
+        ]
 
-    def _cut(self, context: Tokens, num_after: int) -> Tokens:
-        # The last token is predicted, never read: it takes no column.
-        room = self.max_length + 1 - self.reasoner.num_extra_columns - num_after
-        if room < 1:
-            raise LatentRefError(
-                f"no room for a single context token: max_length={self.max_length}, "
-                f"{self.reasoner.num_extra_columns} columns of thoughts and markers, {num_after} "
-                "tokens after them; raise max_length or lower latent_steps or max_gen_toks"
-            )
-        if len(context) > room and not self._warned_of_cut:
-            self._warned_of_cut = True
-            logger.warning(
-                "a context of %d tokens is cut from the left to the %d that fit max_length=%d; "
-                "more may be, without further warnings",
-                len(context),
-                room,
-                self.max_length,
-            )
-        return context[-room:]
+    def _fit(self, text: Any, context: Tokens, num_after: int, longest: int) -> Tokens:
+        with self._documents.naming_mistakes(text[0]):
+            alone = self.cut(context, num_after)
+            if not self.reasoner.thinks:
+                return alone
+            together = self.cut(context, longest)
+            if self.uses_cache and len(together) < len(alone):
+                raise LatentRefError(
+                    "--use_cache with a context that is cut to fit the longest of its choices: "
+                    "its answers depend on which choices the cache has already; raise max_length "
+                    "or leave --use_cache out"
+                )
+            return together
 
-    # Generation.
-
-    def generate_until(self, requests: list[Any], disable_tqdm: bool = False) -> list[str]:
-        """Text written after each request's context and thoughts."""
-        self._documents.remember(requests)
-        for gen_kwargs in {repr(request.args[1]): request.args[1] for request in requests}.values():
-            self._check_generation(gen_kwargs)
-        self._generation_limit = self._row_limit(len(requests))
-        with self._fixed_batch_size(), self._telling_cost():
-            return super().generate_until(requests, disable_tqdm=disable_tqdm)
-
-    def tok_batch_encode(
-        self,
-        strings: list[str],
-        padding_side: str = "left",
-        left_truncate_len: int | None = None,
-        truncation: bool = False,
-    ) -> tuple[Tensor, Tensor]:
-        """Contexts as ids (B, C), padded on the left, with their mask."""
-        self._batch_texts = list(strings)
-        if not self.reasoner.thinks and "" not in strings:
-            return super().tok_batch_encode(strings, padding_side, left_truncate_len, truncation)
-        rows = [tuple(self._encode_context(string, truncation)) for string in strings]
-        if left_truncate_len is not None:
-            num_after = self.max_length - left_truncate_len
-            rows = [self._cut(row, self._num_generated_columns(num_after)) for row in rows]
-        context = Context.pad(rows)
-        mask_BC = context.mask_BC
-        if mask_BC is None:
-            mask_BC = torch.ones_like(context.ids_BC)
-        return context.ids_BC, mask_BC.long()
-
-    def _model_generate(
-        self, context: Tensor, max_length: int, stop: list[str], **generation_kwargs: Any
-    ) -> Tensor:
-        num_columns = context.shape[1]
-        mask_BC = generation_kwargs.pop("attention_mask")
-
-        def work(rows: Sequence[int], _: int) -> list[list[int]]:
-            ids_BC, keep_BC = context[list(rows)], mask_BC[list(rows)]
-            names = self._documents.telling([self._batch_texts[row] for row in rows])
-            with self.reasoner.accounting.working(), names:
-                inputs = self._generation_inputs(ids_BC, keep_BC)
-                num_read = inputs["input_ids"].shape[1]
-                with self.reasoner.checking_text():
-                    output_BK = super(LatentRefLM, self)._model_generate(
-                        inputs.pop("input_ids"),
-                        max_length - num_columns + num_read,
-                        stop,
-                        **inputs,
-                        **generation_kwargs,
-                    )
-            self.reasoner.count_generated(new_ids := output_BK[:, num_read:].tolist())
-            return new_ids
-
-        batches = in_batches(range(len(context)), limit=self._generation_limit, work=work)
-        written = [ids for _, results in batches for ids in results]
-        longest = max(map(len, written))
-        pad_id = self.tokenizer.pad_token_id
-        new_ids = [ids + [pad_id] * (longest - len(ids)) for ids in written]
-        new_BL = torch.tensor(new_ids, dtype=torch.long, device=context.device)
-        return torch.cat([context, new_BL], dim=1)
-
-    def _generation_inputs(self, ids_BC: Tensor, mask_BC: Tensor) -> dict[str, Any]:
-        self.reasoner.backbone.activate()
-        if not self.reasoner.thinks:
-            self.reasoner.accounting.count(tokens_encoded=int(mask_BC.sum()))
-            return {"input_ids": ids_BC, "attention_mask": mask_BC}
-        # Off the device at once, not row by row.
-        pairs = zip(ids_BC.tolist(), mask_BC.tolist(), strict=True)
-        rows = [tuple(itertools.compress(ids, keep)) for ids, keep in pairs]
-        with self._autocast():
-            return self.reasoner.generation_inputs(rows, self.reasoner.think(rows))
-
-    def _check_generation(self, gen_kwargs: dict[str, Any]) -> None:
-        kwargs = normalize_gen_kwargs(gen_kwargs, self.max_gen_toks)
-        by_default = self.reasoner.backbone.causal_lm.generation_config.num_beams
-        num_beams = int(kwargs.get("num_beams") or by_default or 1)
-        if num_beams > 1:
-            raise LatentRefError(
-                f"num_beams={num_beams}: beam search is not possible with latent thoughts; use "
-                "greedy decoding (num_beams=1) or sampling (do_sample=True)"
-            )
-        self._cut((), self._num_generated_columns(kwargs["max_gen_toks"]))
-
-    def _num_generated_columns(self, max_gen_toks: int) -> int:
-        # hf keeps a column for the last token too, though it is never read; without thoughts we
-        # cut where it does.
-        return max_gen_toks if self.reasoner.thinks else max_gen_toks + 1
-
-    # Shared by both.
+    def _no_token(self, text: tuple[str, str]) -> LatentRefError:
+        why = (
+            "the choice is empty; under --apply_chat_template no delimiter precedes it"
+            if not text[1]
+            else "the tokenizer merges all of it into the context's last token; begin the choice "
+            "with a space or the context's end with a line break (target_delimiter)"
+        )
+        return LatentRefError(
+            f"{self._documents.name_of(text[0])}: the choice {text[1]!r} is no token of its own "
+            f"after {text[0][-30:]!r}, so it has no log-likelihood: {why}"
+        )
 
     def set_cache_hook(self, cache_hook: Any) -> None:
         """Take lm-eval's response cache, unless it holds answers made under other settings."""
-        names = (
-            *("max_length", "add_bos_token", "custom_prefix_token_id", "truncation"),
-            *("think_end_token", "delta", "mixed_precision_dtype", "softmax_dtype"),
-        )
         config = self.model.config
-        others = {
-            **{name: str(getattr(self, name)) for name in names},
-            "tokenizer": self.tokenizer.name_or_path,
+        settings = {
+            **self._deciding,
+            **self.reasoner.settings(),
+            "tokenizer": tokenizer_digest(self.tokenizer),
             "attn_implementation": config._attn_implementation,
             "quantization": str(getattr(config, "quantization_config", None)),
         }
-        check_settings(cache_hook, {**self.reasoner.settings(), **others})
+        check_settings(cache_hook, settings)
         super().set_cache_hook(cache_hook)
 
-    def _encode_context(self, string: str, truncation: bool = False) -> list[int]:
-        if self.reasoner.markers is not None:
-            ids = self.tok_encode(string) if string else []
-        else:
-            ids = super().tok_batch_encode([string], truncation=truncation)[0][0].tolist()
-        return ids or [self.prefix_token_id]
 
-    def _row_limit(self, num_items: int) -> RowLimit:
-        # HFLM would size `auto` by a plain forward pass; here the real work is tried, and halved
-        # when it does not fit. `auto:N` tries the most again N times.
-        if self.batch_size != "auto":
-            return RowLimit(self.batch_size, num_items=num_items)
-        num_tries = max(1, int(self.batch_schedule))
-        return RowLimit(self.max_batch_size, num_items=num_items, num_tries=num_tries)
-
-    @contextmanager
-    def _fixed_batch_size(self) -> Iterator[None]:
-        asked_for = self.batch_size_per_gpu
-        self.batch_size_per_gpu = self._generation_limit.rows
-        try:
-            yield
-        finally:
-            self.batch_size_per_gpu = asked_for
-
-    def _autocast(self) -> torch.autocast:
-        return torch.autocast(
-            self.device.type,
-            dtype=self.mixed_precision_dtype,
-            enabled=self.mixed_precision_dtype is not None,
+def _check_alone(model: Any, others: dict[str, Any]) -> None:
+    """Raise LatentRefError for what cannot be given beside a model that is loaded already."""
+    given = ", ".join(name for name, value in others.items() if value)
+    if given:
+        raise LatentRefError(
+            f"pretrained is a loaded {type(model).__name__}, to which {given} cannot be added; "
+            "give the folder or hub id that it was loaded from"
         )
-
-
-def _nothing_to_do(*_: Any, **__: Any) -> None:
-    return

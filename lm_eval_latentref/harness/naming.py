@@ -1,11 +1,9 @@
-"""Which document a context belongs to, so that what goes wrong is told with its name.
+"""Which document a context belongs to, so that what goes wrong is reported with its name.
 
-    names = DocumentNames()
-    names.remember(requests)
-    with names.telling(contexts):
-        ...              # an error about row 2 becomes one about the third context's document
-
-Deliberately knows nothing of how contexts are made or thought about.
+names = DocumentNames()
+names.remember(requests)
+with names.naming(contexts):
+    ...              # an error about row 2 becomes one about the third context's document
 """
 
 from __future__ import annotations
@@ -30,12 +28,25 @@ class DocumentNames:
             name = f"{request.task_name} document {request.doc_id}"
             self._names.setdefault(request.args[0], name)
 
+    def name_of(self, context: str) -> str:
+        """Task and number of the document that `context` was made from."""
+        return self._names.get(context, "a document")
+
     @contextmanager
-    def telling(self, contexts: Sequence[str]) -> Iterator[None]:
-        """Raise an error about a row of `contexts` as one about its document."""
+    def naming(self, contexts: Sequence[str]) -> Iterator[None]:
+        """Raise an error about a row of `contexts` as an error about its document."""
         try:
             yield
         except NonFiniteThoughtError as error:
             text = contexts[error.row]
-            name = self._names.get(text, "a document")
-            raise LatentRefError(f"{name} ({text[:60]!r}...): {error.reason}") from error
+            raise LatentRefError(
+                f"{self.name_of(text)} ({text[:60]!r}...): {error.reason}"
+            ) from error
+
+    @contextmanager
+    def naming_mistakes(self, context: str) -> Iterator[None]:
+        """Begin every LatentRefError with the name of the document of `context`."""
+        try:
+            yield
+        except LatentRefError as error:
+            raise LatentRefError(f"{self.name_of(context)}: {error}") from error

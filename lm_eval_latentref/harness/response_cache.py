@@ -1,29 +1,33 @@
 """Keeps lm-eval's response cache (`--use_cache`) to the settings it was filled under.
 
     check_settings(cache_hook, reasoner.settings())
+    check_files("out/cache")             # before lm-eval opens out/cache_rank0.db
 
 lm-eval looks answers up by the request's text alone, so two settings that share a file would share
 answers. The settings are therefore kept in the file, beside the answers. lm-eval also gives each
 process a file of its own; what the others' hold is taken over, so that a run may go on with another
-number of processes. Deliberately knows nothing of what settings and answers mean.
+number of processes. The values in these files are pickles, which can run code: they are read by an
+unpickler that knows no class, and a file with anything but answers is refused.
 """
 
 from __future__ import annotations
 
+import io
 import json
-import logging
+import pickle
 import re
 import sqlite3
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 from lm_eval_latentref.errors import LatentRefError
 
-logger = logging.getLogger(__name__)
-
 SETTINGS_KEY = "latentref settings"
+
+_TABLE = "unnamed"
+"""Where sqlitedict, which lm-eval uses, keeps keys and pickled values."""
 
 
 def check_settings(cache_hook: Any, settings: Mapping[str, Any]) -> None:
@@ -37,62 +41,93 @@ def check_settings(cache_hook: Any, settings: Mapping[str, Any]) -> None:
     if answers is None:
         return
     now = json.dumps(settings, sort_keys=True)
-    if len(answers) == 0:
-        answers[SETTINGS_KEY] = now
     file = Path(answers.filename)
-    _check_same(file, answers.get(SETTINGS_KEY), now)
-    for other in _files_of_other_ranks(file):
-        for key, answer in _read(other, now):
-            if key not in answers:
-                answers[key] = answer
+    if own := _read(file):
+        _check_same(file, own.get(SETTINGS_KEY), now)
+    else:
+        answers[SETTINGS_KEY] = now
+    for other in _files_of(file.parent, re.sub(r"_rank\d+\.db$", "", file.name)):
+        rows = {} if other.name == file.name else _read(other)
+        if SETTINGS_KEY in rows:  # else that rank is only just making it
+            _check_same(other, rows.pop(SETTINGS_KEY), now)
+            answers.update((key, answer) for key, answer in rows.items() if key not in own)
     answers.commit()
 
 
-def _check_same(file: Path, before: str | None, now: str) -> None:
+def check_files(path: str) -> None:
+    """Raise LatentRefError if a file of the cache `path`, as given to lm-eval, holds no answers."""
+    for file in _files_of(Path(path).parent, Path(path).name):
+        _read(file)
+
+
+def _check_same(file: Path, before: Any, now: str) -> None:
     if before == now:
         return
-    if before is None:
-        what = "answers of another model"
-    else:
+    try:
         what = f"answers made with {_differences(json.loads(before), json.loads(now))}"
+    except (TypeError, ValueError, AttributeError):
+        what = "answers of another model"
     raise LatentRefError(
         f"--use_cache: {file} holds {what}; they must not be reused: give another --use_cache path "
         "for these settings, or delete the file"
     )
 
 
-def _files_of_other_ranks(file: Path) -> list[Path]:
-    name = re.fullmatch(r"(.*_rank)\d+\.db", file.name)
-    if name is None:
-        return []
-    siblings = file.parent.glob(f"{_escaped(name[1])}*.db")
-    return sorted(
-        path
-        for path in siblings
-        if path.name != file.name and re.fullmatch(re.escape(name[1]) + r"\d+\.db", path.name)
-    )
+def _files_of(folder: Path, name: str) -> list[Path]:
+    pattern = re.compile(re.escape(name) + r"_rank\d+\.db")
+    files = folder.iterdir() if folder.is_dir() else ()
+    return sorted(file for file in files if pattern.fullmatch(file.name))
 
 
-def _read(file: Path, now: str) -> Iterator[tuple[str, Any]]:
-    """The answers in another rank's file, which must be of these settings."""
-    from sqlitedict import decode
-
+def _read(file: Path) -> dict[str, Any]:
+    """All that is in a file; nothing while another process is only just making it."""
     try:
         # Not read-only: what a killed process left half written has to be rolled back first.
-        with closing(sqlite3.connect(f"file:{file}?mode=rw", uri=True)) as connection:
-            rows = dict(connection.execute("select key, value from unnamed"))
-    except sqlite3.Error as error:
-        logger.warning("--use_cache: nothing is taken over from %s (%s)", file, error)
-        return
-    if SETTINGS_KEY not in rows:
-        return  # that rank is only just making it
-    _check_same(file, decode(rows.pop(SETTINGS_KEY)), now)
-    for key, value in rows.items():
-        yield key, decode(value)
+        uri = f"{file.absolute().as_uri()}?mode=rw"
+        with closing(sqlite3.connect(uri, uri=True, timeout=60)) as answers:
+            tables = [name for (name,) in answers.execute("select name from sqlite_master")]
+            if not tables:
+                return {}
+            if _TABLE not in tables:
+                raise ValueError(f"it has no table {_TABLE!r}")
+            rows = answers.execute(f"select key, value from {_TABLE}")
+            return {key: _plain(value) for key, value in rows}
+    except sqlite3.OperationalError as error:
+        raise LatentRefError(
+            f"--use_cache: {file} cannot be read ({error}); make it readable and writable, wait "
+            "for the process that uses it, or delete it"
+        ) from error
+    except (sqlite3.DatabaseError, ValueError, TypeError) as error:
+        raise LatentRefError(
+            f"--use_cache: {file} is damaged or no cache of answers ({error}); nothing of it was "
+            "run; delete it, or give another --use_cache path"
+        ) from error
 
 
-def _escaped(name: str) -> str:
-    return re.sub(r"([*?[])", r"[\1]", name)
+class _Unpickler(pickle.Unpickler):
+    def find_class(self, module: str, name: str) -> Any:
+        raise ValueError(f"it holds an object, {module}.{name}, where answers are plain values")
+
+
+def _plain(value: bytes) -> Any:
+    """The pickled numbers, texts, tuples and lists in `value`; ValueError for anything else."""
+    try:
+        answer = _Unpickler(io.BytesIO(value)).load()
+        _check_plain(answer)
+    except (ValueError, TypeError):
+        raise
+    # A damaged pickle raises nearly anything; none of it has run code.
+    except Exception as error:
+        raise ValueError(f"a damaged answer, {type(error).__name__}") from error
+    return answer
+
+
+def _check_plain(answer: Any) -> None:
+    if isinstance(answer, tuple | list):
+        for part in answer:
+            _check_plain(part)
+    elif not isinstance(answer, bool | int | float | str):
+        raise ValueError(f"it holds a {type(answer).__name__} where answers are plain values")
 
 
 def _differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:

@@ -41,14 +41,20 @@ class Accounting:
     """
 
     def __init__(self, networks: Mapping[str, Network]) -> None:
-        self._forwards: Counter[str] = Counter(dict.fromkeys(networks, 0))
-        self._columns: Counter[str] = Counter(dict.fromkeys(networks, 0))
-        self._counts = Counter(thought_steps=0, tokens_encoded=0, tokens_generated=0)
+        self._names = tuple(networks)
         self._laps = _Laps(next(iter(networks.values())).device)
+        self.restart()
         self._depth = 0
         self._phase_of_step = "decode"
         for name, network in networks.items():
             network.before_forward(self._listener(name))
+
+    def restart(self) -> None:
+        """Count anew, as after loading: only the seconds of loading are kept."""
+        self._forwards: Counter[str] = Counter(dict.fromkeys(self._names, 0))
+        self._columns: Counter[str] = Counter(dict.fromkeys(self._names, 0))
+        self._counts = Counter(thought_steps=0, tokens_encoded=0, tokens_generated=0)
+        self._laps.restart()
 
     def count(self, **numbers: int) -> None:
         """Add to `thought_steps`, `tokens_encoded` or `tokens_generated`."""
@@ -163,6 +169,11 @@ class _Laps:
         self._events: list[tuple[str, Any, Any]] = []
         self._phase: str | None = None
         self._since: Any = None
+
+    def restart(self) -> None:
+        """Set the hands of all phases but "load" to zero."""
+        self._events.clear()
+        self.seconds.update((phase, 0.0) for phase in PHASES if phase != "load")
 
     def enter(self, phase: str | None) -> None:
         """Let the hand of `phase` run from now on; None stops the watch."""

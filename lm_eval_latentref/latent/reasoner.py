@@ -25,6 +25,7 @@ from lm_eval_latentref.errors import LatentRefError
 from lm_eval_latentref.latent.accounting import Accounting
 from lm_eval_latentref.latent.batching import Tokens, give_back_memory
 from lm_eval_latentref.latent.config import RefinementConfig
+from lm_eval_latentref.latent.decoding import check_decoding
 from lm_eval_latentref.latent.loaded import LoadedModel, LoadedSet
 from lm_eval_latentref.latent.networks import Network, check_attention
 from lm_eval_latentref.latent.protocol import (
@@ -157,7 +158,8 @@ class Reasoner:
         """What transformers' `generate` goes on from, once `contexts` are thought about.
 
         `input_ids` (B, K) stands for all columns, with the context's last token in place of each
-        thought, so that logits processors see no token the context has not; new tokens follow it.
+        thought and its first in place of padding, so that logits processors see no token the
+        context has not; new tokens follow it.
         """
         self.backbone.activate()
         stream, pending_BPD = thoughts.stream, thoughts.pending_BPD
@@ -168,8 +170,9 @@ class Reasoner:
         mask_BK = columns.mask_BC
         if mask_BK is None:
             mask_BK = torch.ones_like(columns.ids_BC)
+        first_B1 = torch.tensor([context[:1] for context in contexts], device=mask_BK.device)
         return {
-            "input_ids": columns.ids_BC,
+            "input_ids": torch.where(mask_BK.bool(), columns.ids_BC, first_B1),
             "attention_mask": mask_BK.long(),
             "inputs_embeds": torch.cat([read_BKD, pending_BPD], dim=1),
             own_cache_argument(): stream.cache,
@@ -188,6 +191,7 @@ class Reasoner:
 
     def answer(self, contexts: Sequence[Tokens], *, max_new_tokens: int) -> list[Answer]:
         """`ask_all` of questions that are token ids already."""
+        check_decoding(self.backbone.causal_lm.generation_config, thinks=self.thinks)
         for context in contexts:
             self.check_room(context, max_new_tokens)
         with torch.no_grad(), self.accounting.working():

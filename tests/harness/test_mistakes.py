@@ -199,11 +199,10 @@ def test_a_cache_is_kept_to_all_that_decides_an_answer(folders, tmp_path, other)
     expect_mistake(lambda: CachingLM(latentref(folders, **other), path), path, shown)
 
 
-def test_a_damaged_file_of_another_rank_is_passed_over_with_a_warning(folders, tmp_path, caplog):
+def test_a_damaged_file_of_another_rank_is_refused(folders, tmp_path):
     (tmp_path / "cache_rank1.db").write_bytes(b"no database at all" * 100)
-    cached = CachingLM(latentref(folders), str(tmp_path / "cache_rank0.db"))
-    assert len(cached.loglikelihood([*pairs()[:2]])) == 2
-    assert any("nothing is taken over" in record.message for record in caplog.records)
+    call = lambda: CachingLM(latentref(folders), str(tmp_path / "cache_rank0.db"))  # noqa: E731
+    expect_mistake(call, "cache_rank1.db", "damaged", "delete")
 
 
 def test_a_cache_of_another_model(folders, tmp_path):

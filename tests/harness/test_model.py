@@ -236,10 +236,11 @@ def test_running_out_of_memory_halves_batches_and_changes_nothing(
     assert refused
 
 
-@pytest.mark.parametrize("batch_size", [4, "auto"])
-def test_whole_texts_halve_too_and_what_they_read_is_counted(folders, batch_size, monkeypatch):
+@pytest.mark.parametrize(("batch_size", "sizes"), [(4, [4]), ("auto", [8, 4])])
+def test_whole_texts_halve_too_and_what_they_read_is_counted(
+    folders, batch_size, sizes, monkeypatch
+):
     lm = latentref(folders, **REFINED, batch_size=batch_size)
-    monkeypatch.setattr(lm, "_detect_batch_size", lambda: 4)
     texts = [text for text in CONTEXTS if text] * 2
     wanted = lm.loglikelihood_rolling(requests([(text,) for text in texts]))
     encoded = lm.reasoner.accounting.report()["tokens_encoded"]
@@ -248,7 +249,7 @@ def test_whole_texts_halve_too_and_what_they_read_is_counted(folders, batch_size
     refused = small_device(monkeypatch, lm, "_model_call", len)
     found = lm.loglikelihood_rolling(requests([(text,) for text in texts]))
     assert found == pytest.approx(wanted, abs=1e-4)
-    assert refused == [4]
+    assert refused == sizes
 
 
 def test_the_rank_is_the_global_one_whatever_the_machine(folders, monkeypatch):

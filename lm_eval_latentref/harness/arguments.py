@@ -1,0 +1,144 @@
+"""The arguments of the lm-eval class: whether a value can be meant, and whether it decides answers.
+
+    check_values({"max_length": "many"})           # LatentRefError: max_length=many: ...
+    deciding({"sliding_window": 64, "batch_size": 8})         # {"sliding_window": 64, ...}
+
+What is a mistake is said here before any weight is read.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import inspect
+import json
+import types
+import typing
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from lm_eval.models.huggingface import HFLM
+
+from lm_eval_latentref.errors import LatentRefError
+from lm_eval_latentref.latent.config import OPTION_NAMES
+
+NAMES = ("pretrained", "strong", "weak", "weights", "peft", "gguf_file", "revision", "subfolder")
+"""Arguments that name checkpoints."""
+
+DESCRIBED = frozenset([*NAMES, *OPTION_NAMES, "tokenizer", "dtype", "attn_implementation"])
+"""Arguments whose effect the settings of a run describe: what was loaded, and how it thinks."""
+
+WITHOUT_EFFECT = frozenset(
+    # First how much is done at once and where, then how files are fetched; tokens are secrets.
+    {
+        "batch_size",
+        "max_batch_size",
+        "logits_cache",
+        "device",
+        "device_map",
+        "parallelize",
+        "max_memory_per_gpu",
+        "max_cpu_memory",
+        "max_memory",
+        "offload_folder",
+        "offload_buffers",
+        "offload_state_dict",
+        "low_cpu_mem_usage",
+        "token",
+        "use_auth_token",
+        "cache_dir",
+        "force_download",
+        "local_files_only",
+        "proxies",
+        "use_safetensors",
+        "weights_only",
+    }
+)
+"""Arguments that cannot change an answer."""
+
+
+def deciding(given: Mapping[str, Any]) -> dict[str, Any]:
+    """All of `given`, and HFLM's defaults beside it, that may change an answer, as JSON values."""
+    parameters = inspect.signature(HFLM.__init__).parameters.values()
+    defaults = {one.name: one.default for one in parameters if one.default is not one.empty}
+    return {
+        name: json.loads(json.dumps(value, default=str, sort_keys=True))
+        for name, value in {**defaults, **given}.items()
+        if name not in DESCRIBED | WITHOUT_EFFECT
+    }
+
+
+def tokenizer_digest(tokenizer: Any) -> str:
+    """sha256 of all by which a tokenizer turns text into ids."""
+    if (backend := getattr(tokenizer, "backend_tokenizer", None)) is not None:
+        parts = json.loads(backend.to_str())
+        # Left by whoever called it last.
+        parts = {k: v for k, v in parts.items() if k not in ("truncation", "padding")}
+    else:
+        parts = {"vocabulary": tokenizer.get_vocab()}
+    parts["special"] = tokenizer.special_tokens_map
+    text = json.dumps(parts, sort_keys=True, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def weights_digest(model: torch.nn.Module) -> str:
+    """sha256 of all weights of a model that is loaded, and of its configuration."""
+    total = hashlib.sha256(str(getattr(model, "config", None)).encode())
+    for name, tensor in model.state_dict().items():
+        total.update(name.encode())
+        total.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+    return total.hexdigest()
+
+
+def check_values(given: Mapping[str, Any]) -> None:
+    """Raise LatentRefError on a value of a type that HFLM does not take for this argument."""
+    hints = typing.get_type_hints(HFLM.__init__)
+    for name, value in given.items():
+        # lm-eval's command line makes numbers of names such as 100.
+        if value is None or name not in hints or name in (*DESCRIBED, "delta"):
+            continue
+        hint = hints[name]
+        kinds = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
+        if not any(_is_a(value, kind) for kind in kinds):
+            raise LatentRefError(f"{name}={value}: it must be {_described(kinds)}")
+        if name in ("max_length", "max_batch_size") and value < 1:
+            raise LatentRefError(f"{name}={value}: it must be an integer >= 1")
+
+
+def check_device(device: Any) -> None:
+    """Raise LatentRefError unless `device` is one of this machine."""
+    try:
+        wanted = torch.device(device)
+    except (RuntimeError, TypeError) as error:
+        raise LatentRefError(
+            f"device={device}: no such kind of device; give cpu, cuda, cuda:N or mps"
+        ) from error
+    if wanted.type in ("cpu", "meta"):
+        return
+    accelerator = torch.accelerator.current_accelerator(check_available=True)
+    num = torch.accelerator.device_count() if accelerator else 0
+    if accelerator is None or wanted.type != accelerator.type or (wanted.index or 0) >= num:
+        there = f"{num} of {accelerator.type}" if accelerator else "no accelerator"
+        raise LatentRefError(f"device={device}: there is {there} on this machine; give device=cpu")
+
+
+def _is_a(value: Any, kind: Any) -> bool:
+    if typing.get_origin(kind) is typing.Literal:
+        return value in typing.get_args(kind)
+    kind = typing.get_origin(kind) or kind
+    if kind is typing.Any or not isinstance(kind, type):
+        return True
+    if isinstance(value, bool):
+        return kind is bool
+    return isinstance(value, kind) or (kind is float and isinstance(value, int))
+
+
+def _described(kinds: tuple[Any, ...]) -> str:
+    words = {bool: "True or False", int: "an integer", str: "text", float: "a number"}
+    of_choice = [repr(value) for kind in kinds for value in typing.get_args(kind)]
+    plain = [
+        words.get(kind, getattr(kind, "__name__", str(kind)))
+        for kind in kinds
+        if kind is not type(None) and not typing.get_args(kind)
+    ]
+    return " or ".join([*plain, *of_choice])

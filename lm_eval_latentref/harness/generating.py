@@ -1,0 +1,191 @@
+"""Text after thoughts: lm-eval's own loop over prompts, transformers' own `generate`.
+
+    class LatentRefLM(GeneratingLM): ...
+
+This lies between the two: each batch is thought about, then written by HFLM's call of `generate`,
+in batches that halve when memory runs out. Without thoughts and markers all is as HFLM does it.
+
+Shape suffixes: B batch, C context columns, K columns read, L columns of context and text.
+"""
+
+from __future__ import annotations
+
+import itertools
+import logging
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from lm_eval.models.utils import normalize_gen_kwargs
+from torch import Tensor
+
+from lm_eval_latentref.errors import LatentRefError
+from lm_eval_latentref.harness.naming import DocumentNames
+from lm_eval_latentref.harness.rolling import RollingLM
+from lm_eval_latentref.latent.batching import RowLimit, Tokens, in_batches
+from lm_eval_latentref.latent.decoding import check_decoding
+from lm_eval_latentref.latent.thoughts import Context
+
+logger = logging.getLogger(__name__)
+
+
+Writer = Callable[[Sequence[int], int], list[list[int]]]
+"""Writes after the contexts of these rows: the new ids of each."""
+
+
+class GeneratingLM(RollingLM):
+    """HFLM whose text follows the context's thoughts."""
+
+    _documents: DocumentNames
+    _generation_limit: RowLimit
+    _batch_texts: Sequence[str] = ()
+    _warned_of_cut = False
+
+    def generate_until(self, requests: list[Any], disable_tqdm: bool = False) -> list[str]:
+        """Text written after each request's context and thoughts."""
+        self._documents.remember(requests)
+        for gen_kwargs in {repr(request.args[1]): request.args[1] for request in requests}.values():
+            self._check_generation(gen_kwargs)
+        self._generation_limit = self.row_limit(len(requests))
+        with self.batches_of(self._generation_limit.rows), self.counting_cost():
+            return super().generate_until(requests, disable_tqdm=disable_tqdm)
+
+    def tok_batch_encode(
+        self,
+        strings: list[str],
+        padding_side: str = "left",
+        left_truncate_len: int | None = None,
+        truncation: bool = False,
+    ) -> tuple[Tensor, Tensor]:
+        """Contexts as ids (B, C), padded on the left, with their mask."""
+        self._batch_texts = list(strings)
+        if not self.reasoner.thinks and "" not in strings:
+            return super().tok_batch_encode(strings, padding_side, left_truncate_len, truncation)
+        rows = [tuple(self.encode_context(string, truncation)) for string in strings]
+        if left_truncate_len is not None:
+            num_after = self.max_length - left_truncate_len
+            rows = [self.cut(row, self._num_generated_columns(num_after)) for row in rows]
+        context = Context.pad(rows)
+        mask_BC = context.mask_BC
+        if mask_BC is None:
+            mask_BC = torch.ones_like(context.ids_BC)
+        return context.ids_BC, mask_BC.long()
+
+    def write(self, context_BC: Tensor, max_length: int, stop: list[str], **options: Any) -> Tensor:
+        """`context_BC` with the text after it, (B, L); padded on the right."""
+        if not self.reasoner.thinks:
+            work = self._writer_as_hf(context_BC, max_length, stop, options)
+        else:
+            work = self._writer_of_thoughts(context_BC, max_length, stop, options)
+        batches = in_batches(range(len(context_BC)), limit=self._generation_limit, work=work)
+        written = [ids for _, results in batches for ids in results]
+        longest = max(map(len, written))
+        pad_id = self.tokenizer.pad_token_id
+        new_ids = [ids + [pad_id] * (longest - len(ids)) for ids in written]
+        new_BL = torch.tensor(new_ids, dtype=torch.long, device=context_BC.device)
+        return torch.cat([context_BC, new_BL], dim=1)
+
+    def _writer_as_hf(
+        self, context_BC: Tensor, max_length: int, stop: list[str], options: dict[str, Any]
+    ) -> Writer:
+        mask_BC = options.pop("attention_mask")
+
+        def work(rows: Sequence[int], _: int) -> list[list[int]]:
+            ids_BC, keep_BC = context_BC[list(rows)], mask_BC[list(rows)]
+            self.reasoner.backbone.activate()
+            with self.reasoner.accounting.working():
+                output_BL = self.write_as_hf(
+                    ids_BC, max_length, stop, attention_mask=keep_BC, **options
+                )
+            self.reasoner.accounting.count(tokens_encoded=int(keep_BC.sum()))
+            self.reasoner.count_generated(new_ids := output_BL[:, ids_BC.shape[1] :].tolist())
+            return new_ids
+
+        return work
+
+    def _writer_of_thoughts(
+        self, context_BC: Tensor, max_length: int, stop: list[str], options: dict[str, Any]
+    ) -> Writer:
+        # Off the device at once, not row by row.
+        pairs = zip(context_BC.tolist(), options.pop("attention_mask").tolist(), strict=True)
+        contexts = [tuple(itertools.compress(ids, keep)) for ids, keep in pairs]
+        num_new = max_length - context_BC.shape[1]
+
+        def work(rows: Sequence[int], _: int) -> list[list[int]]:
+            names = self._documents.naming([self._batch_texts[row] for row in rows])
+            with self.reasoner.accounting.working(), names:
+                part = [contexts[row] for row in rows]
+                with self.autocast():
+                    inputs = self.reasoner.generation_inputs(part, self.reasoner.think(part))
+                ids_BK = inputs.pop("input_ids")
+                num_read = ids_BK.shape[1]
+                # The number of new tokens in the model's generation config does not hold here.
+                inputs["max_new_tokens"] = None
+                with self.reasoner.checking_text():
+                    output_BL = self.write_as_hf(
+                        ids_BK, num_read + num_new, stop, **inputs, **options
+                    )
+            self.reasoner.count_generated(new_ids := output_BL[:, num_read:].tolist())
+            return new_ids
+
+        return work
+
+    def _check_generation(self, gen_kwargs: dict[str, Any]) -> None:
+        kwargs = normalize_gen_kwargs(gen_kwargs, self.max_gen_toks)
+        num_new = kwargs.pop("max_gen_toks")
+        options = {name: value for name, value in kwargs.items() if name != "until"}
+        own = self.reasoner.backbone.causal_lm.generation_config
+        check_decoding(own, options, thinks=self.reasoner.thinks)
+        if options["do_sample"] and not gen_kwargs.get("do_sample") and self.uses_cache:
+            raise LatentRefError(
+                "--use_cache with text that is drawn at random: lm-eval would give the first draw "
+                "for every further one; give do_sample=True in gen_kwargs, which it never caches"
+            )
+        self.cut((), self._num_generated_columns(num_new))
+
+    def _num_generated_columns(self, max_gen_toks: int) -> int:
+        # hf keeps a column for the last token too, though it is never read; without thoughts we
+        # cut where it does.
+        return max_gen_toks if self.reasoner.thinks else max_gen_toks + 1
+
+    @property
+    def uses_cache(self) -> bool:
+        """Whether lm-eval's response cache is in use."""
+        return self.cache_hook.dbdict is not None
+
+    def cut(self, context: Tokens, num_after: int) -> Tokens:
+        """`context`, cut from the left to what fits before `num_after` tokens."""
+        # The last token is predicted, never read: it takes no column.
+        room = self.max_length + 1 - self.reasoner.num_extra_columns - num_after
+        if room < 1:
+            raise LatentRefError(
+                f"no room for a single context token: max_length={self.max_length}, "
+                f"{self.reasoner.num_extra_columns} columns of thoughts and markers, {num_after} "
+                "tokens after them; raise max_length or lower latent_steps or max_gen_toks"
+            )
+        if len(context) > room and not self._warned_of_cut:
+            self._warned_of_cut = True
+            logger.warning(
+                "a context of %d tokens is cut from the left to the %d that fit max_length=%d; "
+                "more may be, without further warnings",
+                len(context),
+                room,
+                self.max_length,
+            )
+        return context[-room:]
+
+    def encode_context(self, string: str, truncation: bool = False) -> list[int]:
+        """Ids of a context as for generation; the prefix token for an empty one."""
+        if self.reasoner.markers is not None:
+            ids = self.tok_encode(string) if string else []
+        else:
+            ids = super().tok_batch_encode([string], truncation=truncation)[0][0].tolist()
+        return ids or [self.prefix_token_id]
+
+    def autocast(self) -> torch.autocast:
+        """Mixed precision, where it is asked for."""
+        return torch.autocast(
+            self.device.type,
+            dtype=self.mixed_precision_dtype,
+            enabled=self.mixed_precision_dtype is not None,
+        )

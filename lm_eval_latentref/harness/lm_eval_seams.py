@@ -1,0 +1,194 @@
+"""All private names of lm-eval, and of what it is built on, that this package rests on.
+
+    class LatentRefLM(SeamLM): ...       # implements the methods of SeamLM that raise
+
+lm-eval's HFLM calls methods of its own whose names begin with an underscore; here each is turned
+into a call of one without. The contract tests (`pytest -m contract`) hold every assumption made
+here against the installed lm-eval.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from lm_eval.models.huggingface import HFLM
+from torch import Tensor
+
+Request = tuple[Any, list[int], list[int]]
+"""What lm-eval asks to be scored: its text, the ids of its context, those of its continuation."""
+
+NOT_SAVED = "Could not save"
+"""How the warning begins with which lm-eval passes over a file that it could not write."""
+
+_TRACKER = "lm_eval.loggers.evaluation_tracker"
+
+
+class SeamLM(HFLM):
+    """HFLM with its hooks under public names; weights are loaded when HFLM is done setting up."""
+
+    batch_size_per_gpu: Any
+    _model: Any
+    _device: torch.device
+    _rank: int
+    _world_size: int
+    logits_cache: bool
+    _scores_windows = False
+
+    def check_backend(self) -> None:
+        """Raise unless the model is of the kind `self.backend` says."""
+
+    def open_tokenizer(
+        self, tokenizer: Any, *, trust_remote_code: bool, use_fast: Any, add_bos_token: Any
+    ) -> Any:
+        """The tokenizer; arguments as those of HFLM."""
+        raise NotImplementedError
+
+    def score_pairs(
+        self, requests: Sequence[Request], disable_tqdm: bool
+    ) -> list[tuple[float, bool]]:
+        """Log-likelihood of each request's continuation, and whether it is greedy."""
+        raise NotImplementedError
+
+    def score_windows(
+        self, windows: Sequence[Request], disable_tqdm: bool
+    ) -> list[tuple[float, bool]]:
+        """The same for windows of whole texts, one batch of them."""
+        raise NotImplementedError
+
+    def write(self, context_BC: Tensor, max_length: int, stop: list[str], **options: Any) -> Tensor:
+        """`context_BC` with the text after it; arguments as those of `write_as_hf`."""
+        raise NotImplementedError
+
+    @contextmanager
+    def scoring_windows(self) -> Iterator[None]:
+        """While this is open HFLM asks for windows of whole texts, not for pairs."""
+        self._scores_windows = True
+        try:
+            yield
+        finally:
+            self._scores_windows = False
+
+    def finish_setting_up(self) -> None:
+        """Load what HFLM asked for while it was set up, and take this process' place among all."""
+        if isinstance(self._model, _LoadedLater):
+            arguments, self._model = self._model.arguments, None
+            self.open_models(arguments)
+        if hasattr(self, "accelerator"):
+            # HFLM does this for several GPUs only, and with the local index.
+            self._rank = self.accelerator.process_index
+            self._world_size = self.accelerator.num_processes
+
+    def open_models(self, arguments: dict[str, Any]) -> None:
+        """Load all models and set `_model`; `arguments` are for `open_as_hf`."""
+        raise NotImplementedError
+
+    # What HFLM does, for those who want just that.
+
+    def open_as_hf(self, name: str, **arguments: Any) -> Any:
+        """The model `name`, opened by HFLM: placement and quantisation are as it does them."""
+        super()._create_model(name, **{**arguments, "peft": None})
+        return self._model
+
+    def score_windows_as_hf(
+        self, windows: Sequence[Request], disable_tqdm: bool
+    ) -> list[tuple[float, bool]]:
+        """HFLM's scores of `windows`, all in one forward pass.
+
+        Without its grouping of equal tokens, which takes a window for another that ends alike but
+        whose text begins elsewhere.
+        """
+        groups, self.logits_cache = self.logits_cache, False
+        try:
+            return super()._loglikelihood_tokens(list(windows), disable_tqdm, len(windows))
+        finally:
+            self.logits_cache = groups
+
+    def write_as_hf(
+        self, context_BC: Tensor, max_length: int, stop: list[str], **options: Any
+    ) -> Tensor:
+        """HFLM's call of transformers' `generate`."""
+        return super()._model_generate(context_BC, max_length, stop, **options)
+
+    # HFLM's own names.
+
+    def _get_backend(self, *args: Any, **kwargs: Any) -> None:
+        super()._get_backend(*args, **kwargs)
+        self.check_backend()
+
+    def _create_tokenizer(self, pretrained: Any, tokenizer: Any, **kwargs: Any) -> None:
+        self.tokenizer = self.open_tokenizer(
+            tokenizer,
+            trust_remote_code=bool(kwargs["trust_remote_code"]),
+            use_fast=kwargs["use_fast_tokenizer"],
+            add_bos_token=kwargs["add_bos_token"],
+        )
+
+    def _create_model(self, pretrained: str, **kwargs: Any) -> None:
+        # Later: HFLM still checks arguments after this, and ties weights anew, which adapters would
+        # stand in the way of; the ties are settled when each base is opened.
+        self._model = _LoadedLater(kwargs)
+
+    def _loglikelihood_tokens(
+        self,
+        requests: Sequence[Request],
+        disable_tqdm: bool = False,
+        override_bs: int | None = None,
+    ) -> list[tuple[float, bool]]:
+        score = self.score_windows if self._scores_windows else self.score_pairs
+        return score(requests, disable_tqdm)
+
+    def _model_generate(
+        self, context: Tensor, max_length: int, stop: list[str], **generation_kwargs: Any
+    ) -> Tensor:
+        return self.write(context, max_length, stop, **generation_kwargs)
+
+
+class _LoadedLater:
+    """In place of a model while HFLM is set up; it is no module, so HFLM does nothing with it."""
+
+    def __init__(self, arguments: dict[str, Any]) -> None:
+        self.arguments = arguments
+
+    def to(self, device: Any) -> None:
+        """Nothing to place yet."""
+
+
+def parse_run(arguments: Sequence[str]) -> argparse.Namespace:
+    """`lm_eval run ARGUMENTS`, parsed by lm-eval; without any it prints its help and exits."""
+    from lm_eval._cli import HarnessCLI
+
+    given, sys.argv = sys.argv, ["lm_eval", "run", *arguments]
+    try:
+        # lm-eval takes its arguments from there and nowhere else.
+        return HarnessCLI().parse_args()
+    finally:
+        sys.argv = given
+
+
+def log_as_lm_eval() -> None:
+    """Let our lines appear where lm-eval's do, from the level on that it was given."""
+    logging.getLogger("lm_eval_latentref").parent = logging.getLogger("lm_eval")
+
+
+@contextmanager
+def noting_unsaved_files() -> Iterator[list[str]]:
+    """What lm-eval could not write while this is open: it logs that, and goes on."""
+    notes: list[str] = []
+
+    class Handler(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            if notes or record.getMessage().startswith(NOT_SAVED):
+                notes.append(record.getMessage())
+
+    handler, tracker = Handler(), logging.getLogger(_TRACKER)
+    tracker.addHandler(handler)
+    try:
+        yield notes
+    finally:
+        tracker.removeHandler(handler)

@@ -1,0 +1,126 @@
+"""Which of transformers' ways to generate go on from thoughts: greedy decoding, plain sampling.
+
+    check_decoding(model.generation_config, {"num_beams": 4}, thinks=True)      # LatentRefError
+
+Every argument of transformers' `GenerationConfig` is allowed or refused here; one that is not
+listed, such as one that a later release adds, is refused unless it is off.
+"""
+
+from __future__ import annotations
+
+import difflib
+import inspect
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from transformers import GenerationConfig, GenerationMixin
+
+from lm_eval_latentref.errors import LatentRefError
+
+ALLOWED = frozenset(
+    # First what is done with the logits of the next token, then what has no effect unless an
+    # argument that is refused switches its mode on.
+    {
+        "do_sample",
+        "temperature",
+        "top_k",
+        "top_p",
+        "min_p",
+        "top_h",
+        "typical_p",
+        "epsilon_cutoff",
+        "eta_cutoff",
+        "repetition_penalty",
+        "renormalize_logits",
+        "bad_words_ids",
+        "sequence_bias",
+        "suppress_tokens",
+        "begin_suppress_tokens",
+        "remove_invalid_values",
+        "exponential_decay_length_penalty",
+        "forced_eos_token_id",
+        "min_new_tokens",
+        "eos_token_id",
+        "bos_token_id",
+        "early_stopping",
+        "length_penalty",
+        "is_assistant",
+        "num_assistant_tokens",
+        "num_assistant_tokens_schedule",
+        "assistant_confidence_threshold",
+        "max_matching_ngram_size",
+        "assistant_lookbehind",
+        "target_lookbehind",
+        "disable_compile",
+    }
+)
+"""Arguments that a task, the user or the model's generation config may give with thoughts."""
+
+REPLACED = frozenset(
+    {
+        "max_length",
+        "max_new_tokens",
+        "pad_token_id",
+        "use_cache",
+        "cache_implementation",
+        "cache_config",
+        "max_cache_len",
+        "transformers_version",
+        "_from_model_config",
+    }
+)
+"""Allowed in the model's generation config too: each call gives its own value, or ours is the cache
+that they would describe."""
+
+_ADVICE = {
+    "max_length": "give max_gen_toks, which counts the tokens of the text",
+    "min_length": "give min_new_tokens, which counts the tokens of the text",
+    "stop_strings": "give until",
+    "num_beams": "use greedy decoding (num_beams=1) or sampling (do_sample=True)",
+}
+
+
+def check_decoding(
+    own: GenerationConfig, given: Mapping[str, Any] | None = None, *, thinks: bool
+) -> None:
+    """Raise LatentRefError unless text can be written as asked for.
+
+    Args:
+        own: the model's generation config, which holds where nothing is given.
+        given: the arguments of this call; each must be one of `generate`.
+        thinks: whether thoughts or markers precede the text; without them all modes are allowed.
+    """
+    given = given or {}
+    check_names(given)
+    if not thinks:
+        return
+    for name, value in given.items():
+        if name not in ALLOWED and not _is_off(name, value):
+            raise LatentRefError(_refusal(name, value, "is"))
+    for name in vars(GenerationConfig()).keys() - ALLOWED - REPLACED - given.keys():
+        if not _is_off(name, value := getattr(own, name)):
+            raise LatentRefError(_refusal(name, value, "(the model's generation config) is"))
+
+
+def check_names(names: Iterable[str], *, also: Iterable[str] = ()) -> None:
+    """Raise LatentRefError on a name that is no argument of `generate`, with the nearest."""
+    own = inspect.signature(GenerationMixin.generate).parameters.keys() - {"self", "kwargs"}
+    known = {*own, *vars(GenerationConfig()), *also}
+    for name in names:
+        if name not in known:
+            nearest = difflib.get_close_matches(name, sorted(known), n=1, cutoff=0.5)
+            advice = f"did you mean {nearest[0]}?" if nearest else "leave it out"
+            raise LatentRefError(f"{name}= is no argument of generation; {advice}")
+
+
+def _is_off(name: str, value: Any) -> bool:
+    default = GenerationConfig._get_default_generation_params().get(name)
+    return value is None or value is False or value == default
+
+
+def _refusal(name: str, value: Any, what: str) -> str:
+    advice = _ADVICE.get(name, f"leave it out (or give {name}=None)")
+    return (
+        f"{name}={value} {what} not possible after latent thoughts or markers, which allow greedy "
+        f"decoding and plain sampling; {advice}"
+    )
