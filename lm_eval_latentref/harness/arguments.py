@@ -20,6 +20,7 @@ import torch
 from lm_eval.models.huggingface import HFLM
 
 from lm_eval_latentref.errors import LatentRefError
+from lm_eval_latentref.harness.lm_eval_seams import DEFAULT_DEVICE
 from lm_eval_latentref.latent.config import OPTION_NAMES
 
 NAMES = ("pretrained", "strong", "weak", "weights", "peft", "gguf_file", "revision", "subfolder")
@@ -103,6 +104,14 @@ def check_values(given: Mapping[str, Any]) -> None:
             raise LatentRefError(f"{name}={value}: it must be {_described(kinds)}")
         if name in ("max_length", "max_batch_size") and value < 1:
             raise LatentRefError(f"{name}={value}: it must be an integer >= 1")
+
+
+def device_or_default(device: Any) -> str:
+    """`device`, which must be there; without one, or with lm-eval's default, the GPU if any."""
+    if device is None or (device == DEFAULT_DEVICE and not torch.cuda.is_available()):
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    check_device(device)
+    return str(device)
 
 
 def check_device(device: Any) -> None:

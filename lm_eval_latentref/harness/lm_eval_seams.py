@@ -26,6 +26,9 @@ Request = tuple[Any, list[int], list[int]]
 NOT_SAVED = "Could not save"
 """How the warning begins with which lm-eval passes over a file that it could not write."""
 
+DEFAULT_DEVICE = "cuda:0"
+"""What lm-eval's command line asks for when no device is given, with a GPU or without."""
+
 _TRACKER = "lm_eval.loggers.evaluation_tracker"
 
 

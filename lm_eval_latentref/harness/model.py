@@ -29,9 +29,9 @@ from lm_eval_latentref.checkpoints.planning import plan_run
 from lm_eval_latentref.checkpoints.sets import SetPlan
 from lm_eval_latentref.errors import LatentRefError
 from lm_eval_latentref.harness.arguments import (
-    check_device,
     check_values,
     deciding,
+    device_or_default,
     tokenizer_digest,
     weights_digest,
 )
@@ -86,9 +86,7 @@ class LatentRefLM(GeneratingLM):
         check_values(kwargs)
         options = {name: kwargs.pop(name) for name in OPTION_NAMES if name in kwargs}
         self._deciding = deciding(kwargs)
-        # HFLM would ask for CUDA where there is none.
-        kwargs["device"] = kwargs.get("device") or ("cuda" if torch.cuda.is_available() else "cpu")
-        check_device(kwargs["device"])
+        kwargs["device"] = device_or_default(kwargs.get("device"))
         if kwargs.get("device_map") is not None:
             # Without it HFLM forgets the map.
             kwargs["parallelize"] = True
