@@ -2,8 +2,8 @@
 
     latentref ask "What is 2 + 3?" --latent_steps 6 --memory_rate 0.3 --show-thoughts
 
-Exit status: 0 done, 2 a mistake of the user's (its line on stderr, no traceback), 130 Ctrl-C.
-Knows the options; what is done with them is in `subcommands`.
+Exit status: 0 done, 2 a mistake of the user's (its line on stderr, no traceback), 130 Ctrl-C;
+`check` has statuses of its own. Knows the options; what is done with them is in `subcommands`.
 """
 
 from __future__ import annotations
@@ -17,10 +17,17 @@ from lm_eval_latentref import subcommands
 from lm_eval_latentref.errors import LatentRefError
 from lm_eval_latentref.subcommands import MODEL_OPTIONS, NAMES_OF_A_SET
 
+MISTAKE = 2
+"""Exit status of a mistake, which is argparse's."""
+
+MISTAKE_IN_CHECK = 3
+"""There 2 is inconclusive."""
+
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs one subcommand and returns its exit status; `argv` defaults to the command line's."""
     arguments = list(sys.argv[1:] if argv is None else argv)
+    mistake = MISTAKE_IN_CHECK if arguments[:1] == ["check"] else MISTAKE
     try:
         # What follows `run` is lm-eval's: argparse would take its options for ours.
         if arguments[:1] == ["run"]:
@@ -30,7 +37,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         return status
     except LatentRefError as error:
         print(error, file=sys.stderr)
-        return 2
+        return mistake
+    except SystemExit as error:  # argparse's: its own mistakes, and --help
+        if error.code == MISTAKE:
+            error.code = mistake
+        raise
     except KeyboardInterrupt:
         return 130
 
@@ -73,11 +84,58 @@ def _parser() -> argparse.ArgumentParser:
     compare.add_argument("--seed", type=int, default=0, help="of the bootstrap (default: 0)")
     compare.set_defaults(call=subcommands.compare)
 
+    _add_check(commands)
+
     demo = commands.add_parser("demo", help="a first evaluation that needs nothing but this")
     demo.add_argument("--output", default="results/demo", help="folder of the results JSON")
     demo.add_argument("--limit", type=int, default=50, help="documents (default: 50)")
     demo.set_defaults(call=subcommands.demo)
     return parser
+
+
+def _add_check(commands: Any) -> None:
+    check = commands.add_parser(
+        "check",
+        help="a gate for CI: is a run worse than its baseline?",
+        epilog="Exit status: 0 pass, 1 fail, 2 inconclusive, 3 a mistake, wrong options included. "
+        "With --update and --write_golden: 0 written, 3 a mistake.",
+    )
+    check.add_argument("candidate", metavar="CANDIDATE", help="folder of lm_eval --output_path")
+    check.add_argument(
+        "--baseline",
+        metavar="FOLDER|FILE.yaml",
+        help="an earlier run with --log_samples, compared document by document, or accuracies in "
+        "vLLM's form",
+    )
+    check.add_argument(
+        "--max_drop",
+        type=float,
+        help="drop that is accepted, absolute (default: as the YAML file says; paired: 0.02)",
+    )
+    check.add_argument(
+        "--significance",
+        type=float,
+        default=0.05,
+        help="of the paired tests, over all metrics together (default: 0.05)",
+    )
+    check.add_argument(
+        "--golden", metavar="FILE.json", help="log-likelihoods and texts that must be the same"
+    )
+    check.add_argument(
+        "--write_golden",
+        nargs="?",
+        const=True,
+        metavar="FILE.json",
+        help="make that file from CANDIDATE (default: the one --golden names); a second run as "
+        "--baseline measures its tolerance",
+    )
+    check.add_argument("--update", action="store_true", help="make the baseline what CANDIDATE is")
+    check.add_argument(
+        "--show_flips", type=int, default=0, metavar="N", help="list N documents that changed"
+    )
+    formats = ("text", "json", "markdown", "junit")
+    check.add_argument("--format", choices=formats, default="text", help="default: text")
+    check.set_defaults(call=subcommands.check)
 
 
 def _add_training(commands: Any) -> None:

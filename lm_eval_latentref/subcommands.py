@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 from typing import Any
 
 from lm_eval_latentref.errors import LatentRefError
@@ -143,6 +144,45 @@ def compare(args: argparse.Namespace) -> int:
     found = compare(first, second, seed=args.seed)
     print(as_text(found))
     print(json.dumps(as_json(found)))
+    return 0
+
+
+def check(args: argparse.Namespace) -> int:
+    """Prints what the gate says, or writes its files anew; the status is the verdict's."""
+    from lm_eval_latentref.evaluation.check import STATUS, check
+    from lm_eval_latentref.evaluation.check_report import announce, render
+
+    if args.write_golden:
+        return _write_golden(args)
+    if args.update and not (args.baseline and Path(args.baseline).exists()):
+        return _update(args)
+    names = ("baseline", "max_drop", "significance", "golden", "show_flips")
+    report = check(args.candidate, **{name: getattr(args, name) for name in names})
+    print(render(report, args.format))
+    if args.update:
+        return _update(args)
+    announce(report)
+    return STATUS[report.verdict]
+
+
+def _update(args: argparse.Namespace) -> int:
+    from lm_eval_latentref.evaluation.check_update import update_baseline
+
+    if args.baseline is None:
+        raise LatentRefError("--update writes a baseline; name it with --baseline")
+    update_baseline(args.candidate, args.baseline)
+    print(f"{args.baseline} now holds what {args.candidate} measured", file=sys.stderr)
+    return 0
+
+
+def _write_golden(args: argparse.Namespace) -> int:
+    from lm_eval_latentref.evaluation.check_update import update_golden
+
+    file = args.golden if args.write_golden is True else args.write_golden
+    if file is None:
+        raise LatentRefError("--write_golden FILE.json: name the file to write")
+    tolerance = update_golden(args.candidate, file, again=args.baseline)
+    print(f"{file}: log-likelihoods may differ by {tolerance:.2g} nats", file=sys.stderr)
     return 0
 
 

@@ -29,6 +29,11 @@ from lm_eval_latentref.evaluation.samples import Column, Samples, read_samples
 
 SAMPLES_NAME = re.compile(r"samples_(?P<task>.+)_(?P<date>\d{4}-\d\d-\d\dT[\d.-]+)\.jsonl")
 _SUFFIXES = (".json", ".jsonl")
+_ENVIRONMENT = {
+    "torch": re.compile(r"^PyTorch version: (.+)$", re.MULTILINE),
+    "cpu": re.compile(r"^Model name: (.+)$", re.MULTILINE),
+}
+"""Of the text that lm-eval takes from torch.utils.collect_env."""
 _TOLERANCE = 1e-6  # by which a mean of samples may differ from lm-eval's own
 
 
@@ -95,7 +100,7 @@ class Run:
     date: float | None
     """Seconds since 1970."""
     versions: Mapping[str, str]
-    """Of lm-eval, transformers and what else is recorded."""
+    """Of lm-eval, transformers and torch, and the `cpu`, as far as they are recorded."""
     seconds: float | None
     """Of the whole evaluation, loading included."""
     task_hashes: Mapping[str, str]
@@ -191,6 +196,9 @@ def _run(file: Path, content: dict[str, Any]) -> Run:
         for name, value in content.items()
         if name.endswith("_version") and value
     }
+    for name, pattern in _ENVIRONMENT.items():
+        if recorded := pattern.search(str(content.get("pretty_env_info"))):
+            versions[name] = recorded[1].strip()
     return Run(
         file=file,
         name=str(content.get("model_name") or file.parent.name),

@@ -1,0 +1,127 @@
+"""Writes a baseline or a golden file anew from a candidate.
+
+update_baseline("results/new", "baseline.yaml")     # or a folder, which then holds these files
+update_golden("results/new", "golden.json")
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from lm_eval_latentref.errors import LatentRefError, saving
+from lm_eval_latentref.evaluation.baseline import (
+    Values,
+    read_baseline,
+    replace_values,
+    write_baseline,
+)
+from lm_eval_latentref.evaluation.check import is_yaml, other_than_file
+from lm_eval_latentref.evaluation.check_runs import Measured, read_measured
+from lm_eval_latentref.evaluation.golden import Answers, answers, write_golden
+from lm_eval_latentref.evaluation.results import Run, read_results
+
+
+def update_baseline(candidate: str | Path, baseline: str | Path) -> None:
+    """Makes `baseline` what `candidate` measured; a file or folder that is missing is made.
+
+    In a YAML file the values change, and nothing else; a new one holds every metric. From a folder
+    lm-eval's files go, and the candidate's take their place.
+
+    Raises:
+        LatentRefError: the candidate lacks a metric of the file, or did other work than it says.
+    """
+    measured, path = read_measured(candidate), Path(baseline)
+    if not is_yaml(path):
+        _replace_folder(measured, path)
+    elif path.exists():
+        _replace_values(measured, path)
+    else:
+        write_baseline(path, _all_values(measured), _head(measured))
+
+
+def update_golden(
+    candidate: str | Path, golden: str | Path, *, again: str | Path | None = None
+) -> float:
+    """Writes the golden file of the candidate's samples and returns its tolerance in nats.
+
+    Args:
+        again: a second run of the same model, by which the tolerance is measured.
+    """
+    measured = read_measured(candidate)
+    versions = {name: text for run in measured.runs.values() for name, text in run.versions.items()}
+    second = None if again is None else _answers(read_measured(again))
+    return write_golden(Path(golden), _answers(measured), made_with=versions, again=second)
+
+
+def _answers(measured: Measured) -> Answers:
+    files = {name: task.samples_file for name, task in measured.tasks.items()}
+    logged = {name: file for name, file in files.items() if file is not None}
+    if not logged:
+        raise LatentRefError(f"{measured.name} has no samples; evaluate with --log_samples")
+    return answers(logged)
+
+
+def _replace_values(measured: Measured, path: Path) -> None:
+    baseline = read_baseline(path)
+    values = _all_values(measured)
+    for expected in baseline.metrics:
+        reason = other_than_file(measured, expected.task, baseline)
+        if (expected.task, expected.metric) not in values:
+            reason = reason or "the candidate has no such metric"
+        if reason:
+            raise LatentRefError(
+                f"{path} is not updated: {expected.task} {expected.metric}: {reason}; evaluate as "
+                "the file says, or change the file"
+            )
+    replace_values(path, values)
+
+
+def _all_values(measured: Measured) -> Values:
+    values = {}
+    for name, task in measured.tasks.items():
+        for metric, score in task.scores.items():
+            values[name, metric] = {"value": round(score.value, 6)}
+            if score.stderr is not None:
+                values[name, metric]["stderr"] = round(score.stderr, 6)
+    return values
+
+
+def _head(measured: Measured) -> dict[str, Any]:
+    """The keys of a new file beside its tasks."""
+    limits = {run.limit for run in measured.runs.values()}
+    shots = {task.num_fewshot for task in measured.tasks.values()} - {None}
+    if len(limits) > 1 or len(shots) > 1:
+        raise LatentRefError(
+            f"{measured.name} holds runs of several limits or num_fewshot; write a file for each"
+        )
+    run = next(iter(measured.runs.values()))
+    head: dict[str, Any] = {"model_name": str(run.model_args.get("pretrained", run.name))}
+    (limit,) = limits
+    # null: all documents; a later run that is cut is then no equal.
+    head["limit"] = int(limit) if limit is not None and limit.is_integer() else limit
+    return head | ({"num_fewshot": shots.pop()} if shots else {})
+
+
+def _replace_folder(measured: Measured, folder: Path) -> None:
+    if folder.is_file():
+        raise LatentRefError(f"{folder} is a file; name a folder, or a .yaml file, to update")
+    old = read_results([folder]).runs if folder.exists() else []
+    with saving(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        for file in _files(measured.runs.values()):
+            if file.resolve() != (folder / file.name).resolve():
+                shutil.copyfile(file, folder / file.name)
+        kept = {file.name for file in _files(measured.runs.values())}
+        for file in _files(old):
+            if file.name not in kept or file.parent != folder:
+                file.unlink()
+
+
+def _files(runs: Iterable[Run]) -> list[Path]:
+    """The results files of `runs`, and the samples of their tasks."""
+    by_file = {run.file: run for run in runs}
+    samples = [task.samples_file for run in by_file.values() for task in run.tasks.values()]
+    return [*by_file, *(file for file in samples if file is not None)]

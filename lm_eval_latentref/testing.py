@@ -1,0 +1,35 @@
+"""The gate as a test: fails with the report where a run got worse.
+
+from lm_eval_latentref.testing import check
+
+def test_my_model_is_no_worse(tmp_path):
+    subprocess.run(["lm_eval", ..., "--log_samples", "--output_path", tmp_path], check=True)
+    check(tmp_path, baseline="tests/baseline.yaml")
+"""
+
+from __future__ import annotations
+
+import warnings
+from typing import Any
+
+from lm_eval_latentref.evaluation import check as gate
+from lm_eval_latentref.evaluation.check_report import render
+
+
+class InconclusiveWarning(UserWarning):
+    """The run was too short to see a drop; `-W error` makes a failure of it."""
+
+
+def check(candidate: Any, **options: Any) -> gate.Report:
+    """`lm_eval_latentref.evaluation.check.check`, for tests: its arguments, its report.
+
+    Raises:
+        AssertionError: with the report, where the verdict is fail.
+    """
+    report = gate.check(candidate, **options)
+    text = render(report, "text")
+    if report.verdict == "inconclusive":
+        warnings.warn(text, InconclusiveWarning, stacklevel=2)
+    if report.verdict == "fail":
+        raise AssertionError(text)
+    return report

@@ -1,0 +1,442 @@
+"""`latentref check`: what is compared, what is refused, what is written, and the exit status."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from xml.etree import ElementTree
+
+import pytest
+import yaml
+from lm_eval_files import write_run
+from scipy import stats
+
+from lm_eval_latentref.cli import main
+from lm_eval_latentref.errors import LatentRefError
+from lm_eval_latentref.evaluation.check import check
+from lm_eval_latentref.evaluation.check_update import update_baseline
+from lm_eval_latentref.testing import InconclusiveWarning
+from lm_eval_latentref.testing import check as check_in_test
+
+NUM = 400
+RIGHT = [1.0] * 300 + [0.0] * 100
+WORSE = [0.0] * 40 + [1.0] * 260 + [0.0] * 100
+NOISY = [0.0] * 12 + [1.0] * 300 + [0.0] * 88  # 12 lost, 12 gained
+EQUAL_ENOUGH = [0.0, *RIGHT[1:300], 1.0, *RIGHT[301:]]
+
+
+@pytest.fixture
+def runs(tmp_path):
+    """The folder of a run with the given values, by task."""
+
+    def folder(name, tasks, **options):
+        if not isinstance(tasks, dict):
+            tasks = {"t": {"acc": tasks}}
+        write_run(tmp_path / name, tasks, **options)
+        return tmp_path / name
+
+    return folder
+
+
+def status_and_json(capsys, *words):
+    status = main(["check", *map(str, words), "--format", "json"])
+    return status, json.loads(capsys.readouterr().out)
+
+
+@pytest.mark.parametrize(
+    ("values", "verdict", "status"),
+    [
+        (RIGHT, "pass", 0),
+        (EQUAL_ENOUGH, "pass", 0),
+        (WORSE, "fail", 1),
+        (NOISY, "inconclusive", 2),
+        ([1.0] * NUM, "pass", 0),
+    ],
+)
+def test_the_status_is_that_of_the_paired_verdict(runs, capsys, values, verdict, status):
+    words = (runs("new", values), "--baseline", runs("old", RIGHT))
+    found_status, found = status_and_json(capsys, *words)
+    (result,) = found["results"]
+    assert (found_status, found["verdict"], result["verdict"]) == (status, verdict, verdict)
+    assert (result["task"], result["metric"]) == ("t", "acc,none")
+    assert result["difference"] == pytest.approx(result["candidate"] - result["baseline"])
+    assert result["interval"][0] <= result["difference"] <= result["interval"][1]
+    assert (result["detectable"] is not None) == (verdict == "inconclusive")
+    assert result["detectable"] is None or result["detectable"] > NUM
+
+
+def test_the_p_value_is_one_sided_and_adjusted_by_holm(runs):
+    old = runs("old", {"s": {"acc": RIGHT}, "t": {"acc": RIGHT}, "u": {"acc": RIGHT}})
+    lost = {"s": 8, "t": 6, "u": 0}
+    new = {task: {"acc": [0.0] * num + RIGHT[num:]} for task, num in lost.items()}
+    results = check(runs("new", new), baseline=old).results
+    p_values = [stats.binomtest(n, n, alternative="greater").pvalue if n else 1.0 for n in (8, 6)]
+    assert [result.p_value for result in results] == pytest.approx([*p_values, 1.0])
+    expected = [3 * p_values[0], 2 * p_values[1], 1.0]
+    assert [result.adjusted_p_value for result in results] == pytest.approx(expected)
+
+
+def test_a_task_or_metric_that_is_missing_fails_by_name(runs):
+    old = runs("old", {"s": {"acc": RIGHT}, "t": {"acc": RIGHT, "acc_norm": RIGHT}})
+    report = check(runs("new", {"t": {"acc": RIGHT}, "more": {"acc": RIGHT}}), baseline=old)
+    reasons = {(result.task, result.metric): result.reason for result in report.results}
+    assert reasons == {
+        ("s", "acc,none"): "the candidate has no such task",
+        ("t", "acc,none"): "no document changed",
+        ("t", "acc_norm,none"): "the candidate has no such metric",
+    }
+    assert report.verdict == "fail"
+
+
+@pytest.mark.parametrize(
+    ("options", "values", "reason"),
+    [
+        ({"versions": {"t": 2.0}}, RIGHT, "task version: 2.0, but 1.0"),
+        ({"shots": 5}, RIGHT, "num_fewshot: 5, but 0"),
+        ({"available": NUM}, RIGHT[:100], "documents (--limit): 100, but 400"),
+        ({"text": "others "}, RIGHT, "its documents are not those of the baseline"),
+    ],
+)
+def test_other_work_than_the_baselines_fails_by_name(runs, options, values, reason):
+    report = check(runs("new", values, **options), baseline=runs("old", RIGHT))
+    assert report.verdict == "fail"
+    assert reason in report.results[0].reason
+
+
+def test_documents_are_paired_whatever_their_order(runs):
+    new = runs("new", WORSE, order=list(reversed(range(NUM))))
+    (result,) = check(new, baseline=runs("old", RIGHT), show_flips=2).results
+    assert (result.verdict, [flip.document for flip in result.flips]) == ("fail", [0, 1])
+    assert result.p_value == pytest.approx(0.5**40)
+    assert (result.flips[0].baseline_answer, result.flips[0].candidate_answer) == ("0", "1")
+    assert result.flips[0].gold == "0"
+
+
+def test_a_metric_that_only_the_aggregate_has_is_compared_by_its_value(runs):
+    def tasks(pairs):
+        return {"ppl": {"word_perplexity": pairs}, "t": {"acc": RIGHT}}
+
+    lower = {"ppl": {"word_perplexity": False}, "t": {"acc": True}}
+    old = runs("old", tasks([[-3.0, 2]] * NUM), higher_is_better=lower)
+    new = runs("new", tasks([[-3.0, 2, 1]] * NUM), higher_is_better=lower)
+    perplexity, accuracy = check(new, baseline=old).results
+    assert (perplexity.verdict, perplexity.p_value) == ("fail", None)
+    assert (perplexity.baseline, perplexity.candidate) == (2.0, 3.0)
+    assert accuracy.verdict == "pass"
+
+
+def test_where_lower_is_better_a_rise_is_the_drop(runs):
+    better = {"t": {"brier_score": False}}
+    high, low = ([value] * NUM for value in (0.9, 0.1))
+    for first, second, verdict in ((low, high, "fail"), (high, low, "pass")):
+        folders = [
+            runs(name, {"t": {"brier_score": values}}, higher_is_better=better)
+            for name, values in (("old", first), ("new", second))
+        ]
+        (result,) = check(folders[1], baseline=folders[0]).results
+        assert result.verdict == verdict
+        assert result.interval[0] <= result.difference <= result.interval[1]
+
+
+def test_a_baseline_without_samples_is_compared_by_value(runs):
+    old = runs("old", RIGHT, log_samples=False)
+    assert check(runs("new", NOISY), baseline=old).verdict == "pass"
+    assert check(runs("new", NOISY), baseline=old, max_drop=0.0).verdict == "pass"
+    assert check(runs("new", WORSE), baseline=old).verdict == "fail"
+
+
+VLLM = """\
+# how it was measured
+model_name: "org/model"
+env_vars:
+  SOME_SWITCH: "1"
+tasks:
+- name: "t"
+  metrics:
+  - name: "acc,none"
+    value: 0.75  # of the first run
+limit: 400
+num_fewshot: 0
+"""
+
+
+@pytest.fixture
+def vllm(tmp_path):
+    """Writes a baseline file in vLLM's form, with changes to its text."""
+
+    def written(*changes):
+        text = VLLM
+        for old, new in changes:
+            text = text.replace(old, new)
+        (tmp_path / "baseline.yaml").write_text(text, encoding="utf-8")
+        return tmp_path / "baseline.yaml"
+
+    return written
+
+
+@pytest.mark.parametrize(
+    ("right", "changes", "options", "verdict"),
+    [
+        (300, (), {}, "pass"),
+        (276, (), {}, "pass"),  # 0.69, which is 0.75 * (1 - 0.08)
+        (275, (), {}, "fail"),
+        (295, (("limit", "rtol: 0.01\nlimit"),), {}, "fail"),
+        (290, (("limit", "atol: 0.025\nlimit"),), {}, "pass"),
+        (289, (("limit", "atol: 0.025\nlimit"),), {}, "fail"),
+        (290, (("  # of", "\n    max_drop: 0.02  # of"),), {}, "fail"),
+        (290, (("  # of", "\n    max_drop: 0.02  # of"),), {"max_drop": 0.03}, "pass"),
+        (400, (), {}, "pass"),
+    ],
+)
+def test_a_file_is_compared_by_its_tolerance(runs, vllm, right, changes, options, verdict):
+    values = [1.0] * right + [0.0] * (NUM - right)
+    report = check(runs("new", values, log_samples=False), baseline=vllm(*changes), **options)
+    assert report.verdict == verdict
+    assert ("better" in report.results[0].reason) == (right == 400)
+
+
+@pytest.mark.parametrize(
+    ("changes", "available", "reason"),
+    [
+        ((("num_fewshot: 0", "num_fewshot: 5"),), NUM, "num_fewshot: 0, but 5"),
+        ((("limit: 400", "limit: 250"),), NUM, "documents (--limit): 400, but 250"),
+        ((("limit: 400", "limit: 1000"),), NUM, None),  # the task has no more
+        ((("limit: 400", "limit: null"),), 1000, "documents (--limit): 400, but 1000"),
+        ((("limit: 400", "limit: 0.4"),), 1000, None),
+        ((("limit: 400\n", ""),), 1000, None),
+        ((("num_fewshot: 0\n", ""),), NUM, None),
+        ((('"t"', '"u"'),), NUM, "the candidate has no such task"),
+        ((("acc,none", "acc,other"),), NUM, "the candidate has no such metric"),
+    ],
+)
+def test_a_file_names_the_work_that_was_done(runs, vllm, changes, available, reason):
+    new = runs("new", RIGHT, available=available)
+    (result,) = check(new, baseline=vllm(*changes)).results
+    assert result.verdict == ("pass" if reason is None else "fail")
+    assert (reason or "") in result.reason
+
+
+def test_a_group_of_a_file_is_found(runs, vllm):
+    results = {"t": {"acc,none": 0.75, "acc_stderr,none": 0.02}, "s": {"acc,none": 0.75}}
+    groups = {"results": results, "group_subtasks": {"t": ["s"]}, "config": {"limit": 400.0}}
+    new = runs("new", {"s": {"acc": RIGHT}}, log_samples=False, **groups)
+    assert check(new, baseline=vllm()).verdict == "pass"
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", "must hold KEY: VALUE"),
+        ("- a", "must hold KEY: VALUE"),
+        ("tasks: [", "cannot be read"),
+        ("tasks: []", "names no metric"),
+        ("tasks: gsm8k", "`tasks` must be a list"),
+        ("tasks: [{name: t, metrics: [acc]}]", "`metrics` must be a list"),
+        ("tasks: [{name: t, metrics: [{name: acc}]}]", "has no value"),
+        ("tasks: [{name: t, metrics: [{name: acc, value: high}]}]", "must be a number"),
+        ("tasks: [{name: t, metrics: [{name: acc, value: .nan}]}]", "must be a number"),
+        ("tasks: [{name: t, metrics: [{name: acc, value: 1, max_dorp: 1}]}]", "has max_dorp"),
+        ("rtol: -1\ntasks: [{name: t, metrics: [{name: acc, value: 1}]}]", "rtol: -1"),
+    ],
+)
+def test_a_file_of_another_form_is_a_mistake_in_one_line(runs, tmp_path, capsys, text, message):
+    (tmp_path / "b.yaml").write_text(text, encoding="utf-8")
+    words = ["check", str(runs("new", RIGHT)), "--baseline", str(tmp_path / "b.yaml")]
+    assert main(words) == 3
+    out, err = capsys.readouterr()
+    assert (out, err.count("\n")) == ("", 1)
+    assert message in err
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["--bogus"],
+        ["--format", "xml"],
+        ["--baseline"],
+        ["--show_flips", "many"],
+        [],
+    ],
+)
+def test_wrong_options_have_the_status_of_a_mistake(runs, words):
+    candidate = [str(runs("new", RIGHT))] if words else []
+    with pytest.raises(SystemExit) as error:
+        main(["check", *candidate, *words])
+    assert error.value.code == 3
+
+
+def test_the_help_names_the_statuses(capsys):
+    with pytest.raises(SystemExit) as error:
+        main(["check", "--help"])
+    assert error.value.code == 0
+    shown = " ".join(capsys.readouterr().out.split())
+    assert "0 pass, 1 fail, 2 inconclusive, 3 a mistake" in shown
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ([], "nothing to compare with"),
+        (["--baseline", "nowhere"], "no such file or folder"),
+        (["--baseline", "old", "--max_drop", "-1"], "max_drop=-1.0"),
+        (["--baseline", "old", "--max_drop", "nan"], "max_drop=nan"),
+        (["--baseline", "old", "--significance", "0"], "significance=0.0"),
+        (["--golden", "nowhere.json"], "nowhere.json cannot be read"),
+        (["--golden", "old/golden.json"], "--write_golden"),
+        (["--update"], "name it with --baseline"),
+        (["--write_golden"], "name the file to write"),
+    ],
+)
+def test_a_mistake_is_one_line_and_status_three(runs, capsys, monkeypatch, words, message):
+    new, old = runs("new", RIGHT), runs("old", RIGHT)
+    (old / "golden.json").write_text('{"format_version": 9}', encoding="utf-8")
+    if "old" in words:
+        (old / "golden.json").unlink()
+    monkeypatch.chdir(new.parent)
+    assert main(["check", "new", *words]) == 3
+    out, err = capsys.readouterr()
+    assert (out, err.count("\n")) == ("", 1)
+    assert message in err
+
+
+@pytest.mark.parametrize("content", ["", '{"results": ', "[]", '{"a": 1}'])
+@pytest.mark.parametrize("side", ["new", "old"])
+def test_a_damaged_or_foreign_file_is_a_mistake_that_names_it(runs, side, content):
+    new, old = runs("new", RIGHT), runs("old", RIGHT)
+    (new.parent / side / "results_broken.json").write_text(content, encoding="utf-8")
+    with pytest.raises(LatentRefError, match=r"results_broken\.json") as error:
+        check(new, baseline=old)
+    assert "\n" not in str(error.value)
+
+
+def test_a_candidate_without_samples_cannot_be_paired(runs):
+    with pytest.raises(LatentRefError, match="--log_samples"):
+        check(runs("new", RIGHT, log_samples=False), baseline=runs("old", RIGHT))
+
+
+def test_the_newest_run_of_a_folder_is_judged(runs):
+    new = runs("new", WORSE)
+    newest = write_run(new, {"t": {"acc": RIGHT}}, date="2026-01-02T10-00-00.000001")
+    content = json.loads(newest.read_text())
+    newest.write_text(json.dumps({**content, "date": content["date"] + 86400.0}))
+    assert check(new, baseline=runs("old", RIGHT)).verdict == "pass"
+
+
+def test_an_update_changes_the_values_of_a_file_and_nothing_else(runs, vllm, capsys):
+    path = vllm(("value: 0.75", "stderr: 0.5\n    value: 0.75"))
+    assert main(["check", str(runs("new", WORSE)), "--baseline", str(path), "--update"]) == 0
+    out, err = capsys.readouterr()
+    assert "-0.1000" in out
+    assert "now holds" in err
+    before = VLLM.replace("value: 0.75", "value: 0.65").splitlines()
+    after = path.read_text(encoding="utf-8").splitlines()
+    assert [line for line in after if "stderr" not in line] == before
+    assert yaml.safe_load(path.read_text())["tasks"][0]["metrics"][0]["stderr"] == 0.023878
+    assert check(runs("new", WORSE), baseline=path).verdict == "pass"
+
+
+def test_an_update_by_other_work_is_refused(runs, vllm):
+    path = vllm(("limit: 400", "limit: 100"))
+    with pytest.raises(LatentRefError, match="is not updated: t acc,none: documents"):
+        update_baseline(runs("new", WORSE), path)
+    assert "0.75" in path.read_text()
+
+
+def test_a_new_file_holds_everything_that_was_measured(runs, tmp_path):
+    path = tmp_path / "kept" / "new.yaml"
+    new = runs("new", {"s": {"acc": RIGHT, "acc_norm": WORSE}, "t": {"acc": NOISY}})
+    path.parent.mkdir()
+    assert main(["check", str(new), "--baseline", str(path), "--update"]) == 0
+    content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    assert [task["name"] for task in content.pop("tasks")] == ["s", "t"]
+    assert content == {"model_name": "org/model", "limit": None, "num_fewshot": 0}
+    report = check(new, baseline=path)
+    assert report.verdict == "pass"
+    assert len(report.results) == 3
+    cut = runs("cut", {"s": {"acc": RIGHT[:99], "acc_norm": WORSE[:99]}}, available=NUM)
+    assert "--limit" in check(cut, baseline=path).results[0].reason
+
+
+def test_an_updated_folder_holds_the_candidates_files(runs, tmp_path):
+    old = runs("old", RIGHT)
+    (old / "notes.txt").write_text("kept")
+    new = tmp_path / "new"
+    write_run(new / "model", {"t": {"acc": WORSE}}, date="2026-01-02T10-00-00.000001")
+    for folder in (old, tmp_path / "made"):
+        update_baseline(new, folder)
+        report = check(new, baseline=folder)
+        assert (report.verdict, report.results[0].reason) == ("pass", "no document changed")
+        assert len(list(folder.glob("*.json*"))) == 2
+    assert (old / "notes.txt").exists()
+
+
+@pytest.mark.parametrize("format", ["text", "markdown", "junit", "json"])
+def test_every_format_names_task_metric_verdict_and_flips(runs, capsys, format):
+    new, old = runs("new", WORSE), runs("old", RIGHT)
+    words = ["--baseline", str(old), "--show_flips", "3", "--format", format]
+    assert main(["check", str(new), *words]) == 1
+    out = capsys.readouterr().out
+    assert all(word in out for word in ("acc,none", "fail", "dropped by 0.1000"))
+    assert out.count("1 to 0") == (0 if format == "json" else 3)
+    if format == "junit":
+        suite = ElementTree.fromstring(out)
+        assert (suite.attrib["tests"], suite.attrib["failures"]) == ("1", "1")
+        assert suite.find("testcase/failure") is not None
+    if format == "json":
+        assert len(json.loads(out)["results"][0]["flips"]) == 3
+
+
+NASTY = 'a|b<script>alert(1)</script>\x1b[31m%0A::error::@you `x` "é'
+
+
+@pytest.mark.parametrize("format", ["text", "markdown", "junit"])
+def test_markup_pipes_and_control_characters_in_names_are_inert(
+    runs, tmp_path, capsys, monkeypatch, format
+):
+    monkeypatch.setenv("GITHUB_STEP_SUMMARY", str(tmp_path / "summary.md"))
+    path = tmp_path / "b.yaml"
+    metric = {"name": "acc,none", "value": 0.75}
+    path.write_text(yaml.safe_dump({"tasks": [{"name": NASTY, "metrics": [metric]}]}))
+    words = ["--baseline", str(path), "--format", format]
+    assert main(["check", str(runs("new", RIGHT)), *words]) == 1
+    out, err = capsys.readouterr()
+    assert "\x1b" not in out + err
+    if format == "junit":
+        assert ElementTree.fromstring(out).find("testcase").attrib["classname"].startswith("a|b<s")
+    if format == "markdown":
+        assert "<script>" not in out
+        assert "@you" not in out
+        rows = [line.replace("\\|", "") for line in out.splitlines() if line.startswith("|")]
+        assert {row.count("|") for row in rows} == {9}
+    (line,) = err.splitlines()
+    assert line.startswith("::error title=latentref check::a|b")
+    assert "%250A" in line
+
+
+def test_in_a_workflow_the_summary_grows_and_lines_are_annotated(
+    runs, tmp_path, capsys, monkeypatch
+):
+    summary = tmp_path / "summary.md"
+    summary.write_text("before\n")
+    monkeypatch.setenv("GITHUB_STEP_SUMMARY", str(summary))
+    old = runs("old", RIGHT)
+    for name, values, start in (("bad", WORSE, "::error"), ("noisy", NOISY, "::warning")):
+        main(["check", str(runs(name, values)), "--baseline", str(old)])
+        assert capsys.readouterr().err.startswith(start)
+    text = summary.read_text()
+    assert text.startswith("before\n### latentref check: fail\n")
+    assert "### latentref check: inconclusive" in text
+
+
+def test_as_a_test_it_fails_with_the_report_and_warns_where_nothing_can_be_said(runs):
+    old = runs("old", RIGHT)
+    assert check_in_test(runs("same", RIGHT), baseline=old).verdict == "pass"
+    with pytest.raises(AssertionError, match=r"dropped by 0\.1000"):
+        check_in_test(runs("bad", WORSE), baseline=old)
+    with pytest.warns(InconclusiveWarning, match="documents would settle it"):
+        check_in_test(runs("noisy", NOISY), baseline=old)
+
+
+def test_a_folder_that_was_moved_is_still_read(runs, tmp_path):
+    shutil.move(runs("old", RIGHT), tmp_path / "moved" / "deep")
+    assert check(runs("new", RIGHT), baseline=tmp_path / "moved").verdict == "pass"
