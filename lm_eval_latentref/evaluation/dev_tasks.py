@@ -33,6 +33,8 @@ class Document:
     """As in lm-eval's logged samples."""
     requests: tuple[int, ...]
     gold: int
+    num_steps: int | None = None
+    """Of its gold reasoning, where the document has `steps`."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -222,7 +224,7 @@ def _gold(task: Any, request: Any) -> Any:
 
 def _free_documents(task: Any) -> list[Document]:
     return [
-        Document(one.doc_id, _hash(one.doc), (number,), 0)
+        Document(one.doc_id, _hash(one.doc), (number,), 0, _num_steps(one.doc))
         for number, one in enumerate(task.instances)
     ]
 
@@ -243,8 +245,14 @@ def _documents(task: Any) -> list[Document]:
             )
         # A metric such as acc_mutual_info asks for more than the candidates; those come first.
         candidates = tuple(numbers[: len(choices)])
-        found.append(Document(doc_id, _hash(document), candidates, gold))
+        steps = _num_steps(document)
+        found.append(Document(doc_id, _hash(document), candidates, gold, steps))
     return found
+
+
+def _num_steps(document: Any) -> int | None:
+    steps = document.get("steps")
+    return len(steps) if isinstance(steps, list) else None
 
 
 def _hash(document: Any) -> str:

@@ -68,10 +68,24 @@ class Comparison:
 
 
 class GridRun:
-    """One model, one task, all settings; scores by setting and request."""
+    """One model, one task, all settings; scores by setting and request.
 
-    def __init__(self, model: SweepModel, task: DevTask, settings: Sequence[Setting]) -> None:
+    Args:
+        written: a document is right if greedy decoding writes its gold answer, end of sequence
+            included, and nothing else; otherwise if that is the likeliest of its candidates. Free
+            answers are always judged so.
+    """
+
+    def __init__(
+        self,
+        model: SweepModel,
+        task: DevTask,
+        settings: Sequence[Setting],
+        *,
+        written: bool = False,
+    ) -> None:
         self.model, self.task = model, task
+        self.written = written or task.is_free
         base = model.reasoner.config
         if base.latent_kind != "continuous":
             raise LatentRefError(
@@ -86,7 +100,7 @@ class GridRun:
             for name, value in model.reasoner.settings().items()
             if name not in SWEPT and name != "latent_kind"
         }
-        self.pairs = model.encode(task.requests, ending=task.is_free)
+        self.pairs = model.encode(task.requests, ending=self.written)
         self.groups = group_by_context(self.pairs)
         self.keys = {one: self._key(one) for one in self.configs}
         self.found: dict[Setting, dict[int, Score | None]] = {one: {} for one in self.configs}
@@ -121,7 +135,7 @@ class GridRun:
                 overflowed[setting] = num_bad
                 continue
             judged = [
-                _judge([value for value in row if value is not None], one.gold)
+                _judge([value for value in row if value is not None], one.gold, self.written)
                 for row, one in zip(rows, self.task.documents, strict=True)
             ]
             correct, margins = zip(*judged, strict=True)
@@ -212,17 +226,17 @@ class GridRun:
         return _digest(facts)
 
 
-def _judge(scores: Sequence[Score], gold: int) -> tuple[bool, float]:
-    """Whether the gold candidate is the likeliest (the first of equals, as lm-eval's acc).
+def _judge(scores: Sequence[Score], gold: int, written: bool) -> tuple[bool, float]:
+    """Whether a document is right, and its margin.
 
-    A lone candidate is a free answer: right if greedy decoding writes it, and nothing else. There
-    is no other to be better than, so its margin is its log-likelihood.
+    Of candidates the likeliest counts (the first of equals, as lm-eval's acc) unless `written`. A
+    lone one is a free answer: there is no other to be better than, so its margin is its
+    log-likelihood.
     """
     values = [score.log_likelihood for score in scores]
-    if len(scores) == 1:
-        return scores[0].is_greedy, values[0]
     others = [value for number, value in enumerate(values) if number != gold]
-    return values.index(max(values)) == gold, values[gold] - max(others)
+    is_right = scores[gold].is_greedy if written else values.index(max(values)) == gold
+    return is_right, values[gold] - max(others, default=0.0)
 
 
 def _digest(value: Any) -> str:

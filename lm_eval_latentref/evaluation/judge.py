@@ -1,0 +1,129 @@
+"""Settings judged on a test task, all in one pass, each against the plain one on the same problems.
+
+    judged = judge(model, load_task("latentref_graph_mc"), settings, journal=Path("out/test.jsonl"))
+    judged[0].difference.low, judged[0].by_steps[3].accuracy
+
+A problem is right if greedy decoding writes its gold answer straight after the thoughts; margins
+compare its candidates. Chooses nothing: settings come from a dev split.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from lm_eval_latentref.errors import LatentRefError
+from lm_eval_latentref.evaluation.dev_tasks import DevTask
+from lm_eval_latentref.evaluation.grid import Setting
+from lm_eval_latentref.evaluation.selection import Outcome
+from lm_eval_latentref.evaluation.statistics import Interval, mean_intervals
+from lm_eval_latentref.evaluation.sweep_model import SweepModel
+from lm_eval_latentref.evaluation.sweep_run import GridRun
+
+NUM_RESAMPLES = 2000
+
+
+@dataclass(frozen=True, kw_only=True)
+class Part:
+    """The problems of one number of steps."""
+
+    num: int
+    accuracy: float
+    gained: int
+    """Wrong under the plain setting, right under this one."""
+    lost: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Judged:
+    """One setting on the test problems."""
+
+    setting: Setting
+    accuracy: float
+    margin: float
+    difference: Interval
+    """Of accuracy, this setting minus the plain one, over problems."""
+    margin_difference: Interval
+    """Likewise of margins, in nats."""
+    gained: int
+    lost: int
+    by_steps: dict[int, Part]
+    """By the number of gold steps, where the problems have them."""
+
+
+def judge(
+    model: SweepModel,
+    task: DevTask,
+    settings: Sequence[Setting],
+    *,
+    journal: Path,
+    seed: int = 0,
+) -> list[Judged]:
+    """What each of `settings` does on `task`, in their order; the plain one joins them.
+
+    Args:
+        settings: all with the same number of thoughts.
+        journal: file of finished work; the same call goes on from it.
+
+    Raises:
+        LatentRefError: thoughts overflowed under some setting.
+    """
+    (steps,) = {setting.latent_steps for setting in settings}
+    plain = Setting(latent_steps=steps)
+    run = GridRun(model, task, list(dict.fromkeys([plain, *settings])), written=True)
+    run.fill(journal)
+    outcomes, overflowed = run.outcomes()
+    if overflowed:
+        setting, num = next(iter(overflowed.items()))
+        raise LatentRefError(
+            f"{task.name}: thoughts overflowed on {num} documents under {setting.label}; leave "
+            "that setting out"
+        )
+    by_setting = {outcome.setting: outcome for outcome in outcomes}
+    steps_N = [document.num_steps for document in task.documents]
+    return _compared([by_setting[one] for one in settings], by_setting[plain], steps_N, seed)
+
+
+def _compared(
+    outcomes: Sequence[Outcome], plain: Outcome, steps_N: Sequence[int | None], seed: int
+) -> list[Judged]:
+    correct_SN = np.array([one.correct for one in outcomes], dtype=float)
+    margins_SN = np.array([one.margins for one in outcomes])
+    differences_SN = correct_SN - np.array(plain.correct, dtype=float)
+    intervals = mean_intervals(
+        np.concatenate([differences_SN, margins_SN - np.array(plain.margins)]),
+        seed=seed,
+        num_resamples=NUM_RESAMPLES,
+    )
+    return [
+        Judged(
+            setting=one.setting,
+            accuracy=one.accuracy,
+            margin=one.margin,
+            difference=intervals[number],
+            margin_difference=intervals[len(outcomes) + number],
+            gained=int((differences_SN[number] > 0).sum()),
+            lost=int((differences_SN[number] < 0).sum()),
+            by_steps=_by_steps(correct_SN[number], differences_SN[number], steps_N),
+        )
+        for number, one in enumerate(outcomes)
+    ]
+
+
+def _by_steps(
+    correct_N: np.ndarray, differences_N: np.ndarray, steps_N: Sequence[int | None]
+) -> dict[int, Part]:
+    known = sorted({steps for steps in steps_N if steps is not None})
+    places = {steps: np.array([one == steps for one in steps_N]) for steps in known}
+    return {
+        steps: Part(
+            num=int(place_N.sum()),
+            accuracy=float(correct_N[place_N].mean()),
+            gained=int((differences_N[place_N] > 0).sum()),
+            lost=int((differences_N[place_N] < 0).sum()),
+        )
+        for steps, place_N in places.items()
+    }
