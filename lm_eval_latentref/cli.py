@@ -1,27 +1,115 @@
 """The `latentref` command: each subcommand turns strings into one call of the library.
 
-    latentref ask "What is 2 + 3?" --latent_steps 6 --memory_rate 0.3 --show-thoughts
+    latentref ask "What is 2 + 3?" --latent_steps 6 --memory_rate 0.3 --show_thoughts
 
 Exit status: 0 done, 2 a mistake of the user's (its line on stderr, no traceback), 130 Ctrl-C;
-`check` has statuses of its own. Knows the options; what is done with them is in `subcommands`.
+`check` has statuses of its own. What a subcommand needs is imported when it runs, so that `--help`
+is quick.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
+import logging
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
-from lm_eval_latentref import subcommands
 from lm_eval_latentref.errors import LatentRefError
-from lm_eval_latentref.subcommands import MODEL_OPTIONS, NAMES_OF_A_SET
+
+MODEL_OPTIONS = {
+    "pretrained": {"help": "hub id, folder or packaged set (default: smollm2-135m)"},
+    "strong": {"help": "the reference to move towards: hub id, folder, adapter or state dict"},
+    "weak": {"help": "the reference to move away from"},
+    "weights": {"help": "raw state dict laid over the backbone: a file, or REPO_ID:PATH/IN/REPO"},
+    "latent_steps": {"help": "number of thoughts"},
+    "memory_rate": {"help": "residual mixing rate, 0 to 1"},
+    "search_step_size": {"help": "step size of the contrastive search"},
+    "search_steps": {"help": "inner steps of the search"},
+    "search_gradient": {"help": "detached or through"},
+    "latent_markers": {"help": "auto or none"},
+    "latent_kind": {"help": "continuous or pause"},
+}
+NAMES_OF_A_SET = ("pretrained", "strong", "weak", "weights")
+
+OPTIONS: dict[str, dict[str, Any]] = {
+    **MODEL_OPTIONS,
+    "model_args": {
+        **{"nargs": "+", "default": [], "metavar": "NAME=VALUE"},
+        "help": "the model's arguments, as for lm-eval",
+    },
+    "task": {"required": True, "help": "for example latentref_mathqa_mc_dev"},
+    "output": {"required": True, "metavar": "FOLDER", "help": "where the results go"},
+    "work": {"default": "out/study", "metavar": "FOLDER", "help": "keeps what is done"},
+    "memory_rates": {"type": float, "nargs": "+", "help": "0 to 1; 0 is always tried"},
+    "step_sizes": {"type": float, "nargs": "+", "help": "units of d/2; 0 is always tried"},
+    "step_size": {"type": float, "help": "units of d/2 (default: what latentref.json says)"},
+    "limit": {"type": int, "help": "the first so many documents only"},
+    "dev_limit": {"type": int, "help": "as --limit, of the dev split (default: --limit)"},
+    "seed": {"type": int, "default": 0, "help": "of the bootstrap (default: 0)"},
+    "batch_size": {"type": int, "default": 100, "help": "rows in a forward (default: 100)"},
+    "device": {"help": "default: the GPU when there is one"},
+    "dtype": {"help": "of the models, for example bfloat16"},
+    "num": {"type": int, "help": "how many"},
+    "max_new_tokens": {"type": int, "default": 256, "help": "at most (default: 256)"},
+    "show_thoughts": {"action": "store_true", "help": "print the size of each thought"},
+    "adapter": {"action": "store_true", "help": "keep adapters as adapters"},
+    "tuned_on": {"metavar": "SPLIT", "help": "what the settings were tuned on"},
+    "split": {"default": "train", "help": "train (default), validation or test"},
+    "write": {"action": "store_true", "help": "recommended settings into latentref.json"},
+    "metadata": {"metavar": "JSON", "help": "of the task, as for lm-eval"},
+    "include_path": {"metavar": "FOLDER", "help": "your own task files"},
+    "no_margins": {
+        **{"dest": "margins", "action": "store_false"},
+        "help": "judge answers alone: candidates of the test problems are not scored",
+    },
+    "metric": {"help": "default: acc, exact_match, or the first there is"},
+    "baseline": {
+        "metavar": "FOLDER|FILE.yaml",
+        "help": "an earlier run with --log_samples, compared document by document, or accuracies "
+        "in vLLM's form",
+    },
+    "max_drop": {
+        "type": float,
+        "help": "drop that is accepted, absolute (default: as the YAML file says; paired: 0.02)",
+    },
+    "significance": {
+        **{"type": float, "default": 0.05},
+        "help": "of the paired tests, over all metrics together (default: 0.05)",
+    },
+    "golden": {
+        "metavar": "FILE.json",
+        "help": "log-likelihoods and texts that must be the same",
+    },
+    "write_golden": {
+        **{"nargs": "?", "const": True, "metavar": "FILE.json"},
+        "help": "make that file from CANDIDATE (default: the one --golden names); a second run as "
+        "--baseline measures its tolerance",
+    },
+    "update": {"action": "store_true", "help": "make the baseline what CANDIDATE is"},
+    "show_flips": {
+        **{"type": int, "default": 0, "metavar": "N"},
+        "help": "list N documents that changed",
+    },
+    "format": {
+        **{"choices": ("text", "json", "markdown", "junit"), "default": "text"},
+        "help": "default: text",
+    },
+}
+"""Every option once; a subcommand changes what differs there. Hyphens may replace underscores."""
 
 MISTAKE = 2
 """Exit status of a mistake, which is argparse's."""
-
 MISTAKE_IN_CHECK = 3
 """There 2 is inconclusive."""
+
+SHORT = {"model_args": "-a", "output": "-o"}
+CHECK_OPTIONS = (
+    *("baseline", "max_drop", "significance", "golden", "write_golden", "update"),
+    *("show_flips", "format"),
+)
+LATENT_STEPS = {"type": int, "help": "number of thoughts (default: what latentref.json says)"}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -31,7 +119,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         # What follows `run` is lm-eval's: argparse would take its options for ours.
         if arguments[:1] == ["run"]:
-            return subcommands.run(arguments[1:])
+            return run(arguments[1:])
         args = _parser().parse_args(arguments)
         status: int = args.call(args)
         return status
@@ -46,223 +134,299 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 130
 
 
+# What each subcommand takes ----------------------------------------------------------------------
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="latentref", description="Evaluate and use latent-reasoning language models."
     )
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
 
-    # Only for the help: `main` hands `run` over before argparse sees it.
-    commands.add_parser("run", help="lm-eval's `run` with this package's model and tasks")
+    def add(name: str, call: Callable[..., int], help: str, **settings: Any) -> Any:
+        command = commands.add_parser(name, help=help, **settings)
+        command.set_defaults(call=call)
+        return command
 
-    tasks = commands.add_parser("tasks-path", help="print the folder for lm-eval's --include_path")
-    tasks.set_defaults(call=subcommands.tasks_path)
-
-    ask = commands.add_parser("ask", help="think about one question and print the answer")
-    ask.add_argument("question")
-    _add_model_options(ask, MODEL_OPTIONS)
-    ask.add_argument("--max_new_tokens", type=int, default=256, help="at most (default: 256)")
-    ask.add_argument("--show-thoughts", action="store_true", help="print the size of each thought")
-    ask.set_defaults(call=subcommands.ask)
-
-    convert = commands.add_parser("convert", help="write any set of checkpoints as one folder")
-    _add_model_options(convert, MODEL_OPTIONS)
-    convert.add_argument("--adapter", action="store_true", help="keep adapters as adapters")
-    convert.add_argument("--tuned_on", metavar="SPLIT", help="what the settings were tuned on")
-    convert.add_argument("-o", "--output", required=True, metavar="FOLDER", help="a new folder")
-    convert.set_defaults(call=subcommands.convert)
-
-    _add_training(commands)
-    _add_sweep(commands)
-    _add_study(commands)
-    _add_thoughts(commands)
-
-    compare = commands.add_parser("compare", help="paired tests of two runs on the same documents")
-    compare.add_argument("first", help="folder or file of logged samples, or SWEEP.json::SETTING")
-    compare.add_argument("second", help="likewise: what is compared with the first")
-    compare.add_argument("--metric", help="default: acc, exact_match, or the first there is")
-    compare.add_argument("--seed", type=int, default=0, help="of the bootstrap (default: 0)")
-    compare.set_defaults(call=subcommands.compare)
-
-    _add_check(commands)
-
-    demo = commands.add_parser("demo", help="a first evaluation that needs nothing but this")
-    demo.add_argument("--output", default="results/demo", help="folder of the results JSON")
-    demo.add_argument("--limit", type=int, default=50, help="documents (default: 50)")
-    demo.set_defaults(call=subcommands.demo)
+    add("run", run, "lm-eval's `run` with this package's model and tasks")  # only for the help
+    add("tasks-path", tasks_path, "print the folder for lm-eval's --include_path")
+    _add_checkpoint_commands(add)
+    _add_training_commands(add)
+    _add_evaluation_commands(add)
+    demo_ = add("demo", demo, "a first evaluation that needs nothing but this")
+    _option(demo_, "output", required=False, default="results/demo")
+    _option(demo_, "limit", default=50)
     return parser
 
 
-def _add_check(commands: Any) -> None:
-    check = commands.add_parser(
-        "check",
-        help="a gate for CI: is a run worse than its baseline?",
-        epilog="Exit status: 0 pass, 1 fail, 2 inconclusive, 3 a mistake, wrong options included. "
-        "With --update and --write_golden: 0 written, 3 a mistake.",
-    )
-    check.add_argument("candidate", metavar="CANDIDATE", help="folder of lm_eval --output_path")
-    check.add_argument(
-        "--baseline",
-        metavar="FOLDER|FILE.yaml",
-        help="an earlier run with --log_samples, compared document by document, or accuracies in "
-        "vLLM's form",
-    )
-    check.add_argument(
-        "--max_drop",
-        type=float,
-        help="drop that is accepted, absolute (default: as the YAML file says; paired: 0.02)",
-    )
-    check.add_argument(
-        "--significance",
-        type=float,
-        default=0.05,
-        help="of the paired tests, over all metrics together (default: 0.05)",
-    )
-    check.add_argument(
-        "--golden", metavar="FILE.json", help="log-likelihoods and texts that must be the same"
-    )
-    check.add_argument(
-        "--write_golden",
-        nargs="?",
-        const=True,
-        metavar="FILE.json",
-        help="make that file from CANDIDATE (default: the one --golden names); a second run as "
-        "--baseline measures its tolerance",
-    )
-    check.add_argument("--update", action="store_true", help="make the baseline what CANDIDATE is")
-    check.add_argument(
-        "--show_flips", type=int, default=0, metavar="N", help="list N documents that changed"
-    )
-    formats = ("text", "json", "markdown", "junit")
-    check.add_argument("--format", choices=formats, default="text", help="default: text")
-    check.set_defaults(call=subcommands.check)
+def _add_checkpoint_commands(add: Callable[..., Any]) -> None:
+    command = add("ask", ask, "think about one question and print the answer")
+    command.add_argument("question")
+    _options(command, "model_args", *MODEL_OPTIONS, "max_new_tokens", "show_thoughts")
+    command = add("convert", convert, "write any set of checkpoints as one folder")
+    _options(command, "model_args", *MODEL_OPTIONS, "adapter", "tuned_on")
+    _option(command, "output", help="a new folder")
 
 
-def _add_training(commands: Any) -> None:
-    train = commands.add_parser("train", help="train a set of checkpoints by a recipe")
-    train.add_argument("recipe", metavar="RECIPE", help="a YAML file or a recipe of the package")
-    train.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="changes of the recipe")
-    train.set_defaults(call=subcommands.train)
-
-    data = commands.add_parser("data", help="write generated problems to a file")
-    data.add_argument("task", help="graph, arith, hops or prosqa_generated")
-    data.add_argument("options", nargs="*", metavar="KEY=VALUE", help="options of the generator")
-    data.add_argument("--num", type=int, required=True, help="how many problems")
-    data.add_argument(
-        "--seed",
-        type=int,
+def _add_training_commands(add: Callable[..., Any]) -> None:
+    command = add("train", train, "train a set of checkpoints by a recipe")
+    command.add_argument("recipe", metavar="RECIPE", help="a YAML file or a recipe of the package")
+    command.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="changes of the recipe")
+    command = add("data", data, "write generated problems to a file")
+    command.add_argument("task", help="graph, arith, hops or prosqa_generated")
+    command.add_argument("options", nargs="*", metavar="KEY=VALUE", help="of the generator")
+    _option(command, "num", required=True, help="how many problems")
+    _option(
+        command,
+        "seed",
         default=-1,
         help="of the problems (default: -1); training with seed S draws epoch E, from 0, of seed "
         "S * 1000000 + E, and the dev and test tasks are of seed 0",
     )
-    data.add_argument("--split", default="train", help="train (default), validation or test")
-    data.add_argument("-o", "--output", required=True, metavar="FILE", help=".json or .jsonl")
-    data.set_defaults(call=subcommands.data)
+    _option(command, "split")
+    _option(command, "output", metavar="FILE", help=".json or .jsonl")
 
 
-def _add_model_options(parser: argparse.ArgumentParser, names: Iterable[str]) -> None:
-    parser.add_argument(
-        *("--model_args", "-a"),
-        nargs="+",
-        default=[],
-        metavar="NAME=VALUE",
-        help="the model's arguments, as for lm-eval",
-    )
-    for name in names:
-        parser.add_argument(f"--{name}", help=MODEL_OPTIONS[name])
-
-
-def _add_sweep(commands: Any) -> None:
-    sweep = commands.add_parser(
-        "sweep",
-        help="choose a checkpoint set's settings on a dev split",
+def _add_evaluation_commands(add: Callable[..., Any]) -> None:
+    command = add(
+        *("sweep", sweep, "choose a checkpoint set's settings on a dev split"),
         epilog="batch_size in --model_args is 32 if it is not given",
     )
-    _add_model_options(sweep, NAMES_OF_A_SET)
-    sweep.add_argument("--task", required=True, help="for example latentref_mathqa_mc_dev")
-    sweep.add_argument("-o", "--output", required=True, metavar="FOLDER", help="keeps what is done")
-    grids = {
-        "latent-steps": (int, "numbers of thoughts (default: what latentref.json says)"),
-        "memory-rates": (float, "0 to 1; 0 is always tried (default: 0.1 0.3 0.5 0.7)"),
-        "step-sizes": (float, "units of d/2; 0 is always tried (default: 0.03 0.1 0.3 1)"),
-        "search-steps": (int, "updates per thought (default: 1)"),
-    }
-    for name, (kind, meaning) in grids.items():
-        sweep.add_argument(f"--{name}", type=kind, nargs="+", help=meaning)
-    sweep.set_defaults(latent_steps=(), search_steps=(1,))
-    sweep.add_argument("--limit", type=int, help="the first so many documents only")
-    sweep.add_argument("--seed", type=int, default=0, help="of the bootstrap (default: 0)")
-    sweep.add_argument(
-        "--compare",
-        type=int,
-        default=0,
-        metavar="N",
-        help="run N settings one by one too, and print what the sweep saves",
-    )
-    sweep.add_argument("--write", action="store_true", help="recommended into latentref.json")
-    sweep.add_argument("--metadata", metavar="JSON", help="of the task, as for lm-eval")
-    sweep.add_argument("--include_path", metavar="FOLDER", help="your own task files")
-    sweep.set_defaults(call=subcommands.sweep)
+    _options(command, "model_args", *NAMES_OF_A_SET, "task", "output", "memory_rates", "step_sizes")
+    _option(command, "latent_steps", **LATENT_STEPS, nargs="+", default=())
+    _option(command, "search_steps", type=int, nargs="+", default=(1,))
+    _options(command, "limit", "seed", "write", "metadata", "include_path")
 
-
-def _add_study(commands: Any) -> None:
-    study = commands.add_parser("study", help="every row of the results table on trained sets")
-    grids = {
-        "memory-rates": ((0.05, 0.1, 0.3), "0 to 1 (default: 0.05 0.1 0.3)"),
-        "step-sizes": ((-0.1, 0.03, 0.1, 0.3), "units of d/2 (default: -0.1 0.03 0.1 0.3)"),
-    }
-    for name, (values, meaning) in grids.items():
-        study.add_argument(f"--{name}", type=float, nargs="+", default=values, help=meaning)
-    study.add_argument(
-        "--task",
+    command = add("study", study, "every row of the results table on trained sets")
+    command.add_argument("folders", nargs="+", metavar="FOLDER", help="trained sets")
+    _option(
+        *(command, "task"),
         action="append",
-        required=True,
         help="for example latentref_mathqa; give it again for more tasks, on one page",
     )
-    study.add_argument(
-        "--dev-limit", type=int, metavar="N", help="as --limit, of the dev split (default: --limit)"
+    _options(command, "output", "memory_rates", "step_sizes", "dev_limit", "no_margins", "seed")
+    _add_running(command)
+
+    command = add("thoughts", thoughts, "what thoughts read as, before and after")
+    command.add_argument("folder", metavar="FOLDER", help="a trained set with its references")
+    _options(command, "task", "step_size")
+    _option(command, "memory_rate", type=float)
+    _option(command, "num", default=6, help="cases, half of each kind (default: 6)")
+    _option(command, "output", metavar="FILE.md", help="the page")
+    _add_running(command)
+
+    command = add("compare", compare, "paired tests of two runs on the same documents")
+    command.add_argument("first", help="folder or file of logged samples, or SWEEP.json::SETTING")
+    command.add_argument("second", help="likewise: what is compared with the first")
+    _options(command, "metric", "seed")
+
+    command = add(
+        *("check", check, "a gate for CI: is a run worse than its baseline?"),
+        epilog="Exit status: 0 pass, 1 fail, 2 inconclusive, 3 a mistake, wrong options included. "
+        "With --update and --write_golden: 0 written, 3 a mistake.",
     )
-    study.add_argument(
-        "--no-margins",
-        dest="margins",
-        action="store_false",
-        help="judge answers alone: candidates of the test problems are not scored",
-    )
-    study.set_defaults(call=subcommands.study)
-    diagnose = commands.add_parser("diagnose", help="why refinement helps a trained set, or not")
-    diagnose.set_defaults(call=subcommands.diagnose)
-    diagnose.add_argument("--task", required=True, help="for example latentref_hops_mc_dev")
-    for parser in (study, diagnose):
-        parser.add_argument("folders", nargs="+", metavar="FOLDER", help="trained sets")
-        parser.add_argument("-o", "--output", required=True, metavar="FOLDER", help="the report's")
-        parser.add_argument("--seed", type=int, default=0, help="of the bootstrap (default: 0)")
-        _add_running(parser)
-    _add_loading(study)
+    command.add_argument("candidate", metavar="CANDIDATE", help="folder of lm_eval --output_path")
+    _options(command, *CHECK_OPTIONS)
 
 
-def _add_thoughts(commands: Any) -> None:
-    thoughts = commands.add_parser("thoughts", help="what thoughts read as, before and after")
-    thoughts.add_argument("folder", metavar="FOLDER", help="a trained set with its references")
-    thoughts.add_argument("--task", required=True, help="for example latentref_mathqa_mc")
-    thoughts.add_argument(
-        "--num", type=int, default=6, help="cases, half of each kind (default: 6)"
-    )
-    thoughts.add_argument("--memory-rate", type=float, help="default: what latentref.json says")
-    thoughts.add_argument("--step-size", type=float, help="units of d/2; likewise")
-    thoughts.add_argument("-o", "--output", required=True, metavar="FILE.md", help="the page")
-    _add_running(thoughts)
-    _add_loading(thoughts)
-    thoughts.set_defaults(call=subcommands.thoughts)
-
-
-def _add_running(parser: argparse.ArgumentParser) -> None:
+def _add_running(command: argparse.ArgumentParser) -> None:
     """What evaluations share that keep what is done."""
-    parser.add_argument("--work", default="out/study", metavar="FOLDER", help="keeps what is done")
-    parser.add_argument("--latent-steps", type=int, help="default: what latentref.json says")
-    parser.add_argument("--batch_size", type=int, default=100, help="default: 100")
-    parser.add_argument("--limit", type=int, help="the first so many documents only")
+    _option(command, "latent_steps", **LATENT_STEPS)
+    _options(command, "work", "batch_size", "limit", "device", "dtype")
 
 
-def _add_loading(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--device", help="default: the GPU when there is one")
-    parser.add_argument("--dtype", help="of the models, for example bfloat16")
+def _options(command: argparse.ArgumentParser, *names: str) -> None:
+    for name in names:
+        _option(command, name)
+
+
+def _option(command: argparse.ArgumentParser, name: str, **changes: Any) -> None:
+    flags = [f"--{name}", f"--{name.replace('_', '-')}", *([SHORT[name]] if name in SHORT else [])]
+    command.add_argument(*dict.fromkeys(flags), **{**OPTIONS[name], **changes})
+
+
+# What each subcommand does -----------------------------------------------------------------------
+
+
+def run(arguments: Sequence[str]) -> int:
+    """Hands lm-eval its command line, with this package's model and tasks."""
+    from lm_eval_latentref.harness.command import run
+
+    run(arguments)
+    return 0
+
+
+def tasks_path(args: argparse.Namespace) -> int:
+    """Prints the folder for lm-eval's --include_path."""
+    from lm_eval_latentref.benchmarks.tasks import tasks_path
+
+    print(tasks_path())
+    return 0
+
+
+def ask(args: argparse.Namespace) -> int:
+    """Prints the answer to one question, and the size of each thought where that is asked."""
+    from lm_eval_latentref.checkpoints.loading import load
+
+    answer = load(**_model_arguments(args)).ask(args.question, max_new_tokens=args.max_new_tokens)
+    if args.show_thoughts:
+        for number, thought_D in enumerate(answer.thoughts, start=1):
+            print(f"thought {number}: norm {thought_D.norm():.3f}")
+    print(answer.text)
+    return 0
+
+
+def convert(args: argparse.Namespace) -> int:
+    """Writes a set of checkpoints as one folder."""
+    from lm_eval_latentref.checkpoints.convert import convert
+
+    options = _model_arguments(args)
+    print(convert(out=args.output, adapter=args.adapter, tuned_on=args.tuned_on, **options))
+    return 0
+
+
+def train(args: argparse.Namespace) -> int:
+    """Trains by a recipe, and logs how far it is."""
+    import transformers
+
+    from lm_eval_latentref.training.loop import train
+    from lm_eval_latentref.training.recipe_files import load_recipe
+
+    recipe = load_recipe(args.recipe, args.overrides)
+    transformers.utils.logging.disable_progress_bar()  # one bar is enough
+    logging.basicConfig(format="%(message)s")
+    logging.getLogger("lm_eval_latentref").setLevel(logging.INFO)
+    try:
+        train(recipe)
+    except KeyboardInterrupt:
+        print("interrupted: the same command goes on from the state saved last", file=sys.stderr)
+        raise
+    return 0
+
+
+def data(args: argparse.Namespace) -> int:
+    """Writes generated problems to a file."""
+    from lm_eval_latentref.training.data import write_generated
+    from lm_eval_latentref.training.recipe_files import parse_overrides
+
+    options = parse_overrides(args.options)
+    amount = _given(args, "num", "seed", "split")
+    num = write_generated(args.task, args.output, options=options, **amount)
+    print(f"{args.output}: {num} problems")
+    return 0
+
+
+def sweep(args: argparse.Namespace) -> int:
+    """Tries settings on a dev split; prints the table, then one JSON line."""
+    from lm_eval_latentref.evaluation.provenance import command
+    from lm_eval_latentref.evaluation.sweep import sweep
+    from lm_eval_latentref.evaluation.sweep_report import as_text, last_line, save
+
+    names = ("task", "output", "limit", "seed", "write", "include_path", "latent_steps")
+    grids = ("memory_rates", "step_sizes", "search_steps")
+    # One row at a time, as lm-eval begins with, would undo most of what a sweep saves.
+    model_args = {"batch_size": 32, **_model_arguments(args)}
+    try:
+        result = sweep(
+            model_args, metadata=_metadata(args.metadata), **_given(args, *names, *grids)
+        )
+    except KeyboardInterrupt:
+        done = f"interrupted: what is finished is in {args.output}, the same command goes on"
+        print(done, file=sys.stderr)
+        raise
+    save(result, args.output, command=command())
+    print(as_text(result))
+    print(json.dumps(last_line(result)))
+    return 0
+
+
+def study(args: argparse.Namespace) -> int:
+    """Writes the results' page, or the page of several tasks, and prints it."""
+    from lm_eval_latentref.evaluation import overview, pages, study_report
+    from lm_eval_latentref.evaluation.provenance import command
+    from lm_eval_latentref.evaluation.study import run_studies
+
+    names = ("work", "latent_steps", "memory_rates", "step_sizes", "limit", "dev_limit", "margins")
+    options = _given(args, *names, "seed", "batch_size", "device", "dtype")
+    pages.check_kind(args.output, (overview if len(args.task) > 1 else study_report).FORMAT)
+    studies = run_studies(args.folders, tasks=args.task, **options)
+    if len(studies) > 1:
+        print(overview.save(studies, args.output, command=command()))
+    else:
+        study_report.save(studies[0], args.output, command=command())
+        print(study_report.as_markdown(studies[0], command=command()))
+    return 0
+
+
+def thoughts(args: argparse.Namespace) -> int:
+    """Writes what thoughts read as before and after refinement, and prints it."""
+    from lm_eval_latentref.evaluation.cases import study_cases
+    from lm_eval_latentref.evaluation.cases_report import as_markdown, check_file, save
+    from lm_eval_latentref.evaluation.provenance import command
+
+    names = ("task", "work", "num", "latent_steps", "memory_rate", "step_size", "limit")
+    check_file(args.output)
+    found = study_cases(args.folder, **_given(args, *names, "batch_size", "device", "dtype"))
+    save(found, args.output, command=command())
+    print(as_markdown(found, command=command()))
+    return 0
+
+
+def compare(args: argparse.Namespace) -> int:
+    """Prints the paired tests of two runs, then one JSON line."""
+    from lm_eval_latentref.evaluation.answers import read_answers
+    from lm_eval_latentref.evaluation.compare import as_json, as_text, compare
+
+    first, second = (read_answers(name, metric=args.metric) for name in (args.first, args.second))
+    found = compare(first, second, seed=args.seed)
+    print(as_text(found))
+    print(json.dumps(as_json(found)))
+    return 0
+
+
+def check(args: argparse.Namespace) -> int:
+    """Prints what the gate says, or writes its files anew; the status is the verdict's."""
+    from lm_eval_latentref.evaluation.check_update import gate
+
+    return gate(args.candidate, **_given(args, *CHECK_OPTIONS))
+
+
+def demo(args: argparse.Namespace) -> int:
+    """A first evaluation of what comes with the package."""
+    from lm_eval_latentref.evaluation.demo import run_demo
+
+    return run_demo(output=args.output, limit=args.limit)
+
+
+def _given(args: argparse.Namespace, *names: str) -> dict[str, Any]:
+    """Those of `names` that the user gave or that have a default; the library has the others'."""
+    return {name: value for name in names if (value := getattr(args, name)) is not None}
+
+
+def _model_arguments(args: argparse.Namespace) -> dict[str, Any]:
+    """The arguments of `load`: those of `--model_args`, each overridden by its own option."""
+    from lm_eval.utils import simple_parse_args_string
+
+    pairs = [pair for word in args.model_args for pair in word.split(",") if pair]
+    for pair in pairs:
+        if not pair.partition("=")[1]:
+            raise LatentRefError(
+                f"--model_args {pair}: each argument is NAME=VALUE, separated by commas or "
+                "spaces; write for example --model_args pretrained=gpt2,latent_steps=6"
+            )
+    # A sweep's --latent_steps are what it tries.
+    names = NAMES_OF_A_SET if args.call is sweep else tuple(MODEL_OPTIONS)
+    own = _given(args, *names)
+    return {**simple_parse_args_string(",".join(pairs)), **own}
+
+
+def _metadata(text: str | None) -> Any:
+    try:
+        values = json.loads(text or "{}")
+    except ValueError:
+        values = None
+    if not isinstance(values, dict):
+        raise LatentRefError(
+            f"--metadata {text}: it must be one JSON object, such as '{{\"num_documents\": 1000}}'"
+        )
+    return values

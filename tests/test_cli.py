@@ -12,6 +12,7 @@ from types import ModuleType, SimpleNamespace
 import pytest
 import torch
 
+from lm_eval_latentref import cli
 from lm_eval_latentref.benchmarks import published
 from lm_eval_latentref.benchmarks.tasks import tasks_path
 from lm_eval_latentref.cli import main
@@ -219,3 +220,13 @@ def test_offline_mode_asks_no_hub(monkeypatch):
 
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     assert not demo.hub_reachable(seconds=30)
+
+
+def test_every_option_may_be_written_with_hyphens_or_underscores():
+    (commands,) = (one for one in cli._parser()._actions if one.choices)
+    for name, command in commands.choices.items():
+        for action in command._actions:
+            flags = {flag for flag in action.option_strings if flag.startswith("--")}
+            twins = {f"--{flag[2:].replace('_', '-')}" for flag in flags}
+            assert flags >= twins, (name, flags)
+            assert all(f"--{flag[2:].replace('-', '_')}" in flags for flag in flags), (name, flags)

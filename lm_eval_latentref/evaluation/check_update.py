@@ -7,6 +7,7 @@ update_golden("results/new", "golden.json")
 from __future__ import annotations
 
 import shutil
+import sys
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -18,10 +19,56 @@ from lm_eval_latentref.evaluation.baseline import (
     replace_values,
     write_baseline,
 )
-from lm_eval_latentref.evaluation.check import is_yaml, other_than_file
+from lm_eval_latentref.evaluation.check import STATUS, check, is_yaml, other_than_file
+from lm_eval_latentref.evaluation.check_report import announce, render
 from lm_eval_latentref.evaluation.check_runs import Measured, read_measured
 from lm_eval_latentref.evaluation.golden import Answers, answers, write_golden
 from lm_eval_latentref.evaluation.results import Run, read_results
+
+
+def gate(
+    candidate: str | Path,
+    *,
+    update: bool = False,
+    write_golden: bool | str = False,
+    format: str = "text",
+    **options: Any,
+) -> int:
+    """`latentref check`: prints the verdict, or writes its files anew; returns the exit status.
+
+    Args:
+        update: whether the baseline becomes what `candidate` measured.
+        write_golden: the golden file to write; True for `options["golden"]`.
+        options: those of `check`.
+    """
+    baseline = options.get("baseline")
+    if write_golden:
+        return _write_golden(candidate, write_golden, options)
+    if update and not (baseline and Path(baseline).exists()):
+        return _update(candidate, baseline)
+    report = check(candidate, **options)
+    print(render(report, format))
+    if update:
+        return _update(candidate, baseline)
+    announce(report)
+    return STATUS[report.verdict]
+
+
+def _update(candidate: str | Path, baseline: str | None) -> int:
+    if baseline is None:
+        raise LatentRefError("--update writes a baseline; name it with --baseline")
+    update_baseline(candidate, baseline)
+    print(f"{baseline} now holds what {candidate} measured", file=sys.stderr)
+    return 0
+
+
+def _write_golden(candidate: str | Path, file: bool | str, options: dict[str, Any]) -> int:
+    file = options.get("golden", "") if file is True else str(file)
+    if not file:
+        raise LatentRefError("--write_golden FILE.json: name the file to write")
+    tolerance = update_golden(candidate, file, again=options.get("baseline"))
+    print(f"{file}: log-likelihoods may differ by {tolerance:.2g} nats", file=sys.stderr)
+    return 0
 
 
 def update_baseline(candidate: str | Path, baseline: str | Path) -> None:

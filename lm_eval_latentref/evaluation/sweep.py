@@ -31,7 +31,7 @@ from lm_eval_latentref.evaluation.dev_tasks import DevTask, load_dev_task
 from lm_eval_latentref.evaluation.grid import Grid, Setting
 from lm_eval_latentref.evaluation.selection import Choice, Outcome, choose
 from lm_eval_latentref.evaluation.sweep_model import SweepModel
-from lm_eval_latentref.evaluation.sweep_run import SWEPT, Comparison, Cost, GridRun
+from lm_eval_latentref.evaluation.sweep_run import SWEPT, Cost, GridRun
 from lm_eval_latentref.latent.config import RefinementConfig
 
 MEMORY_RATES = (0.1, 0.3, 0.5, 0.7)
@@ -59,7 +59,6 @@ class Sweep:
     seed: int
     cost: Cost
     """Of all that the journal holds for these settings, earlier runs' parts included."""
-    comparison: Comparison | None
     written: Path | None
 
 
@@ -74,7 +73,6 @@ def sweep(
     search_steps: Sequence[int] = (1,),
     limit: int | None = None,
     seed: int = 0,
-    compare: int = 0,
     write: bool = False,
     metadata: Mapping[str, Any] | None = None,
     include_path: str | None = None,
@@ -91,7 +89,6 @@ def sweep(
         memory_rates, step_sizes: None for `MEMORY_RATES` and, with references, `STEP_SIZES`.
         limit: the first so many documents only.
         seed: of the bootstrap.
-        compare: run that many settings one by one too, to measure what the sweep saves.
         write: put the recommended setting into the checkpoint's latentref.json.
         model: what an earlier sweep of the same arguments loaded (`load_model`).
 
@@ -122,7 +119,6 @@ def sweep(
         model=run.identity,
         seed=seed,
         cost=cost,
-        comparison=run.compare([one.setting for one in outcomes], compare, cost),
         written=started.write(choice.recommended.setting, run, model_args) if write else None,
     )
 

@@ -18,7 +18,7 @@ import torch
 
 from lm_eval_latentref.harness.lm_eval_seams import Request
 from lm_eval_latentref.harness.model import LatentRefLM
-from lm_eval_latentref.latent.batching import Group, Tokens, in_batches
+from lm_eval_latentref.latent.batching import Group, Tokens
 from lm_eval_latentref.latent.config import RefinementConfig
 from lm_eval_latentref.latent.reasoner import Reasoner
 from lm_eval_latentref.latent.scoring import Score, score
@@ -83,25 +83,6 @@ class SweepModel(LatentRefLM):
                         for row, finite in zip(scores, finite_B, strict=True)
                     ],
                 )
-
-    def score_separately(
-        self, groups: Sequence[Group], config: RefinementConfig
-    ) -> tuple[list[float], dict[str, int]]:
-        """Log-likelihoods by request as a run with this one setting gives them; its forwards."""
-        reasoner = Reasoner(self.reasoner.loaded, config, max_length=self.max_length)
-        answers = [math.nan] * sum(len(group.requests) for group in groups)
-
-        def work(batch: Sequence[Group], max_rows: int) -> list[list[Score]]:
-            contexts = [group.context for group in batch]
-            continuations = [group.continuations for group in batch]
-            with self.autocast():
-                return reasoner.score(contexts, continuations, max_rows=max_rows)
-
-        for batch, results in in_batches(groups, limit=self.row_limit(len(groups)), work=work):
-            for group, scores in zip(batch, results, strict=True):
-                for request, one in zip(group.requests, scores, strict=True):
-                    answers[request] = one.log_likelihood
-        return answers, forwards(reasoner)
 
 
 def forwards(reasoner: Reasoner) -> dict[str, int]:

@@ -102,7 +102,6 @@ def as_json(result: Sweep, *, command: str) -> dict[str, Any]:
             "margin": _number(choice.smallest_margin),
         },
         "cost": dataclasses.asdict(result.cost),
-        "comparison": _comparison_json(result),
         "written": result.written is not None,
     }
 
@@ -163,13 +162,6 @@ def _setting_json(result: Sweep, outcome: Outcome, interval: Interval) -> dict[s
     }
 
 
-def _comparison_json(result: Sweep) -> dict[str, Any] | None:
-    if result.comparison is None:
-        return None
-    labels = [one.label for one in result.comparison.settings]
-    return {**dataclasses.asdict(result.comparison), "settings": labels}
-
-
 def _against_plain(result: Sweep) -> list[Interval]:
     """Of each setting's mean margin minus the best plain one's, each for itself."""
     plain = result.choice.best["plain"]
@@ -228,17 +220,7 @@ def _verdict(result: Sweep) -> list[str]:
 
 
 def _cost(result: Sweep) -> str:
-    line = f"Cost: {result.cost.seconds:.1f} s, forwards {_forwards(result.cost.forwards)}"
-    compared = result.comparison
-    if compared is None:
-        return line
-    share = f"{len(compared.settings)} of {len(result.outcomes)} settings"
-    return (
-        f"{line}\nSeparate runs ({share} run, scaled up; loading not counted): "
-        f"{compared.separate.seconds:.1f} s, forwards {_forwards(compared.separate.forwards)}: "
-        f"{compared.seconds_ratio:.2f} times the sweep's time; largest difference of a "
-        f"log-likelihood {compared.largest_difference:.1e}"
-    )
+    return f"Cost: {result.cost.seconds:.1f} s, forwards {_forwards(result.cost.forwards)}"
 
 
 def _summary(outcome: Outcome) -> str:

@@ -13,7 +13,6 @@ import dataclasses
 import hashlib
 import json
 import logging
-import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -52,19 +51,6 @@ class Cost:
         self.seconds += seconds
         for name, number in forwards.items():
             self.forwards[name] = self.forwards.get(name, 0) + number
-
-
-@dataclass(frozen=True, kw_only=True)
-class Comparison:
-    """Some settings run one by one, as separate runs would, against the sweep of all."""
-
-    settings: tuple[Setting, ...]
-    separate: Cost
-    """Scaled up from `settings` to all settings of the sweep."""
-    seconds_ratio: float
-    """Separate runs' seconds by the sweep's, models loaded in both; above 1 the sweep is faster."""
-    largest_difference: float
-    """Of any log-likelihood between the two."""
 
 
 class GridRun:
@@ -141,33 +127,6 @@ class GridRun:
             correct, margins = zip(*judged, strict=True)
             outcomes.append(Outcome(setting=setting, correct=correct, margins=margins))
         return outcomes, overflowed
-
-    def compare(self, settings: Sequence[Setting], num: int, cost: Cost) -> Comparison | None:
-        """Runs `num` of `settings`, evenly chosen, one by one."""
-        num = min(num, len(settings))
-        if num < 1:
-            return None
-        step = (len(settings) - 1) / max(1, num - 1)
-        chosen = tuple(settings[round(index * step)] for index in range(num))
-        separate, largest = Cost(), 0.0
-        for setting in tqdm(chosen, desc="Separately"):
-            start = time.perf_counter()
-            answers, made = self.model.score_separately(self.groups, self.configs[setting])
-            separate.add(time.perf_counter() - start, made)
-            for request, value in self.found[setting].items():
-                assert value is not None
-                largest = max(largest, abs(answers[request] - value.log_likelihood))
-        scale = len(self.configs) / num
-        scaled = Cost(
-            separate.seconds * scale,
-            {name: round(number * scale) for name, number in separate.forwards.items()},
-        )
-        return Comparison(
-            settings=chosen,
-            separate=scaled,
-            seconds_ratio=scaled.seconds / cost.seconds if cost.seconds else math.nan,
-            largest_difference=largest,
-        )
 
     def _score(self, batch: Sequence[Group], max_rows: int) -> Iterator[dict[str, Any]]:
         """Scores what `batch` is missing; yields a journal line for each setting.

@@ -1,4 +1,4 @@
-"""Study and diagnosis: every row of a trained set, run once, and words that follow from numbers."""
+"""A study: every row of a trained set, run once."""
 
 from __future__ import annotations
 
@@ -19,12 +19,9 @@ from lm_eval_latentref.checkpoints.questions import QUESTIONS_NAME, hash_questio
 from lm_eval_latentref.cli import main
 from lm_eval_latentref.errors import LatentRefError
 from lm_eval_latentref.evaluation import overview, runs
-from lm_eval_latentref.evaluation.diagnosis import Diagnosis, Effect, Geometry, SignTest, diagnose
-from lm_eval_latentref.evaluation.diagnosis_report import findings
-from lm_eval_latentref.evaluation.grid import Setting
 from lm_eval_latentref.evaluation.overview import pooled
 from lm_eval_latentref.evaluation.reported import REPORTED
-from lm_eval_latentref.evaluation.statistics import Interval, McNemar
+from lm_eval_latentref.evaluation.statistics import McNemar
 from lm_eval_latentref.evaluation.study import TaskNames, run_studies, run_study
 from lm_eval_latentref.evaluation.study_report import as_json, as_markdown, mean_difference, save
 from lm_eval_latentref.training.log import TrainingLog
@@ -421,82 +418,3 @@ def test_every_benchmark_has_a_dev_task_to_choose_settings_on(name):
 def test_a_task_without_a_dev_split_is_refused(folders, tmp_path):
     with pytest.raises(LatentRefError, match="there is no latentref_hops_dev_dev"):
         run_study(folders, task="latentref_hops_dev", work=str(tmp_path))
-
-
-@pytest.fixture(scope="module")
-def diagnosis(folders, tmp_path_factory):
-    return diagnose(
-        folders[0],
-        task="latentref_hops_mc_dev",
-        work=str(tmp_path_factory.mktemp("diagnosis")),
-        limit=6,
-    )
-
-
-def test_a_diagnosis_has_both_signs_both_gradients_and_other_numbers_of_thoughts(diagnosis):
-    assert {effect.what for effect in diagnosis.effects} == {"T", "detached", "through"}
-    assert {test.gradient for test in diagnosis.signs} == {"detached", "through"}
-    assert len(diagnosis.geometry.thought_norm) == diagnosis.latent_steps == 10
-    assert len(diagnosis.geometry.strong_to_next) == 9
-    assert len(findings(diagnosis)) == 7
-
-
-def test_no_gap_between_a_reference_and_itself(folders, tmp_path):
-    folder = tmp_path / "same"
-    shutil.copytree(folders[0], folder)
-    shutil.copy(folder / "strong" / "model.safetensors", folder / "weak" / "model.safetensors")
-    found = diagnose(str(folder), task="latentref_hops_mc_dev", work=str(tmp_path), limit=2)
-    assert max(found.geometry.gap) == 0
-    assert all(e.margin.mean == 0 for e in found.effects if e.what == "detached")
-
-
-def interval(low, high):
-    return Interval((low + high) / 2, low, high)
-
-
-def made_up(**changes):
-    numbers = {name: (1.0, 1.0) for name in ("thought_norm", "gap", "strong_to_own")}
-    geometry = Geometry(
-        embedding_norm=1.0,
-        to_previous=(1.0,),
-        strong_to_next=(1.0,),
-        ahead=interval(-1.0, -0.5),
-        **numbers,
-    )
-    effects = [
-        Effect(
-            what="detached",
-            setting=Setting(latent_steps=2, step_size=size),
-            accuracy=0.5,
-            accuracy_test=McNemar(0, 0, 1.0),
-            margin=margin,
-        )
-        for size, margin in ((1.0, interval(0.1, 0.3)), (-1.0, interval(-0.1, 0.3)))
-    ]
-    sign = SignTest(gradient="detached", step_size=1.0, margin=interval(-0.3, -0.1))
-    base = Diagnosis(
-        folder="made-up",
-        task="task",
-        num_problems=5,
-        latent_steps=2,
-        accuracy=0.5,
-        margin=1.0,
-        geometry=geometry,
-        effects=tuple(effects),
-        signs=(sign,),
-    )
-    return dataclasses.replace(base, **changes)
-
-
-def test_what_is_said_follows_from_the_intervals():
-    text = "\n".join(findings(made_up()))
-    assert "better at +1; not told apart at -1" in text
-    assert "+eta against -eta: worse at 1" in text
-    assert "nearer to the next thought than to" in text
-    assert "there is room" in text
-
-
-def test_the_ceiling_is_said():
-    assert "at the ceiling" in findings(made_up(accuracy=1.0))[0]
-    geometry = dataclasses.replace(made_up().geometry, ahead=interval(-0.5, 0.5))
-    assert "no nearer to the next" in "\n".join(findings(made_up(geometry=geometry)))

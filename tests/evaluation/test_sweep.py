@@ -92,7 +92,12 @@ def run(folders, tasks, output, args=(), **options):
 
 @pytest.fixture(scope="module")
 def finished(folders, tasks, tmp_path_factory):
-    return run(folders, tasks, tmp_path_factory.mktemp("sweep"), compare=NUM_SETTINGS)
+    return run(folders, tasks, tmp_path_factory.mktemp("sweep"))
+
+
+def test_what_settings_share_is_run_once(finished):
+    # Three batches: the context with the first thought for all; two more thoughts for each of two.
+    assert finished.cost.forwards["strong"] == 3 * (1 + 2 * 2)
 
 
 def evaluated(folders, tasks, config):
@@ -131,16 +136,6 @@ def test_a_setting_gets_what_lm_eval_gives_it(setting, finished, folders, tasks)
     assert outcome.accuracy_error == pytest.approx(wanted["results"][TASK]["acc_stderr,none"])
     hashes = {one.doc_id: one.doc_hash for one in finished.task.documents}
     assert hashes == {sample["doc_id"]: sample["doc_hash"] for sample in samples}
-
-
-def test_the_saving_is_counted_on_the_same_settings_and_documents(finished):
-    comparison, cost = finished.comparison, finished.cost
-    assert len(comparison.settings) == len(finished.outcomes) == NUM_SETTINGS
-    assert comparison.largest_difference < 1e-4
-    for name in ("backbone", "strong", "weak"):
-        assert cost.forwards[name] < comparison.separate.forwards[name]
-    # Three batches: the context with the first thought for all; two more thoughts for each of two.
-    assert cost.forwards["strong"] == 3 * (1 + 2 * 2)
 
 
 def outcomes_without_cost(result):
@@ -466,7 +461,6 @@ def test_the_text_names_both_choices_and_the_smallest_effect(finished):
     assert "Recommended, the simplest within noise" in text
     assert f"of {NUM_SETTINGS} settings" in text
     assert "The smallest effect that 12 documents could show" in text
-    assert "Separate runs (6 of 6 settings run" in text
 
 
 def test_without_matplotlib_the_sweep_is_saved_and_one_sentence_says_what_to_install(
