@@ -52,6 +52,8 @@ class Judged:
     lost: int
     by_steps: dict[int, Part]
     """By the number of gold steps, where the problems have them."""
+    correct: tuple[bool, ...]
+    """Of each problem, in the task's order."""
 
 
 def judge(
@@ -108,6 +110,7 @@ def _compared(
             gained=int((differences_SN[number] > 0).sum()),
             lost=int((differences_SN[number] < 0).sum()),
             by_steps=_by_steps(correct_SN[number], differences_SN[number], steps_N),
+            correct=one.correct,
         )
         for number, one in enumerate(outcomes)
     ]

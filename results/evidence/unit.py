@@ -26,7 +26,7 @@ from lm_eval_latentref.evaluation.grid import Grid, Setting
 from lm_eval_latentref.evaluation.judge import Judged, judge
 from lm_eval_latentref.evaluation.provenance import machine, versions
 from lm_eval_latentref.evaluation.selection import Outcome
-from lm_eval_latentref.evaluation.statistics import mean_intervals, standard_error
+from lm_eval_latentref.evaluation.statistics import mean_intervals
 from lm_eval_latentref.evaluation.sweep import Sweep, load_model, sweep
 from lm_eval_latentref.evaluation.sweep_model import SweepModel
 from lm_eval_latentref.training.log import read_training
@@ -126,7 +126,7 @@ class Unit:
         steps = [len(document["steps"]) for document in documents]
         return {
             "accuracy": float(np.mean(correct)),
-            "error": standard_error(correct),
+            "correct": _packed(correct),
             "by_steps": {
                 number: {
                     "num": steps.count(number),
@@ -173,7 +173,7 @@ class Unit:
             )
             found["latent_steps"] = steps
             found["rows"] |= dict(zip(rows, map(_as_json, judged), strict=False))
-            found["eta"][contrast] = [_as_json(one) for one in judged[len(rows) :]]
+            found["eta"][contrast] = [_in_line(one) for one in judged[len(rows) :]]
             found["dev"][contrast] = _dev(swept, self.seed)
         return found
 
@@ -221,7 +221,17 @@ def _as_json(one: Judged) -> Json:
         "step_size": one.setting.step_size,
         "latent_steps": one.setting.latent_steps,
     }
-    return {**dataclasses.asdict(one), "setting": setting}
+    return {**dataclasses.asdict(one), "setting": setting, "correct": _packed(one.correct)}
+
+
+def _in_line(one: Judged) -> Json:
+    named = ("accuracy", "margin", "difference", "margin_difference", "gained", "lost")
+    return {"step_size": one.setting.step_size} | {name: _as_json(one)[name] for name in named}
+
+
+def _packed(correct: Sequence[bool]) -> str:
+    """Right and wrong as bits, first problem first, in hexadecimal digits."""
+    return np.packbits(np.array(correct, dtype=bool)).tobytes().hex()
 
 
 def _dev(swept: Sweep, seed: int) -> list[Json]:
