@@ -57,6 +57,9 @@ class SetPlan:
     trained_questions: str | None = None
     """The file of hashes that latentref.json names; a path, whether or not the file is there."""
 
+    writes_steps: bool = False
+    """Whether latentref.json says that the backbone writes reasoning steps before its answer."""
+
     notes: tuple[str, ...] = ()
     """One line per value: where it came from."""
 
@@ -120,6 +123,7 @@ def resolve(
         tuned_on=manifest.tuned_on,
         trained_on=tuple(manifest.trained_on or ()),
         trained_questions=_beside(folder, manifest.trained_questions),
+        writes_steps=bool(manifest.writes_steps),
         notes=tuple(notes),
     )
 

@@ -221,6 +221,12 @@ class LatentRefLM(GeneratingLM):
                 "after the prompt, where such a model begins its reasoning; leave it out, or use "
                 "tasks that generate text"
             )
+        if self._plan.writes_steps:
+            logger.warning(
+                "%s was trained to write reasoning steps before its answer, and choices are scored "
+                "straight after the thoughts: expect chance, and take the task that generates text",
+                self._plan.backbone.name or self._plan.backbone.base,
+            )
         for request in requests:
             if request.args == ("", ""):  # lm-eval looks at the first token of such a choice
                 raise self._no_token(("", ""))

@@ -10,6 +10,7 @@ import torch
 from lm_eval.models.huggingface import HFLM
 from tiny import HIDDEN_SIZE, tiny_model, tiny_tokenizer
 
+from lm_eval_latentref.checkpoints.manifest import Manifest, write_manifest
 from lm_eval_latentref.harness.model import LatentRefLM
 from lm_eval_latentref.latent import reasoner
 from lm_eval_latentref.latent.config import RefinementConfig
@@ -338,3 +339,13 @@ def test_settings_of_the_start_line(folders):
         assert part in line
     for name in ("marked", "strong", "weak"):
         assert folders[name] in line
+
+
+@pytest.mark.parametrize("writes_steps", [True, None])
+def test_scoring_choices_of_a_set_that_still_writes_steps_says_so(writes_steps, tmp_path, caplog):
+    folder = save(tmp_path, seed=0, markers=True)
+    write_manifest(folder, Manifest(latent_steps=1, writes_steps=writes_steps))
+    with caplog.at_level("WARNING", logger="lm_eval_latentref"):
+        latentref({"marked": folder}).loglikelihood(requests([("x", "a"), ("x", "b")]))
+    lines = [record.message for record in caplog.records if "to write reasoning" in record.message]
+    assert len(lines) == bool(writes_steps)
