@@ -16,11 +16,7 @@ import os
 import shlex
 import subprocess
 import sys
-import threading
 import time
-import urllib.error
-import urllib.request
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +30,6 @@ REAL_TASK = "latentref_mathqa_harness"
 """lm-eval's own `mathqa` on rows that `LATENTREF_DATA` may hold."""
 
 GENERATED_TASK = "latentref_prosqa_generated"
-PROBE_SECONDS = 5.0
 
 SMALL_TASK = "latentref_hops"
 SMALL_PROBLEMS = 200
@@ -52,7 +47,7 @@ def run_demo(*, output: str, limit: int) -> int:
     the number of documents for SmolLM2.
     """
     small = show_small_set(output)
-    task = choose_task(hub_reachable)
+    task = choose_task()
     command = lm_eval_command(task, output=output, limit=limit)
     print(f"$ {shlex.join(command)}", flush=True)
     environment = dict(os.environ)
@@ -122,15 +117,11 @@ def show_small_set(output: str) -> str:
     return shown
 
 
-def choose_task(reachable: Callable[[], bool]) -> str:
-    """MathQA from the folder `LATENTREF_DATA` or the hub; where it is in neither, generated data.
-
-    `reachable` is asked before any download is tried: a failing one takes minutes.
-    """
+def choose_task() -> str:
+    """MathQA from the folder `LATENTREF_DATA` or the hub; where it is in neither, generated data."""
     try:
-        if os.environ.get(published.DATA_VARIABLE) or reachable():
-            published.read("mathqa", "test")
-            return REAL_TASK
+        published.read("mathqa", "test")
+        return REAL_TASK
     except published.DataMissingError as error:
         logger.warning("%s", error)
     return GENERATED_TASK
@@ -143,28 +134,3 @@ def lm_eval_command(task: str, *, output: str, limit: int) -> list[str]:
         *("--include_path", str(tasks_path()), "--tasks", task),
         *("--limit", str(limit), "--batch_size", "8", "--output_path", output),
     ]
-
-
-def hub_reachable(seconds: float = PROBE_SECONDS) -> bool:
-    """Whether the Hugging Face hub answers within `seconds`, looking up its name included."""
-    from huggingface_hub import constants
-
-    if constants.HF_HUB_OFFLINE:
-        return False
-    answered = threading.Event()
-
-    def probe() -> None:
-        request = urllib.request.Request(constants.ENDPOINT, method="HEAD")
-        try:
-            with urllib.request.urlopen(request, timeout=seconds):
-                answered.set()
-        except urllib.error.HTTPError:
-            answered.set()
-        except OSError:
-            return
-
-    # A name look-up obeys no timeout: waiting for a thread does.
-    thread = threading.Thread(target=probe, daemon=True)
-    thread.start()
-    thread.join(seconds)
-    return answered.is_set()

@@ -17,7 +17,6 @@ import json
 import logging
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 from lm_eval_latentref.benchmarks import data
@@ -28,7 +27,7 @@ from lm_eval_latentref.checkpoints.questions import normalise_question
 from lm_eval_latentref.errors import LatentRefError
 from lm_eval_latentref.latent.protocol import Example
 from lm_eval_latentref.training.curriculum import Problem
-from lm_eval_latentref.training.examples import parse_examples, summary, write_bad_rows
+from lm_eval_latentref.training.examples import is_list, parse_examples, summary
 from lm_eval_latentref.training.recipe import Recipe
 
 logger = logging.getLogger(__name__)
@@ -94,11 +93,7 @@ def load_data(recipe: Recipe) -> TrainingData:
     if leaves_questions_out(recipe.train, recipe.check_overlap):
         held_out |= _benchmark_questions()
     _check_left("validation", validation)
-    found = {
-        name: _train(name, held_out, report=recipe.output)
-        for name in recipe.train
-        if name not in GENERATORS
-    }
+    found = {name: _train(name, held_out) for name in recipe.train if name not in GENERATORS}
     fixed = {name: examples for name, (examples, _) in found.items()}
     sources = [
         functools.partial(_turn, fixed[name], recipe.num_train, place / len(recipe.train))
@@ -155,11 +150,11 @@ def encode(examples: Sequence[Example], tokenizer: Any) -> list[Problem]:
     ]
 
 
-def read_examples(path: str, *, report: str | None = None) -> list[Example]:
+def read_examples(path: str) -> list[Example]:
     """The examples in the JSON or JSON-lines file `path`.
 
-    Rows that break a rule are left out; how many, where and which rule is logged, and written in
-    full into the folder `report` if that exists. Raises LatentRefError if the file cannot be read.
+    Rows that break a rule are left out; how many, where and which rule is logged. Raises
+    LatentRefError if the file cannot be read.
     """
     text = read_text(
         path,
@@ -168,12 +163,9 @@ def read_examples(path: str, *, report: str | None = None) -> list[Example]:
     )
     examples, bad = parse_examples(path, text)
     if bad:
-        place = write_bad_rows(report, path, bad) if report and Path(report).is_dir() else None
-        logger.warning(
-            "%s: %d bad rows left out of %d: %s%s",
-            *(path, len(bad), len(examples) + len(bad), summary(bad)),
-            f" (each of them in {place})" if place else "",
-        )
+        found = summary(bad, "row" if is_list(text) else "line")
+        num_rows = len(examples) + len(bad)
+        logger.warning("%s: %d bad rows left out of %d: %s", path, len(bad), num_rows, found)
     return examples
 
 
@@ -195,7 +187,7 @@ def write_generated(
 def _validation(recipe: Recipe) -> dict[str, list[Example]]:
     """The problems to validate on, as many of each source that has any."""
     if recipe.validation is not None:
-        examples = read_examples(recipe.validation, report=recipe.output)
+        examples = read_examples(recipe.validation)
         return {"validation": examples[: recipe.num_validation]}
     most = recipe.num_validation or 500
     with_dev = [name for name in recipe.train if name in BENCHMARKS or name in GENERATORS]
@@ -263,13 +255,13 @@ def _generate_examples(recipe: Recipe, name: str, num: int, seed: int, split: st
     return [Example(row["question"], tuple(row["steps"]), row["answer"]) for row in rows]
 
 
-def _train(name: str, held_out: Collection[str], *, report: str) -> tuple[list[Example], int]:
+def _train(name: str, held_out: Collection[str]) -> tuple[list[Example], int]:
     """The training examples of `name` whose questions are not in `held_out`; how many are."""
     num_removed = 0
     if name in data.TRAINING:
         examples, num_removed = data.load_training(name, held_out)
     else:
-        examples = read_examples(name, report=report)
+        examples = read_examples(name)
     kept = [one for one in examples if normalise_question(one.question) not in held_out]
     num_removed += len(examples) - len(kept)
     logger.info(

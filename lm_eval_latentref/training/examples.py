@@ -9,14 +9,11 @@ Deliberately knows no benchmark and no generator.
 
 from __future__ import annotations
 
-import json
-import os
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 from typing import Any, NamedTuple
 
 from lm_eval_latentref.checkpoints.files import one_line, parse_json
-from lm_eval_latentref.errors import LatentRefError, saving
+from lm_eval_latentref.errors import LatentRefError
 from lm_eval_latentref.latent.protocol import Example
 
 MOST_SHOWN = 10
@@ -26,7 +23,8 @@ MOST_SHOWN = 10
 class BadRow(NamedTuple):
     """A row that is left out."""
 
-    line: int
+    number: int
+    """Its line, or its place in a list, counted from 1."""
     rule: str
     """The first that it breaks."""
 
@@ -37,38 +35,25 @@ def parse_examples(path: str, text: str) -> tuple[list[Example], list[BadRow]]:
     Raises LatentRefError that names `path` if a list is broken off.
     """
     examples, bad = [], []
-    for line, value in _rows(path, text):
+    for number, value in _rows(path, text):
         rule = "it is no JSON object" if value is None else _broken_rule(value)
         if rule:
-            bad.append(BadRow(line, rule))
+            bad.append(BadRow(number, rule))
         else:
             steps = tuple(value["steps"])
             examples.append(Example(value["question"], steps, value["answer"]))
     return examples, bad
 
 
-def summary(bad: Sequence[BadRow]) -> str:
-    """The broken rules, each with its lines: all of them, as far as a reader goes along."""
-    lines: dict[str, list[int]] = {}
+def summary(bad: Sequence[BadRow], unit: str = "line") -> str:
+    """The broken rules, each with the first of its lines or rows (`unit`)."""
+    numbers: dict[str, list[int]] = {}
     for row in bad:
-        lines.setdefault(row.rule, []).append(row.line)
-    return "; ".join(f"{rule}: {_places(numbers)}" for rule, numbers in lines.items())
+        numbers.setdefault(row.rule, []).append(row.number)
+    return "; ".join(f"{rule}: {_places(found, unit)}" for rule, found in numbers.items())
 
 
-def write_bad_rows(folder: str | os.PathLike[str], path: str, bad: Sequence[BadRow]) -> Path:
-    """Names every bad row of `path`, a line each, in a file of `folder`; its path."""
-    parts = [part for part in Path(path).parts if part not in ("/", "..")]
-    target = Path(folder) / f"bad-rows-{'-'.join(parts)}.txt"
-    # Each process of a run writes the same.
-    temporary = target.with_name(f".{target.name}.{os.getpid()}")
-    text = "".join(f"{path} line {row.line}: {row.rule}\n" for row in bad)
-    with saving(target):
-        temporary.write_text(text, encoding="utf-8")
-        os.replace(temporary, target)
-    return target
-
-
-def _places(numbers: Sequence[int]) -> str:
+def _places(numbers: Sequence[int], unit: str) -> str:
     """ "line 3", or "lines 3, 7-9 and 12 more"."""
     ranges: list[list[int]] = []
     for number in numbers:
@@ -79,13 +64,18 @@ def _places(numbers: Sequence[int]) -> str:
     shown = ", ".join("-".join(map(str, ends)) for ends in ranges[:MOST_SHOWN])
     num_left = sum(ends[-1] - ends[0] + 1 for ends in ranges[MOST_SHOWN:])
     more = f" and {num_left} more" if num_left else ""
-    return f"line{'s' * (len(numbers) > 1)} {shown}{more}"
+    return f"{unit}{'s' * (len(numbers) > 1)} {shown}{more}"
 
 
 def _rows(path: str, text: str) -> Iterator[tuple[int, Any]]:
-    """Each row with the line it begins on; None for a line that is no JSON."""
-    if text.lstrip().startswith("["):
-        yield from _list_rows(path, text)
+    """Each row with its number in a list or its line; None for a line that is no JSON."""
+    if is_list(text):
+        try:
+            yield from enumerate(parse_json(text), start=1)
+        except (ValueError, RecursionError) as error:
+            raise LatentRefError(
+                f"{path} is broken off or no JSON ({one_line(error)}); mend the file"
+            ) from error
         return
     for number, line in enumerate(text.split("\n"), start=1):
         if line.strip():
@@ -95,21 +85,9 @@ def _rows(path: str, text: str) -> Iterator[tuple[int, Any]]:
                 yield number, None
 
 
-def _list_rows(path: str, text: str) -> Iterator[tuple[int, Any]]:
-    decoder, at, line, counted = json.JSONDecoder(), text.index("[") + 1, 1, 0
-    while True:
-        while at < len(text) and text[at] in " \t\r\n,":
-            at += 1
-        line, counted = line + text.count("\n", counted, at), at
-        if text.startswith("]", at):
-            return
-        try:
-            value, at = decoder.raw_decode(text, at)
-        except (ValueError, RecursionError) as error:
-            raise LatentRefError(
-                f"{path} is broken off or no JSON at line {line} ({one_line(error)}); mend the file"
-            ) from error
-        yield line, value
+def is_list(text: str) -> bool:
+    """Whether the rows are one JSON list; else, there is one in each line."""
+    return text.lstrip().startswith("[")
 
 
 def _broken_rule(value: Any) -> str | None:

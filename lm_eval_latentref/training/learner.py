@@ -27,6 +27,9 @@ from lm_eval_latentref.training.loss import loss_sum, num_labelled
 from lm_eval_latentref.training.models import Trainee
 from lm_eval_latentref.training.recipe import Recipe
 
+BETA1 = 0.9
+"""Of AdamW, its default; a recipe decides the other."""
+
 
 class Learner:
     """A model in training with its optimiser.
@@ -59,7 +62,7 @@ class Learner:
         self.optimizer = torch.optim.AdamW(
             self._weights,
             lr=recipe.learning_rate,
-            betas=(recipe.beta1, recipe.beta2),
+            betas=(BETA1, recipe.beta2),
             weight_decay=recipe.weight_decay,
         )
 

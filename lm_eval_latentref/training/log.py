@@ -141,7 +141,7 @@ def _chosen_again(folder: str, epochs: Sequence[Epoch]) -> tuple[int | None, int
     if recipe is None:
         return None, None
     try:
-        chance = load_data(recipe).majority if recipe.chance is None else recipe.chance
+        chance = load_data(recipe).majority
     except LatentRefError as error:
         logger.warning("%s: which epochs became the references is not known: %s", folder, error)
         return None, None

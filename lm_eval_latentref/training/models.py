@@ -93,7 +93,7 @@ def build(
     else:
         trainee = _make(recipe, words)
     if latent:
-        _add_markers(trainee, recipe.marker_init)
+        _add_markers(trainee)
     trainee.model.train()
     return trainee
 
@@ -151,10 +151,7 @@ def _make(recipe: Recipe, words: Iterable[str]) -> Trainee:
     from transformers import AutoConfig, AutoModelForCausalLM
 
     assert recipe.config is not None
-    if recipe.tokenizer is not None:
-        tokenizer = load_tokenizer(_plain_source(recipe.tokenizer))
-    else:
-        tokenizer = make_word_tokenizer(words)
+    tokenizer = make_word_tokenizer(words)
     values = {
         "vocab_size": len(tokenizer),
         "bos_token_id": tokenizer.bos_token_id,
@@ -198,7 +195,7 @@ def _build_adapter(recipe: Recipe, latent: bool, start: str | os.PathLike[str] |
         source = dataclasses.replace(source, adapter=None, tokenizer=None)
     base = base_name(source)  # before anything large is loaded
     trainee = _open(source, recipe.dtype)
-    marker_ids = _add_markers(trainee, recipe.marker_init) if latent else []
+    marker_ids = _add_markers(trainee) if latent else []
     values = {"task_type": "CAUSAL_LM", "revision": source.revision, **recipe.lora}
     if marker_ids:
         embedding = trainee.model.get_input_embeddings()
@@ -223,14 +220,14 @@ def _build_adapter(recipe: Recipe, latent: bool, start: str | os.PathLike[str] |
     return dataclasses.replace(trainee, model=model, adapter=ADAPTER)
 
 
-def _add_markers(trainee: Trainee, marker_init: str | None) -> list[int]:
+def _add_markers(trainee: Trainee) -> list[int]:
     """Adds the marker tokens that are missing, rows copied from a known token; the ids of all.
 
     Copied as facebookresearch/coconut does, which finds that it steadies training.
     """
     tokenizer, model = trainee.tokenizer, trainee.model
     before = known_markers(tokenizer)
-    source_id = _initial_id(tokenizer, marker_init)
+    source_id = _initial_id(tokenizer)
     vocabulary.add_markers(tokenizer)
     after = known_markers(tokenizer)
     new_ids = sorted(after[marker] for marker in after.keys() - before.keys())
@@ -243,13 +240,9 @@ def _add_markers(trainee: Trainee, marker_init: str | None) -> list[int]:
     return sorted(after.values())
 
 
-def _initial_id(tokenizer: Any, marker_init: str | None) -> int:
-    for text in [marker_init] if marker_init is not None else ["<<", "\n"]:
+def _initial_id(tokenizer: Any) -> int:
+    for text in ("<<", "\n"):
         ids = tokenizer.encode(text, add_special_tokens=False)
         if len(ids) == 1 and ids[0] != tokenizer.unk_token_id:
             return ids[0]
-    if marker_init is not None:
-        raise LatentRefError(
-            f"marker_init={marker_init!r} is not one token of this tokenizer; give one that is"
-        )
     return tokenizer.eos_token_id

@@ -34,7 +34,6 @@ from lm_eval_latentref.training.plan import (
     Stage,
     epoch_name,
     epochs_left,
-    is_over,
     latent_steps,
     learning_rate,
     stage_rows,
@@ -81,10 +80,9 @@ class Phase:
             stage = planned[progress.stage]
             self._epoch(stage)
             num_correct = self._validate(stage)
-            accuracy = num_correct / len(self._run.data.validation)
             self._keep_epoch(stage)
             kept = self._keep_snapshot(stage, num_correct) if self._name == "cot" else set()
-            if is_over(self._recipe, stage, progress, accuracy):
+            if progress.epoch >= stage.num_epochs:
                 progress.end_stage()
             self._run.save(self._learner)
             if self._name == "cot" and self._run.is_main:
@@ -213,10 +211,10 @@ class Phase:
         return {epoch for epoch in chosen if epoch is not None}
 
     def _chosen_epochs(self) -> tuple[int | None, int | None]:
-        recipe, chance = self._recipe, self._recipe.chance
+        recipe = self._recipe
         return choose(
             [Epoch(*values) for values in self._progress.validated],
-            chance=self._run.data.majority if chance is None else chance,
+            chance=self._run.data.majority,
             strong_epoch=recipe.strong_epoch,
             weak_epoch=recipe.weak_epoch,
         )
@@ -296,17 +294,7 @@ class Phase:
             torch.cuda.set_rng_state(rng["cuda"])
 
     def _check_room(self) -> None:
-        """Raises before training what would otherwise end it: too little disk, too few columns."""
-        trainee = self._learner.trainee
-        num_trained = sum(weight.numel() for weight in trainee.trained.values())
-        num_saved = num_trained
-        if trainee.adapter is None:
-            num_saved = sum(weight.numel() for weight in trainee.model.parameters())
-        # Weights and two moments, the old state beside the new; weak, strong and the new folder.
-        # What of these is there already needs no room any more.
-        if self._run.is_main:
-            there = self._folder.num_bytes("strong", "weak", SNAPSHOTS)
-            self._folder.check_space(4 * (2 * 3 * num_trained + 3 * num_saved) - there)
+        """Raises before training if the longest validation problem does not fit the model."""
         longest = max(latent_steps(self._recipe, one) for one in stages(self._recipe, self._name))
         self._learner.check_room(self._run.data.validation, latent_steps=longest)
 

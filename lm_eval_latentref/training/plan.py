@@ -31,10 +31,6 @@ class Stage:
     number: int | None
     """Of the curriculum; None outside of it."""
     num_epochs: int
-    max_epochs: int
-    """How long it may wait for `advance_accuracy` or `advance_loss`."""
-    min_epochs: int = 1
-    """How long it goes on whatever these say."""
 
 
 @dataclass
@@ -82,16 +78,14 @@ def stages(recipe: Recipe, phase: str) -> list[Stage]:
     """The stages of `phase`, in order."""
     if phase not in LATENT_KINDS:
         if phase == "no_cot":
-            return [Stage(None, recipe.no_cot_epochs, recipe.no_cot_epochs)]
-        named = max(recipe.strong_epoch or 1, recipe.weak_epoch or 1)
-        return [Stage(None, recipe.cot_epochs, recipe.cot_epochs, min_epochs=named)]
+            return [Stage(None, recipe.no_cot_epochs)]
+        return [Stage(None, recipe.cot_epochs)]
     result = []
     for number in range(recipe.first_stage, recipe.final_stage + 1):
         num_epochs = recipe.epochs_per_stage
         if number == recipe.final_stage and recipe.last_stage_epochs is not None:
             num_epochs = recipe.last_stage_epochs
-        max_epochs = max(num_epochs, recipe.max_epochs_per_stage or 0)
-        result.append(Stage(number, num_epochs, max_epochs))
+        result.append(Stage(number, num_epochs))
     return result
 
 
@@ -106,7 +100,7 @@ def check_kept(recipe: Recipe) -> None:
         epoch_name(phase, stage, epoch)
         for phase in recipe.phases
         for stage in stages(recipe, phase)
-        for epoch in range(1, stage.max_epochs + 1)
+        for epoch in range(1, stage.num_epochs + 1)
     ]
     if unknown := [name for name in recipe.keep_epochs if name not in trained]:
         raise LatentRefError(
@@ -122,20 +116,6 @@ def writes_steps(recipe: Recipe, phase: str, stage: Stage, examples: Iterable[Ex
     if stage.number > recipe.max_latent_stage:
         return False
     return any(len(example.steps) > stage.number for example in examples)
-
-
-def is_over(recipe: Recipe, stage: Stage, progress: Progress, accuracy: float) -> bool:
-    """Whether `stage` ends with the epoch just finished."""
-    if recipe.advance_accuracy is None and recipe.advance_loss is None:
-        return progress.epoch >= stage.num_epochs
-    if progress.epoch < stage.min_epochs:
-        return False
-    if recipe.advance_accuracy is not None and accuracy >= recipe.advance_accuracy:
-        return True
-    running = progress.running_loss
-    if recipe.advance_loss is not None and running is not None and running < recipe.advance_loss:
-        return True
-    return progress.epoch >= stage.max_epochs
 
 
 def stage_rows(
@@ -169,7 +149,7 @@ def learning_rate(
 
 
 def epochs_left(recipe: Recipe, progress: Progress) -> int:
-    """Epochs still to come, if no stage ends early or waits."""
+    """Epochs still to come."""
     left = -progress.epoch
     for index, phase in enumerate(recipe.phases[progress.phase :]):
         planned = stages(recipe, phase)[progress.stage if index == 0 else 0 :]

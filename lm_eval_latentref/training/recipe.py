@@ -47,9 +47,6 @@ class Recipe:
     config: dict[str, Any] | None = None
     """Of a new model: `model_type` and whatever its configuration in transformers takes."""
 
-    tokenizer: str | None = None
-    """Of a new model: a hub id or folder; without it, one token for each word of the data."""
-
     lora: dict[str, Any] | None = None
     """Arguments of PEFT's LoraConfig; without it all weights are trained."""
 
@@ -66,10 +63,6 @@ class Recipe:
     final_norm: float | None = None
     """Of a new model: what the weights of its final norm start from. With both, thoughts can begin
     as large as embeddings, though they are outputs and these are inputs."""
-
-    marker_init: str | None = None
-    """The token whose rows new marker tokens start as; "<<" as in Coconut where that is one
-    token, else the newline."""
 
     # The data.
 
@@ -124,15 +117,6 @@ class Recipe:
     no_cot_epochs: int = 10
     cot_epochs: int = 10
 
-    advance_accuracy: float | None = None
-    """A stage ends at the first epoch whose validation accuracy is at least this."""
-
-    advance_loss: float | None = None
-    """A stage ends at the first epoch after which the running training loss is below this."""
-
-    max_epochs_per_stage: int | None = None
-    """How long a stage of the curriculum waits for `advance_*`; else, `epochs_per_stage`."""
-
     keep_epochs: tuple[str, ...] = ()
     """Epochs to keep as folders below `epochs`, by phase, stage and epoch, both counted as in the
     metrics: `cot-3` is the third epoch of CoT, `coconut-4-1` the first of stage 4."""
@@ -146,10 +130,6 @@ class Recipe:
     weak_epoch: int | None = None
     """Without it, the worst epoch that clearly beats chance (lower bound of the 95 % interval), or
     what `pretrained` recorded."""
-
-    chance: float | None = None
-    """Accuracy without reasoning; else, the share of the most frequent validation answer of each
-    source."""
 
     # Optimisation.
 
@@ -172,7 +152,6 @@ class Recipe:
     to a twentieth."""
 
     weight_decay: float = 0.01
-    beta1: float = 0.9
     beta2: float = 0.999
 
     warmup_steps: int = 0
@@ -262,7 +241,7 @@ def _check_model(recipe: Recipe) -> None:
         f"config={recipe.config}",
         "it needs a model_type, for example llama or gpt2",
     )
-    for name in ("tokenizer", "embedding_std", "final_norm"):
+    for name in ("embedding_std", "final_norm"):
         value = getattr(recipe, name)
         _require(
             recipe.pretrained is None or value is None,
@@ -286,7 +265,7 @@ def _check_model(recipe: Recipe) -> None:
 
 _AT_LEAST_ONE = (
     *("num_train", "num_validation", "max_new_tokens", "c_thought", "epochs_per_stage"),
-    *("last_stage_epochs", "no_cot_epochs", "cot_epochs", "max_epochs_per_stage", "strong_epoch"),
+    *("last_stage_epochs", "no_cot_epochs", "cot_epochs", "strong_epoch"),
     *("weak_epoch", "batch_size", "micro_batch_size", "micro_batch_tokens", "save_steps"),
     "eval_batch_size",
 )
@@ -296,7 +275,7 @@ def _check_ranges(recipe: Recipe) -> None:
     for name in _AT_LEAST_ONE:
         value = getattr(recipe, name)
         _require(value is None or value >= 1, f"{name}={value}", "it must be at least 1")
-    for name in ("uniform_prob", "chance", "beta1", "beta2", "advance_accuracy", "decay"):
+    for name in ("uniform_prob", "beta2", "decay"):
         value = getattr(recipe, name)
         _require(value is None or 0 <= value <= 1, f"{name}={value}", "it must be in [0, 1]")
     for name in ("max_latent_stage", "warmup_steps", "max_grad_norm", "weight_decay"):
@@ -305,12 +284,6 @@ def _check_ranges(recipe: Recipe) -> None:
     for name in ("learning_rate", "latent_learning_rate", "embedding_std", "final_norm"):
         value = getattr(recipe, name)
         _require(value is None or value > 0, f"{name}={value}", "it must be above 0")
-    waits = recipe.advance_accuracy is not None or recipe.advance_loss is not None
-    _require(
-        recipe.max_epochs_per_stage is None or waits,
-        f"max_epochs_per_stage={recipe.max_epochs_per_stage}",
-        "it has no effect without advance_accuracy or advance_loss; add one or leave it out",
-    )
     for name in ("strong_epoch", "weak_epoch"):
         value = getattr(recipe, name)
         _require(

@@ -71,8 +71,7 @@ class Run:
         self.folder = RunFolder(recipe.output, recipe.to_dict(), is_main=self.is_main)
         self.data = load_data(recipe)
         self.data_digest = self.data.digest()
-        new_words = recipe.config is not None and recipe.tokenizer is None
-        self.words = words(self.data.texts) if new_words else []
+        self.words = words(self.data.texts) if recipe.config is not None else []
         self.start = Start(recipe)
         self.progress = Progress()
         self.bar = tqdm(disable=True)

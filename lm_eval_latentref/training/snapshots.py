@@ -7,12 +7,10 @@ Deliberately knows no models and no files.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
-NORMAL_QUANTILE = 1.96
-"""Of a two-sided 95 % interval."""
+from scipy.stats import binomtest
 
 
 class Epoch(NamedTuple):
@@ -29,10 +27,8 @@ class Epoch(NamedTuple):
 
 def lower_bound(num_correct: int, num_problems: int) -> float:
     """The lower end of Wilson's 95 % interval of a proportion."""
-    z, n, p = NORMAL_QUANTILE, num_problems, num_correct / num_problems
-    centre = p + z * z / (2 * n)
-    spread = z * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
-    return (centre - spread) / (1 + z * z / n)
+    test = binomtest(num_correct, num_problems)
+    return float(test.proportion_ci(confidence_level=0.95, method="wilson").low)
 
 
 def choose(

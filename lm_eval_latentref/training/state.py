@@ -57,22 +57,6 @@ class RunFolder:
             self._probe()
             self._claim(recipe)
 
-    def check_space(self, num_bytes: int) -> None:
-        """Raises LatentRefError if there is no room for `num_bytes` more."""
-        free = shutil.disk_usage(self.path).free
-        if free < num_bytes:
-            raise LatentRefError(
-                f"output={self.path} has {free / 1e6:.0f} MB free, this run needs "
-                f"{num_bytes / 1e6:.0f} MB; make room or give another folder"
-            )
-
-    def num_bytes(self, *names: str) -> int:
-        """What the saved state and the weights in the folders `names` take on disk."""
-        files = [self.path / STATE]
-        for name in names:
-            files += (self.path / name).rglob("*.safetensors")
-        return sum(file.stat().st_size for file in files if file.is_file())
-
     def load(self) -> dict[str, Any] | None:
         """The state that was saved last; None when there is none."""
         if not (self.path / STATE).exists():
@@ -183,7 +167,7 @@ class RunFolder:
                 "remove it if the run in this folder is of the same recipe, else give another "
                 "output",
             )
-            names = (there.keys() | recipe.keys()) - set(UNCOMPARED)
+            names = recipe.keys() - set(UNCOMPARED)
             differing = sorted(name for name in names if there.get(name) != recipe.get(name))
             if differing:
                 name = differing[0]

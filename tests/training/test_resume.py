@@ -221,39 +221,6 @@ def test_the_bar_of_a_resumed_run_begins_where_the_state_stands(tmp_path, monkey
     assert second.n == second.total == NUM_STEPS
 
 
-def test_a_resumed_run_needs_no_room_for_what_is_there(tmp_path, monkeypatch):
-    asked, check = [], training_state.RunFolder.check_space
-
-    def noting(self, num_bytes):
-        asked.append(num_bytes)
-        check(self, num_bytes)
-
-    monkeypatch.setattr(training_state.RunFolder, "check_space", noting)
-    recipe = small_recipe(tmp_path / "out", **CHANGES)
-    with monkeypatch.context() as patch:
-        die_after(patch, 26)  # within the curriculum, so that both references stand there
-        with pytest.raises(Killed):
-            train(recipe)
-    fresh, asked[:] = asked[0], []
-    out = tmp_path / "out"
-    there = [out / training_state.STATE, *out.glob("strong/*.saf*"), *out.glob("weak/*.saf*")]
-    num_there = sum(path.stat().st_size for path in there)
-    assert len(there) == 3
-
-    class Usage:
-        free = fresh - num_there + 4 * 9 * 3 * 16  # the markers' rows, which CoT has not
-
-    with monkeypatch.context() as patch:
-        patch.setattr("shutil.disk_usage", lambda path: Usage)
-        train(recipe)
-    assert asked[0] < 0.6 * fresh
-    (tmp_path / "new").mkdir()
-    with monkeypatch.context() as patch:
-        patch.setattr("shutil.disk_usage", lambda path: Usage)
-        with pytest.raises(LatentRefError, match="MB free"):
-            train(small_recipe(tmp_path / "new", **CHANGES))
-
-
 def test_metrics_that_cannot_be_cut_end_in_a_message(tmp_path, monkeypatch):
     recipe = small_recipe(tmp_path / "out", **CHANGES)
     with monkeypatch.context() as patch:

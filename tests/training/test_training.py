@@ -30,7 +30,7 @@ def trained(tmp_path_factory):
     recipe = small_recipe(
         tmp_path_factory.mktemp("run") / "out",
         phases=["no_cot", "cot", "pause", "coconut"],
-        **{"chance": 0.0, "weak_epoch": 1, "strong_epoch": 3},
+        **{"weak_epoch": 1, "strong_epoch": 3},
     )
     return recipe, train(recipe)
 
@@ -97,16 +97,6 @@ def test_the_loss_falls_and_micro_batches_change_nothing_but_rounding(tmp_path):
     losses = [line["loss"] for line in metrics(whole)]
     assert losses == sorted(losses, reverse=True)
     assert losses == pytest.approx([line["loss"] for line in metrics(parts)], rel=1e-4)
-
-
-def test_a_stage_ends_early_or_waits_by_its_validation_accuracy(tmp_path):
-    rules = {"max_epochs_per_stage": 3, "cot_epochs": 2, "weak_epoch": 1, "strong_epoch": 1}
-    soon = train(small_recipe(tmp_path / "soon", advance_accuracy=0.0, **rules))
-    assert [line["stage"] for line in metrics(soon)] == [None, 1, 2, 3]
-    late = train(small_recipe(tmp_path / "late", advance_accuracy=1.0, **rules))
-    assert [line["stage"] for line in metrics(late)] == [None] * 2 + [1] * 3 + [2] * 3 + [3] * 3
-    loss = train(small_recipe(tmp_path / "loss", advance_loss=100.0, **rules))
-    assert [line["stage"] for line in metrics(loss)] == [None, 1, 2, 3]
 
 
 @pytest.mark.parametrize("tied", [True, False])
@@ -244,7 +234,7 @@ def test_the_learning_rate_rises_stays_and_falls():
             **{"learning_rate": 1.0, "latent_learning_rate": 0.5, "warmup_steps": 3, "decay": 0.25},
         }
     )
-    stage = Stage(1, num_epochs=4, max_epochs=4)
+    stage = Stage(1, num_epochs=4)
     rates = []
     for update in range(40):
         progress = Progress(epoch=update // 10, step=update % 10, num_updates=update)
@@ -256,11 +246,3 @@ def test_the_learning_rate_rises_stays_and_falls():
     waiting = Progress(epoch=9, step=3, num_updates=93)
     late = learning_rate(recipe, "cot", stage, waiting, steps_per_epoch=10)
     assert late == pytest.approx(0.05)
-
-
-def test_cot_does_not_end_before_the_epochs_that_are_named(tmp_path):
-    folder = train(
-        small_recipe(tmp_path / "out", advance_accuracy=0.0, phases=["cot"], weak_epoch=2)
-    )
-    assert len(metrics(folder)) == 2
-    assert (folder / "weak" / "config.json").exists()

@@ -22,7 +22,7 @@ from lm_eval_latentref.training.recipe_files import load_recipe
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
     folder = tmp_path_factory.mktemp("log") / "out"
-    return train(small_recipe(folder, chance=0.0, weak_epoch=1, max_latent_stage=1))
+    return train(small_recipe(folder, weak_epoch=1, max_latent_stage=1))
 
 
 def test_seconds_are_summed_by_phase_and_the_references_are_those_on_disk(trained):
@@ -114,7 +114,7 @@ def test_it_tells_the_problems_of_each_source_and_how_many_were_held_out(trained
     [
         ([], "latentref train hops-small output=FOLDER"),
         (["seed=2"], "latentref train hops-small output=FOLDER seed=2"),
-        (["phases=[cot,coconut]", "learning_rate=1e-5", "marker_init='<<'"], None),
+        (["phases=[cot,coconut]", "learning_rate=1e-5"], None),
         (["config.rms_norm_eps=1e-5", "task={num_symbols: 9}"], None),
     ],
 )
