@@ -118,7 +118,7 @@ def show_small_set(output: str) -> str:
 
 
 def choose_task() -> str:
-    """MathQA from the folder `LATENTREF_DATA` or the hub; where it is in neither, generated data."""
+    """MathQA from the folder `LATENTREF_DATA` or the hub; generated data where neither has it."""
     try:
         published.read("mathqa", "test")
         return REAL_TASK
