@@ -15,7 +15,6 @@ takes of them, by date and task in their name, and by the scores they add up to.
 from __future__ import annotations
 
 import json
-import math
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -24,6 +23,7 @@ from typing import Any
 
 import numpy as np
 
+from lm_eval_latentref.checkpoints.files import read_json_object, reading
 from lm_eval_latentref.errors import LatentRefError
 from lm_eval_latentref.evaluation.samples import Column, Samples, read_samples
 
@@ -104,6 +104,23 @@ class Run:
     seconds: float | None
     """Of the whole evaluation, loading included."""
     task_hashes: Mapping[str, str]
+    environment: str
+    """What torch says of the machine, as text."""
+    has_chat_template: bool
+
+    @property
+    def device(self) -> str | None:
+        """As given to lm-eval; "cpu" where that was a GPU and there was none."""
+        device = self.config.get("device")
+        if "Is CUDA available: False" in self.environment and str(device).startswith("cuda"):
+            return "cpu"
+        return None if device is None else str(device)
+
+    @property
+    def dtype(self) -> str | None:
+        """Of the weights, such as "float32"; None where it is not recorded."""
+        dtype = self.settings.get("dtype") or self.config.get("model_dtype")
+        return str(dtype).removeprefix("torch.") if dtype else None
 
     @property
     def model_args(self) -> dict[str, Any]:
@@ -175,7 +192,7 @@ def read_results(paths: Iterable[str | Path], *, samples: bool = True) -> Result
 
 def read_run(file: Path) -> Run:
     """The run of a results file, without its samples; raises LatentRefError for any other file."""
-    content = _load(file)
+    content = read_json_object(file, advice="half-written, or no results of lm-eval? run it again")
     if not isinstance(content.get("results"), dict) or not isinstance(content.get("config"), dict):
         raise LatentRefError(f"{file} holds no results of lm-eval; give what --output_path wrote")
     try:
@@ -210,6 +227,8 @@ def _run(file: Path, content: dict[str, Any]) -> Run:
         versions=versions,
         seconds=None if seconds is None else float(seconds),
         task_hashes=dict(content.get("task_hashes") or {}),
+        environment=str(content.get("pretty_env_info") or ""),
+        has_chat_template=bool(content.get("chat_template")),
     )
 
 
@@ -223,12 +242,10 @@ def _task(name: str, content: Mapping[str, Any]) -> Task:
         metric, comma, filter_name = key.partition(",")
         if not comma or metric.endswith("_stderr") or _number(value) is None:
             continue
-        if not math.isfinite(value):
-            raise ValueError(f"{key} of {name} is {value}")
         stderr = _number(recorded.get(f"{metric}_stderr,{filter_name}"))
         scores[key] = Score(
             value=float(value),
-            stderr=stderr if stderr is not None and math.isfinite(stderr) else None,
+            stderr=stderr,
             higher_is_better=better.get(metric),
         )
     return Task(
@@ -304,27 +321,14 @@ def _files(path: Path, results: Results) -> Iterator[Path]:
 
 def _holds_samples(file: Path) -> bool:
     """Whether the first line is a sample; a results file's first line is a bracket or all of it."""
+    with reading(file), file.open("rb") as lines:
+        line = lines.readline()
+    if not line:
+        raise LatentRefError(f"{file} is empty: half-written? run it again")
     try:
-        with file.open("rb") as lines:
-            line = lines.readline()
         return isinstance(sample := json.loads(line), dict) and "doc_id" in sample
     except (ValueError, RecursionError):
         return b'"doc_id"' in line
-    except OSError as error:
-        raise LatentRefError(f"{file} cannot be read ({error.strerror or error})") from error
-
-
-def _load(file: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(file.read_bytes())
-    except OSError as error:
-        raise LatentRefError(f"{file} cannot be read ({error.strerror or error})") from error
-    except (ValueError, RecursionError) as error:
-        reason = "is empty" if not file.stat().st_size else f"is no JSON ({error})"
-        raise LatentRefError(f"{file} {reason}; half-written? run it again") from error
-    if not isinstance(content, dict):
-        raise LatentRefError(f"{file} holds no results of lm-eval; give what --output_path wrote")
-    return content
 
 
 def _number(value: Any) -> float | None:

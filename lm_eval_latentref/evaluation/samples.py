@@ -62,6 +62,14 @@ class Column:
     unpaired: tuple[str, ...]
     """Metrics that have no number of their own for each document (pairs, lists, texts)."""
 
+    def same_documents(self, other: Column) -> bool:
+        """Whether the documents that both have are the same, as far as hashes were recorded."""
+        _, here, there = np.intersect1d(
+            self.doc_ids, other.doc_ids, assume_unique=True, return_indices=True
+        )
+        mine, others = self.hashes[here], other.hashes[there]
+        return bool(here.size and np.all((mine == others) | (mine == 0) | (others == 0)))
+
 
 @dataclass(frozen=True, kw_only=True)
 class Samples:

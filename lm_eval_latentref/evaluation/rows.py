@@ -1,0 +1,279 @@
+"""Runs as rows of a board: their names, settings, costs, and the command that repeats each.
+
+    entries, left_out = entries_of(["results/", "plain=results/no_cot"], notes)
+    entries[0].name, entries[0].cost["seconds_per_document"], entries[0].command
+
+Compares nothing.
+"""
+
+from __future__ import annotations
+
+import datetime
+import json
+import shlex
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from lm_eval_latentref.benchmarks.tasks import tasks_path
+from lm_eval_latentref.evaluation.results import Problem, Results, Run, Task, read_results
+from lm_eval_latentref.evaluation.wording import plain, short_name, without_secrets
+
+SETTINGS = {
+    "latent_steps": "T",
+    "latent_kind": "kind",
+    "memory_rate": "alpha",
+    "search_step_size": "eta",
+    "search_steps": "S",
+}
+"""What a table shows of a latent model, and its column."""
+_SEEDS = ("random_seed", "numpy_seed", "torch_seed", "fewshot_seed")
+_PHASES = ("encode", "think", "decode")
+
+
+@dataclass(kw_only=True)
+class Entry:
+    """One row: a run, or several of the same name (tasks run one by one, seeds)."""
+
+    name: str
+    runs: list[Run]
+
+    @property
+    def tasks(self) -> dict[str, list[Task]]:
+        """Each task in every run that has it."""
+        names = dict.fromkeys(task for run in self.runs for task in run.tasks)
+        return {name: [r.tasks[name] for r in self.runs if name in r.tasks] for name in names}
+
+    @property
+    def model(self) -> str:
+        """As lm-eval calls it, `hf` and the like in front."""
+        return plain(f"{self.runs[0].model} {self.runs[0].name}".strip())
+
+    @property
+    def device(self) -> str | None:
+        return self.runs[0].device
+
+    @property
+    def dtype(self) -> str | None:
+        return self.runs[0].dtype
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """Of a latent model, all that decides its answers but its checkpoints; else empty."""
+        recorded = self.runs[0].settings
+        names = (*SETTINGS, "search_gradient", "latent_markers")
+        return {name: recorded[name] for name in names if name in recorded}
+
+    @property
+    def checkpoints(self) -> dict[str, str]:
+        """Each checkpoint's name with its fingerprint, or its revision."""
+        run = self.runs[0]
+        recorded = [(role, run.settings.get(role)) for role in ("backbone", "strong", "weak")]
+        own = {
+            role: f"{plain(one.get('name'))} {str(one.get('fingerprint'))[:12]}"
+            for role, one in recorded
+            if isinstance(one, Mapping)
+        }
+        revision = run.config.get("model_sha") or run.config.get("model_revision")
+        return own or {"model": plain(f"{run.name} {revision or ''}")}
+
+    @property
+    def made_with(self) -> dict[str, Any]:
+        """Versions, data, date, device and dtype."""
+        run = self.runs[0]
+        data = run.settings.get("data")
+        return {
+            "versions": {plain(name): plain(value) for name, value in run.versions.items()},
+            "data": _data_hashes(data) if isinstance(data, Mapping) else {},
+            "date": _day(run.date),
+            "device": self.device and plain(self.device),
+            "dtype": self.dtype and plain(self.dtype),
+        }
+
+    @property
+    def cost(self) -> dict[str, Any]:
+        """For each document: thoughts, forwards, tokens, seconds; and memory. None: not known.
+
+        `seconds_per_document` leaves loading out; `wall_seconds` is lm-eval's time of all runs,
+        loading included, which any model has.
+        """
+        reports = [report for run in self.runs if (report := run.settings.get("cost"))]
+        num = sum(t.num_documents or 0 for tasks in self.tasks.values() for t in tasks)
+        known = len(reports) == len(self.runs) and num > 0
+
+        def each(of: Any) -> float | None:
+            return sum(of(report) for report in reports) / num if known else None
+
+        roles = dict.fromkeys(role for report in reports for role in report.get("forwards", {}))
+        walls = [run.seconds for run in self.runs]
+        return {
+            "thoughts_per_document": each(lambda r: r["thought_steps"]),
+            "forwards_per_document": {
+                role: each(lambda r, role=role: r["forwards"].get(role, 0)) for role in roles
+            }
+            or None,
+            "tokens_read_per_document": each(lambda r: r["tokens_encoded"]),
+            "tokens_written_per_document": each(lambda r: r["tokens_generated"]),
+            "seconds_per_document": each(lambda r: sum(r["seconds"][name] for name in _PHASES)),
+            "wall_seconds": None if None in walls else sum(w for w in walls if w is not None),
+            "peak_memory_bytes": max(map(_peak, reports)) if known else None,
+        }
+
+    @property
+    def command(self) -> str:
+        """What repeats the row; one line for each of its runs."""
+        return "\n".join(dict.fromkeys(command(run) for run in self.runs))
+
+
+def entries_of(paths: Iterable[str | Path], read: Results, notes: list[str]) -> list[Entry]:
+    """The rows of what is in `paths` (NAME=PATH names a row), in the order read.
+
+    Args:
+        read: what is read is added to it, with the files that were left out.
+        notes: runs that are there twice are added to it.
+    """
+    named: dict[str, list[Run]] = {}
+    unnamed: list[Run] = []
+    for path in paths:
+        name, equals, place = str(path).partition("=")
+        is_named = bool(equals) and not Path(path).exists()
+        results = read_results([place if is_named else path])
+        read.runs += results.runs
+        read.problems += results.problems
+        if is_named:
+            named.setdefault(plain(name), []).extend(results.runs)
+        else:
+            unnamed += results.runs
+    read.problems += [Problem(r.file, "no task with a score") for r in read.runs if not r.tasks]
+    entries = [Entry(name=name, runs=runs) for name, runs in named.items() if runs]
+    taken = {run.file.resolve() for entry in entries for run in entry.runs}
+    rest = [run for run in unnamed if run.file.resolve() not in taken]
+    entries += [Entry(name="", runs=runs) for runs in _same_but_seeds(rest, notes)]
+    _name(entries)
+    return [entry for entry in entries if entry.tasks]
+
+
+def command(run: Run) -> str:
+    """The command line that repeats a run, as far as its results file records it."""
+    ours = all((tasks_path() / f"{task}.yaml").is_file() for task in run.tasks)
+    words = ["latentref", "run"] if ours or run.model == "latentref" else ["lm_eval", "run"]
+    args = without_secrets({k: v for k, v in run.model_args.items() if v is not None})
+    words += ["--model", run.model]
+    if args:
+        words += ["--model_args", ",".join(f"{name}={value}" for name, value in args.items())]
+    words += ["--tasks", ",".join(run.tasks)]
+    shots = {task.num_fewshot for task in run.tasks.values()}
+    if len(shots) == 1 and (num := shots.pop()) is not None:
+        words += ["--num_fewshot", str(num)]
+    if run.limit is not None:
+        words += ["--limit", f"{run.limit:g}"]
+    options = {name: run.config.get(name) for name in ("batch_size", "gen_kwargs")}
+    for option, value in {**options, "device": run.device}.items():
+        if value:
+            words += [f"--{option}", json.dumps(value) if isinstance(value, dict) else str(value)]
+    seeds = [run.config.get(name) for name in _SEEDS]
+    if all(isinstance(seed, int) for seed in seeds) and seeds != [0, 1234, 1234, 1234]:
+        words += ["--seed", ",".join(map(str, seeds))]
+    words += ["--apply_chat_template"] if run.has_chat_template else []
+    return shlex.join(plain(word) for word in [*words, "--log_samples", "--output_path", "OUT"])
+
+
+def _same_but_seeds(runs: Iterable[Run], notes: list[str]) -> list[list[Run]]:
+    """Runs that differ in nothing but seeds, together; a run that is there twice, once."""
+    kept: dict[str, list[Run]] = {}
+    for run in runs:
+        same = kept.setdefault(_identity(run, seeds=False), [])
+        twins = [r for r in same if _identity(r, seeds=True) == _identity(run, seeds=True)]
+        if any(_scores(r) == _scores(run) for r in twins):
+            notes.append(f"{plain(run.file)} repeats {plain(twins[0].file)}: left out")
+        elif twins:  # of the same name, but not the same: other weights, or chance
+            kept[f"{run.file}"] = [run]
+        else:
+            same.append(run)
+    return [same for same in kept.values() if same]
+
+
+def _identity(run: Run, *, seeds: bool) -> str:
+    work = {
+        name: (task.version, task.num_fewshot, task.num_documents)
+        for name, task in run.tasks.items()
+    }
+    settings = {k: v for k, v in run.settings.items() if k not in ("cost", "data")}
+    chosen = [run.config.get(name) for name in _SEEDS] if seeds else None
+    args = [run.model, run.name, run.model_args, run.device, run.dtype, settings]
+    return json.dumps([*args, work, chosen], sort_keys=True, default=str)
+
+
+def _scores(run: Run) -> dict[str, Any]:
+    return {name: task.scores for name, task in run.tasks.items()}
+
+
+def _name(entries: list[Entry]) -> None:
+    """Names those without one by their model, and by what tells them apart where that is shared."""
+    for entry in entries:
+        run = entry.runs[0]
+        seeds = f" ({len(entry.runs)} seeds)" if len(entry.runs) > 1 else ""
+        entry.name = entry.name or short_name(run.name) + seeds
+    for traits in (_setting_traits, _folder_trait, _date_trait, _place_trait):
+        for group in _namesakes(entries):
+            parts = traits(group)
+            for entry, part in zip(group, parts, strict=True):
+                entry.name = f"{entry.name} {part}".strip()
+
+
+def _namesakes(entries: list[Entry]) -> list[list[Entry]]:
+    groups: dict[str, list[Entry]] = {}
+    for entry in entries:
+        groups.setdefault(entry.name, []).append(entry)
+    return [group for group in groups.values() if len(group) > 1]
+
+
+def _setting_traits(entries: list[Entry]) -> list[str]:
+    """Model class, settings and arguments in which they differ."""
+    every = []
+    for entry in entries:
+        settings = {SETTINGS.get(name, name): v for name, v in entry.settings.items()}
+        args = without_secrets(entry.runs[0].model_args)
+        known = {k: v for k, v in args.items() if k not in (*entry.settings, "pretrained")}
+        every.append({"": entry.runs[0].model, **known, **settings})
+    names = dict.fromkeys(name for traits in every for name in traits)
+    differing = [n for n in names if len({str(traits.get(n)) for traits in every}) > 1]
+    return [
+        " ".join(plain(f"{n}={t[n]}" if n else t[n]) for n in differing if n in t) for t in every
+    ]
+
+
+def _folder_trait(entries: list[Entry]) -> list[str]:
+    return [f"({plain(entry.runs[0].file.parent.parent.name)})" for entry in entries]
+
+
+def _date_trait(entries: list[Entry]) -> list[str]:
+    return [str(_day(entry.runs[0].date) or "") for entry in entries]
+
+
+def _place_trait(entries: list[Entry]) -> list[str]:
+    return [f"#{number}" for number in range(1, len(entries) + 1)]
+
+
+def _day(seconds: float | None) -> str | None:
+    try:
+        moment = datetime.datetime.fromtimestamp(seconds or 0, datetime.UTC)
+    except (OverflowError, ValueError, OSError):
+        return None
+    return moment.strftime("%Y-%m-%d %H:%M") if seconds else None
+
+
+def _data_hashes(data: Mapping[str, Any]) -> dict[str, str]:
+    return {
+        plain(split): plain(one.get("sha256") or f"{one.get('origin')}, seed {one.get('seed')}")
+        for split, one in data.items()
+        if isinstance(one, Mapping)
+    }
+
+
+def _peak(report: Mapping[str, Any]) -> int:
+    """Of tensors on the GPUs if there are any, else of the process."""
+    peaks = dict(report["peak_memory_bytes"])
+    host = peaks.pop("host", 0)
+    return int(sum(peaks.values()) or host)

@@ -1,0 +1,43 @@
+"""Names and texts of other people's files, made fit to be printed.
+
+plain("a\\x1b[31mb\\n")                          # "a [31mb": one line, no control characters
+short_name("/data/models/gpt2-mathqa")         # "gpt2-mathqa"
+without_secrets({"token": "hf_abc"})           # {"token": "***"}
+markdown("a|b")                                # "a\\|b"
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from lm_eval_latentref.errors import printable
+
+_SECRET = re.compile(r"(?i)(^|_)(token|key|secret|password|auth\w*)$")
+_SECRET_VALUE = re.compile(r"hf_[A-Za-z0-9]{8,}|sk-[A-Za-z0-9-]{8,}|(?<=://)[^/@\s]+:[^/@\s]+(?=@)")
+
+
+def plain(text: Any) -> str:
+    """`text` in one line and without control characters."""
+    return " ".join(printable(str(text)).split())
+
+
+def short_name(name: str) -> str:
+    """The last folder of a path; other names, such as a hub id, as they are."""
+    name = plain(name)
+    is_path = name.startswith(("/", "./", "../", "~")) or name.count("/") > 1 or "\\" in name
+    return (re.split(r"[/\\]", name.rstrip("/\\"))[-1] or name) if is_path else name
+
+
+def without_secrets(arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """The arguments with *** for the value of a token, key or password."""
+    return {
+        name: "***" if _SECRET.search(name) else _SECRET_VALUE.sub("***", str(value))
+        for name, value in arguments.items()
+    }
+
+
+def markdown(text: Any) -> str:
+    """`plain` text for a cell of a Markdown table, where nothing in it is markup."""
+    return re.sub(r"([\\`*_{}\[\]<>|#&~$!])", r"\\\1", plain(text))
