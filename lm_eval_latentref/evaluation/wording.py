@@ -9,7 +9,7 @@ markdown("a|b")                                # "a\\|b"
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from lm_eval_latentref.errors import printable
@@ -39,5 +39,27 @@ def without_secrets(arguments: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def markdown(text: Any) -> str:
-    """`plain` text for a cell of a Markdown table, where nothing in it is markup."""
-    return re.sub(r"([\\`*_{}\[\]<>|#&~$!])", r"\\\1", plain(text))
+    """`plain` text for Markdown, in which nothing is markup."""
+    return re.sub(r"([\\`*_{}\[\]<>#&~$!|])", r"\\\1", plain(text))
+
+
+def table(headers: Sequence[str], rows: Iterable[Sequence[str]], *, numbers_from: int) -> str:
+    """A Markdown table with aligned columns, also fit for a terminal.
+
+    Args:
+        headers: texts in which markup is escaped already, as those of `rows`.
+        numbers_from: the first column that is aligned on the right.
+    """
+    from pytablewriter import MarkdownTableWriter
+    from pytablewriter.style import Style
+    from pytablewriter.typehint import String
+
+    right = [Style(align="right" if k >= numbers_from else "left") for k in range(len(headers))]
+    writer = MarkdownTableWriter(
+        headers=[header.replace("\\|", "|") for header in headers],  # it escapes these itself
+        value_matrix=[[cell.replace("\\|", "|") for cell in row] for row in rows],
+        type_hints=[String] * len(headers),
+        column_styles=right,
+        margin=1,
+    )
+    return str(writer.dumps()).rstrip("\n")

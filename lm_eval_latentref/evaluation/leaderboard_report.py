@@ -1,0 +1,320 @@
+"""A leaderboard as text, Markdown, CSV, JSON, a page in HTML, or entries for the hub.
+
+    print(as_text(board))
+    save(board, "board.html")           # by the suffix; a folder gets one of each
+    save_eval_results(board, "hub")     # .eval_results/*.yaml for each row
+
+Computes nothing.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from lm_eval_latentref.benchmarks.published import HUB_SETS
+from lm_eval_latentref.checkpoints.files import write_text
+from lm_eval_latentref.errors import LatentRefError, saving
+from lm_eval_latentref.evaluation.board import Board, Cell, Row
+from lm_eval_latentref.evaluation.leaderboard_page import as_html
+from lm_eval_latentref.evaluation.results import Task
+from lm_eval_latentref.evaluation.rows import SETTINGS
+from lm_eval_latentref.evaluation.templates import render
+from lm_eval_latentref.evaluation.wording import markdown, plain, table
+
+COSTS = {
+    "thoughts_per_document": "thoughts",
+    "forwards_per_document": "forwards",
+    "tokens_read_per_document": "tokens read",
+    "tokens_written_per_document": "written",
+    "seconds_per_document": "s",
+    "wall_seconds": "s in all",
+    "peak_memory_bytes": "peak GB",
+}
+"""Of `Entry.cost`, each with its column; all but the last two are for one document."""
+LEGEND = (
+    "rank: rows that share one do not differ significantly from its best row (paired on the same "
+    "documents, Holm over all pairs, 5 %). mean: of the first metric of each task; over chance: of "
+    "(value - chance) / (1 - chance). Costs are for one document, but seconds in all (loading "
+    "included) and memory; forwards: of the backbone + strong + weak."
+)
+
+
+def as_json(board: Board) -> dict[str, Any]:
+    """All of it as JSON values: `rows` in order and `pairs`."""
+    return {
+        "format": "lm-eval-latentref leaderboard 1",
+        "rows": [_row_values(board, row) for row in board.rows],
+        "pairs": [
+            {
+                "first": pair.first,
+                "second": pair.second,
+                "difference": pair.difference,
+                "interval": pair.interval and list(pair.interval),
+                "p": pair.p,
+                "adjusted_p": pair.adjusted_p,
+                "paired": pair.paired,
+                "n": pair.num_documents,
+                "flips": pair.flips and list(pair.flips),
+            }
+            for pair in board.pairs
+        ],
+        "ranked_by": board.ranked_by,
+        "chance": board.chance,
+        "baseline": board.baseline,
+        "notes": board.notes,
+        "left_out": board.left_out,
+    }
+
+
+def as_text(board: Board) -> str:
+    """The table for a terminal, notes below it."""
+    lines = [table(*_table(board, plain), numbers_from=2), "", LEGEND]
+    lines += [f"note: {note}" for note in board.notes]
+    lines += [f"left out: {reason}" for reason in board.left_out]
+    return "\n".join(lines)
+
+
+def as_markdown(board: Board) -> str:
+    """A page: the table, and below it how each row was made."""
+    rows = [
+        {
+            "name": markdown(row.name),
+            "command": row.entry.command.replace("```", ""),
+            "made": markdown(made_with(row)),
+        }
+        for row in board.rows
+    ]
+    return render(
+        "leaderboard.md.j2",
+        table=table(*_table(board, markdown), numbers_from=2),
+        legend=LEGEND,
+        notes=[markdown(note) for note in board.notes],
+        left_out=[markdown(reason) for reason in board.left_out],
+        rows=rows,
+    )
+
+
+def as_csv(board: Board) -> str:
+    """One line a row, numbers with all their digits; the standard error beside each value."""
+    lines = []
+    for row in board.rows:
+        values = _row_values(board, row)
+        line = {"rank": row.rank, "rank_by_stderr": row.rank_by_stderr, "name": _inert(row.name)}
+        line |= {name: values[name] for name in ("mean", "mean_stderr", "normalised_mean")}
+        for task, metric in board.columns:
+            cell = row.tasks.get(task, {}).get(metric)
+            name = _inert(f"{task}:{metric}")
+            line |= {name: cell and cell.value, f"{name}:stderr": cell and cell.stderr}
+            line |= {f"{name}:n": cell and cell.n}
+        line |= {label: row.entry.settings.get(name) for name, label in SETTINGS.items()}
+        cost = dict(row.entry.cost)
+        forwards = cost.pop("forwards_per_document") or {}
+        line |= {**cost, "forwards_per_document": sum(forwards.values()) if forwards else None}
+        lines.append(line)
+    out = io.StringIO()
+    writer = csv.DictWriter(out, fieldnames=list(lines[0]), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(lines)
+    return out.getvalue()
+
+
+def _json_text(board: Board) -> str:
+    return json.dumps(as_json(board), indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+
+
+WRITERS: Mapping[str, Callable[[Board], str]] = {
+    ".txt": lambda board: as_text(board) + "\n",
+    ".md": as_markdown,
+    ".csv": as_csv,
+    ".json": _json_text,
+    ".html": as_html,
+}
+
+
+def check_output(target: str | Path) -> None:
+    """Raises LatentRefError for a suffix that nothing is written for, before time is spent."""
+    suffix = Path(target).suffix.lower()
+    if suffix and suffix not in WRITERS and not Path(target).is_dir():
+        raise LatentRefError(
+            f"-o {plain(target)}: the suffix must be one of {', '.join(WRITERS)}; a name without "
+            "one is a folder for all of them"
+        )
+
+
+def save(board: Board, target: str | Path) -> list[Path]:
+    """Writes the board by the suffix of `target`, or all kinds into that folder."""
+    check_output(target)
+    path = Path(target)
+    write = WRITERS.get(path.suffix.lower())
+    if write is not None and not path.is_dir():
+        files = {path: write}
+    else:
+        files = {path / f"leaderboard{suffix}": kind for suffix, kind in WRITERS.items()}
+    for file, kind in files.items():
+        with saving(file):
+            file.parent.mkdir(parents=True, exist_ok=True)
+        write_text(file, kind(board))
+    return list(files)
+
+
+def save_eval_results(board: Board, folder: str | Path) -> list[Path]:
+    """Writes FOLDER/ROW/.eval_results/TASK.yaml, to be put into a model's repository on the hub.
+
+    Tasks whose data set is not on the hub are left out, with a note on the board.
+    """
+    import yaml
+    from huggingface_hub import EvalResultEntry, eval_result_entries_to_yaml
+
+    files, skipped = [], set()
+    for row in board.rows:
+        for name, (task, *_) in row.entry.tasks.items():
+            if (dataset := _hub_id(row, task)) is None:
+                skipped.add(plain(name))
+                continue
+            entries = [
+                EvalResultEntry(
+                    dataset_id=dataset,
+                    task_id=plain(name),
+                    value=cell.value,
+                    date=(row.entry.made_with["date"] or "")[:10] or None,
+                    notes=_notes(row, task, metric, cell),
+                )
+                for metric, cell in row.tasks[name].items()
+            ]
+            file = Path(folder) / _slug(row.name) / ".eval_results" / f"{_slug(name)}.yaml"
+            with saving(file):
+                file.parent.mkdir(parents=True, exist_ok=True)
+            text = yaml.safe_dump(eval_result_entries_to_yaml(entries), sort_keys=False)
+            write_text(file, text)
+            files.append(file)
+    if skipped:
+        board.notes.append(
+            f"not written to {plain(folder)}, as their data sets have no id on the hub: "
+            + ", ".join(sorted(skipped))
+        )
+    return files
+
+
+def made_with(row: Row) -> str:
+    """Checkpoints, data, versions, date and machine of a row, in one line."""
+    made = row.entry.made_with
+    parts = [*(f"{role}: {name}" for role, name in row.entry.checkpoints.items())]
+    parts += [f"data {name}: {value}" for name, value in made["data"].items()]
+    parts += [f"{name} {version}" for name, version in made["versions"].items()]
+    return "; ".join([*parts, *(made[k] for k in ("date", "device", "dtype") if made[k])])
+
+
+def rank_text(row: Row) -> str:
+    """The rank, in brackets where it is by standard errors alone, or nothing."""
+    if row.rank is not None:
+        return str(row.rank)
+    return "" if row.rank_by_stderr is None else f"({row.rank_by_stderr})"
+
+
+def cost_texts(row: Row) -> dict[str, str]:
+    """Each cost as a table shows it; empty where it is not known."""
+    cost = dict(row.entry.cost)
+    forwards = cost["forwards_per_document"]
+    texts = {name: "" if cost[name] is None else f"{cost[name]:.3g}" for name in COSTS if name != "forwards_per_document"}
+    texts["forwards_per_document"] = " + ".join(f"{v:.3g}" for v in (forwards or {}).values())
+    if (memory := cost["peak_memory_bytes"]) is not None:
+        texts["peak_memory_bytes"] = f"{memory / 1e9:.2f}"
+    return {name: texts[name] for name in COSTS}
+
+
+def _table(board: Board, escape: Callable[[Any], str]) -> tuple[list[str], list[list[str]]]:
+    """Headers and rows; columns that are empty in every row are left out."""
+    headers = ["rank", "row", "mean", "over chance"]
+    headers += [f"- {board.baseline}"] if board.baseline is not None else []
+    headers += [f"{task} {metric}" for task, metric in board.columns]
+    headers += [*SETTINGS.values(), *COSTS.values()]
+    rows = [_texts(board, row) for row in board.rows]
+    used = [k for k in range(len(headers)) if k < 3 or any(row[k] for row in rows)]
+    return (
+        [escape(headers[k]) for k in used],
+        [[escape(row[k]) for k in used] for row in rows],
+    )
+
+
+def _texts(board: Board, row: Row) -> list[str]:
+    texts = [rank_text(row), row.name, _with_error(row.mean, row.mean_stderr)]
+    texts.append("" if row.normalised_mean is None else f"{row.normalised_mean:.4f}")
+    if board.baseline is not None:
+        texts.append(_to_baseline(board, row))
+    cells = [row.tasks.get(task, {}).get(metric) for task, metric in board.columns]
+    texts += [_with_error(cell.value, cell.stderr) if cell else "" for cell in cells]
+    texts += [str(row.entry.settings.get(name, "")) for name in SETTINGS]
+    return [*texts, *cost_texts(row).values()]
+
+
+def _to_baseline(board: Board, row: Row) -> str:
+    interval = board.to_baseline.get(row.name)
+    if interval is None:
+        return ""
+    bounds = f" [{interval.low:+.4f}, {interval.high:+.4f}]" if interval.low == interval.low else ""
+    return f"{interval.mean:+.4f}{bounds}"
+
+
+def _with_error(value: float | None, stderr: float | None) -> str:
+    if value is None:
+        return ""
+    return f"{value:.4f}" + ("" if stderr is None else f" ± {stderr:.4f}")
+
+
+def _row_values(board: Board, row: Row) -> dict[str, Any]:
+    interval = board.to_baseline.get(row.name)
+    bounds = None if interval is None or interval.low != interval.low else [interval.low, interval.high]
+    return {
+        "name": row.name,
+        "model": row.entry.model,
+        "rank": row.rank,
+        "rank_by_stderr": row.rank_by_stderr,
+        "tasks": {
+            task: {
+                metric: {"value": cell.value, "stderr": cell.stderr, "n": cell.n}
+                for metric, cell in cells.items()
+            }
+            for task, cells in row.tasks.items()
+        },
+        "mean": row.mean,
+        "mean_stderr": row.mean_stderr,
+        "normalised_mean": row.normalised_mean,
+        "to_baseline": interval and {"difference": interval.mean, "interval": bounds},
+        "cost": row.entry.cost,
+        "settings": row.entry.settings,
+        "command": row.entry.command,
+        "checkpoints": row.entry.checkpoints,
+        **row.entry.made_with,
+    }
+
+
+def _hub_id(row: Row, task: Task) -> str | None:
+    """Of the task's data set, as lm-eval loads it or as our own tasks do."""
+    path = task.config.get("dataset_path")
+    if isinstance(path, str) and re.fullmatch(r"[\w.-]+/[\w.-]+", path):
+        return path
+    splits = [s.partition(" ")[0] for s in row.entry.runs[0].settings.get("data", {})]
+    own = {name for name in splits if f"_{name}" in task.name and name in HUB_SETS}
+    return HUB_SETS[own.pop()][0] if len(own) == 1 else None
+
+
+def _notes(row: Row, task: Task, metric: str, cell: Cell) -> str:
+    settings = [f"{name}={value}" for name, value in row.entry.settings.items()]
+    shots = [] if task.num_fewshot is None else [f"{task.num_fewshot}-shot"]
+    error = [] if cell.stderr is None else [f"stderr {cell.stderr:.4f}"]
+    return plain(", ".join([metric, *shots, f"{cell.n} documents", *error, *settings]))
+
+
+def _slug(name: str) -> str:
+    return re.sub(r"[^\w.-]+", "-", plain(name)).strip("-.") or "row"
+
+
+def _inert(text: str) -> str:
+    """What a spreadsheet takes for a text, not for a formula."""
+    return f"'{text}" if text[:1] in "=+-@" else text

@@ -1,0 +1,24 @@
+"""Pages as jinja2 templates: `render("leaderboard.md.j2", table=...)`.
+
+What goes into a page in HTML is escaped; texts for Markdown are escaped by who gives them.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+
+def render(name: str, **values: Any) -> str:
+    """The text of a template in this folder; a name it uses and is not given is an error."""
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+    environment = Environment(
+        loader=FileSystemLoader(Path(__file__).parent),
+        autoescape=name.endswith(".html.j2"),
+        undefined=StrictUndefined,
+        keep_trailing_newline=True,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    return environment.get_template(name).render(**values)
