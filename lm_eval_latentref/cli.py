@@ -3,8 +3,8 @@
     latentref ask "What is 2 + 3?" --latent_steps 6 --memory_rate 0.3 --show_thoughts
 
 Exit status: 0 done, 2 a mistake of the user's (its line on stderr, no traceback), 130 Ctrl-C;
-`check` has statuses of its own. What a subcommand needs is imported when it runs, so that `--help`
-is quick.
+`check` and `leaderboard` have statuses of their own. What a subcommand needs is imported when it runs,
+so that `--help` is quick.
 """
 
 from __future__ import annotations
@@ -70,6 +70,18 @@ OPTIONS: dict[str, dict[str, Any]] = {
         "help": "an earlier run with --log_samples, compared document by document, or accuracies "
         "in vLLM's form",
     },
+    "allow_different": {
+        **{"nargs": "+", "metavar": "FIELD"},
+        "help": "compare runs that differ in version, num_fewshot, limit or documents",
+    },
+    "eval_results": {
+        "metavar": "FOLDER",
+        "help": "write .eval_results/*.yaml of the Hugging Face Hub for each row",
+    },
+    "watch": {
+        **{"nargs": "?", "type": float, "const": 10.0, "metavar": "SECONDS"},
+        "help": "look for new results so often, until Ctrl-C (default: every 10 seconds)",
+    },
     "max_drop": {
         "type": float,
         "help": "drop that is accepted, absolute (default: as the YAML file says; paired: 0.02)",
@@ -101,10 +113,11 @@ OPTIONS: dict[str, dict[str, Any]] = {
 
 MISTAKE = 2
 """Exit status of a mistake, which is argparse's."""
-MISTAKE_IN_CHECK = 3
-"""There 2 is inconclusive."""
+OTHER_MISTAKES = {"check": 3, "leaderboard": 3}
+"""In `check` 2 is inconclusive."""
 
 SHORT = {"model_args": "-a", "output": "-o"}
+BOARD_OPTIONS = ("output", "baseline", "metric", "allow_different", "eval_results", "watch", "seed")
 CHECK_OPTIONS = (
     *("baseline", "max_drop", "significance", "golden", "write_golden", "update"),
     *("show_flips", "format"),
@@ -115,7 +128,7 @@ LATENT_STEPS = {"type": int, "help": "number of thoughts (default: what latentre
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs one subcommand and returns its exit status; `argv` defaults to the command line's."""
     arguments = list(sys.argv[1:] if argv is None else argv)
-    mistake = MISTAKE_IN_CHECK if arguments[:1] == ["check"] else MISTAKE
+    mistake = OTHER_MISTAKES.get("".join(arguments[:1]), MISTAKE)
     try:
         # What follows `run` is lm-eval's: argparse would take its options for ours.
         if arguments[:1] == ["run"]:
@@ -219,6 +232,23 @@ def _add_evaluation_commands(add: Callable[..., Any]) -> None:
     command.add_argument("first", help="folder or file of logged samples, or SWEEP.json::SETTING")
     command.add_argument("second", help="likewise: what is compared with the first")
     _options(command, "metric", "seed")
+
+    command = add(
+        *("leaderboard", leaderboard, "rank runs by paired tests on the same documents"),
+        epilog="Exit status: 0 written, 3 a mistake, or no run that can be read.",
+    )
+    command.add_argument(
+        *("results",),
+        **{"nargs": "+", "metavar": "RESULTS"},
+        help="folders or files of lm_eval --output_path, of any model; NAME=FOLDER names its row, "
+        "and the same name again adds tasks or seeds to it",
+    )
+    kinds = ".txt, .md, .csv, .json or .html; a folder gets one of each"
+    _option(command, "output", required=False, metavar="FILE|FOLDER", help=kinds)
+    _option(command, "baseline", metavar="ROW", help="show each row's difference to this one")
+    ranked_by = "what tasks are ranked by, the first that a task has (default: acc exact_match)"
+    _option(command, "metric", nargs="+", help=ranked_by)
+    _options(command, *BOARD_OPTIONS[3:])
 
     command = add(
         *("check", check, "a gate for CI: is a run worse than its baseline?"),
@@ -381,6 +411,14 @@ def compare(args: argparse.Namespace) -> int:
     found = compare(first, second, seed=args.seed)
     print(as_text(found))
     print(json.dumps(as_json(found)))
+    return 0
+
+
+def leaderboard(args: argparse.Namespace) -> int:
+    """Prints the board and writes it; with --watch again whenever its files change."""
+    from lm_eval_latentref.evaluation.leaderboard_report import show
+
+    show(args.results, **_given(args, *BOARD_OPTIONS))
     return 0
 
 

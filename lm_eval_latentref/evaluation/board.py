@@ -13,6 +13,23 @@ from dataclasses import dataclass, field
 from lm_eval_latentref.evaluation.rows import Entry
 from lm_eval_latentref.evaluation.statistics import Interval
 
+COSTS = {
+    "thoughts_per_document": "thoughts",
+    "forwards_per_document": "forwards",
+    "tokens_read_per_document": "tokens read",
+    "tokens_written_per_document": "written",
+    "seconds_per_document": "s",
+    "wall_seconds": "s in all",
+    "peak_memory_bytes": "peak GB",
+}
+"""Of `Entry.cost`, each with its column; all but the last two are for one document."""
+LEGEND = (
+    "rank: rows that share one do not differ significantly from its best row (paired on the same "
+    "documents, Holm over all pairs, 5 %). mean: of the first metric of each task; over chance: of "
+    "(value - chance) / (1 - chance). Costs are for one document, but seconds in all (loading "
+    "included) and memory; forwards: of the backbone + strong + weak."
+)
+
 
 @dataclass(frozen=True, kw_only=True)
 class Cell:
@@ -44,6 +61,13 @@ class Row:
     def name(self) -> str:
         return self.entry.name
 
+    @property
+    def rank_text(self) -> str:
+        """The rank, in brackets where it is by standard errors alone, or nothing."""
+        if self.rank is not None:
+            return str(self.rank)
+        return "" if self.rank_by_stderr is None else f"({self.rank_by_stderr})"
+
 
 @dataclass(frozen=True, kw_only=True)
 class Pair:
@@ -73,6 +97,8 @@ class Board:
     ranked_by: dict[str, str]
     """The metric of each task that the mean is over."""
     chance: dict[str, float | None]
+    sign: int
+    """-1 where the metric is better when it is lower, else 1."""
     notes: list[str]
     """What a reader has to know: runs that were not compared, tasks left out of the mean, ..."""
     left_out: list[str]
@@ -92,3 +118,23 @@ class Board:
         )
         tasks = list(dict.fromkeys(task for task, _ in every))
         return sorted(every, key=lambda c: (tasks.index(c[0]), self.ranked_by.get(c[0]) != c[1]))
+
+
+def made_with(row: Row) -> str:
+    """Checkpoints, data, versions, date and machine of a row, in one line."""
+    made = row.entry.made_with
+    parts = [f"{role}: {name}" for role, name in row.entry.checkpoints.items()]
+    parts += [f"data {name}: {value}" for name, value in made["data"].items()]
+    parts += [f"{name} {version}" for name, version in made["versions"].items()]
+    return "; ".join([*parts, *(made[k] for k in ("date", "device", "dtype") if made[k])])
+
+
+def cost_texts(row: Row) -> dict[str, str]:
+    """Each cost as a table shows it; empty where it is not known."""
+    cost = dict(row.entry.cost)
+    forwards = cost.pop("forwards_per_document") or {}
+    memory = cost.pop("peak_memory_bytes")
+    texts = {name: "" if value is None else f"{value:.3g}" for name, value in cost.items()}
+    texts["forwards_per_document"] = " + ".join(f"{value:.3g}" for value in forwards.values())
+    texts["peak_memory_bytes"] = "" if memory is None else f"{memory / 1e9:.2f}"
+    return {name: texts[name] for name in COSTS}

@@ -52,33 +52,36 @@ def read_flips(first: Task, second: Task, metric: str, *, num: int) -> tuple[Fli
             document=int(columns[0].doc_ids[place]),
             baseline=float(values_2N[0, place]),
             candidate=float(values_2N[1, place]),
-            gold=_gold(before),
-            baseline_answer=_answer(before),
-            candidate_answer=_answer(after),
+            gold=gold_text(before),
+            baseline_answer=answer_text(before),
+            candidate_answer=answer_text(after),
         )
         for place, before, after in zip(places, *samples, strict=True)
     )
 
 
-def _gold(sample: Mapping[str, Any]) -> str:
+def gold_text(sample: Mapping[str, Any], limit: int = _MAX_CHARACTERS) -> str:
+    """The right answer: the gold candidate's text, or the target; one line of `limit` at most."""
     scored = candidates(sample)
-    return _clip(_choice(sample, scored[1]) if scored else sample.get("target"))
+    return clip(_choice(sample, scored[1]) if scored else sample.get("target"), limit)
 
 
-def _answer(sample: Mapping[str, Any]) -> str:
+def answer_text(sample: Mapping[str, Any], limit: int = _MAX_CHARACTERS) -> str:
+    """What the model answered: its likeliest candidate, or the text that was judged."""
     if scored := candidates(sample):
         values, _ = scored
-        return _clip(_choice(sample, values.index(max(values))))
+        return clip(_choice(sample, values.index(max(values))), limit)
     answers = sample.get("filtered_resps")
-    return _clip(answers[0] if isinstance(answers, list) and answers else answers)
+    return clip(answers[0] if isinstance(answers, list) and answers else answers, limit)
+
+
+def clip(text: object, limit: int = _MAX_CHARACTERS) -> str:
+    """`text` in one line of at most `limit` characters."""
+    line = " ".join(str(text).split())
+    return line if len(line) <= limit else f"{line[: limit - 3]}..."
 
 
 def _choice(sample: Mapping[str, Any], number: int) -> str:
     """The text of a candidate, or its number where the requests are not logged."""
     request = (sample.get("arguments") or {}).get(f"gen_args_{number}") or {}
     return str(request.get("arg_1", number))
-
-
-def _clip(text: object) -> str:
-    line = " ".join(str(text).split())
-    return line if len(line) <= _MAX_CHARACTERS else f"{line[: _MAX_CHARACTERS - 3]}..."

@@ -18,8 +18,8 @@ import numpy as np
 from lm_eval_latentref.errors import LatentRefError
 from lm_eval_latentref.evaluation.board import Board, Cell, Pair, Row
 from lm_eval_latentref.evaluation.ranking import FIELDS, Ranking
-from lm_eval_latentref.evaluation.results import Results, Score, Task
-from lm_eval_latentref.evaluation.rows import Entry, entries_of
+from lm_eval_latentref.evaluation.results import Results, Score, Task, result_files
+from lm_eval_latentref.evaluation.rows import Entry, entries_of, path_of
 from lm_eval_latentref.evaluation.statistics import Interval, standard_error
 from lm_eval_latentref.evaluation.wording import plain
 
@@ -57,6 +57,14 @@ def leaderboard(
     if not entries:
         raise LatentRefError("; ".join(["no results that can be read", *left_out]))
     return _Builder(entries, notes, left_out, allow_different, metrics, seed).board(baseline)
+
+
+def state_of(paths: Iterable[str | Path]) -> list[tuple[str, int, int]]:
+    """Names, sizes and times of the files that `leaderboard` would read: they say what is new."""
+    places = [path_of(path)[1] for path in paths]
+    files = [file for place in places for file in result_files(Path(place).expanduser())]
+    stats = [(str(file), file.stat()) for file in files]
+    return [(name, stat.st_size, stat.st_mtime_ns) for name, stat in stats]
 
 
 class _Builder:
@@ -97,6 +105,7 @@ class _Builder:
             pairs=pairs,
             ranked_by=self.ranked_by,
             chance=self.chance,
+            sign=self.sign,
             notes=self.notes,
             left_out=self.left_out,
             baseline=baseline,

@@ -13,36 +13,73 @@ import csv
 import io
 import json
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+import sys
+import time
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 from lm_eval_latentref.benchmarks.published import HUB_SETS
 from lm_eval_latentref.checkpoints.files import write_text
 from lm_eval_latentref.errors import LatentRefError, saving
-from lm_eval_latentref.evaluation.board import Board, Cell, Row
+from lm_eval_latentref.evaluation.board import (
+    COSTS,
+    LEGEND,
+    Board,
+    Cell,
+    Row,
+    cost_texts,
+    made_with,
+)
+from lm_eval_latentref.evaluation.leaderboard import METRICS, leaderboard, state_of
 from lm_eval_latentref.evaluation.leaderboard_page import as_html
 from lm_eval_latentref.evaluation.results import Task
 from lm_eval_latentref.evaluation.rows import SETTINGS
 from lm_eval_latentref.evaluation.templates import render
 from lm_eval_latentref.evaluation.wording import markdown, plain, table
 
-COSTS = {
-    "thoughts_per_document": "thoughts",
-    "forwards_per_document": "forwards",
-    "tokens_read_per_document": "tokens read",
-    "tokens_written_per_document": "written",
-    "seconds_per_document": "s",
-    "wall_seconds": "s in all",
-    "peak_memory_bytes": "peak GB",
-}
-"""Of `Entry.cost`, each with its column; all but the last two are for one document."""
-LEGEND = (
-    "rank: rows that share one do not differ significantly from its best row (paired on the same "
-    "documents, Holm over all pairs, 5 %). mean: of the first metric of each task; over chance: of "
-    "(value - chance) / (1 - chance). Costs are for one document, but seconds in all (loading "
-    "included) and memory; forwards: of the backbone + strong + weak."
-)
+
+def show(
+    results: Sequence[str],
+    *,
+    output: str | None = None,
+    eval_results: str | None = None,
+    watch: float | None = None,
+    metric: Sequence[str] = METRICS,
+    **options: Any,
+) -> None:
+    """Prints the board of `results` and writes it; the other arguments are `leaderboard`'s.
+
+    Args:
+        output: as `save` takes it.
+        eval_results: as `save_eval_results` takes it.
+        watch: seconds between looks for new or changed results, without end; None for once.
+    """
+    if output is not None:
+        check_output(output)
+    before = None
+    while True:
+        state = state_of(results)
+        try:
+            if state != before:
+                board = leaderboard(results, metrics=metric, **options)
+                _write(board, output, eval_results)
+        except LatentRefError as error:
+            if watch is None:
+                raise
+            print(error, file=sys.stderr)  # what is missing now may be there next time
+        if watch is None:
+            return
+        before = state
+        time.sleep(watch)
+
+
+def _write(board: Board, output: str | None, eval_results: str | None) -> None:
+    if eval_results is not None:
+        save_eval_results(board, eval_results)
+    print(as_text(board), flush=True)
+    for file in save(board, output) if output is not None else ():
+        print(plain(file), file=sys.stderr)
 
 
 def as_json(board: Board) -> dict[str, Any]:
@@ -105,13 +142,18 @@ def as_csv(board: Board) -> str:
     lines = []
     for row in board.rows:
         values = _row_values(board, row)
-        line = {"rank": row.rank, "rank_by_stderr": row.rank_by_stderr, "name": _inert(row.name)}
+        line: dict[str, Any] = {
+            "rank": row.rank,
+            "rank_by_stderr": row.rank_by_stderr,
+            "name": _inert(row.name),
+        }
         line |= {name: values[name] for name in ("mean", "mean_stderr", "normalised_mean")}
         for task, metric in board.columns:
             cell = row.tasks.get(task, {}).get(metric)
             name = _inert(f"{task}:{metric}")
-            line |= {name: cell and cell.value, f"{name}:stderr": cell and cell.stderr}
-            line |= {f"{name}:n": cell and cell.n}
+            line[name], line[f"{name}:stderr"], line[f"{name}:n"] = (
+                (cell.value, cell.stderr, cell.n) if cell else (None, None, None)
+            )
         line |= {label: row.entry.settings.get(name) for name, label in SETTINGS.items()}
         cost = dict(row.entry.cost)
         forwards = cost.pop("forwards_per_document") or {}
@@ -201,33 +243,6 @@ def save_eval_results(board: Board, folder: str | Path) -> list[Path]:
     return files
 
 
-def made_with(row: Row) -> str:
-    """Checkpoints, data, versions, date and machine of a row, in one line."""
-    made = row.entry.made_with
-    parts = [*(f"{role}: {name}" for role, name in row.entry.checkpoints.items())]
-    parts += [f"data {name}: {value}" for name, value in made["data"].items()]
-    parts += [f"{name} {version}" for name, version in made["versions"].items()]
-    return "; ".join([*parts, *(made[k] for k in ("date", "device", "dtype") if made[k])])
-
-
-def rank_text(row: Row) -> str:
-    """The rank, in brackets where it is by standard errors alone, or nothing."""
-    if row.rank is not None:
-        return str(row.rank)
-    return "" if row.rank_by_stderr is None else f"({row.rank_by_stderr})"
-
-
-def cost_texts(row: Row) -> dict[str, str]:
-    """Each cost as a table shows it; empty where it is not known."""
-    cost = dict(row.entry.cost)
-    forwards = cost["forwards_per_document"]
-    texts = {name: "" if cost[name] is None else f"{cost[name]:.3g}" for name in COSTS if name != "forwards_per_document"}
-    texts["forwards_per_document"] = " + ".join(f"{v:.3g}" for v in (forwards or {}).values())
-    if (memory := cost["peak_memory_bytes"]) is not None:
-        texts["peak_memory_bytes"] = f"{memory / 1e9:.2f}"
-    return {name: texts[name] for name in COSTS}
-
-
 def _table(board: Board, escape: Callable[[Any], str]) -> tuple[list[str], list[list[str]]]:
     """Headers and rows; columns that are empty in every row are left out."""
     headers = ["rank", "row", "mean", "over chance"]
@@ -243,7 +258,7 @@ def _table(board: Board, escape: Callable[[Any], str]) -> tuple[list[str], list[
 
 
 def _texts(board: Board, row: Row) -> list[str]:
-    texts = [rank_text(row), row.name, _with_error(row.mean, row.mean_stderr)]
+    texts = [row.rank_text, row.name, _with_error(row.mean, row.mean_stderr)]
     texts.append("" if row.normalised_mean is None else f"{row.normalised_mean:.4f}")
     if board.baseline is not None:
         texts.append(_to_baseline(board, row))
@@ -269,7 +284,8 @@ def _with_error(value: float | None, stderr: float | None) -> str:
 
 def _row_values(board: Board, row: Row) -> dict[str, Any]:
     interval = board.to_baseline.get(row.name)
-    bounds = None if interval is None or interval.low != interval.low else [interval.low, interval.high]
+    is_known = interval is not None and interval.low == interval.low
+    bounds = [interval.low, interval.high] if interval is not None and is_known else None
     return {
         "name": row.name,
         "model": row.entry.model,

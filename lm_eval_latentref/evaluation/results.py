@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -171,7 +171,10 @@ def read_results(paths: Iterable[str | Path], *, samples: bool = True) -> Result
     results = Results()
     logged: list[Samples] = []
     seen: set[Path] = set()
-    for file in (file for path in paths for file in _files(Path(path).expanduser(), results)):
+    for path in map(Path, paths):
+        if not path.expanduser().exists():
+            results.problems.append(Problem(path, "no such file or folder"))
+    for file in (file for path in paths for file in result_files(Path(path).expanduser())):
         if (resolved := file.resolve()) in seen:
             continue
         seen.add(resolved)
@@ -310,13 +313,11 @@ def _chance_of_choices(task: Task) -> float | None:
     return float((1.0 / num_N).mean()) if np.all(num_N > 1) else None
 
 
-def _files(path: Path, results: Results) -> Iterator[Path]:
+def result_files(path: Path) -> list[Path]:
+    """`path`, or the files below it that may be results or samples; none if there is no `path`."""
     if path.is_dir():
-        yield from sorted(p for p in path.rglob("*") if p.suffix in _SUFFIXES and p.is_file())
-    elif path.exists():
-        yield path
-    else:
-        results.problems.append(Problem(path, "no such file or folder"))
+        return sorted(p for p in path.rglob("*") if p.suffix in _SUFFIXES and p.is_file())
+    return [path] if path.exists() else []
 
 
 def _holds_samples(file: Path) -> bool:

@@ -136,15 +136,11 @@ def entries_of(paths: Iterable[str | Path], read: Results, notes: list[str]) -> 
     named: dict[str, list[Run]] = {}
     unnamed: list[Run] = []
     for path in paths:
-        name, equals, place = str(path).partition("=")
-        is_named = bool(equals) and not Path(path).exists()
-        results = read_results([place if is_named else path])
+        name, place = path_of(path)
+        results = read_results([place])
         read.runs += results.runs
         read.problems += results.problems
-        if is_named:
-            named.setdefault(plain(name), []).extend(results.runs)
-        else:
-            unnamed += results.runs
+        (unnamed if name is None else named.setdefault(name, [])).extend(results.runs)
     read.problems += [Problem(r.file, "no task with a score") for r in read.runs if not r.tasks]
     entries = [Entry(name=name, runs=runs) for name, runs in named.items() if runs]
     taken = {run.file.resolve() for entry in entries for run in entry.runs}
@@ -152,6 +148,13 @@ def entries_of(paths: Iterable[str | Path], read: Results, notes: list[str]) -> 
     entries += [Entry(name="", runs=runs) for runs in _same_but_seeds(rest, notes)]
     _name(entries)
     return [entry for entry in entries if entry.tasks]
+
+
+def path_of(argument: str | Path) -> tuple[str | None, str]:
+    """The row's name in NAME=PATH, or None, and the path; a file of such a name is a path."""
+    name, equals, place = str(argument).partition("=")
+    is_path = not equals or Path(argument).exists()
+    return (None, str(argument)) if is_path else (plain(name), place)
 
 
 def command(run: Run) -> str:

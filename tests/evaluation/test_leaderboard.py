@@ -1,0 +1,334 @@
+"""`latentref leaderboard`: rows, ranks, what is not compared, and what is written."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+
+import numpy as np
+import pytest
+import yaml
+from lm_eval_files import write_run
+from scipy import stats
+
+from lm_eval_latentref.cli import main
+from lm_eval_latentref.errors import LatentRefError
+from lm_eval_latentref.evaluation.leaderboard import leaderboard
+from lm_eval_latentref.evaluation.leaderboard_report import (
+    as_csv,
+    as_html,
+    as_json,
+    as_markdown,
+    as_text,
+    save_eval_results,
+)
+
+RNG = np.random.default_rng(0)
+BASE = (RNG.random(400) < 0.5).astype(float)
+
+
+def turned(num, *, to=1.0):
+    """`BASE` with the first `num` documents that are not `to` turned to it."""
+    values = BASE.copy()
+    values[np.flatnonzero(values != to)[:num]] = to
+    return values.tolist()
+
+
+@pytest.fixture
+def three(tmp_path):
+    """Two rows that differ by three documents, and one that is far better."""
+    for name, num in (("plain", 0), ("same", 3), ("good", 60)):
+        write_run(tmp_path / name, {"t": {"acc": turned(num)}}, name=name, candidates=4)
+    return tmp_path
+
+
+def by_name(board):
+    return {row.name: row for row in board.rows}
+
+
+def test_rows_share_a_rank_unless_they_differ_significantly(three):
+    board = leaderboard([three])
+    assert [(row.name, row.rank) for row in board.rows] == [("good", 1), ("same", 2), ("plain", 2)]
+    pairs = {(pair.first, pair.second): pair for pair in board.pairs}
+    close = pairs["same", "plain"]
+    assert close.difference == pytest.approx(-3 / 400)
+    assert close.p == pytest.approx(stats.binomtest(0, 3).pvalue)
+    assert close.interval[0] <= close.difference <= close.interval[1]
+    assert (close.flips, close.num_documents, close.paired) == ((3, 0), 400, True)
+    far = pairs["good", "plain"]
+    assert far.adjusted_p == pytest.approx(3 * stats.binomtest(0, 60).pvalue)
+
+
+def test_the_mean_over_chance_knows_the_number_of_candidates(three):
+    row = by_name(leaderboard([three]))["plain"]
+    assert row.normalised_mean == pytest.approx((BASE.mean() - 0.25) / 0.75)
+
+
+def test_below_chance_is_no_better_than_guessing(tmp_path):
+    write_run(tmp_path, {"t": {"acc": [0.0, 0.0, 0.0, 1.0]}}, candidates=2)
+    assert leaderboard([tmp_path]).rows[0].normalised_mean == 0.0
+
+
+def test_json_has_what_other_programs_read(three, tmp_path, capsys):
+    target = tmp_path / "board.json"
+    assert main(["leaderboard", str(three), "-o", str(target), "--baseline", "plain"]) == 0
+    written = json.loads(target.read_text())
+    assert [row["name"] for row in written["rows"]] == ["good", "same", "plain"]
+    first = written["rows"][0]
+    assert first["tasks"]["t"]["acc,none"].keys() == {"value", "stderr", "n"}
+    assert first["rank"] == 1
+    names = {"model", "mean", "normalised_mean", "cost", "settings", "command", "rank_by_stderr"}
+    assert names <= first.keys()
+    assert first["to_baseline"]["difference"] == pytest.approx(60 / 400)
+    pair = written["pairs"][0]
+    assert {"difference", "interval", "p", "adjusted_p"} <= pair.keys()
+    assert "good" in capsys.readouterr().out
+
+
+def test_a_folder_gets_every_kind_and_the_suffix_decides(three, tmp_path):
+    assert main(["leaderboard", str(three), "-o", str(tmp_path / "all")]) == 0
+    kinds = {file.suffix for file in (tmp_path / "all").iterdir()}
+    assert kinds == {".txt", ".md", ".csv", ".json", ".html"}
+    assert main(["leaderboard", str(three), "-o", str(tmp_path / "b.pdf")]) == 3
+
+
+def test_csv_holds_every_number_once(three):
+    lines = list(csv.DictReader(io.StringIO(as_csv(leaderboard([three])))))
+    assert [line["name"] for line in lines] == ["good", "same", "plain"]
+    assert float(lines[2]["t:acc,none"]) == BASE.mean()
+    assert lines[2]["t:acc,none:n"] == "400"
+
+
+def test_rows_without_samples_are_ranked_in_brackets(tmp_path):
+    for name, num in (("plain", 0), ("same", 3), ("good", 80)):
+        logs = name != "good"
+        write_run(tmp_path / name, {"t": {"acc": turned(num)}}, name=name, log_samples=logs)
+    board = leaderboard([tmp_path])
+    assert {r.name: (r.rank, r.rank_by_stderr) for r in board.rows} == {
+        "good": (None, 1),
+        "same": (1, None),
+        "plain": (1, None),
+    }
+    assert "(1)" in as_text(board)
+    assert any("ranks in brackets" in note for note in board.notes)
+
+
+def test_standard_errors_that_are_missing_leave_no_rank(tmp_path):
+    for name in ("a", "b"):
+        write_run(
+            tmp_path / name, {"t": {"acc": turned(0)}}, name=name, log_samples=False, stderr="N/A"
+        )
+    board = leaderboard([tmp_path])
+    assert [(row.rank, row.rank_by_stderr) for row in board.rows] == [(None, None)] * 2
+
+
+@pytest.mark.parametrize(
+    ("field", "change"),
+    [
+        ("version", {"versions": {"t": 2.0}}),
+        ("num_fewshot", {"shots": 5}),
+        ("documents", {"text": "another "}),
+        ("limit", {"values": 100}),
+    ],
+)
+def test_other_work_is_not_compared_unless_it_may_differ(field, change, three):
+    change = dict(change)
+    values = turned(0)[: change.pop("values", None)]
+    write_run(three / "odd", {"t": {"acc": values}}, name="odd", **change)
+    board = leaderboard([three])
+    assert by_name(board)["odd"].rank is None
+    assert by_name(board)["plain"].rank == 2
+    assert not any("odd" in (pair.first, pair.second) for pair in board.pairs)
+    (note,) = [note for note in board.notes if "odd" in note]
+    assert field in note
+    assert "are not compared" in note
+    allowed = leaderboard([three], allow_different=[field])
+    assert by_name(allowed)["odd"].rank == 2
+    assert any(field in note for note in allowed.notes)
+
+
+def test_several_processes_and_one_do_the_same_work(tmp_path):
+    order = [*range(0, 400, 2), *range(1, 400, 2)]
+    write_run(tmp_path / "one", {"t": {"acc": turned(0)}}, name="one")
+    write_run(tmp_path / "two", {"t": {"acc": turned(5)}}, name="two", order=order)
+    (pair,) = leaderboard([tmp_path]).pairs
+    assert pair.flips in ((5, 0), (0, 5))
+
+
+def test_the_mean_is_over_tasks_that_all_rows_have(tmp_path):
+    write_run(tmp_path / "a", {"t": {"acc": [1, 0]}, "u": {"acc": [1, 1]}}, name="a")
+    write_run(tmp_path / "b", {"t": {"acc": [1, 1]}}, name="b")
+    board = leaderboard([tmp_path])
+    assert board.ranked_by == {"t": "acc,none"}
+    assert [(row.name, row.mean) for row in board.rows] == [("b", 1.0), ("a", 0.5)]
+    assert any("not over u" in note for note in board.notes)
+
+
+def test_a_perplexity_beside_choices_is_shown_and_blocks_nothing(tmp_path):
+    for name, num in (("a", 0), ("b", 60)):
+        tasks = {"t": {"acc": turned(num)}, "wiki": {"word_perplexity": [[-9.0, 3]] * 400}}
+        file = write_run(tmp_path / name, tasks, name=name, stderr="N/A")
+        content = json.loads(file.read_text())
+        content["results"]["wiki"]["word_perplexity,none"] = 20.0
+        content["higher_is_better"]["wiki"]["word_perplexity"] = False
+        file.write_text(json.dumps(content))
+    board = leaderboard([tmp_path])
+    assert [(row.name, row.rank) for row in board.rows] == [("b", 1), ("a", 2)]
+    assert board.rows[0].tasks["wiki"]["word_perplexity,none"].value == 20.0
+    assert any("not in the mean: wiki" in note for note in board.notes)
+
+
+def test_a_lower_value_is_better_where_lm_eval_says_so(tmp_path):
+    for name, value in (("a", 30.0), ("b", 20.0)):
+        file = write_run(tmp_path / name, {"wiki": {"bpb": [value, value]}}, name=name)
+        content = json.loads(file.read_text())
+        content["higher_is_better"]["wiki"]["bpb"] = False
+        file.write_text(json.dumps(content))
+    assert [row.name for row in leaderboard([tmp_path]).rows] == ["b", "a"]
+
+
+def test_seeds_of_one_row_are_one_row_clustered_by_document(tmp_path):
+    for seed, num in enumerate((0, 8)):
+        config = {"random_seed": seed}
+        write_run(tmp_path / f"s{seed}", {"t": {"acc": turned(num)}}, config=config)
+    write_run(tmp_path / "other", {"t": {"acc": turned(60)}}, name="other")
+    board = leaderboard([tmp_path])
+    row = next(row for row in board.rows if "2 seeds" in row.name)
+    assert row.mean == pytest.approx(BASE.mean() + 4 / 400)
+    (pair,) = board.pairs
+    assert pair.num_documents == 400
+    assert pair.flips is None
+    assert pair.p < 1e-6
+
+
+def test_named_rows_join_the_tasks_that_were_run_one_by_one(tmp_path):
+    write_run(tmp_path / "1", {"t": {"acc": [1, 0]}})
+    write_run(tmp_path / "2", {"u": {"acc": [1, 1]}})
+    board = leaderboard([f"mine={tmp_path / '1'}", f"mine={tmp_path / '2'}"])
+    assert [(row.name, row.mean) for row in board.rows] == [("mine", 0.75)]
+
+
+def test_a_run_that_is_there_twice_is_one_row(tmp_path):
+    for name in ("a", "copy"):
+        write_run(tmp_path / name, {"t": {"acc": turned(0)}})
+    board = leaderboard([tmp_path])
+    assert len(board.rows) == 1
+    assert any("repeats" in note for note in board.notes)
+
+
+def test_rows_of_one_model_are_told_apart_by_what_differs(tmp_path):
+    for number, rate in enumerate((0.0, 0.3)):
+        settings = {"latent_steps": 6, "memory_rate": rate, "search_step_size": 0.0}
+        write_run(
+            tmp_path / str(number),
+            {"t": {"acc": turned(number)}},
+            name="/some/where/set",
+            config={"latentref": settings},
+        )
+    assert {row.name for row in leaderboard([tmp_path]).rows} == {"set alpha=0.0", "set alpha=0.3"}
+
+
+def test_a_cost_that_is_not_known_is_empty(tmp_path):
+    cost = {
+        "forwards": {"backbone": 800, "strong": 400},
+        "thought_steps": 1200,
+        "tokens_encoded": 8000,
+        "tokens_generated": 0,
+        "seconds": {"load": 9.0, "encode": 1.0, "think": 2.0, "decode": 1.0},
+        "peak_memory_bytes": {"host": 5, "cuda:0": 7},
+    }
+    config = {"latentref": {"latent_steps": 3, "cost": cost}}
+    write_run(tmp_path / "a", {"t": {"acc": turned(0)}}, name="ours", config=config)
+    write_run(tmp_path / "b", {"t": {"acc": turned(1)}}, name="hf")
+    rows = by_name(leaderboard([tmp_path]))
+    ours = rows["ours"].entry.cost
+    assert (ours["thoughts_per_document"], ours["tokens_written_per_document"]) == (3.0, 0.0)
+    assert ours["forwards_per_document"] == {"backbone": 2.0, "strong": 1.0}
+    assert (ours["seconds_per_document"], ours["peak_memory_bytes"]) == (0.01, 7)
+    assert rows["hf"].entry.cost == dict.fromkeys(ours) | {"wall_seconds": 12.5}
+
+
+def test_other_machines_are_pointed_at(tmp_path):
+    write_run(tmp_path / "a", {"t": {"acc": [1, 0]}}, name="a")
+    write_run(tmp_path / "b", {"t": {"acc": [1, 0]}}, name="b", config={"device": "cuda:1"})
+    notes = leaderboard([tmp_path]).notes
+    assert any("rows differ in device: cpu, cuda:1" in note for note in notes)
+
+
+def test_the_command_repeats_the_row_and_gives_no_secret_away(tmp_path):
+    args = {"pretrained": "org/m", "token": "hf_abcdefgh123", "dtype": "float32"}
+    config = {"model_args": args, "limit": 100.0, "batch_size": 8, "random_seed": 7}
+    config |= {"numpy_seed": 7, "torch_seed": 7, "fewshot_seed": 7}
+    write_run(tmp_path, {"t": {"acc": [1, 0]}, "u": {"acc": [1, 0]}}, config=config, shots=5)
+    (row,) = leaderboard([tmp_path]).rows
+    assert row.entry.command == (
+        "lm_eval run --model hf --model_args 'pretrained=org/m,token=***,dtype=float32' "
+        "--tasks t,u --num_fewshot 5 --limit 100 --batch_size 8 --device cpu --seed 7,7,7,7 "
+        "--log_samples --output_path OUT"
+    )
+
+
+HOSTILE = "<script>x</script>|\x1b[31mred\u202e`\n# h"
+
+
+def test_names_with_markup_and_control_characters_are_only_text(tmp_path):
+    write_run(tmp_path, {"t": {"acc": [1.0, 0.0]}}, name=HOSTILE, text=HOSTILE)
+    write_run(tmp_path / "b", {"t": {"acc": [0.0, 0.0]}}, name="b", text=HOSTILE)
+    board = leaderboard([tmp_path])
+    for text in (as_text(board), as_markdown(board), as_csv(board), as_html(board)):
+        assert not {"\x1b", "\u202e"} & set(text)
+    assert "<script>x" not in as_html(board)
+    outside_of_code = "".join(as_markdown(board).split("```")[::2])
+    assert "<script>" not in outside_of_code
+    heads = [line for line in outside_of_code.splitlines() if line.startswith("|")]
+    assert len({line.replace("\\|", "").count("|") for line in heads}) == 1
+    json.dumps(as_json(board), allow_nan=False)
+
+
+def test_broken_files_are_named_and_never_fatal(three, capsys):
+    (three / "plain" / "half.json").write_text('{"results": {"t"')
+    assert main(["leaderboard", str(three)]) == 0
+    assert "left out: " in (out := capsys.readouterr().out)
+    assert "half.json" in out
+    (three / "none").mkdir()
+    assert main(["leaderboard", str(three / "none")]) == 3
+    assert main(["leaderboard", str(three / "plain" / "half.json")]) == 3
+    assert main(["leaderboard", str(three), "--baseline", "nobody"]) == 3
+    assert main(["leaderboard", str(three), "--allow_different", "colour"]) == 3
+    assert all("Traceback" not in line for line in capsys.readouterr().err.splitlines())
+
+
+def test_new_results_appear_and_broken_ones_do_not_end_the_watch(three, monkeypatch, capsys):
+    changes = [
+        lambda: write_run(three / "new", {"t": {"acc": turned(90)}}, name="new"),
+        lambda: (three / "bad.json").write_text("{"),
+        lambda: (_ for _ in ()).throw(KeyboardInterrupt),
+    ]
+    monkeypatch.setattr("time.sleep", lambda seconds: changes.pop(0)())
+    assert main(["leaderboard", str(three), "--watch", "1"]) == 130
+    out = capsys.readouterr().out
+    assert out.count("| rank |") == 3
+    assert "| new" in out.split("| rank |")[2]
+    assert "bad.json" in out.split("| rank |")[3]
+
+
+def test_entries_of_the_hub_hold_value_and_settings(tmp_path):
+    file = write_run(tmp_path / "run", {"t": {"acc": [1.0, 0.0]}, "own": {"acc": [1.0, 1.0]}})
+    content = json.loads(file.read_text())
+    content["configs"]["t"]["dataset_path"] = "org/data"
+    content["config"]["latentref"] = {"memory_rate": 0.3}
+    file.write_text(json.dumps(content))
+    board = leaderboard([tmp_path / "run"])
+    (written,) = save_eval_results(board, tmp_path / "hub")
+    assert written.parent.name == ".eval_results"
+    (entry,) = yaml.safe_load(written.read_text())
+    assert entry["dataset"] == {"id": "org/data", "task_id": "t"}
+    assert (entry["value"], entry["date"]) == (0.5, "2026-01-01")
+    assert "memory_rate=0.3" in entry["notes"]
+    assert any("no id on the hub: own" in note for note in board.notes)
+
+
+def test_no_run_at_all_is_one_line():
+    with pytest.raises(LatentRefError, match="no results that can be read; nowhere: no such file"):
+        leaderboard(["nowhere"])
