@@ -3,8 +3,8 @@
     latentref ask "What is 2 + 3?" --latent_steps 6 --memory_rate 0.3 --show_thoughts
 
 Exit status: 0 done, 2 a mistake of the user's (its line on stderr, no traceback), 130 Ctrl-C;
-`check` and `leaderboard` have statuses of their own. What a subcommand needs is imported when it runs,
-so that `--help` is quick.
+`check` and `leaderboard` have statuses of their own. What a subcommand needs is imported when it
+runs, so that `--help` is quick.
 """
 
 from __future__ import annotations
