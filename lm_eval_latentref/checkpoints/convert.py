@@ -23,7 +23,7 @@ from typing import Any
 
 import torch
 from safetensors.torch import save_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from lm_eval_latentref.checkpoints.adapters import (
     CONFIG,
@@ -48,11 +48,14 @@ from lm_eval_latentref.checkpoints.record import learnt_from
 from lm_eval_latentref.checkpoints.sets import SetPlan, resolve
 from lm_eval_latentref.checkpoints.sources import Source, default_source
 from lm_eval_latentref.checkpoints.state_dicts import make_skeleton, read_tensors
+from lm_eval_latentref.checkpoints.written import check_written, log_likelihoods, sample_ids
 from lm_eval_latentref.errors import LatentRefError
 from lm_eval_latentref.latent.config import RefinementConfig
 from lm_eval_latentref.latent.protocol import END_LATENT, START_LATENT, known_markers
 
 logger = logging.getLogger(__name__)
+
+_Samples = list[list[int]]
 
 
 def convert(
@@ -114,10 +117,11 @@ def convert(
         _check_adapters(plan)
     _check_space(plan, target, adapter, dtype, trust_remote_code)
     with _appearing_whole(target) as folder:
+        samples = sample_ids(own_tokenizer)
         if adapter:
-            _copy_adapters(plan, folder, dtype, trust_remote_code)
+            _copy_adapters(plan, folder, samples, dtype, trust_remote_code)
         else:
-            _save_models(plan, folder, own_tokenizer, borrowed, dtype, trust_remote_code)
+            _save_models(plan, folder, own_tokenizer, borrowed, samples, dtype, trust_remote_code)
         # An adapter's own was left to `_copy_adapter`, which knows whether the base has it too.
         if not adapter or plan.backbone.tokenizer not in (None, plan.backbone.adapter):
             own_tokenizer.save_pretrained(folder)
@@ -160,10 +164,20 @@ def _manifest(plan: SetPlan, given: dict[str, Any], tuned_on: str | None) -> Man
     )
 
 
-def _copy_adapters(plan: SetPlan, folder: Path, dtype: str, trust_remote_code: bool) -> None:
+def _copy_adapters(
+    plan: SetPlan, folder: Path, samples: _Samples, dtype: str, trust_remote_code: bool
+) -> None:
+    loader = default_loader(trust_remote_code=trust_remote_code)
     for role, source in _members(plan).items():
         place = folder if role == "pretrained" else folder / role
         _copy_adapter(source, place, dtype, open_config(source, role, trust_remote_code))
+        read, again = (
+            load_alone(one, load_model=loader, trust_remote_code=trust_remote_code).model
+            for one in (source, dataclasses.replace(source, adapter=str(place)))
+        )
+        rounded_to = again.dtype if dtype == "auto" else getattr(torch, dtype)
+        name = f"{role}={source.name or source.base}"
+        check_written(name, log_likelihoods(read, samples), again, samples, rounded_to)
 
 
 def _save_models(
@@ -171,6 +185,7 @@ def _save_models(
     folder: Path,
     own_tokenizer: Any,
     borrowed: dict[str, frozenset[int]],
+    samples: _Samples,
     dtype: str,
     trust_remote_code: bool,
 ) -> None:
@@ -178,38 +193,64 @@ def _save_models(
     for role, source in _members(plan).items():
         logger.info("writing %s (%s)", role, source.name or source.base)
         place = folder if role == "pretrained" else folder / role
-        _save_merged(source, place, dtype, trust_remote_code)
+        before_S = _save_merged(source, place, samples, dtype, trust_remote_code)
+        written = Source(base=str(place), name=source.name)
+        again = load_alone(
+            written,
+            load_model=default_loader(trust_remote_code=trust_remote_code),
+            trust_remote_code=trust_remote_code,
+        ).model
+        name = f"{role}={source.name or source.base}"
+        check_written(name, before_S, again, samples, again.dtype)
         if role != "pretrained":
             _save_own_tokenizer(source, place, own_tokenizer, borrowed[role], trust_remote_code)
 
 
-def _save_merged(source: Source, folder: Path, dtype: str, trust_remote_code: bool) -> None:
-    """Writes `source` as a plain model, its adapter merged."""
+def _save_merged(
+    source: Source, folder: Path, samples: _Samples, dtype: str, trust_remote_code: bool
+) -> Tensor:
+    """Writes `source` as a plain model, its adapter merged; its log-likelihoods before that."""
     loader = default_loader(dtype=dtype, trust_remote_code=trust_remote_code)
     loaded = load_alone(source, load_model=loader, trust_remote_code=trust_remote_code)
     model = loaded.model
+    before_S = log_likelihoods(model, samples)
     if loaded.adapter is not None:
+        _untie(model.get_base_model())
         model = model.merge_and_unload()
     if not all(parameter.is_floating_point() for parameter in model.parameters()):
         raise LatentRefError(
             f"{source.name or source.base} has quantised weights, which cannot be written as a "
             "plain folder; give the checkpoint it was quantised from"
         )
-    _untie_if_different(model)
+    _tie_if_equal(model)
     if getattr(model, "hf_quantizer", None) is not None:
         model = _fresh_copy(model, trust_remote_code)
     model.save_pretrained(folder)
+    return before_S
 
 
-def _untie_if_different(model: Any) -> None:
-    """An adapter with an embedding of its own leaves the output layer as it was, so unties them."""
+def _untie(model: Any) -> None:
+    """Gives the output layer weights of its own, for an adapter may be merged into one of two."""
+    shared = model.get_input_embeddings().weight
+    for module in model.modules():
+        for name, weight in list(module.named_parameters(recurse=False)):
+            if weight is shared and not isinstance(module, nn.Embedding):
+                setattr(module, name, nn.Parameter(weight.detach().clone(), requires_grad=False))
+
+
+def _tie_if_equal(model: Any) -> None:
+    """Ties what the configuration ties where it is equal still; else changes the configuration."""
     output = model.get_output_embeddings()
     inputs = model.get_input_embeddings()
     if output is None or not model.config.get_text_config().tie_word_embeddings:
         return
-    if output.weight is not inputs.weight and not torch.equal(output.weight, inputs.weight):
-        model.config.get_text_config().tie_word_embeddings = False
-        model.config.tie_word_embeddings = False
+    if output.weight is inputs.weight:
+        return
+    if torch.equal(output.weight, inputs.weight):
+        output.weight = inputs.weight
+        return
+    model.config.get_text_config().tie_word_embeddings = False
+    model.config.tie_word_embeddings = False
 
 
 def _fresh_copy(model: Any, trust_remote_code: bool) -> Any:
