@@ -215,14 +215,12 @@ def _save_merged(
     model = loaded.model
     before_S = log_likelihoods(model, samples)
     if loaded.adapter is not None:
-        _untie(model.get_base_model())
-        model = model.merge_and_unload()
+        model = _merge(model)
     if not all(parameter.is_floating_point() for parameter in model.parameters()):
         raise LatentRefError(
             f"{source.name or source.base} has quantised weights, which cannot be written as a "
             "plain folder; give the checkpoint it was quantised from"
         )
-    _tie_if_equal(model)
     if getattr(model, "hf_quantizer", None) is not None:
         model = _fresh_copy(model, trust_remote_code)
     model.save_pretrained(folder)
@@ -238,19 +236,24 @@ def _untie(model: Any) -> None:
                 setattr(module, name, nn.Parameter(weight.detach().clone(), requires_grad=False))
 
 
-def _tie_if_equal(model: Any) -> None:
-    """Ties what the configuration ties where it is equal still; else changes the configuration."""
-    output = model.get_output_embeddings()
-    inputs = model.get_input_embeddings()
-    if output is None or not model.config.get_text_config().tie_word_embeddings:
-        return
-    if output.weight is inputs.weight:
-        return
-    if torch.equal(output.weight, inputs.weight):
-        output.weight = inputs.weight
-        return
-    model.config.get_text_config().tie_word_embeddings = False
-    model.config.tie_word_embeddings = False
+def _merge(peft_model: Any) -> Any:
+    """The base with its adapter merged; output layer and embedding stay tied while they are equal.
+
+    PEFT merges into both of two tied matrices what was learnt for one of them.
+    """
+    base = peft_model.get_base_model()
+    configs = (base.config, base.config.get_text_config())
+    tying = [one for one in configs if getattr(one, "tie_word_embeddings", False)]
+    _untie(base)
+    model = peft_model.merge_and_unload()
+    output, inputs = model.get_output_embeddings(), model.get_input_embeddings()
+    if tying and output is not None:
+        is_tied = torch.equal(output.weight, inputs.weight)
+        if is_tied:
+            output.weight = inputs.weight
+        for config in tying:
+            config.tie_word_embeddings = is_tied
+    return model
 
 
 def _fresh_copy(model: Any, trust_remote_code: bool) -> Any:
