@@ -282,8 +282,7 @@ def run(arguments: Sequence[str]) -> int:
     """Hands lm-eval its command line, with this package's model and tasks."""
     from lm_eval_latentref.harness.command import run
 
-    run(arguments)
-    return 0
+    return run(arguments)
 
 
 def tasks_path(args: argparse.Namespace) -> int:

@@ -17,6 +17,7 @@ from lm_eval_latentref.cli import main
 from lm_eval_latentref.errors import LatentRefError
 from lm_eval_latentref.evaluation import demo
 from lm_eval_latentref.harness import command as harness
+from lm_eval_latentref.harness import door
 
 
 @pytest.fixture
@@ -42,12 +43,12 @@ def fake_load(monkeypatch):
 
 @pytest.fixture
 def executed(monkeypatch):
-    """What lm-eval's command line would have executed, in place of executing it."""
+    """What lm-eval's command line would have executed, in place of checking and executing it."""
     from lm_eval._cli import HarnessCLI
 
     seen = []
     monkeypatch.setattr(HarnessCLI, "execute", lambda self, args: seen.append(args))
-    monkeypatch.setattr(sys, "argv", sys.argv)
+    monkeypatch.setattr(door, "check", lambda args: None)
     return seen
 
 
@@ -118,6 +119,14 @@ def test_run_hands_everything_to_lm_eval_and_adds_our_tasks(executed):
     (args,) = executed
     assert (args.command, args.model, args.tasks) == ("run", "latentref", ["a", "b"])
     assert args.include_path == [str(tasks_path())]
+
+
+def test_run_without_a_model_means_ours_and_leaves_the_interpreters_arguments_alone(executed):
+    before = list(sys.argv)
+    assert main(["run", "--tasks", "a"]) == 0
+    assert main(["run", "--tasks", "a", "--model", "hf"]) == 0
+    assert [args.model for args in executed] == ["latentref", "hf"]
+    assert sys.argv == before
 
 
 @pytest.mark.parametrize("where", ["option", "config"])

@@ -21,6 +21,9 @@ from lm_eval_latentref.latent.config import OPTION_NAMES
 
 OWN_NAMES = ("strong", "weak", "weights", *OPTION_NAMES)
 
+_MEANT = dict.fromkeys(("model", "model_name", "model_path", "path"), "pretrained")
+"""What other tools call our arguments."""
+
 FROM_PRETRAINED_NAMES = (
     # Taken out of **kwargs inside from_pretrained, so its signature does not show them.
     *("adapter_kwargs", "attn_implementation", "bnb_4bit_compute_dtype", "code_revision"),
@@ -45,7 +48,8 @@ def check_known(names: Iterable[str], config: Any, *, also: Iterable[str] = ()) 
     for name in names:
         if name in known:
             continue
-        nearest = difflib.get_close_matches(name, sorted(visible), n=1, cutoff=0.5)
+        meant = [_MEANT[name]] if name in _MEANT else []
+        nearest = meant or difflib.get_close_matches(name, sorted(visible), n=1, cutoff=0.5)
         advice = f"did you mean {nearest[0]}?" if nearest else f"ours are {', '.join(OWN_NAMES)}"
         raise LatentRefError(
             f"{name}= is no argument of latentref, nor of what it hands arguments on to "

@@ -1,9 +1,9 @@
 """lm-eval's own command line, with the model registered and our tasks on its include path.
 
-    harness.run(["--model", "latentref", "--tasks", "latentref_mathqa_mc", "--limit", "8"])
+    harness.run(["--tasks", "latentref_mathqa_mc", "--limit", "8"])
 
-Works where a .pth file does not (PYTHONPATH, `pip install --target`). Knows lm-eval's command line
-and nothing of models: every argument goes to lm-eval as it came.
+Works where a .pth file does not (PYTHONPATH, `pip install --target`). Without `--model` our model
+is meant; every other argument goes to lm-eval as it came, once `door` has found no mistake in it.
 """
 
 from __future__ import annotations
@@ -11,40 +11,70 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
+from typing import Any
 
 from lm_eval_latentref import _autoload
 from lm_eval_latentref.benchmarks.tasks import tasks_path
+from lm_eval_latentref.errors import LatentRefError
 
 
-def run(arguments: Sequence[str]) -> None:
+def run(arguments: Sequence[str]) -> int:
     """`lm_eval run ARGUMENTS`; with no argument lm-eval prints its help and exits.
 
-    A LatentRefError comes through as it is: the caller decides how it is shown.
+    Returns 0, or 1 if a file of results could not be written. A LatentRefError comes through as it
+    is: the caller decides how it is shown.
     """
-    from lm_eval._cli import HarnessCLI
     from lm_eval.utils import setup_logging
+
+    from lm_eval_latentref.harness import door
+    from lm_eval_latentref.harness.lm_eval_seams import (
+        log_as_lm_eval,
+        noting_unsaved_files,
+        parse_run,
+    )
 
     setup_logging()
     _autoload.install()
-    command_line = HarnessCLI()
-    # lm-eval takes its arguments from here and nowhere else.
-    sys.argv = ["lm_eval", "run", *arguments]
-    args = command_line.parse_args()
-    args.include_path = include_paths(args)
-    command_line.execute(args)
+    log_as_lm_eval()
+    args, execute = parse_run(arguments)
+    given = _of_file(args)
+    args.model = args.model or given.get("model") or _autoload.MODEL_NAME
+    args.include_path = include_paths(args.include_path or given.get("include_path"))
+    try:
+        door.check(args)
+        with noting_unsaved_files() as unsaved:
+            execute(args)
+    except KeyboardInterrupt:
+        print(_what_is_kept(args), file=sys.stderr)
+        raise
+    if unsaved:
+        where = args.output_path or given.get("output_path")
+        why = "; ".join(dict.fromkeys(unsaved))
+        print(f"{where}: results could not be written ({why}); make room", file=sys.stderr)
+    return 1 if unsaved else 0
 
 
-def include_paths(args: argparse.Namespace) -> list[str]:
-    """Our task folder, then the user's, whose tasks win over ours of the same name.
-
-    Reads `include_path` of the YAML file given by `--config` too, since lm-eval lets the command
-    line's value replace that one.
-    """
-    from lm_eval.config.evaluate_config import EvaluatorConfig
-
-    given = args.include_path
-    if given is None and args.config:
-        given = EvaluatorConfig.load_yaml_config(args.config).get("include_path")
+def include_paths(given: str | list[str] | None) -> list[str]:
+    """Our task folder, then the user's, whose tasks win over ours of the same name."""
     users = [] if given is None else [given] if isinstance(given, str) else list(given)
     ours = str(tasks_path())
     return [ours, *(path for path in users if path != ours)]
+
+
+def _of_file(args: argparse.Namespace) -> dict[str, Any]:
+    """The YAML file given by `--config`, whose values lm-eval lets the command line's replace."""
+    from lm_eval.config.evaluate_config import EvaluatorConfig
+
+    if not args.config:
+        return {}
+    try:
+        return EvaluatorConfig.load_yaml_config(args.config)
+    except (ValueError, TypeError, OSError) as error:
+        raise LatentRefError(f"--config {args.config}: {' '.join(str(error).split())}") from error
+
+
+def _what_is_kept(args: argparse.Namespace) -> str:
+    cache = getattr(args, "use_cache", None)
+    if cache:
+        return f"interrupted: the answers so far are in {cache}_rank*.db; run it again to go on"
+    return "interrupted: nothing is kept; with --use_cache FILE answers are kept as they come"

@@ -12,12 +12,15 @@ from __future__ import annotations
 import argparse
 import logging
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import torch
 from lm_eval.models.huggingface import HFLM
+from lm_eval.tasks import TaskManager
+from lm_eval.tasks._index import Kind
 from torch import Tensor
 
 Request = tuple[Any, list[int], list[int]]
@@ -162,14 +165,20 @@ class _LoadedLater:
         """Nothing to place yet."""
 
 
-def parse_run(arguments: Sequence[str]) -> argparse.Namespace:
-    """`lm_eval run ARGUMENTS`, parsed by lm-eval; without any it prints its help and exits."""
+def parse_run(
+    arguments: Sequence[str],
+) -> tuple[argparse.Namespace, Callable[[argparse.Namespace], None]]:
+    """`lm_eval run ARGUMENTS`, parsed by lm-eval, and what executes it.
+
+    Without arguments lm-eval prints its help and exits.
+    """
     from lm_eval._cli import HarnessCLI
 
+    command_line = HarnessCLI()
     given, sys.argv = sys.argv, ["lm_eval", "run", *arguments]
     try:
         # lm-eval takes its arguments from there and nowhere else.
-        return HarnessCLI().parse_args()
+        return command_line.parse_args(), command_line.execute
     finally:
         sys.argv = given
 
@@ -195,3 +204,26 @@ def noting_unsaved_files() -> Iterator[list[str]]:
         yield notes
     finally:
         tracker.removeHandler(handler)
+
+
+def is_group(manager: TaskManager, name: str) -> bool:
+    """Whether `name` is a group, whose members are not to be asked for beside it."""
+    return bool(manager.task_index[name].kind is Kind.GROUP)
+
+
+def task_file(manager: TaskManager, name: str) -> Path | None:
+    """The YAML file of a task, where its index knows one."""
+    entry = manager.task_index.get(name)
+    return None if entry is None else entry.yaml_path
+
+
+def leaves(manager: TaskManager, name: str) -> set[str]:
+    """The tasks that a task, group or tag stands for, by lm-eval's index; nothing is loaded."""
+    entry = manager.task_index.get(name)
+    if entry is None or entry.kind in (Kind.TASK, Kind.PY_TASK):
+        return {name}
+    if entry.kind is Kind.TAG:
+        return set().union(*(leaves(manager, task) for task in entry.tags))
+    members = (entry.cfg or {}).get("task") or []
+    names = [m if isinstance(m, str) else m.get("task", m.get("group")) for m in members]
+    return set().union(*(leaves(manager, task) for task in names if isinstance(task, str)))

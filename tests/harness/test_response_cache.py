@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import collections
 import os
+import pickle
 import signal
+import sqlite3
 import subprocess
 import sys
 from types import SimpleNamespace
@@ -12,7 +15,7 @@ import pytest
 from sqlitedict import SqliteDict
 
 from lm_eval_latentref.errors import LatentRefError
-from lm_eval_latentref.harness.response_cache import SETTINGS_KEY, check_settings
+from lm_eval_latentref.harness.response_cache import SETTINGS_KEY, check_files, check_settings
 
 SETTINGS = {"latent_steps": 3}
 # A cache of one page makes sqlite write to the file before the commit; its journal stays behind.
@@ -68,3 +71,89 @@ def test_answers_of_other_settings_are_refused_whichever_rank_has_them(tmp_path,
     with pytest.raises(LatentRefError, match=r"latent_steps=2 \(now 3\)"):
         check_settings(hook, SETTINGS)
     answers.close()
+
+
+class Planted:
+    """Its pickle makes a file when it is read by Python's own unpickler."""
+
+    def __init__(self, path):
+        self.path = str(path)
+
+    def __reduce__(self):
+        return os.mkdir, (self.path,)
+
+
+def planted(path, value):
+    filled(path)
+    with sqlite3.connect(path) as connection:
+        row = ("planted", sqlite3.Binary(value))
+        connection.execute("INSERT INTO unnamed VALUES (?, ?)", row)
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        None,
+        {"a": 1},
+        b"bytes",
+        {1},
+        1j,
+        [(1.0, {"deep": 1})],
+        collections.OrderedDict(a=1),
+        SimpleNamespace(a=1),
+    ],
+)
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_value_that_is_no_answer_is_refused_in_any_file(tmp_path, value, rank):
+    planted(tmp_path / f"cache_rank{rank}.db", pickle.dumps(value))
+    hook, answers = opened(tmp_path / "cache_rank0.db")
+    with pytest.raises(LatentRefError, match=rf"cache_rank{rank}\.db .* delete it"):
+        check_settings(hook, SETTINGS)
+    answers.close()
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_nothing_planted_in_a_cache_is_run(tmp_path, rank):
+    planted(tmp_path / f"cache_rank{rank}.db", pickle.dumps(Planted(tmp_path / "run")))
+    with pytest.raises(LatentRefError, match=r"mkdir.* delete it"):
+        check_files(str(tmp_path / "cache"))
+    hook, answers = opened(tmp_path / "cache_rank0.db")
+    with pytest.raises(LatentRefError, match=r"mkdir.* delete it"):
+        check_settings(hook, SETTINGS)
+    answers.close()
+    assert not (tmp_path / "run").exists()
+
+
+def test_answers_of_every_plain_kind_are_read(tmp_path):
+    values = [1, -0.5, "text", True, (-1.5, False), [1, "a", (2.0, [True])]]
+    for number, value in enumerate(values):
+        path = tmp_path / f"{number}_rank1.db"
+        planted(path, pickle.dumps(value))
+        check_files(str(tmp_path / str(number)))
+
+
+@pytest.mark.parametrize("kind", ["cut", "foreign", "text", "empty pickle", "cut pickle"])
+def test_a_file_that_is_cut_or_foreign_is_refused(tmp_path, kind):
+    path = tmp_path / "cache_rank0.db"
+    if kind == "cut":
+        filled(path)
+        path.write_bytes(path.read_bytes()[: path.stat().st_size // 2 + 100])
+    elif kind == "foreign":
+        with sqlite3.connect(path) as connection:
+            connection.execute("CREATE TABLE bookmarks (url TEXT)")
+    elif kind == "text":
+        path.write_text("no database\n" * 100)
+    else:
+        planted(path, pickle.dumps((1.0, True))[: 3 if kind == "cut pickle" else 0])
+    with pytest.raises(LatentRefError) as error:
+        check_files(str(tmp_path / "cache"))
+    assert str(path) in str(error.value)
+    assert "delete it" in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_a_cache_that_is_only_being_made_is_none_yet(tmp_path):
+    (tmp_path / "cache_rank0.db").touch()
+    (tmp_path / "cache_rank1.txt").write_text("not ours")
+    check_files(str(tmp_path / "cache"))
+    check_files(str(tmp_path / "nowhere" / "cache"))

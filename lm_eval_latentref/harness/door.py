@@ -1,0 +1,166 @@
+"""Mistakes in the arguments of `latentref run`: each is one line, before a model is loaded.
+
+    check(args)        # args: as lm-eval's own parser gives them
+
+lm-eval itself notices most of these after it has loaded the model, and ends in a traceback.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import difflib
+import io
+import logging
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from lm_eval_latentref._autoload import MODEL_NAME
+from lm_eval_latentref.benchmarks.tasks import tasks_path
+from lm_eval_latentref.errors import LatentRefError, saving
+
+TOKEN_COUNTS = ("max_gen_toks", "max_tokens", "max_completion_tokens")
+"""Names by which lm-eval knows the most tokens to write, beside those of transformers."""
+
+
+def check(args: argparse.Namespace) -> None:
+    """Raise LatentRefError on the first mistake in `args`."""
+    config = _config(args)
+    if config.limit is not None and not config.limit > 0:
+        raise LatentRefError(
+            f"--limit {config.limit:g}: give the number of documents, 1 or more, or a share of "
+            "them between 0 and 1"
+        )
+    if config.model == MODEL_NAME:
+        _check_model(config, explicit_device=args.device)
+    if config.use_cache:
+        from lm_eval_latentref.harness.response_cache import check_files
+
+        check_files(config.use_cache)
+    if config.output_path and not config.output_path.endswith(".json"):
+        with saving(config.output_path):
+            Path(config.output_path).mkdir(parents=True, exist_ok=True)
+    _check_tasks(config)
+
+
+def _config(args: argparse.Namespace) -> Any:
+    """lm-eval's own reading of `args`, which names what does not go together."""
+    from lm_eval.config.evaluate_config import EvaluatorConfig
+
+    try:
+        with _silence():
+            return EvaluatorConfig.from_cli(args)
+    except (ValueError, TypeError, OSError) as error:
+        raise LatentRefError(" ".join(str(error).split())) from error
+
+
+@contextlib.contextmanager
+def _silence() -> Any:
+    # lm-eval says all of this once more when it does the work.
+    logger = logging.getLogger("lm_eval")
+    level = logger.level
+    logger.setLevel(logging.CRITICAL)
+    try:
+        with contextlib.redirect_stdout(io.StringIO()):
+            yield
+    finally:
+        logger.setLevel(level)
+
+
+def _check_model(config: Any, *, explicit_device: str | None) -> None:
+    from lm_eval_latentref.checkpoints.arguments import check_batch_size
+    from lm_eval_latentref.harness.arguments import check_device, check_values
+    from lm_eval_latentref.latent.decoding import check_names
+
+    check_batch_size(config.batch_size)
+    check_values(config.model_args)
+    if device := explicit_device or config.model_args.get("device"):
+        check_device(device)
+    check_names(config.gen_kwargs, also=("until", *TOKEN_COUNTS))
+    if config.apply_chat_template:
+        _check_chat_template(config.model_args, config.apply_chat_template)
+
+
+def _check_chat_template(model_args: Mapping[str, Any], template: bool | str) -> None:
+    from lm_eval_latentref.checkpoints.loading import load_tokenizer, resolve
+    from lm_eval_latentref.harness.arguments import NAMES
+
+    names = {name: str(model_args[name]) for name in (*NAMES, "tokenizer") if name in model_args}
+    source = resolve(**names, explicit=model_args).backbone
+    trusted = bool(model_args.get("trust_remote_code"))
+    own = load_tokenizer(source, trust_remote_code=trusted).chat_template
+    if own is None:
+        raise LatentRefError(
+            f"--apply_chat_template: the tokenizer of {source.name or source.base} has no chat "
+            "template; leave the option out, or give a tokenizer= that has one"
+        )
+    if isinstance(own, dict) and isinstance(template, str) and template not in own:
+        raise LatentRefError(
+            f"--apply_chat_template {template}: the tokenizer's templates are {', '.join(own)}"
+        )
+
+
+def _check_tasks(config: Any) -> None:
+    """Names, groups with their members, `--samples`, and whether our tasks' data are there."""
+    from lm_eval.tasks import TaskManager
+
+    from lm_eval_latentref.harness.lm_eval_seams import is_group, leaves, task_file
+
+    with _silence():
+        manager = TaskManager(include_path=config.include_path, metadata=config.metadata or {})
+    names = [name for text in _as_list(config.tasks) for name in text.split(",") if name]
+    asked = dict.fromkeys(match for name in names for match in _matches(manager, name))
+    members = {name: leaves(manager, name) for name in asked}
+    for group in filter(lambda name: is_group(manager, name), asked):
+        for other in asked:
+            if other != group and (both := members[group] & members[other]):
+                raise LatentRefError(
+                    f"--tasks {group} and {other}: both contain {min(both)}; give one of them"
+                )
+    every = set().union(*members.values())
+    samples = _samples(config.samples, every)
+    ours = {name for name in every if (f := task_file(manager, name)) and f.parent == tasks_path()}
+    for name in sorted(ours | samples.keys()):
+        with _silence():
+            task = manager.load([name])["tasks"][name]
+        _check_range(name, samples.get(name, ()), len(task.eval_docs))
+
+
+def _as_list(tasks: str | Iterable[str]) -> list[str]:
+    return [tasks] if isinstance(tasks, str) else list(tasks)
+
+
+def _matches(manager: Any, name: str) -> list[str]:
+    if name.endswith(".yaml") or Path(name).is_dir():
+        return []  # a file of the user's, which lm-eval reads itself
+    if matches := manager.match_tasks([name]):
+        return list(matches)
+    nearest = difflib.get_close_matches(name, manager.all_tasks, n=3, cutoff=0.5)
+    advice = f"did you mean {', '.join(nearest)}?" if nearest else "`lm_eval ls tasks` lists all"
+    raise LatentRefError(f"--tasks {name}: there is no such task; {advice}")
+
+
+def _samples(samples: Any, tasks: set[str]) -> dict[str, list[int]]:
+    if not samples:
+        return {}
+    if not isinstance(samples, Mapping):
+        raise LatentRefError(
+            f'--samples {samples}: give JSON such as {{"{min(tasks, default="TASK")}": [0, 1]}}, '
+            "or a file of it"
+        )
+    for name, numbers in samples.items():
+        if name not in tasks:
+            raise LatentRefError(f"--samples {name}: --tasks does not ask for it")
+        if not isinstance(numbers, list) or not all(type(n) is int for n in numbers):
+            raise LatentRefError(f"--samples {name}: give a list of document numbers from 0 on")
+    return dict(samples)
+
+
+def _check_range(name: str, numbers: Iterable[int], num_documents: int) -> None:
+    for number in numbers:
+        if not 0 <= number < num_documents:
+            raise LatentRefError(
+                f"--samples {name}: there is no document {number}; it has {num_documents}, "
+                f"numbered from 0 to {num_documents - 1}"
+            )

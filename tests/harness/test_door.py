@@ -1,0 +1,157 @@
+"""`latentref run`: a mistake in its arguments is one line, before any model is loaded."""
+
+from __future__ import annotations
+
+import json
+import logging
+
+import lm_eval.tasks
+import pytest
+from test_model import folders
+
+from lm_eval_latentref import LatentRefError
+from lm_eval_latentref.benchmarks.tasks import tasks_path
+from lm_eval_latentref.harness import command, door
+from lm_eval_latentref.harness.lm_eval_seams import parse_run
+from lm_eval_latentref.harness.model import LatentRefLM
+
+__all__ = ["folders"]
+
+TASK = "latentref_prosqa_generated"
+FEW = ["--metadata", json.dumps({"num_documents": 4})]
+
+
+@pytest.fixture(autouse=True)
+def only_our_tasks(monkeypatch):
+    """lm-eval's own thousands of task files are not indexed."""
+    manager = lm_eval.tasks.TaskManager
+
+    def ours(**options):
+        return manager(**{**options, "include_defaults": False})
+
+    monkeypatch.setattr(lm_eval.tasks, "TaskManager", ours)
+
+
+@pytest.fixture(autouse=True)
+def nothing_is_loaded(monkeypatch):
+    def load(*args, **kwargs):
+        raise AssertionError("a model was loaded")
+
+    monkeypatch.setattr(LatentRefLM, "open_models", load)
+
+
+def run(*words, tasks=TASK):
+    return command.run(["--tasks", tasks, *FEW, *words])
+
+
+@pytest.mark.parametrize(
+    ("words", "parts"),
+    [
+        (["--limit", "0"], ["--limit 0", "1 or more"]),
+        (["--limit", "-3"], ["--limit -3"]),
+        (["--limit", "nan"], ["--limit nan"]),
+        (["--samples", '{"latentref_prosqa_generated": [4]}'], ["no document 4", "0 to 3"]),
+        (["--samples", '{"latentref_prosqa_generated": [-1]}'], ["no document -1"]),
+        (["--samples", '{"latentref_prosqa_generated": "all"}'], ["list of document numbers"]),
+        (["--samples", '{"latentref_hops": [0]}'], ["latentref_hops", "does not ask"]),
+        (["--samples", "[1]"], ["--samples", "JSON"]),
+        (["--gen_kwargs", "foo=3,max_gen_toks=8"], ["foo=", "generation"]),
+        (["--gen_kwargs", "num_beam=3"], ["num_beam=", "num_beams?"]),
+        (["--device", "nowhere"], ["device=nowhere", "cpu"]),
+        (["--device", "cuda:77"], ["device=cuda:77", "device=cpu"]),
+        (["--batch_size", "many"], ["batch_size=many"]),
+        (["--model_args", "max_length=many"], ["max_length=many", "an integer"]),
+        (["--model_args", "max_length=0"], ["max_length=0"]),
+        (["--model_args", "truncation=perhaps"], ["truncation=perhaps", "True or False"]),
+        (["--model_args", "backend=other"], ["backend=other", "'causal'"]),
+        (["--log_samples"], ["--output_path"]),
+        (["--config", "nowhere.yaml"], ["--config nowhere.yaml", "not found"]),
+        (["--output_path", "/dev/null/out"], ["/dev/null/out", "cannot be written"]),
+    ],
+)
+def test_a_mistake_in_the_arguments(words, parts):
+    with pytest.raises(LatentRefError) as error:
+        run(*words)
+    assert "\n" not in str(error.value)
+    for part in parts:
+        assert part in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("tasks", "parts"),
+    [
+        ("latentref_prosqa_generate", ["latentref_prosqa_generate:", "latentref_prosqa_generated"]),
+        ("no_such_thing_at_all_xyz", ["no_such_thing_at_all_xyz", "lm_eval ls tasks"]),
+        (f"{TASK},latentref_hop", ["latentref_hop", "latentref_hops"]),
+        ("latentref,latentref_gsm8k", ["latentref and latentref_gsm8k", "give one of them"]),
+    ],
+)
+def test_a_mistake_in_the_names_of_tasks(tasks, parts):
+    with pytest.raises(LatentRefError) as error:
+        run(tasks=tasks)
+    for part in parts:
+        assert part in str(error.value)
+
+
+def test_data_that_are_missing(monkeypatch, tmp_path):
+    monkeypatch.setenv("LATENTREF_DATA", str(tmp_path))
+    with pytest.raises(LatentRefError, match="LATENTREF_DATA"):
+        run(tasks="latentref_mathqa")
+
+
+def test_a_chat_template_that_the_tokenizer_does_not_have(folders):
+    with pytest.raises(LatentRefError, match="no chat template"):
+        run("--model_args", f"pretrained={folders['marked']}", "--apply_chat_template")
+
+
+def test_a_cache_with_anything_but_answers_is_refused_before_lm_eval_opens_it(tmp_path):
+    (tmp_path / "answers_rank3.db").write_bytes(b"no database" * 100)
+    with pytest.raises(LatentRefError, match=r"answers_rank3\.db is damaged .* delete it"):
+        run("--use_cache", str(tmp_path / "answers"))
+
+
+def test_what_is_right_passes_without_a_word(caplog, capsys, folders, tmp_path):
+    words = ["--samples", json.dumps({TASK: [0, 3]}), "--device", "cpu", "--batch_size", "auto:2"]
+    words += [
+        "--gen_kwargs",
+        "max_gen_toks=4,until=x,top_k=3",
+        "--output_path",
+        str(tmp_path / "o"),
+    ]
+    args, _ = parse_run(["--model", "latentref", "--tasks", TASK, *FEW, *words])
+    args.include_path = [str(tasks_path())]
+    with caplog.at_level(logging.WARNING):
+        door.check(args)
+    assert not caplog.records
+    assert capsys.readouterr() == ("", "")
+
+
+def test_ctrl_c_says_whether_anything_is_kept(monkeypatch, capsys):
+    def interrupted(args):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(door, "check", interrupted)
+    for words, said in ((["--use_cache", "out/c"], "out/c_rank*.db"), ([], "nothing is kept")):
+        with pytest.raises(KeyboardInterrupt):
+            run(*words)
+        err = capsys.readouterr().err
+        assert said in err
+        assert err.count("\n") == 1
+
+
+def test_a_file_of_results_that_cannot_be_written_is_status_one(monkeypatch, capsys, tmp_path):
+    from lm_eval._cli import HarnessCLI
+    from lm_eval.loggers import EvaluationTracker
+
+    def execute(self, args):
+        tracker = EvaluationTracker(output_path=str(tmp_path / "taken.txt"))
+        tracker.general_config_tracker.model_name_sanitized = "m"
+        tracker.save_results_aggregated(results={}, samples={})
+
+    (tmp_path / "taken.txt").write_text("a file in the place of the folder")
+    monkeypatch.setattr(HarnessCLI, "execute", execute)
+    monkeypatch.setattr(door, "check", lambda args: None)
+    assert command.run(["--tasks", TASK, "--output_path", str(tmp_path)]) == 1
+    err = capsys.readouterr().err
+    assert "results could not be written" in err
+    assert "NotADirectoryError" in err

@@ -1,0 +1,208 @@
+"""Evaluations one after another, side by side or from a cache give what each gives alone."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from lm_eval.api.model import CachingLM
+from lm_eval.models.huggingface import HFLM
+from test_mistakes import expect_mistake
+from test_model import (
+    CONTEXTS,
+    GREEDY,
+    REFINED,
+    assert_close,
+    folders,
+    latentref,
+    pairs,
+    requests,
+)
+from tiny import tiny_model, tiny_tokenizer
+
+from lm_eval_latentref.harness.model import LatentRefLM
+
+__all__ = ["folders"]
+
+TEXTS = requests([(context, GREEDY) for context in CONTEXTS])
+WHOLE = requests([(text,) for text in CONTEXTS if text])
+PLAIN = {"latent_steps": 2, "memory_rate": 0.7}
+
+
+def evaluate(lm):
+    """What three kinds of tasks give, and the counts of their cost."""
+    answers = lm.loglikelihood(pairs()), lm.generate_until(TEXTS), lm.loglikelihood_rolling(WHOLE)
+    cost = dict(lm.get_model_info()["latentref"]["cost"])
+    return answers, {k: v for k, v in cost.items() if k not in ("seconds", "peak_memory_bytes")}
+
+
+def assert_same(found, wanted):
+    (scores, texts, whole), cost = found
+    (scores_alone, texts_alone, whole_alone), cost_alone = wanted
+    assert_close(scores, scores_alone)
+    assert texts == texts_alone
+    assert whole == pytest.approx(whole_alone, abs=1e-4)
+    if cost_alone is not None:
+        assert cost == cost_alone
+
+
+def test_two_models_in_a_process_evaluated_twice_give_what_each_gives_alone(folders):
+    alone = [evaluate(latentref(folders, **settings)) for settings in (REFINED, PLAIN)]
+    refined, plain = latentref(folders, **REFINED), latentref(folders, **PLAIN)
+    for _ in range(2):
+        assert_same(evaluate(refined), alone[0])
+        assert_same(evaluate(plain), alone[1])
+
+
+def test_answers_from_a_cache_are_those_of_a_run_without_it(folders, tmp_path):
+    wanted, _ = evaluate(latentref(folders, **REFINED))
+    first = CachingLM(latentref(folders, **REFINED), str(tmp_path / "cache_rank0.db"))
+    # Some of what will be asked is in the cache already, as after a run that was killed.
+    some = [request for number, request in enumerate(pairs()) if number % 3 == 0]
+    (
+        first.loglikelihood(some),
+        first.generate_until(TEXTS[:2]),
+        first.loglikelihood_rolling(WHOLE[1:3]),
+    )
+    first.dbdict.close()
+    for _ in range(2):
+        cached = CachingLM(latentref(folders, **REFINED), str(tmp_path / "cache_rank0.db"))
+        for _ in range(2):
+            assert_same(evaluate(cached), (wanted, None))
+        cached.dbdict.close()
+
+
+def test_several_samples_of_a_document_stay_several(folders, tmp_path):
+    sampled = {**GREEDY, "do_sample": True, "temperature": 3.0}
+    asked = requests([(CONTEXTS[0], sampled)] * 4)
+    cached = CachingLM(latentref(folders, **REFINED), str(tmp_path / "cache_rank0.db"))
+    for _ in range(2):
+        torch.manual_seed(0)
+        assert len(set(cached.generate_until(asked))) > 1
+    # lm-eval would not see that these are drawn, and give the first answer for all.
+    del sampled["do_sample"]
+    asked = requests([(CONTEXTS[0], sampled)] * 4)
+    expect_mistake(lambda: cached.generate_until(asked), "--use_cache", "do_sample=True")
+    assert len(set(latentref(folders, **REFINED).generate_until(asked))) > 1
+    cached.dbdict.close()
+
+
+def test_a_cut_that_depends_on_what_is_asked_together_is_not_cached(folders, tmp_path):
+    asked = requests([("word " * 40, "a"), ("word " * 40, " halve it. First, add")])
+    lm = latentref(folders, latent_steps=1, max_length=24)
+    lm.loglikelihood(asked)
+    cached = CachingLM(lm, str(tmp_path / "cache_rank0.db"))
+    expect_mistake(
+        lambda: cached.loglikelihood(asked), "task document 0", "--use_cache", "max_length"
+    )
+    assert len(cached.loglikelihood(asked[:1] * 2)) == 2
+    cached.dbdict.close()
+
+
+@pytest.mark.parametrize("name", ["plain", "marked"])
+@pytest.mark.parametrize("batch_size", [1, 3, 64, "auto"])
+def test_whole_texts_that_end_alike_do_not_take_each_others_numbers(folders, name, batch_size):
+    tail = "Every lempus is a gorpus. Tom is a lempus. " * 6
+    texts = requests([(tail * number + "end",) for number in (3, 4, 5)])
+    alone = latentref(folders, name, latent_steps=2, max_length=64, batch_size=1)
+    many = latentref(folders, name, latent_steps=2, max_length=64, batch_size=batch_size)
+    assert many.loglikelihood_rolling(texts) == pytest.approx(
+        alone.loglikelihood_rolling(texts), abs=1e-3
+    )
+
+
+def test_batches_of_whole_texts_are_sized_by_their_own_work(folders, monkeypatch):
+    lm = latentref(folders, "plain", batch_size="auto")
+    read = []
+    call = HFLM._model_call
+    monkeypatch.setattr(
+        HFLM, "_model_call", lambda self, ids, *a, **k: read.append(ids.numel()) or call(self, ids)
+    )
+    lm.loglikelihood_rolling(WHOLE)
+    longest = max(len(lm.tok_encode(request.args[0])) for request in WHOLE)
+    assert sum(read) <= longest * len(WHOLE)
+
+
+@pytest.mark.parametrize(
+    "extra",
+    [
+        {"num_beams": 2},
+        {"num_beams": 2, "length_penalty": 0.3},
+        {"prompt_lookup_num_tokens": 3},
+        {"no_repeat_ngram_size": 2},
+    ],
+)
+def test_without_thoughts_and_markers_every_way_to_generate_is_hfs(folders, extra):
+    asked = requests([(context, {**GREEDY, **extra}) for context in CONTEXTS[:-1]])
+    hf = HFLM(folders["plain"], device="cpu", dtype="float32", batch_size=1)
+    lm = latentref(folders, "plain", batch_size=1)
+    assert lm.generate_until(asked) == hf.generate_until(asked)
+
+
+@pytest.mark.parametrize("settings", [{}, {"latent_steps": 2}])
+@pytest.mark.parametrize("name", ["plain", "marked"])
+def test_a_choice_without_tokens_is_an_error_with_its_document(folders, name, settings):
+    lm = latentref(folders, name, **settings)
+    for context in ("Is it so? Answer:", ""):
+        asked = requests([(context, " no"), (context, "")])
+        expect_mistake(
+            lambda asked=asked: lm.loglikelihood(asked), "task document 0", "''", "empty"
+        )
+
+
+def test_a_choice_that_merges_into_its_context_is_an_error_too(folders):
+    lm = latentref(folders, "plain")
+    start, rest = next(
+        (word[:cut], word[cut:])
+        for word in ("Every", "lempus", "gorpus", "average", "numbers", "First")
+        for cut in range(1, len(word))
+        if len(lm.tok_encode(word)) <= len(lm.tok_encode(word[:cut]))
+    )
+    asked = requests([(start, rest)])
+    expect_mistake(lambda: lm.loglikelihood(asked), "task document 0", "merges")
+
+
+def test_a_choice_longer_than_the_model_reads_names_its_document(folders):
+    lm = latentref(folders, "plain", max_length=8)
+    expect_mistake(
+        lambda: lm.loglikelihood(requests([("x", "### yes " * 20)])),
+        "task document 0",
+        "max_length=8",
+    )
+
+
+@pytest.mark.parametrize("markers", ["auto", "none"])
+def test_choices_of_a_model_that_begins_to_reason_are_refused(folders, markers):
+    lm = latentref(
+        folders, latent_markers=markers, enable_thinking=True, think_end_token="</think>"
+    )
+    expect_mistake(lambda: lm.loglikelihood(pairs()), "enable_thinking=True", "(task)")
+
+
+@pytest.mark.parametrize("settings", [{}, {"latent_steps": 2, "memory_rate": 0.5}])
+def test_a_model_that_is_loaded_already_gives_what_its_folder_gives(folders, settings, tmp_path):
+    model, tokenizer = tiny_model("gpt2", 0), tiny_tokenizer(markers=False)
+    lm = LatentRefLM(model, tokenizer=tokenizer, batch_size=4, **settings)
+    by_name = latentref(folders, "plain", **settings)
+    assert_close(lm.loglikelihood(pairs()), by_name.loglikelihood(pairs()))
+    assert lm.generate_until(TEXTS) == by_name.generate_until(TEXTS)
+    before = lm.reasoner.settings()["backbone"]["fingerprint"]
+    with torch.no_grad():
+        model.transformer.wte.weight[0, 0] += 1
+    assert lm.reasoner.settings()["backbone"]["fingerprint"] != before
+
+
+def test_a_loaded_model_takes_no_references(folders):
+    model = tiny_model("gpt2", 0)
+    call = lambda: LatentRefLM(model, tokenizer=tiny_tokenizer(), strong=folders["strong"])  # noqa: E731
+    assert len(expect_mistake(call, "GPT2LMHeadModel", "strong")) < 300
+
+
+@pytest.mark.parametrize("settings", [{}, {"latent_steps": 2}])
+@pytest.mark.parametrize("name", ["plain", "marked"])
+def test_each_context_is_counted_to_its_last_token(folders, name, settings):
+    lm = latentref(folders, name, **settings)
+    contexts = [context for context in CONTEXTS if context and context == context.rstrip()]
+    asked = requests([(context, text) for context in contexts for text in (" a", " b c")])
+    lm.loglikelihood(asked)
+    wanted = sum(len(lm.tok_encode(context)) for context in contexts)
+    assert lm.reasoner.accounting.report()["tokens_encoded"] == wanted
