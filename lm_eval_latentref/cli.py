@@ -25,13 +25,25 @@ MODEL_OPTIONS = {
     "weights": {"help": "raw state dict laid over the backbone: a file, or REPO_ID:PATH/IN/REPO"},
     "latent_steps": {"help": "number of thoughts"},
     "memory_rate": {"help": "residual mixing rate, 0 to 1"},
-    "search_step_size": {"help": "step size of the contrastive search"},
+    "search_step_size": {"help": "of the contrastive search: a number, or 0.3*d/2"},
     "search_steps": {"help": "inner steps of the search"},
     "search_gradient": {"help": "detached or through"},
     "latent_markers": {"help": "auto or none"},
     "latent_kind": {"help": "continuous or pause"},
 }
 NAMES_OF_A_SET = ("pretrained", "strong", "weak", "weights")
+
+
+def _half_widths(text: str) -> float:
+    """A step size in units of d/2; `0.3` is short for `0.3*d/2`."""
+    from lm_eval_latentref.latent.config import RefinementConfig
+
+    full = text if "*" in text else f"{text}*d/2"
+    try:
+        return float(RefinementConfig.parse({"search_step_size": full}).search_step_size)
+    except LatentRefError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+
 
 OPTIONS: dict[str, dict[str, Any]] = {
     **MODEL_OPTIONS,
@@ -43,8 +55,14 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "output": {"required": True, "metavar": "FOLDER", "help": "where the results go"},
     "work": {"default": "out/study", "metavar": "FOLDER", "help": "keeps what is done"},
     "memory_rates": {"type": float, "nargs": "+", "help": "0 to 1; 0 is always tried"},
-    "step_sizes": {"type": float, "nargs": "+", "help": "units of d/2; 0 is always tried"},
-    "step_size": {"type": float, "help": "units of d/2 (default: what latentref.json says)"},
+    "step_sizes": {
+        **{"type": _half_widths, "nargs": "+", "metavar": "X*d/2"},
+        "help": "such as 0.3*d/2 (0.3 means the same here); 0 is always tried",
+    },
+    "step_size": {
+        **{"type": _half_widths, "metavar": "X*d/2"},
+        "help": "such as 0.3*d/2 (0.3 means the same here; default: what latentref.json says)",
+    },
     "limit": {"type": int, "help": "the first so many documents only"},
     "dev_limit": {"type": int, "help": "as --limit, of the dev split (default: --limit)"},
     "seed": {"type": int, "default": 0, "help": "of the bootstrap (default: 0)"},

@@ -17,7 +17,7 @@ from typing import Any
 
 from lm_eval_latentref.checkpoints.files import read_json_object, write_text
 from lm_eval_latentref.errors import LatentRefError
-from lm_eval_latentref.latent.config import OPTION_NAMES, RefinementConfig
+from lm_eval_latentref.latent.config import OPTION_NAMES, HalfWidths, RefinementConfig
 
 MANIFEST_NAME = "latentref.json"
 FORMAT_VERSION = 1
@@ -29,7 +29,8 @@ class Manifest:
 
     latent_steps: int | None = None
     memory_rate: float | None = None
-    search_step_size: float | None = None
+    search_step_size: float | str | None = None
+    """A number, or "0.3*d/2" with the hidden size d."""
     search_steps: int | None = None
     search_gradient: str | None = None
     latent_markers: str | None = None
@@ -69,7 +70,7 @@ class Manifest:
 _TYPES: dict[str, tuple[type, ...]] = {
     "latent_steps": (int,),
     "memory_rate": (int, float),
-    "search_step_size": (int, float),
+    "search_step_size": (int, float, str),
     "search_steps": (int,),
     "search_gradient": (str,),
     "latent_markers": (str,),
@@ -107,7 +108,9 @@ def read_manifest(path: str | os.PathLike[str]) -> Manifest:
 def write_manifest(folder: str | os.PathLike[str], manifest: Manifest) -> Path:
     """Writes `manifest` into `folder` in one step, so that no reader ever sees half of it."""
     given = {
-        name: value for name, value in dataclasses.asdict(manifest).items() if value is not None
+        name: str(value) if isinstance(value, HalfWidths) else value
+        for name, value in dataclasses.asdict(manifest).items()
+        if value is not None
     }
     text = json.dumps({"format_version": FORMAT_VERSION, **given}, indent=2) + "\n"
     target = Path(folder) / MANIFEST_NAME

@@ -23,8 +23,7 @@ from torch import Tensor
 from lm_eval_latentref.checkpoints.sets import resolve
 from lm_eval_latentref.errors import LatentRefError
 from lm_eval_latentref.evaluation.dev_tasks import DevTask, load_task
-from lm_eval_latentref.evaluation.grid import Setting
-from lm_eval_latentref.evaluation.selection import Outcome
+from lm_eval_latentref.evaluation.settings import Outcome, Setting
 from lm_eval_latentref.evaluation.statistics import McNemar, mcnemar
 from lm_eval_latentref.evaluation.sweep import JOURNAL_NAME
 from lm_eval_latentref.evaluation.sweep_model import SweepModel

@@ -17,8 +17,7 @@ import numpy as np
 
 from lm_eval_latentref.errors import LatentRefError
 from lm_eval_latentref.evaluation.dev_tasks import DevTask
-from lm_eval_latentref.evaluation.grid import Setting
-from lm_eval_latentref.evaluation.selection import Outcome
+from lm_eval_latentref.evaluation.settings import Outcome, Setting
 from lm_eval_latentref.evaluation.statistics import Interval, mean_intervals
 from lm_eval_latentref.evaluation.sweep_model import SweepModel
 from lm_eval_latentref.evaluation.sweep_run import GridRun

@@ -12,8 +12,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from lm_eval_latentref.errors import LatentRefError
-from lm_eval_latentref.evaluation.grid import Setting
-from lm_eval_latentref.evaluation.selection import Outcome
+from lm_eval_latentref.evaluation.settings import Outcome, Setting
 
 
 def heat_map(outcomes: Sequence[Outcome], path: str | os.PathLike[str], *, title: str) -> None:
@@ -38,10 +37,10 @@ def heat_map(outcomes: Sequence[Outcome], path: str | os.PathLike[str], *, title
                 if one:
                     bright = image.norm(one.margin) > 0.5
                     _write(axes, column, row, one, "black" if bright else "white")
-        axes.set_xticks(range(len(sizes)), [f"{size:g}" for size in sizes])
+        axes.set_xticks(range(len(sizes)), [f"{size:g}*d/2" if size else "0" for size in sizes])
         axes.set_yticks(range(len(rates)), [f"{rate:g}" for rate in rates])
-        axes.set_xlabel("step size (units of d/2)")
-        axes.set_ylabel("memory rate")
+        axes.set_xlabel("search_step_size")
+        axes.set_ylabel("memory_rate")
         axes.set_title(f"T = {steps}" + (f", S = {searches}" if searches > 1 else ""))
         figure.colorbar(image, ax=axes, label="mean margin (nats)")
     figure.suptitle(title)

@@ -27,9 +27,9 @@ from lm_eval_latentref.checkpoints.sources import describe
 from lm_eval_latentref.errors import LatentRefError
 from lm_eval_latentref.evaluation.compare import Comparison, compare
 from lm_eval_latentref.evaluation.dev_tasks import load_task
-from lm_eval_latentref.evaluation.grid import Grid
 from lm_eval_latentref.evaluation.provenance import command
 from lm_eval_latentref.evaluation.runs import Run, Runs
+from lm_eval_latentref.evaluation.settings import Grid
 from lm_eval_latentref.evaluation.sweep import load_model, sweep
 from lm_eval_latentref.evaluation.sweep_model import SweepModel
 from lm_eval_latentref.evaluation.sweep_report import RESULT_NAME, save

@@ -28,8 +28,7 @@ from lm_eval_latentref.checkpoints.questions import Hashes
 from lm_eval_latentref.checkpoints.record import learnt_from
 from lm_eval_latentref.errors import LatentRefError, saving
 from lm_eval_latentref.evaluation.dev_tasks import DevTask, load_dev_task
-from lm_eval_latentref.evaluation.grid import Grid, Setting
-from lm_eval_latentref.evaluation.selection import Choice, Outcome, choose
+from lm_eval_latentref.evaluation.settings import Choice, Grid, Outcome, Setting, choose
 from lm_eval_latentref.evaluation.sweep_model import SweepModel
 from lm_eval_latentref.evaluation.sweep_run import SWEPT, Cost, GridRun
 from lm_eval_latentref.latent.config import RefinementConfig
@@ -78,7 +77,7 @@ def sweep(
     include_path: str | None = None,
     model: SweepModel | None = None,
 ) -> Sweep:
-    """Runs the grid on `task` and judges it; see `Grid` for units and `selection.RULE`.
+    """Runs the grid on `task` and judges it; see `Grid` for units and `settings.RULE`.
 
     Args:
         model_args: as `lm_eval --model latentref --model_args`, without what is swept.

@@ -20,10 +20,9 @@ from typing import Any
 import numpy as np
 
 from lm_eval_latentref.errors import LatentRefError, saving
-from lm_eval_latentref.evaluation.grid import ROWS
 from lm_eval_latentref.evaluation.plots import heat_map
 from lm_eval_latentref.evaluation.provenance import machine, versions
-from lm_eval_latentref.evaluation.selection import RULE, Outcome
+from lm_eval_latentref.evaluation.settings import ROWS, RULE, Outcome
 from lm_eval_latentref.evaluation.statistics import Interval, mcnemar, mean_intervals
 from lm_eval_latentref.evaluation.sweep import Sweep
 

@@ -23,10 +23,9 @@ from tqdm import tqdm
 
 from lm_eval_latentref.errors import LatentRefError
 from lm_eval_latentref.evaluation.dev_tasks import DevTask
-from lm_eval_latentref.evaluation.grid import Setting
 from lm_eval_latentref.evaluation.journal import Journal, read_journal
 from lm_eval_latentref.evaluation.provenance import versions
-from lm_eval_latentref.evaluation.selection import Outcome
+from lm_eval_latentref.evaluation.settings import Outcome, Setting
 from lm_eval_latentref.evaluation.sweep_model import SweepModel, forwards
 from lm_eval_latentref.latent.batching import Group, group_by_context, in_batches
 from lm_eval_latentref.latent.scoring import Score

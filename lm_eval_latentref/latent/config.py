@@ -21,6 +21,21 @@ LATENT_MARKERS = ("auto", "none")
 LATENT_KINDS = ("continuous", "pause")
 
 
+class HalfWidths(float):
+    """A step size in units of d/2, written `0.3*d/2`, as long as the hidden size d is not known.
+
+    1 moves a thought by the whole way from the weak reference's hidden state to the strong one's.
+    """
+
+    def __str__(self) -> str:
+        return f"{float(self):g}*d/2"
+
+    __repr__ = __str__
+
+    def __format__(self, how: str) -> str:
+        return str(self)
+
+
 @dataclass(frozen=True, kw_only=True)
 class RefinementConfig:
     """How many thoughts a model thinks and how each of them is refined."""
@@ -33,7 +48,8 @@ class RefinementConfig:
 
     search_step_size: float = 0.0
     """eta, the step length of the contrastive update; finite, 0 = off. One unit moves 2/d of the
-    way from the weak reference's hidden state to the strong one's (d: the hidden size)."""
+    way from the weak reference's hidden state to the strong one's (d: the hidden size).
+    `HalfWidths` until `for_width`."""
 
     search_steps: int = 1
     """S, contrastive updates per thought; integer >= 1."""
@@ -75,6 +91,13 @@ class RefinementConfig:
     def searches(self) -> bool:
         """Whether the contrastive search runs, that is whether both references are needed."""
         return self.latent_steps > 0 and self.search_step_size != 0.0
+
+    def for_width(self, hidden_size: int) -> RefinementConfig:
+        """The same refinement on a model of this hidden size, its step size as a number."""
+        step_size = self.search_step_size
+        if not isinstance(step_size, HalfWidths):
+            return self
+        return dataclasses.replace(self, search_step_size=float(step_size) * hidden_size / 2)
 
     @classmethod
     def parse(cls, values: Mapping[str, Any]) -> RefinementConfig:
@@ -130,6 +153,16 @@ def _parse_number(name: str, value: Any) -> float:
         raise LatentRefError(f"{name}={value}: it must be {domain}") from None
 
 
+def _parse_step_size(name: str, value: Any) -> float:
+    if isinstance(value, HalfWidths):
+        return value
+    number, star, unit = str(value).partition("*")
+    if star and "".join(unit.split()) != "d/2":
+        raise LatentRefError(f"{name}={value}: give a number such as 20, or 0.3*d/2")
+    parsed = _parse_number(name, number if star else value)
+    return HalfWidths(parsed) if star and parsed else parsed
+
+
 def _parse_choice(name: str, value: Any) -> str:
     return str(value).lower()
 
@@ -137,7 +170,7 @@ def _parse_choice(name: str, value: Any) -> str:
 _PARSERS = {
     "latent_steps": _parse_integer,
     "memory_rate": _parse_number,
-    "search_step_size": _parse_number,
+    "search_step_size": _parse_step_size,
     "search_steps": _parse_integer,
     "search_gradient": _parse_choice,
     "latent_markers": _parse_choice,

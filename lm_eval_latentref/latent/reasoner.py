@@ -79,8 +79,9 @@ class Reasoner:
     def __init__(
         self, loaded: LoadedSet, config: RefinementConfig, *, max_length: int | None = None
     ) -> None:
-        self.loaded, self.config, self.tokenizer = loaded, config, loaded.tokenizer
+        self.loaded, self.tokenizer = loaded, loaded.tokenizer
         self.backbone = _network(loaded.backbone)
+        self.config = config = config.for_width(self.backbone.hidden_size)
         self.references: References | None = None
         if config.searches and loaded.strong and loaded.weak:
             self.references = References(
@@ -254,7 +255,7 @@ class Reasoner:
         parts += [
             f"latent_steps={config.latent_steps}",
             f"memory_rate={config.memory_rate:g}",
-            f"search_step_size={config.search_step_size:g} ({in_half_d:g} x d/2)"
+            f"search_step_size={config.search_step_size:g} ({in_half_d:g}*d/2)"
             f" x {config.search_steps} ({config.search_gradient})",
             f"markers {'on' if self.markers else 'off'}",
             f"device {', '.join(dict.fromkeys(d for n in self.networks() for d in n.devices))}",

@@ -22,10 +22,9 @@ from plan import MEMORY_RATES, PLANS, STEP_SIZES, Plan, Rung
 from lm_eval_latentref.checkpoints.loading import load
 from lm_eval_latentref.checkpoints.manifest import MANIFEST_NAME, read_manifest
 from lm_eval_latentref.evaluation.dev_tasks import load_task
-from lm_eval_latentref.evaluation.grid import Grid, Setting
 from lm_eval_latentref.evaluation.judge import Judged, judge
 from lm_eval_latentref.evaluation.provenance import machine, versions
-from lm_eval_latentref.evaluation.selection import Outcome
+from lm_eval_latentref.evaluation.settings import Grid, Outcome, Setting
 from lm_eval_latentref.evaluation.statistics import mean_intervals
 from lm_eval_latentref.evaluation.sweep import Sweep, load_model, sweep
 from lm_eval_latentref.evaluation.sweep_model import SweepModel

@@ -19,7 +19,7 @@ from typing import Any
 import bench
 
 from lm_eval_latentref.evaluation.dev_tasks import load_dev_task
-from lm_eval_latentref.evaluation.grid import Grid, Setting
+from lm_eval_latentref.evaluation.settings import Grid, Setting
 from lm_eval_latentref.evaluation.sweep import load_model
 from lm_eval_latentref.evaluation.sweep_run import GridRun
 from lm_eval_latentref.latent.batching import in_batches

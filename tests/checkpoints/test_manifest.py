@@ -15,6 +15,7 @@ from lm_eval_latentref.checkpoints.manifest import (
     write_manifest,
 )
 from lm_eval_latentref.errors import LatentRefError
+from lm_eval_latentref.latent.config import RefinementConfig
 
 MANIFESTS = st.builds(
     Manifest,
@@ -85,3 +86,9 @@ def test_a_failed_write_leaves_the_old_file(tmp_path, monkeypatch):
         write_manifest(tmp_path, Manifest(latent_steps=4))
     assert read_manifest(tmp_path / MANIFEST_NAME).latent_steps == 3
     assert [path.name for path in tmp_path.iterdir()] == [MANIFEST_NAME]
+
+
+def test_a_step_size_in_units_of_half_d_is_kept_as_it_was_written(tmp_path):
+    config = RefinementConfig.parse({"search_step_size": "0.3*d/2"})
+    written = Manifest(latent_steps=6, search_step_size=config.search_step_size)
+    assert read_manifest(write_manifest(tmp_path, written)).search_step_size == "0.3*d/2"

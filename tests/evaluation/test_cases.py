@@ -15,8 +15,7 @@ from lm_eval_latentref.evaluation import cases
 from lm_eval_latentref.evaluation.cases import study_cases
 from lm_eval_latentref.evaluation.cases_report import as_markdown
 from lm_eval_latentref.evaluation.dev_tasks import load_task
-from lm_eval_latentref.evaluation.grid import Setting
-from lm_eval_latentref.evaluation.selection import Outcome
+from lm_eval_latentref.evaluation.settings import Outcome, Setting
 from lm_eval_latentref.latent.reasoner import Reasoner
 from lm_eval_latentref.latent.refinement import contrastive_step, mix_residual
 

@@ -26,8 +26,8 @@ from lm_eval_latentref.cli import main
 from lm_eval_latentref.errors import LatentRefError
 from lm_eval_latentref.evaluation import sweep_model
 from lm_eval_latentref.evaluation.dev_tasks import load_dev_task
-from lm_eval_latentref.evaluation.grid import Setting
 from lm_eval_latentref.evaluation.journal import read_journal
+from lm_eval_latentref.evaluation.settings import Setting
 from lm_eval_latentref.evaluation.sweep import sweep
 from lm_eval_latentref.evaluation.sweep_report import as_json, as_text, save
 from lm_eval_latentref.harness.model import LatentRefLM
@@ -213,8 +213,8 @@ def test_a_step_that_overflows_is_left_out_and_named(folders, tasks, tmp_path):
     assert {one.step_size for one in result.overflowed} == {1e38}
     assert set(result.overflowed.values()) == {12}
     assert len(result.outcomes) == 4
-    assert "T=3 alpha=0 eta=1e+38: left out" in as_text(result)
-    assert as_json(result, command="")["overflowed"]["T=3 alpha=0 eta=1e+38"] == 12
+    assert "T=3 alpha=0 eta=1e+38*d/2: left out" in as_text(result)
+    assert as_json(result, command="")["overflowed"]["T=3 alpha=0 eta=1e+38*d/2"] == 12
 
 
 @pytest.mark.parametrize(

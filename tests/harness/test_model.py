@@ -335,7 +335,7 @@ def test_three_models_and_settings_stand_in_the_model_info(folders):
 
 def test_settings_of_the_start_line(folders):
     line = latentref(folders, **REFINED).reasoner.describe()
-    for part in ("latent_steps=3", "memory_rate=0.4", "3 x d/2", "markers on", "cpu", "float32"):
+    for part in ("latent_steps=3", "memory_rate=0.4", "3*d/2", "markers on", "cpu", "float32"):
         assert part in line
     for name in ("marked", "strong", "weak"):
         assert folders[name] in line

@@ -77,3 +77,19 @@ def test_none_is_not_given_except_for_markers_where_it_is_a_value():
     # lm-eval's command line turns `latent_markers=none` into None.
     config = RefinementConfig.parse({"latent_markers": None, "memory_rate": None})
     assert config == RefinementConfig(latent_markers="none")
+
+
+@pytest.mark.parametrize("written", ["0.3*d/2", " 0.3 * d/2", "0.3*d / 2"])
+def test_a_step_size_in_units_of_half_d_becomes_a_number_once_d_is_known(written):
+    config = RefinementConfig.parse({"latent_steps": 2, "search_step_size": written})
+    assert config.searches
+    assert f"{config.search_step_size:g}" == "0.3*d/2"
+    assert config.for_width(64).search_step_size == pytest.approx(9.6)
+    assert RefinementConfig.parse({"search_step_size": "9.6"}).for_width(8).search_step_size == 9.6
+    assert not RefinementConfig.parse({"latent_steps": 2, "search_step_size": "0*d/2"}).searches
+
+
+@pytest.mark.parametrize("written", ["0.3*d", "x*d/2", "0.3*w/2", "inf*d/2"])
+def test_any_other_unit_is_refused(written):
+    with pytest.raises(LatentRefError, match="search_step_size="):
+        RefinementConfig.parse({"search_step_size": written})

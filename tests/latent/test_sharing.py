@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from test_thoughts import CONTEXTS, CONTINUATIONS, MARKER_IDS, assert_same_scores, models
 from tiny import HIDDEN_SIZE
 
-from lm_eval_latentref.evaluation.grid import Grid
+from lm_eval_latentref.evaluation.settings import Grid
 from lm_eval_latentref.latent.networks import Network
 from lm_eval_latentref.latent.scoring import score
 from lm_eval_latentref.latent.sharing import think_under

@@ -10,8 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lm_eval_latentref.errors import LatentRefError
-from lm_eval_latentref.evaluation.grid import Grid, Setting
-from lm_eval_latentref.evaluation.selection import Outcome, choose
+from lm_eval_latentref.evaluation.settings import Grid, Outcome, Setting, choose
 
 PLAIN, RESIDUAL = Setting(latent_steps=6), Setting(latent_steps=6, memory_rate=0.3)
 SEARCH = Setting(latent_steps=6, step_size=0.5)
@@ -127,8 +126,8 @@ def test_settings_that_have_no_effect_are_one():
     assert [one.label for one in grid.settings()] == [
         "T=0 alpha=0 eta=0",
         "T=1 alpha=0 eta=0",
-        "T=1 alpha=0 eta=1",
-        "T=1 alpha=0 eta=1 S=2",
+        "T=1 alpha=0 eta=1*d/2",
+        "T=1 alpha=0 eta=1*d/2 S=2",
     ]
 
 
