@@ -32,6 +32,7 @@ from lm_eval_latentref.checkpoints.state_dicts import (
     tied_names,
 )
 from lm_eval_latentref.errors import LatentRefError
+from lm_eval_latentref.latent.peft_seams import adapter_layers
 
 PREFIX = "base_model.model."
 SAFE_WEIGHTS = "adapter_model.safetensors"
@@ -221,13 +222,10 @@ def compute_in_one_dtype(peft_model: Any) -> None:
     PEFT loads them in float32, as training needs them; on a base in half precision each of their
     products is then twice as large as the base's, and cast back and forth.
     """
-    from peft.tuners.tuners_utils import BaseTunerLayer
-
-    for layer in peft_model.modules():
-        if isinstance(layer, BaseTunerLayer):
-            for name in layer.adapter_layer_names:
-                if isinstance(parameters := getattr(layer, name, None), nn.Module):
-                    parameters.to(peft_model.get_base_model().dtype)
+    for layer in adapter_layers(peft_model):
+        for name in getattr(layer, "adapter_layer_names", ()):
+            if isinstance(parameters := getattr(layer, name, None), nn.Module):
+                parameters.to(peft_model.get_base_model().dtype)
 
 
 def _fill_new_rows(model: nn.Module, adapters: Mapping[str, Adapter], old_rows: int) -> None:

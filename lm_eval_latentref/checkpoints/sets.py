@@ -9,10 +9,11 @@ What one name stands for is told by `sources`. Deliberately opens no model and r
 from __future__ import annotations
 
 import dataclasses
+import logging
 import os
 from collections.abc import Collection
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 from lm_eval_latentref.checkpoints.folders import Folder, is_file
 from lm_eval_latentref.checkpoints.manifest import MANIFEST_NAME, Manifest, read_manifest
@@ -35,6 +36,8 @@ from lm_eval_latentref.checkpoints.sources import (
     with_adapter,
 )
 from lm_eval_latentref.errors import LatentRefError
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -204,22 +207,60 @@ def _reference(role: str, name: str, backbone: Source, revision: str | None) -> 
 
 
 def _recorded_reference(role: str, recorded: str, folder: Folder, backbone: Source) -> Source:
-    """The source of a reference that latentref.json names: relative to it, or any other name."""
-    if folder.is_local:
-        path = os.path.normpath(os.path.join(folder.name, folder.subfolder, recorded))
-        if os.path.exists(path):
-            return _reference(role, path, backbone, None)
-    elif not recorded.startswith(("/", "..")):
-        inside = Folder(folder.name, folder.commit or folder.revision)
-        inside.subfolder = "/".join(filter(None, [folder.subfolder, os.path.normpath(recorded)]))
-        if inside.find("config.json") or inside.find(ADAPTER_CONFIG):
-            return dataclasses.replace(source_of(inside), name=f"{folder.name}/{inside.subfolder}")
-    try:
-        return _reference(role, recorded, backbone, None)
-    except LatentRefError as error:
+    """The source of a reference that latentref.json names: relative to it, or any other name.
+
+    Raises LatentRefError for one that is the backbone itself, and for files of this machine that a
+    set from the hub names; says in one line where else than in the set's folder a reference is.
+    """
+    where = f"{role}={recorded!r} of {MANIFEST_NAME} in {folder.name}"
+    source, is_inside = _find_recorded(role, recorded, folder, backbone, where)
+    if _place(source) == _place(backbone):
         raise LatentRefError(
-            f"{role}={recorded} of {MANIFEST_NAME} in {folder.name}: {error}"
-        ) from error
+            f"{where} is the backbone itself, which is no reference of its own; name another "
+            "checkpoint there, or give one as an argument"
+        )
+    if not is_inside:
+        logger.warning("%s lies outside that folder: %s is loaded", where, source.name)
+    return source
+
+
+def _find_recorded(
+    role: str, recorded: str, folder: Folder, backbone: Source, where: str
+) -> tuple[Source, bool]:
+    """The source, and whether it lies in the set's own folder."""
+    if folder.is_local:
+        root = os.path.join(folder.name, folder.subfolder)
+        path = os.path.normpath(os.path.join(root, recorded))
+        if os.path.exists(path):
+            is_inside = Path(path).resolve().is_relative_to(Path(root).resolve())
+            return _reference(role, path, backbone, None), is_inside
+    else:
+        inside = Folder(folder.name, folder.commit or folder.revision)
+        relative = PurePosixPath(recorded.replace("\\", "/"))
+        if relative.is_absolute() or ".." in relative.parts or recorded.startswith("~"):
+            raise _names_this_machine(where)
+        subfolder = PurePosixPath(folder.subfolder) / relative
+        inside.subfolder = "/".join(subfolder.parts)
+        if inside.find("config.json") or inside.find(ADAPTER_CONFIG):
+            name = f"{folder.name}/{inside.subfolder}"
+            return dataclasses.replace(source_of(inside), name=name), True
+        if os.path.exists(recorded):
+            raise _names_this_machine(where)
+    try:
+        return _reference(role, recorded, backbone, None), False
+    except LatentRefError as error:
+        raise LatentRefError(f"{where}: {error}") from error
+
+
+def _names_this_machine(where: str) -> LatentRefError:
+    return LatentRefError(
+        f"{where} names a place on this machine, which a set from the hub may not; give the "
+        "reference as an argument if you mean it"
+    )
+
+
+def _place(source: Source) -> tuple[object, ...]:
+    return (*source.base_key, source.adapter and os.path.realpath(source.adapter))
 
 
 def _beside(folder: Folder | None, name: str | None) -> str | None:

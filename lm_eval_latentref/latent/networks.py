@@ -23,14 +23,13 @@ from typing import Any
 
 import torch
 from peft import PeftModel
-from peft.tuners.tuners_utils import BaseTunerLayer
-from peft.utils.other import AuxiliaryTrainingWrapper
 from torch import Tensor, nn
 from transformers import DynamicCache, PreTrainedModel
 from transformers.cache_utils import DynamicLayer
 from transformers.modeling_outputs import BaseModelOutputWithPast
 
 from lm_eval_latentref.errors import LatentRefError
+from lm_eval_latentref.latent.peft_seams import AdapterSwitch
 from lm_eval_latentref.latent.transformers_seams import cache_argument, given_arguments
 
 
@@ -239,57 +238,6 @@ def check_attention(network: Network, name: str) -> None:
             "columns chosen by their scores, which depend on padding; give a model that attends to "
             "all it has read, such as GPT-2, Llama or Qwen3"
         )
-
-
-class AdapterSwitch:
-    """Turns a `PeftModel` shared by several networks from one adapter to another, quickly.
-
-    PEFT's own switch walks all modules and parameters, which for a small model takes a fifth of the
-    time of a thought. It is used once for each adapter; what it left in the layers is then put back
-    whenever that adapter is asked for again.
-    """
-
-    def __init__(self, model: PeftModel) -> None:
-        self._model = model
-        kinds = (BaseTunerLayer, AuxiliaryTrainingWrapper)
-        self._layers = [module for module in model.modules() if isinstance(module, kinds)]
-        self._states: dict[str | None, list[tuple[Any, bool]]] = {}
-        self._active: str | None = None
-        states = [(layer._active_adapter, layer._disable_adapters) for layer in self._layers]
-        on = model.active_adapters
-        if len(on) == 1 and all(
-            active in (on, on[0]) and not disabled for active, disabled in states
-        ):
-            # An adapter that is on already is left alone: PEFT's switch would freeze it, and it
-            # may be in training.
-            self._active = on[0]
-            self._states[on[0]] = states
-
-    @classmethod
-    def of(cls, model: PeftModel) -> AdapterSwitch:
-        """The one switch of `model`."""
-        if "_latentref_switch" not in model.__dict__:
-            model.__dict__["_latentref_switch"] = cls(model)
-        return model.__dict__["_latentref_switch"]
-
-    def to(self, adapter: str | None) -> None:
-        """Compute with `adapter` from now on; None for the base weights alone."""
-        if adapter not in self._states:
-            self._set_by_peft(adapter)
-        elif adapter != self._active:
-            for layer, (active, disabled) in zip(self._layers, self._states[adapter], strict=True):
-                layer._active_adapter, layer._disable_adapters = active, disabled
-        self._active = adapter
-
-    def _set_by_peft(self, adapter: str | None) -> None:
-        if adapter is None:
-            self._model.base_model.disable_adapter_layers()
-        else:
-            self._model.base_model.enable_adapter_layers()
-            self._model.set_adapter(adapter, inference_mode=True)
-        self._states[adapter] = [
-            (layer._active_adapter, layer._disable_adapters) for layer in self._layers
-        ]
 
 
 @dataclass

@@ -1,0 +1,101 @@
+"""References that a latentref.json names: never the backbone itself, never a place unasked for."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+
+import pytest
+from tiny_checkpoints import fresh_model, save_adapter, save_folder
+
+from lm_eval_latentref.checkpoints.folders import Folder
+from lm_eval_latentref.checkpoints.sets import resolve
+from lm_eval_latentref.errors import LatentRefError
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    return save_folder(fresh_model(), tmp_path_factory.mktemp("model") / "model")
+
+
+def write(folder, strong):
+    values = {"format_version": 1, "strong": strong}
+    with open(os.path.join(folder, "latentref.json"), "w", encoding="utf-8") as file:
+        json.dump(values, file)
+
+
+def refused(match, **names):
+    with pytest.raises(LatentRefError, match=match) as caught:
+        resolve(**names)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("strong", ["", ".", "./", "strong/..", "../set", "ABSOLUTE", "LINK"])
+def test_the_backbone_is_no_reference_of_its_own(model, tmp_path, strong):
+    folder = shutil.copytree(model, tmp_path / "set")
+    (tmp_path / "link").symlink_to(folder)
+    places = {"ABSOLUTE": str(folder), "LINK": str(tmp_path / "link")}
+    write(folder, places.get(strong, strong))
+    refused("is the backbone itself", pretrained=str(folder))
+
+
+def test_an_adapter_is_no_reference_of_its_own_but_its_base_is_one(model, tmp_path, caplog):
+    adapter = save_adapter(model, tmp_path / "adapter", seed=1)
+    write(adapter, ".")
+    refused("is the backbone itself", pretrained=adapter)
+    write(adapter, model)
+    assert resolve(pretrained=adapter).strong.base == model
+
+
+def test_a_reference_outside_the_folder_is_said_and_one_inside_is_not(model, tmp_path, caplog):
+    folder = shutil.copytree(model, tmp_path / "set")
+    for place in ("set/strong", "beside"):
+        shutil.copytree(model, tmp_path / place)
+    write(folder, "strong")
+    resolve(pretrained=str(folder))
+    assert "outside" not in caplog.text
+    write(folder, "../beside")
+    resolve(pretrained=str(folder))
+    assert caplog.text.count("lies outside that folder") == 1
+    assert str(tmp_path / "beside") in caplog.text
+
+
+@pytest.fixture
+def hub(model, tmp_path, monkeypatch):
+    """A hub that has one repository, me/set, with the files of this folder."""
+    folder = shutil.copytree(model, tmp_path / "hub")
+
+    def fetch(self, relative):
+        path = folder / relative
+        return str(path) if self.name == "me/set" and path.is_file() else missing()
+
+    def missing():
+        from huggingface_hub.errors import EntryNotFoundError
+
+        raise EntryNotFoundError("no such file")
+
+    monkeypatch.setattr(Folder, "_fetch", fetch)
+    return folder
+
+
+@pytest.mark.parametrize("strong", ["ABSOLUTE", "../other", "a/../../other", "~/other", "here"])
+def test_a_set_from_the_hub_names_no_place_on_this_machine(
+    model, hub, tmp_path, monkeypatch, strong
+):
+    shutil.copytree(model, tmp_path / "here")
+    monkeypatch.chdir(tmp_path)
+    write(hub, model if strong == "ABSOLUTE" else strong)
+    refused("may not", pretrained="me/set")
+
+
+@pytest.mark.parametrize("strong", ["", ".", "./"])
+def test_a_set_from_the_hub_is_no_reference_of_its_own(hub, strong):
+    write(hub, strong)
+    refused("is the backbone itself", pretrained="me/set")
+
+
+def test_a_set_from_the_hub_has_its_references_inside(model, hub):
+    shutil.copytree(model, hub / "strong")
+    write(hub, "./strong")
+    assert resolve(pretrained="me/set").strong.subfolder == "strong"
