@@ -31,6 +31,8 @@ ROWS = [
 ]
 SETTINGS = {**REFINED, "dtype": "float32"}
 
+pytestmark = pytest.mark.usefixtures("few_built_in_tasks")
+
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
