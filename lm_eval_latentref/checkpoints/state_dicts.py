@@ -24,6 +24,8 @@ from lm_eval_latentref.errors import LatentRefError
 WRAPPER_PREFIX = "base_causallm."
 WRAPPER_COPY = "embedding.weight"
 PARALLEL_PREFIX = "module."
+TRAINING_WRAPPERS = ("_orig_mod.", "_fsdp_wrapped_module.", "_checkpoint_wrapped_module.")
+"""What torch.compile, FSDP and activation checkpointing put into keys, at any depth."""
 
 # Legend of shape suffixes: V rows of the vocabulary.
 
@@ -158,6 +160,7 @@ def tied_names(model: nn.Module) -> list[set[str]]:
 
 def _unwrap(path: str, tensors: dict[str, Tensor]) -> tuple[dict[str, Tensor], bool]:
     """The tensors by the model's names, and whether the Coconut wrapper was around it."""
+    tensors = _without_training_wrappers(path, tensors)
     if all(name.startswith(PARALLEL_PREFIX) for name in tensors):
         tensors = {name.removeprefix(PARALLEL_PREFIX): tensors[name] for name in tensors}
     is_coconut = any(name.startswith(WRAPPER_PREFIX) for name in tensors)
@@ -170,6 +173,22 @@ def _unwrap(path: str, tensors: dict[str, Tensor]) -> tuple[dict[str, Tensor], b
                 "give a state dict as facebookresearch/coconut saves it"
             )
     return {name.removeprefix(WRAPPER_PREFIX): tensors[name] for name in tensors}, True
+
+
+def _without_training_wrappers(path: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors by the names they had before training wrapped the modules."""
+    plain: dict[str, Tensor] = {}
+    for name, tensor in tensors.items():
+        short = name
+        for wrapper in TRAINING_WRAPPERS:
+            short = short.replace(wrapper, "")
+        if short in plain:
+            raise LatentRefError(
+                f"{path} has {short!r} twice, with and without {' or '.join(TRAINING_WRAPPERS)}; "
+                "save the state dict of the unwrapped model"
+            )
+        plain[short] = tensor
+    return plain
 
 
 def _check_keys(

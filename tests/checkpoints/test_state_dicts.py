@@ -251,3 +251,27 @@ def test_a_missing_file_is_named(base, weights):
 def test_a_folder_is_no_raw_state_dict(base):
     with pytest.raises(LatentRefError, match="is a folder"):
         resolve(pretrained=base, weights=base)
+
+
+@pytest.mark.parametrize(
+    "wrap",
+    [
+        lambda key: f"_orig_mod.{key}",
+        lambda key: f"module._orig_mod.{key}",
+        lambda key: key.replace(".h.", "._fsdp_wrapped_module.h."),
+        lambda key: key.replace(".mlp.", "._fsdp_wrapped_module._checkpoint_wrapped_module.mlp."),
+    ],
+)
+def test_names_that_training_wrapped_are_read_as_those_of_the_model(base, tmp_path, wrap):
+    model = fresh_model(seed=5)
+    state = {wrap(key): value for key, value in model.state_dict().items()}
+    loaded = load(pretrained=base, weights=save_raw(state, tmp_path / "wrapped"))
+    assert torch.equal(logits(loaded.backbone), logits(model))
+
+
+def test_a_tensor_with_and_without_a_wrapper_is_an_error(base, tmp_path):
+    state = fresh_model().state_dict()
+    key = next(iter(state))
+    path = save_raw({**state, f"_orig_mod.{key}": state[key]}, tmp_path / "twice")
+    with pytest.raises(LatentRefError, match="twice"):
+        load(pretrained=base, weights=path)
