@@ -43,4 +43,4 @@ def test_the_files_that_contributing_sends_to_exist():
     text = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
     paths = re.findall(r"`((?:lm_eval_latentref|tests|task_configs|results)/[\w/.]*)`", text)
     assert len(paths) > 20
-    assert not [path for path in paths if not (ROOT / path.replace("NAME", "hops")).exists()]
+    assert not [path for path in paths if not (ROOT / path.replace("NAME", "graph")).exists()]

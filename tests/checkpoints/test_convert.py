@@ -199,12 +199,12 @@ def test_what_each_folder_tells_of_its_training_goes_along(adapters, tmp_path, a
     root = Path(adapters["pretrained"])
     for name in ("metrics.jsonl", "training_data.yaml"):
         (root / name).write_text("{}\n")
-    (root / "recipe.yaml").write_text(f"output: {root}\ntrain: [hops]\nseed: 3\npretrained: a/b\n")
+    (root / "recipe.yaml").write_text(f"output: {root}\ntrain: [graph]\nseed: 3\npretrained: a/b\n")
     out = convert(out=tmp_path / "set", **adapters, adapter=adapter)
     for name in ("metrics.jsonl", "training_data.yaml"):
         assert (out / name).read_text() == "{}\n"
     recipe = load_recipe(str(out / "recipe.yaml"))
-    assert (recipe.output, recipe.train, recipe.seed) == ("out/set", ("hops",), 3)
+    assert (recipe.output, recipe.train, recipe.seed) == ("out/set", ("graph",), 3)
     whole = read_manifest(out / MANIFEST_NAME)
     assert whole.trained_on == ["a train", "pretrained train", "strong train", "weak train"]
     seen = read_hashes(out / whole.trained_questions)

@@ -17,7 +17,7 @@ from tiny import tiny_model, tiny_tokenizer
 from training_helpers import small_recipe
 
 from lm_eval_latentref.benchmarks import published
-from lm_eval_latentref.benchmarks.hops import generate
+from lm_eval_latentref.benchmarks.graph import generate
 from lm_eval_latentref.checkpoints.convert import convert
 from lm_eval_latentref.checkpoints.loading import resolve
 from lm_eval_latentref.checkpoints.manifest import Manifest, read_manifest, write_manifest
@@ -266,10 +266,10 @@ def trained_on_dev_problems(tmp_path_factory):
     return train(small_recipe(folder / "out", **files, **options))
 
 
-def sweep_hops(model_args, output, **options):
+def sweep_graph(model_args, output, **options):
     return sweep(
         {**model_args, "device": "cpu"},
-        task="latentref_hops_mc_dev",
+        task="latentref_graph_mc_dev",
         output=str(output),
         memory_rates=(0.0,),
         step_sizes=(0.0,),
@@ -283,16 +283,16 @@ def test_problems_of_a_training_file_are_recognised_in_any_dev_task(
     assert read_manifest(trained_on_dev_problems / "latentref.json").trained_on == ["train.json"]
     converted = convert(out=tmp_path / "converted", pretrained=str(trained_on_dev_problems))
     for name in (trained_on_dev_problems, converted):
-        with pytest.raises(LatentRefError, match="trained on 3 of its 1000 documents") as error:
-            sweep_hops({"pretrained": str(name)}, tmp_path)
+        with pytest.raises(LatentRefError, match="trained on 3 of its 2000 documents") as error:
+            sweep_graph({"pretrained": str(name)}, tmp_path)
         assert "\n" not in str(error.value)
         question = next(generate(1, split="validation"))["question"]
         assert repr(question[:60]) in str(error.value)
     borrowed = {"pretrained": str(tmp_path / "none"), "weak": str(trained_on_dev_problems / "weak")}
     shutil.copytree(trained_on_dev_problems, borrowed["pretrained"])
     write_manifest(tmp_path / "none", Manifest(latent_steps=2))
-    with pytest.raises(LatentRefError, match="trained on 3 of its 1000 documents"):
-        sweep_hops({**borrowed, "strong": borrowed["weak"]}, tmp_path)
+    with pytest.raises(LatentRefError, match="trained on 3 of its 2000 documents"):
+        sweep_graph({**borrowed, "strong": borrowed["weak"]}, tmp_path)
 
 
 def test_other_problems_than_those_trained_on_and_sets_without_a_record_are_swept(
@@ -300,10 +300,10 @@ def test_other_problems_than_those_trained_on_and_sets_without_a_record_are_swep
 ):
     other = {"metadata": {"num_documents": 5, "generator_seed": 1}}
     pretrained = {"pretrained": str(trained_on_dev_problems)}
-    assert len(sweep_hops(pretrained, tmp_path, **other).task.documents) == 5
+    assert len(sweep_graph(pretrained, tmp_path, **other).task.documents) == 5
     shutil.copytree(trained_on_dev_problems, tmp_path / "set")
     write_manifest(tmp_path / "set", Manifest(latent_steps=2))
-    swept = sweep_hops({"pretrained": str(tmp_path / "set")}, tmp_path, limit=5)
+    swept = sweep_graph({"pretrained": str(tmp_path / "set")}, tmp_path, limit=5)
     assert len(swept.task.documents) == 5
 
 
@@ -329,7 +329,7 @@ def test_a_record_of_questions_that_is_lost_is_named(trained_on_dev_problems, tm
         if content:
             (tmp_path / "set" / QUESTIONS_NAME).write_bytes(content)
         with pytest.raises(LatentRefError, match=r"cannot be read.*put the file back") as error:
-            sweep_hops({"pretrained": str(tmp_path / "set")}, tmp_path)
+            sweep_graph({"pretrained": str(tmp_path / "set")}, tmp_path)
         assert "\n" not in str(error.value)
 
 

@@ -11,13 +11,13 @@ from lm_eval_latentref.training.plan import stages
 from lm_eval_latentref.training.recipe import Recipe
 from lm_eval_latentref.training.recipe_files import RECIPES, load_recipe, parse_recipe
 
-MINIMAL = {"output": "out", "train": "hops", "pretrained": "gpt2"}
+MINIMAL = {"output": "out", "train": "graph", "pretrained": "gpt2"}
 
 
 @pytest.fixture
 def recipe_file(tmp_path):
     path = tmp_path / "recipe.yaml"
-    path.write_text("output: out\ntrain: hops\nconfig: {model_type: gpt2, n_embd: 8}\n")
+    path.write_text("output: out\ntrain: graph\nconfig: {model_type: gpt2, n_embd: 8}\n")
     return str(path)
 
 

@@ -47,7 +47,7 @@ def test_the_output_folder_and_its_parts_load_by_name(trained):
     for name in ("no_cot", "strong", "weak"):
         plain = load(str(folder / name))
         assert not plain.thinks
-    question = "a>b b>c c>d d>a ; 1 a"
+    question = "a>b b>c d>e e>f ; c f ; a"
     assert isinstance(coconut.ask(question, max_new_tokens=4).text, str)
     assert isinstance(searching.ask(question, max_new_tokens=4).text, str)
     assert pause.ask(question, max_new_tokens=4).thoughts.shape[0] == pause.config.latent_steps
@@ -182,24 +182,26 @@ def test_a_new_model_starts_with_the_spread_and_the_final_norm_of_its_recipe(tmp
 
 def test_the_result_names_the_split_it_was_trained_on(trained):
     for name in (".", "strong", "pause", "no_cot"):
-        assert read_manifest(trained[1] / name / "latentref.json").trained_on == ["hops train"]
+        assert read_manifest(trained[1] / name / "latentref.json").trained_on == ["graph train"]
 
 
 def test_generated_problems_are_written_as_training_reads_them(tmp_path):
-    for name, options in (("hops", ["num_symbols=6", "max_hops=5"]), ("prosqa_generated", [])):
+    for name, options in (("graph", ["nodes=10", "symbols=10"]), ("prosqa_generated", [])):
         for suffix in ("json", "jsonl"):
             path = str(tmp_path / f"{name}.{suffix}")
             assert main(["data", name, *options, "--num", "7", "--seed", "3", "-o", path]) == 0
             assert len(read_examples(path)) == 7
-    assert read_examples(str(tmp_path / "hops.json")) == read_examples(str(tmp_path / "hops.jsonl"))
+    assert read_examples(str(tmp_path / "graph.json")) == read_examples(
+        str(tmp_path / "graph.jsonl")
+    )
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
         (["data", "hop", "--num", "1", "-o", "FILE"], "'hop': use"),
-        (["data", "hops", "size=3", "--num", "1", "-o", "FILE"], "'size' is no option"),
-        (["data", "hops", "--num", "1", "-o", "no/such/folder/file"], "cannot be written"),
+        (["data", "graph", "size=3", "--num", "1", "-o", "FILE"], "'size' is no option"),
+        (["data", "graph", "--num", "1", "-o", "no/such/folder/file"], "cannot be written"),
         (["train", "no-such-recipe"], "no such recipe"),
     ],
 )
@@ -230,7 +232,7 @@ def test_the_curriculum_starts_from_the_best_cot_or_where_cot_started(tmp_path, 
 def test_the_learning_rate_rises_stays_and_falls():
     recipe = parse_recipe(
         {
-            **{"output": "", "train": "hops", "pretrained": "gpt2", "epochs_per_stage": 4},
+            **{"output": "", "train": "graph", "pretrained": "gpt2", "epochs_per_stage": 4},
             **{"learning_rate": 1.0, "latent_learning_rate": 0.5, "warmup_steps": 3, "decay": 0.25},
         }
     )

@@ -124,13 +124,13 @@ def test_generated_problems_that_stand_in_a_validation_file_are_removed_and_coun
         assert data.epoch(number) == data.epoch(number) == kept
     removed = len(plain.epoch(0)) - len(data.epoch(0))
     assert removed >= 2
-    assert caplog.text.count(f"hops: {removed} of the 64 problems of epoch 1 removed") == 1
+    assert caplog.text.count(f"graph: {removed} of the 64 problems of epoch 1 removed") == 1
     assert len(data.epoch(1)) == 64 or "problems of epoch 2 removed" in caplog.text
 
 
 def test_of_mixed_sources_those_that_come_again_each_epoch_are_told_from_generated_ones(tmp_path):
     path = write_json(tmp_path / "train.json", ["one", "two"])
-    mixed = small_recipe(tmp_path / "out", train=["hops", path], check_overlap=False)
+    mixed = small_recipe(tmp_path / "out", train=["graph", path], check_overlap=False)
     data = load_data(mixed)
     assert [example.question for example in data.fixed] == ["one", "two"]
     assert [*data.fixed] == data.epoch(0)[-2:] == data.epoch(1)[-2:]
@@ -145,15 +145,15 @@ def test_of_mixed_sources_those_that_come_again_each_epoch_are_told_from_generat
 
 def test_no_problem_that_is_left_is_said_in_one_line(tmp_path):
     questions = [one.question for one in load_data(small_recipe(tmp_path)).epoch(0)]
-    for left, name in ((questions, "train=hops"), ([""], "validation")):
+    for left, name in ((questions, "train=graph"), ([""], "validation")):
         path = write_json(tmp_path / "validation.json", left)
         with pytest.raises(LatentRefError, match=f"{name}: no usable example is left"):
             load_data(small_recipe(tmp_path, validation=path, num_validation=64)).epoch(0)
 
 
 def test_a_file_of_problems_with_the_default_seed_is_no_part_of_any_training_stream(tmp_path):
-    path = str(tmp_path / "hops.json")
-    assert main(["data", "hops", "--num", "300", "-o", path]) == 0
+    path = str(tmp_path / "graph.json")
+    assert main(["data", "graph", "--num", "300", "-o", path]) == 0
     written = {example.question for example in read_examples(path)}
     for seed in (0, 1):
         recipe = small_recipe(tmp_path, seed=seed, task={}, num_train=300)
@@ -162,7 +162,7 @@ def test_a_file_of_problems_with_the_default_seed_is_no_part_of_any_training_str
             assert not written & {example.question for example in data.epoch(number)}
         same = str(tmp_path / f"{seed}.json")
         number = seed * training_data.EPOCH_SEEDS + 2
-        assert main(["data", "hops", "--num", "300", "--seed", str(number), "-o", same]) == 0
+        assert main(["data", "graph", "--num", "300", "--seed", str(number), "-o", same]) == 0
         assert read_examples(same) == data.epoch(2)
 
 

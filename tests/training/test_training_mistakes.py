@@ -15,8 +15,8 @@ from lm_eval_latentref.training.word_tokenizer import words
     ("changes", "message"),
     [
         ({"train": "no-such-file.json"}, "no-such-file.json"),
-        ({"task": {"num_symbol": 3}}, "'num_symbol' is no option"),
-        ({"task": {"num_symbols": 2}}, "num_symbols=2"),
+        ({"task": {"node": 3}}, "'node' is no option"),
+        ({"task": {"nodes": 1}}, "nodes=1"),
         ({"config": {"model_type": "no-such-type"}}, "no-such-type"),
         ({"config": {**SMALL["config"], "max_position_embeddings": 8}}, "max_new_tokens=8"),
     ],
@@ -40,7 +40,7 @@ def test_the_longest_validation_problem_is_that_of_the_most_tokens(tmp_path):
 
 
 def test_words_that_only_later_epochs_have_are_named(tmp_path):
-    changes = {"task": {"num_symbols": 20, "min_hops": 2, "max_hops": 2}, "num_train": 4}
+    changes = {"task": {"symbols": 20, "min_hops": 2, "max_hops": 2}, "num_train": 4}
     changes["config"] = {**SMALL["config"], "max_position_embeddings": 128}
     recipe = small_recipe(tmp_path / "out", **changes, phases=["no_cot"], num_validation=1)
     data = load_data(recipe)
