@@ -139,6 +139,32 @@ def test_ctrl_c_says_whether_anything_is_kept(monkeypatch, capsys):
         assert err.count("\n") == 1
 
 
+def test_a_disk_that_is_full_is_status_one(monkeypatch, capsys, tmp_path):
+    resource = pytest.importorskip("resource")
+    from lm_eval._cli import HarnessCLI
+    from lm_eval.loggers import EvaluationTracker
+
+    def execute(self, args):
+        tracker = EvaluationTracker(output_path=str(tmp_path))
+        tracker.general_config_tracker.model_name_sanitized = "m"
+        tracker.date_id = "2026-01-01T00-00-00.000000"
+        limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, limits[1]))
+        try:
+            sample = {"doc_id": 0, "doc": "x" * 1_000_000, "resps": [], "filtered_resps": []}
+            sample |= {"arguments": [], "target": "y"}
+            tracker.save_results_samples(task_name="task", samples=[sample])
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+
+    monkeypatch.setattr(HarnessCLI, "execute", execute)
+    monkeypatch.setattr(door, "check", lambda args: None)
+    assert command.run(["--tasks", TASK, "--output_path", str(tmp_path)]) == 1
+    err = capsys.readouterr().err
+    assert "results could not be written (Could not save sample results" in err
+    assert "File too large" in err
+
+
 def test_a_file_of_results_that_cannot_be_written_is_status_one(monkeypatch, capsys, tmp_path):
     from lm_eval._cli import HarnessCLI
     from lm_eval.loggers import EvaluationTracker
