@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import json
 import logging
+import os
 import sys
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -70,7 +71,10 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "device": {"help": "default: the GPU when there is one"},
     "dtype": {"help": "of the models, for example bfloat16"},
     "num": {"type": int, "help": "how many"},
-    "max_new_tokens": {"type": int, "default": 256, "help": "at most (default: 256)"},
+    "max_new_tokens": {
+        **{"type": int},
+        "help": "at most (default: 256, or what fits the model if that is less)",
+    },
     "show_thoughts": {"action": "store_true", "help": "print the size of each thought"},
     "adapter": {"action": "store_true", "help": "keep adapters as adapters"},
     "tuned_on": {"metavar": "SPLIT", "help": "what the settings were tuned on"},
@@ -129,6 +133,16 @@ OPTIONS: dict[str, dict[str, Any]] = {
 }
 """Every option once; a subcommand changes what differs there. Hyphens may replace underscores."""
 
+INTERRUPTED = 130
+PIPE_CLOSED = 141
+KEPT = {
+    "train": "the same command goes on from the state saved last",
+    "sweep": "what is finished is in the output folder, and the same command goes on",
+    "study": "what is finished is in the work folder, and the same command goes on",
+    "thoughts": "what is finished is in the work folder, and the same command goes on",
+}
+"""What Ctrl-C leaves behind, by subcommand."""
+
 MISTAKE = 2
 """Exit status of a mistake, which is argparse's."""
 OTHER_MISTAKES = {"check": 3, "leaderboard": 3}
@@ -153,6 +167,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             return run(arguments[1:])
         args = _parser().parse_args(arguments)
         status: int = args.call(args)
+        sys.stdout.flush()
         return status
     except LatentRefError as error:
         print(error, file=sys.stderr)
@@ -162,7 +177,13 @@ def main(argv: Sequence[str] | None = None) -> int:
             error.code = mistake
         raise
     except KeyboardInterrupt:
-        return 130
+        kept = KEPT.get("".join(arguments[:1]), "nothing was written")
+        print(f"interrupted: {kept}", file=sys.stderr)
+        return INTERRUPTED
+    except BrokenPipeError:
+        # `| head` has read enough; Python would complain once more when it closes the stream.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return PIPE_CLOSED
 
 
 # What each subcommand takes ----------------------------------------------------------------------
@@ -315,7 +336,7 @@ def ask(args: argparse.Namespace) -> int:
     """Prints the answer to one question, and the size of each thought where that is asked."""
     from lm_eval_latentref.checkpoints.loading import load
 
-    answer = load(**_model_arguments(args)).ask(args.question, max_new_tokens=args.max_new_tokens)
+    answer = load(**_model_arguments(args)).ask(args.question, **_given(args, "max_new_tokens"))
     if args.show_thoughts:
         for number, thought_D in enumerate(answer.thoughts, start=1):
             print(f"thought {number}: norm {thought_D.norm():.3f}")
@@ -343,11 +364,7 @@ def train(args: argparse.Namespace) -> int:
     transformers.utils.logging.disable_progress_bar()  # one bar is enough
     logging.basicConfig(format="%(message)s")
     logging.getLogger("lm_eval_latentref").setLevel(logging.INFO)
-    try:
-        train(recipe)
-    except KeyboardInterrupt:
-        print("interrupted: the same command goes on from the state saved last", file=sys.stderr)
-        raise
+    train(recipe)
     return 0
 
 
@@ -373,14 +390,7 @@ def sweep(args: argparse.Namespace) -> int:
     grids = ("memory_rates", "step_sizes", "search_steps")
     # One row at a time, as lm-eval begins with, would undo most of what a sweep saves.
     model_args = {"batch_size": 32, **_model_arguments(args)}
-    try:
-        result = sweep(
-            model_args, metadata=_metadata(args.metadata), **_given(args, *names, *grids)
-        )
-    except KeyboardInterrupt:
-        done = f"interrupted: what is finished is in {args.output}, the same command goes on"
-        print(done, file=sys.stderr)
-        raise
+    result = sweep(model_args, metadata=_metadata(args.metadata), **_given(args, *names, *grids))
     save(result, args.output, command=command())
     print(as_text(result))
     print(json.dumps(last_line(result)))

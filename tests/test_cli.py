@@ -31,7 +31,7 @@ def fake_load(monkeypatch):
             raise seen.error
         return SimpleNamespace(ask=ask)
 
-    def ask(question, *, max_new_tokens):
+    def ask(question, *, max_new_tokens=None):
         seen.max_new_tokens = max_new_tokens
         return SimpleNamespace(text=f"{question}!", thoughts=torch.full((2, 4), 3.0))
 
@@ -55,7 +55,7 @@ def executed(monkeypatch):
 def test_ask_prints_the_answer_alone(fake_load, capsys):
     assert main(["ask", "why?"]) == 0
     assert capsys.readouterr() == ("why?!\n", "")
-    assert (fake_load.arguments, fake_load.max_new_tokens) == ({}, 256)
+    assert (fake_load.arguments, fake_load.max_new_tokens) == ({}, None)
 
 
 def test_ask_shows_the_thoughts_when_asked_to(fake_load, capsys):
@@ -82,12 +82,6 @@ def test_a_mistake_is_one_line_and_status_two(fake_load, capsys):
     fake_load.error = LatentRefError("latent_steps=-1: give a whole number from 0 up")
     assert main(["ask", "why?"]) == 2
     assert capsys.readouterr() == ("", "latent_steps=-1: give a whole number from 0 up\n")
-
-
-def test_ctrl_c_is_status_130_without_a_traceback(fake_load, capsys):
-    fake_load.error = KeyboardInterrupt()
-    assert main(["ask", "why?"]) == 130
-    assert capsys.readouterr() == ("", "")
 
 
 def test_a_bug_of_ours_keeps_its_traceback(fake_load):
@@ -215,3 +209,41 @@ def test_step_sizes_are_units_of_half_d_with_the_unit_or_without():
     assert cli._parser().parse_args(words).step_sizes == [-0.3, 0.3, 1.0]
     with pytest.raises(SystemExit):
         cli._parser().parse_args([*words, "0.3*w"])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "kept"),
+    [
+        (["ask", "why?"], "nothing was written"),
+        (["train", "graph-small"], "goes on from the state saved last"),
+        (["sweep", "--task", "x", "-o", "out"], "what is finished is in the output folder"),
+        (["study", "x", "--task", "x", "-o", "out"], "what is finished is in the work folder"),
+    ],
+)
+def test_ctrl_c_ends_with_130_and_one_line_that_says_what_was_kept(
+    monkeypatch, capsys, arguments, kept
+):
+    def interrupted(args):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(f"lm_eval_latentref.cli.{arguments[0]}", interrupted)
+    assert main(arguments) == 130
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("interrupted: ")
+    assert kept in line
+
+
+def test_a_reader_that_has_read_enough_ends_a_command_quietly():
+    code = (
+        "import sys; from lm_eval_latentref import cli\n"
+        "cli.tasks_path = lambda args: [print('x' * 100) for _ in range(10000)] and 0\n"
+        "sys.exit(cli.main(['tasks-path']))"
+    )
+    writer = subprocess.Popen(
+        [sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    )
+    assert writer.stdout is not None
+    assert writer.stderr is not None
+    writer.stdout.readline()
+    writer.stdout.close()
+    assert (writer.wait(), writer.stderr.read()) == (141, b"")

@@ -47,6 +47,10 @@ memory; on a GPU the time of a thought hardly depends on the rows.
 """
 
 
+MAX_NEW_TOKENS = 256
+"""What `ask` writes at most, if it is not given."""
+
+
 class NonFiniteThoughtError(LatentRefError):
     """A thought became infinite or nan; `row` is the row of the batch, `reason` the rest."""
 
@@ -181,14 +185,32 @@ class Reasoner:
             "cache_implementation": None,
         }
 
-    def ask(self, question: str, *, max_new_tokens: int = 256) -> Answer:
-        """Think about one question (its newline is added) and write the answer, greedily."""
+    def ask(self, question: str, *, max_new_tokens: int | None = None) -> Answer:
+        """Think about one question (its newline is added) and write the answer, greedily.
+
+        Args:
+            max_new_tokens: None for 256, or as many as fit the model if these are fewer.
+        """
         return self.ask_all([question], max_new_tokens=max_new_tokens)[0]
 
-    def ask_all(self, questions: Sequence[str], *, max_new_tokens: int = 256) -> list[Answer]:
+    def ask_all(
+        self, questions: Sequence[str], *, max_new_tokens: int | None = None
+    ) -> list[Answer]:
         """`ask` for a batch of questions."""
         contexts = [tuple(self.tokenizer.encode(prompt(question))) for question in questions]
+        if max_new_tokens is None:
+            rooms = [self.room(context) for context in contexts]
+            max_new_tokens = max(
+                1, min([MAX_NEW_TOKENS, *(room for room in rooms if room is not None)])
+            )
         return self.answer(contexts, max_new_tokens=max_new_tokens)
+
+    def room(self, context: Tokens) -> int | None:
+        """How many tokens can be written after `context` and its thoughts; None: any number."""
+        if self.max_length is None:
+            return None
+        # The last token is written, never read: it takes no column.
+        return self.max_length - len(context) - self.num_extra_columns + 1
 
     def answer(self, contexts: Sequence[Tokens], *, max_new_tokens: int) -> list[Answer]:
         """`ask_all` of questions that are token ids already."""
@@ -235,8 +257,8 @@ class Reasoner:
         """Raise LatentRefError if the model cannot read so much."""
         if max_new_tokens < 1:
             raise LatentRefError(f"max_new_tokens={max_new_tokens}: it must be an integer >= 1")
-        num_columns = len(context) + self.num_extra_columns + max_new_tokens - 1
-        if self.max_length is not None and num_columns > self.max_length:
+        room = self.room(context)
+        if room is not None and max_new_tokens > room:
             raise LatentRefError(
                 f"the question takes {len(context)} tokens, thoughts and markers "
                 f"{self.num_extra_columns} and max_new_tokens={max_new_tokens}, more than the "

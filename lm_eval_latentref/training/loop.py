@@ -10,12 +10,15 @@ lm-eval.
 
 from __future__ import annotations
 
+import contextlib
 import logging
+import os
 from pathlib import Path
 
 from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
+from lm_eval_latentref.checkpoints.files import holding
 from lm_eval_latentref.training.phase import Phase
 from lm_eval_latentref.training.recipe import Recipe
 from lm_eval_latentref.training.run import Run
@@ -27,12 +30,15 @@ logger = logging.getLogger(__name__)
 def train(recipe: Recipe) -> Path:
     """Trains all phases of `recipe`, or what is left of them; the folder of the result.
 
-    Raises LatentRefError for what the recipe names and cannot be had or written, and when the loss
-    is no longer finite.
+    Raises LatentRefError for what the recipe names and cannot be had or written, for an output
+    folder that another process trains in, and when the loss is no longer finite.
     """
-    run = Run(recipe)
-    with logging_redirect_tqdm():
-        _train(run)
+    # Of several processes the first one writes.
+    writes = int(os.environ.get("RANK", 0)) == 0
+    with holding(recipe.output, "latentref train") if writes else contextlib.nullcontext():
+        run = Run(recipe)
+        with logging_redirect_tqdm():
+            _train(run)
     return run.folder.path
 
 

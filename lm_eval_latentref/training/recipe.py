@@ -10,6 +10,7 @@ is checked where it is used.
 from __future__ import annotations
 
 import dataclasses
+import math
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -166,6 +167,7 @@ class Recipe:
     eval_batch_size: int = 64
 
     def __post_init__(self) -> None:
+        _require(bool(self.output.strip()), f"output={self.output!r}", "name a folder")
         _require(
             bool(self.train) and len(set(self.train)) == len(self.train),
             f"train={', '.join(self.train)}",
@@ -280,10 +282,14 @@ def _check_ranges(recipe: Recipe) -> None:
         _require(value is None or 0 <= value <= 1, f"{name}={value}", "it must be in [0, 1]")
     for name in ("max_latent_stage", "warmup_steps", "max_grad_norm", "weight_decay"):
         value = getattr(recipe, name)
-        _require(value >= 0, f"{name}={value}", "it must be at least 0")
+        _require(0 <= value < math.inf, f"{name}={value}", "it must be at least 0 and finite")
     for name in ("learning_rate", "latent_learning_rate", "embedding_std", "final_norm"):
         value = getattr(recipe, name)
-        _require(value is None or value > 0, f"{name}={value}", "it must be above 0")
+        _require(
+            value is None or 0 < value < math.inf,
+            f"{name}={value}",
+            "it must be above 0 and finite",
+        )
     for name in ("strong_epoch", "weak_epoch"):
         value = getattr(recipe, name)
         _require(

@@ -289,3 +289,11 @@ def test_layers_whose_state_depends_on_padding_are_refused(folders, tmp_path, ki
     expect_mistake(
         lambda: saved_with(folders, tmp_path, model=model), kind, tmp_path, "depend", "padding"
     )
+
+
+def test_a_question_is_answered_with_as_many_tokens_as_fit(folders):
+    reasoner = load(folders["marked"], device="cpu", latent_steps=1, max_length=12)
+    num_tokens = len(reasoner.tokenizer.encode("Is it?\n"))
+    assert reasoner.room((0,) * num_tokens) == 12 - 3 - num_tokens + 1
+    assert isinstance(reasoner.ask("Is it?").text, str)
+    expect_mistake(lambda: reasoner.ask("Is it?", max_new_tokens=12), "max_new_tokens=12")

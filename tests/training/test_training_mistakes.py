@@ -5,9 +5,11 @@ from __future__ import annotations
 import pytest
 from training_helpers import SMALL, metrics, small_recipe, write_json
 
+from lm_eval_latentref.checkpoints.files import holding
 from lm_eval_latentref.errors import LatentRefError
 from lm_eval_latentref.training.data import load_data, texts
 from lm_eval_latentref.training.loop import train
+from lm_eval_latentref.training.recipe_files import parse_recipe
 from lm_eval_latentref.training.word_tokenizer import words
 
 
@@ -17,6 +19,7 @@ from lm_eval_latentref.training.word_tokenizer import words
         ({"train": "no-such-file.json"}, "no-such-file.json"),
         ({"task": {"node": 3}}, "'node' is no option"),
         ({"task": {"nodes": 1}}, "nodes=1"),
+        ({"learning_rate": float("inf")}, "learning_rate=inf"),
         ({"config": {"model_type": "no-such-type"}}, "no-such-type"),
         ({"config": {**SMALL["config"], "max_position_embeddings": 8}}, "max_new_tokens=8"),
     ],
@@ -81,3 +84,18 @@ def test_a_loss_that_is_not_finite_ends_the_run_in_a_message(tmp_path):
     recipe = small_recipe(tmp_path / "out", phases=["no_cot"], learning_rate=1e30, max_grad_norm=0)
     with pytest.raises(LatentRefError, match="became nan at learning_rate="):
         train(recipe)
+
+
+def test_an_output_without_a_name_is_refused():
+    with pytest.raises(LatentRefError, match="output=''"):
+        parse_recipe({**SMALL, "output": ""})
+
+
+def test_a_folder_that_another_process_trains_in_is_refused_and_left_alone(tmp_path):
+    out = tmp_path / "out"
+    with (
+        holding(out, "latentref train"),
+        pytest.raises(LatentRefError, match="in use by latentref train, process"),
+    ):
+        train(small_recipe(out))
+    assert not (out / "recipe.yaml").exists()
