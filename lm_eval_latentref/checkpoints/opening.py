@@ -24,6 +24,7 @@ from lm_eval_latentref.checkpoints.folders import TOKENIZER_FILES, Folder
 from lm_eval_latentref.checkpoints.sources import Source
 from lm_eval_latentref.checkpoints.state_dicts import RawStateDict, read_raw
 from lm_eval_latentref.errors import LatentRefError
+from lm_eval_latentref.latent.probe import check_model
 from lm_eval_latentref.latent.protocol import MARKERS, known_markers
 
 ModelLoader = Callable[[Source], Any]
@@ -98,9 +99,9 @@ def check_loading_info(info: dict[str, Any], name: str) -> None:
 
 
 def open_model(load_model: ModelLoader, source: Source) -> Any:
-    """The base model of `source` as `load_model` opens it."""
+    """The base model of `source` as `load_model` opens it, if it can do what the loop needs."""
     try:
-        return load_model(source)
+        model = load_model(source)
     except (LatentRefError, torch.OutOfMemoryError):
         raise
     except (
@@ -111,6 +112,8 @@ def open_model(load_model: ModelLoader, source: Source) -> Any:
             f"the model of {source.name or source.base} cannot be loaded ({one_line(error)}); "
             "check its files and the loading arguments"
         ) from error
+    check_model(model, source.name or source.base)
+    return model
 
 
 def open_config(source: Source, role: str, trust_remote_code: bool = False) -> Any:

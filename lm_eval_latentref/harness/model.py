@@ -44,6 +44,7 @@ from lm_eval_latentref.latent.accounting import Accounting
 from lm_eval_latentref.latent.batching import Group, Tokens, group_by_context, in_batches
 from lm_eval_latentref.latent.config import OPTION_NAMES, RefinementConfig
 from lm_eval_latentref.latent.loaded import LoadedModel, LoadedSet
+from lm_eval_latentref.latent.probe import check_model
 from lm_eval_latentref.latent.reasoner import Reasoner
 
 logger = logging.getLogger(__name__)
@@ -90,6 +91,7 @@ class LatentRefLM(GeneratingLM):
         if kwargs.get("device_map") is not None:
             # Without it HFLM forgets the map.
             kwargs["parallelize"] = True
+        self._max_length = kwargs.get("max_length")  # as HFLM will; the model is checked before
         self._documents = DocumentNames()
         names = {"strong": strong, "weak": weak, "weights": weights, "peft": peft}
         names |= {"gguf_file": gguf_file, "revision": revision, "subfolder": subfolder}
@@ -130,7 +132,7 @@ class LatentRefLM(GeneratingLM):
         References must be loaded if it searches: they are if the model was made with a search.
         """
         self._refinement = config
-        self.reasoner = Reasoner(self.reasoner.loaded, config)
+        self.reasoner = Reasoner(self.reasoner.loaded, config, max_length=self._max_length)
 
     # Loading: HFLM opens each base model, so that its placement and quantisation options hold for
     # all three; what is laid over it is ours.
@@ -180,16 +182,17 @@ class LatentRefLM(GeneratingLM):
             trust_remote_code=bool(arguments["trust_remote_code"]),
         )
         self._model = loaded.backbone.model
-        self.reasoner = Reasoner(loaded, self._refinement)
+        self.reasoner = Reasoner(loaded, self._refinement, max_length=self._max_length)
 
     def _take_loaded(self, model: PreTrainedModel) -> None:
+        check_model(model, model.name_or_path or type(model).__name__)
         backbone = LoadedModel(
             model=model,
             identity={"name": model.name_or_path or type(model).__name__},
             fingerprint=partial(weights_digest, model),
         )
         loaded = LoadedSet(tokenizer=self.tokenizer, backbone=backbone)
-        self.reasoner = Reasoner(loaded, self._refinement)
+        self.reasoner = Reasoner(loaded, self._refinement, max_length=self._max_length)
 
     def get_model_info(self) -> dict[str, Any]:
         """HFLM's facts about the model, the refinement, checkpoints and data, and the cost.

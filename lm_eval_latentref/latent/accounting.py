@@ -5,9 +5,9 @@
         ...                       # run the models
     accounting.report()           # a dict for the results file
 
-It listens to the models' decoders by torch's own hooks, so whoever calls them (our loop,
-transformers' `generate`, lm-eval) is counted, and the thought loop knows nothing of it. It never
-waits for the device: on a GPU, time is taken by events, which are read when a report is asked for.
+While it works it listens to the models' decoders by torch's own hooks, so whoever calls them (our
+loop, transformers' `generate`, lm-eval) is counted, and the thought loop knows nothing of it. It
+never waits for the device: on a GPU, time is taken by events, read when a report is asked for.
 
 A forward over an empty cache is encoding; every later one is thinking while `thinking` is open and
 decoding (or scoring) elsewhere. Where references read the context together with the first thought,
@@ -22,7 +22,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -43,11 +43,11 @@ class Accounting:
     def __init__(self, networks: Mapping[str, Network]) -> None:
         self._names = tuple(networks)
         self._laps = _Laps(next(iter(networks.values())).device)
+        self._networks = dict(networks)
+        self._hooks = ExitStack()
         self.restart()
         self._depth = 0
         self._phase_of_step = "decode"
-        for name, network in networks.items():
-            network.before_forward(self._listener(name))
 
     def restart(self) -> None:
         """Count anew, as after loading: only the seconds of loading are kept."""
@@ -66,13 +66,17 @@ class Accounting:
 
     @contextmanager
     def working(self) -> Iterator[None]:
-        """Time counts while this is open; it may be opened again inside."""
+        """Time and forwards count while this is open; it may be opened again inside."""
+        if self._depth == 0:
+            for name, network in self._networks.items():
+                self._hooks.enter_context(network.before_forward(self._listener(name)))
         self._depth += 1
         try:
             yield
         finally:
             self._depth -= 1
             if self._depth == 0:
+                self._hooks.close()
                 self._laps.enter(None)
 
     @contextmanager
@@ -117,8 +121,7 @@ class Accounting:
         def heard(num_columns: int, past: int) -> None:
             self._forwards[name] += 1
             self._columns[name] += num_columns
-            if self._depth:
-                self._laps.enter("encode" if past == 0 else self._phase_of_step)
+            self._laps.enter("encode" if past == 0 else self._phase_of_step)
 
         return heard
 

@@ -14,23 +14,23 @@ of a batch, V vocabulary.
 
 from __future__ import annotations
 
-import copy
 import inspect
+import weakref
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 from peft import PeftModel
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 from transformers import DynamicCache, PreTrainedModel
-from transformers.cache_utils import DynamicLayer
-from transformers.modeling_outputs import BaseModelOutputWithPast
 
-from lm_eval_latentref.errors import LatentRefError
+from lm_eval_latentref.latent import transformers_seams as seams
 from lm_eval_latentref.latent.peft_seams import AdapterSwitch
-from lm_eval_latentref.latent.transformers_seams import cache_argument, given_arguments
+
+_active: weakref.WeakKeyDictionary[nn.Module, weakref.ref[Network]] = weakref.WeakKeyDictionary()
+"""Of each model, the network that was activated last; several may share one."""
 
 
 class Network:
@@ -54,14 +54,13 @@ class Network:
         self._switch = AdapterSwitch.of(model) if isinstance(model, PeftModel) else None
         self._adapter = adapter
         self.causal_lm: PreTrainedModel = model.get_base_model() if self._switch else model
-        prefix = self.causal_lm.base_model_prefix
-        self._decoder: nn.Module = getattr(self.causal_lm, prefix)
+        self._decoder = seams.find_decoder(self.causal_lm)
         self._embedding: nn.Module = self.causal_lm.get_input_embeddings()
-        self._head = _without_decoder(self.causal_lm, prefix)
+        self._head = seams.without_decoder(self.causal_lm, self._decoder)
         self._takes_positions = (
             "position_ids" in inspect.signature(self._decoder.forward).parameters
         )
-        self._cache_argument = cache_argument(self._decoder.forward)
+        self._cache_argument = seams.cache_argument(self._decoder.forward)
         self._lender, self._borrowed_ids = lender, tuple(sorted(borrowed_ids))
         self.hidden_size: int = self.causal_lm.config.get_text_config().hidden_size
         weight_dtype = self._embedding.weight.dtype
@@ -74,7 +73,7 @@ class Network:
     @property
     def device(self) -> torch.device:
         """Where what is fed must lie: with the input embedding. Read anew, for models are moved."""
-        return _execution_device(self._embedding)
+        return seams.execution_device(self._embedding)
 
     @property
     def devices(self) -> tuple[str, ...]:
@@ -98,7 +97,7 @@ class Network:
 
     def activate(self) -> None:
         """Make this network's adapter the one its shared model computes with."""
-        self.causal_lm.__dict__["_latentref_active"] = id(self)
+        _active[self.causal_lm] = weakref.ref(self)
         if self._switch is not None:
             self._switch.to(self._adapter)
 
@@ -137,40 +136,12 @@ class Network:
         return self._forward(embeds_BLD, cache, hidden_BLK.unsqueeze(1), positions_BL)
 
     @property
-    def keeps_columns(self) -> bool:
-        """Whether what was read is kept column by column, so that columns can be taken back.
-
-        State-space and linear-attention layers fold all they read into one state instead.
-        """
-        layers = self.new_cache().layers
-        return not self.causal_lm._is_stateful and all(
-            isinstance(layer, DynamicLayer) for layer in layers
-        )
-
-    @property
-    def drops_columns(self) -> bool:
-        """Whether attention keeps, beyond some length, only those columns that score highest.
-
-        Which those are depends on how many columns, padding too, are read together.
-        """
-        config = self.causal_lm.config.get_text_config()
-        longest = getattr(config, "max_position_embeddings", None) or float("inf")
-        return getattr(config, "keep_window_size", longest) < longest
-
-    @property
     def takes_branches(self) -> bool:
         """Whether each column can be told which others it sees, as `decode_branches` needs.
 
-        That is so where attention goes through transformers' common interface, nothing is windowed
-        and positions are given with the columns.
+        It needs positions given with the columns, and attention that takes any mask.
         """
-        config, model = self.causal_lm.config, self.causal_lm
-        return (
-            bool(getattr(model, "_supports_attention_backend", False))
-            and config._attn_implementation in ("sdpa", "eager")
-            and all(type(layer) is DynamicLayer for layer in self.new_cache().layers)
-            and self._takes_positions
-        )
+        return self._takes_positions and seams.takes_any_mask(self.causal_lm)
 
     def _forward(
         self,
@@ -193,28 +164,29 @@ class Network:
         self.activate()
         return self._head(inputs_embeds=hidden_MD.unsqueeze(0)).logits[0]
 
-    def before_forward(self, listener: Callable[[int, int], None]) -> None:
+    def before_forward(self, listener: Callable[[int, int], None]) -> RemovableHandle:
         """Call `listener(rows x new columns, columns read before)` at the start of each forward.
 
-        Whoever asks for it, transformers' `generate` included; of networks that share a model, the
-        one that was activated last is meant.
+        Whoever asks for it, transformers' `generate` included, until the handle is removed; of
+        networks that share a model, the last activated is meant.
         """
 
         def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            if self.causal_lm.__dict__.get("_latentref_active") != id(self):
+            active = _active.get(self.causal_lm)
+            if active is None or active() is not self:
                 return
-            given = given_arguments(module, args, kwargs)
+            given = seams.given_arguments(module, args, kwargs)
             columns = given.get("inputs_embeds")
             columns = given["input_ids"] if columns is None else columns
             cache = given.get(self._cache_argument) if self._cache_argument else None
             past = 0 if cache is None else int(cache.get_seq_length())
             listener(columns.shape[0] * columns.shape[1], past)
 
-        self._decoder.register_forward_pre_hook(hook, with_kwargs=True)
+        return self._decoder.register_forward_pre_hook(hook, with_kwargs=True)
 
     def new_cache(self) -> DynamicCache:
         """An empty cache of the kinds of layers this model has."""
-        return DynamicCache(config=self.causal_lm.config)
+        return seams.new_cache(self.causal_lm)
 
     def _positions(self, embeds_BLD: Tensor, mask_BK: Tensor | None, past: int) -> Tensor:
         # A row's first real token has position 0 however much padding stands to its left.
@@ -222,66 +194,3 @@ class Network:
         if mask_BK is None:
             return torch.arange(past, past + num_new, device=self.device).unsqueeze(0)
         return (mask_BK.cumsum(-1) - 1).clamp(min=0)[:, -num_new:]
-
-
-def check_attention(network: Network, name: str) -> None:
-    """Raise LatentRefError unless what `network`, called `name`, has read can be taken back."""
-    if not network.keeps_columns:
-        raise LatentRefError(
-            f"{name} ({network.causal_lm.config.model_type}) has state-space or linear-attention "
-            "layers, whose state depends on padding and cannot be taken back; give a model that "
-            "attends to all it has read, such as GPT-2, Llama or Qwen3"
-        )
-    if network.drops_columns:
-        raise LatentRefError(
-            f"{name} ({network.causal_lm.config.model_type}) attends, beyond keep_window_size, to "
-            "columns chosen by their scores, which depend on padding; give a model that attends to "
-            "all it has read, such as GPT-2, Llama or Qwen3"
-        )
-
-
-@dataclass
-class _GivenOutput(BaseModelOutputWithPast):
-    """A decoder's output that has its hidden states and None for all that a family may add."""
-
-    def __getattr__(self, name: str) -> None:
-        if name.startswith("__"):
-            raise AttributeError(name)
-
-
-class _GivenHiddenStates(nn.Module):
-    """Stands in for a decoder: what comes in as embeddings goes out as final hidden states.
-
-    What a head reads off its decoder is read off the real one; a decoder within it is this again.
-    """
-
-    def __init__(self, decoder: nn.Module) -> None:
-        super().__init__()
-        self.__dict__["_real"] = decoder
-
-    def __getattr__(self, name: str) -> Any:
-        return self if name == "decoder" else getattr(self.__dict__["_real"], name)
-
-    def forward(self, *args: Any, inputs_embeds: Tensor, **kwargs: Any) -> _GivenOutput:
-        return _GivenOutput(last_hidden_state=inputs_embeds)
-
-
-def _without_decoder(causal_lm: PreTrainedModel, prefix: str) -> PreTrainedModel:
-    # The model's own forward on top of given hidden states: soft-capped or scaled logits then come
-    # out right in every family, and only for the positions asked for. Parameters are shared.
-    head = copy.copy(causal_lm)
-    head.__dict__ = {
-        # An accelerate hook on the whole model is bound to the original's forward.
-        name: value
-        for name, value in causal_lm.__dict__.items()
-        if name not in ("forward", "_hf_hook", "_old_forward")
-    }
-    head._modules = {**causal_lm._modules, prefix: _GivenHiddenStates(getattr(causal_lm, prefix))}
-    return head
-
-
-def _execution_device(module: nn.Module) -> torch.device:
-    # Offloaded weights lie on "meta"; accelerate's hook knows where they are computed with.
-    hook = getattr(module, "_hf_hook", None)
-    device = getattr(hook, "execution_device", None)
-    return torch.device(device) if device is not None else next(module.parameters()).device

@@ -22,12 +22,14 @@ import torch
 from torch import Tensor
 
 from lm_eval_latentref.errors import LatentRefError
+from lm_eval_latentref.latent import transformers_seams as seams
 from lm_eval_latentref.latent.accounting import Accounting
 from lm_eval_latentref.latent.batching import Tokens, give_back_memory
 from lm_eval_latentref.latent.config import RefinementConfig
 from lm_eval_latentref.latent.decoding import check_decoding
+from lm_eval_latentref.latent.lengths import check_length
 from lm_eval_latentref.latent.loaded import LoadedModel, LoadedSet
-from lm_eval_latentref.latent.networks import Network, check_attention
+from lm_eval_latentref.latent.networks import Network
 from lm_eval_latentref.latent.protocol import (
     LATENT,
     extract_answer,
@@ -37,7 +39,6 @@ from lm_eval_latentref.latent.protocol import (
 )
 from lm_eval_latentref.latent.scoring import Score, score
 from lm_eval_latentref.latent.thoughts import Context, Markers, References, Thoughts, think
-from lm_eval_latentref.latent.transformers_seams import own_cache_argument
 
 MAX_COLUMNS_ON_CPU = 2048
 """Rows times columns of contexts that are thought about together on a CPU.
@@ -93,6 +94,9 @@ class Reasoner:
             )
         self.markers = find_markers(loaded.tokenizer, config)
         self._max_length = max_length
+        for member in (loaded.backbone, loaded.strong, loaded.weak):
+            if member is not None:
+                check_length(member.model.config, self.max_length, _name(member))
         names = ("backbone", "strong", "weak")
         self.accounting = Accounting(dict(zip(names, self.networks(), strict=False)))
 
@@ -167,23 +171,21 @@ class Reasoner:
         context has not; new tokens follow it.
         """
         self.backbone.activate()
-        stream, pending_BPD = thoughts.stream, thoughts.pending_BPD
         columns = Context.pad(
             [self._column_ids(context) for context in contexts], device=self.backbone.device
         )
-        read_BKD = pending_BPD.new_zeros(len(contexts), stream.length, pending_BPD.shape[-1])
         mask_BK = columns.mask_BC
         if mask_BK is None:
             mask_BK = torch.ones_like(columns.ids_BC)
         first_B1 = torch.tensor([context[:1] for context in contexts], device=mask_BK.device)
-        return {
-            "input_ids": torch.where(mask_BK.bool(), columns.ids_BC, first_B1),
-            "attention_mask": mask_BK.long(),
-            "inputs_embeds": torch.cat([read_BKD, pending_BPD], dim=1),
-            own_cache_argument(): stream.cache,
-            # The cache is ours: a kind named by the model's generation config would be another.
-            "cache_implementation": None,
-        }
+        stream = thoughts.stream
+        return seams.generation_inputs(
+            torch.where(mask_BK.bool(), columns.ids_BC, first_B1),
+            mask_BK,
+            cache=stream.cache,
+            num_read=stream.length,
+            pending_BPD=thoughts.pending_BPD,
+        )
 
     def ask(self, question: str, *, max_new_tokens: int | None = None) -> Answer:
         """Think about one question (its newline is added) and write the answer, greedily.
@@ -341,11 +343,9 @@ def find_markers(tokenizer: Any, config: RefinementConfig) -> Markers | None:
 
 
 def _network(loaded: LoadedModel, lender: Network | None = None) -> Network:
-    network = Network(
+    return Network(
         loaded.model, adapter=loaded.adapter, lender=lender, borrowed_ids=loaded.borrowed_ids
     )
-    check_attention(network, _name(loaded))
-    return network
 
 
 def _name(loaded: LoadedModel | None) -> str:

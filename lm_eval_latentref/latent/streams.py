@@ -17,6 +17,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from lm_eval_latentref.latent import transformers_seams as seams
 from lm_eval_latentref.latent.networks import Network
 
 
@@ -33,7 +34,7 @@ class Stream:
         self.mask_BK: Tensor | None = None
         self.length = 0
         if can_crop:
-            self.cache.activate_past_recording()
+            seams.record_past(self.cache)
 
     def feed(self, embeds_BLD: Tensor, mask_BL: Tensor | None = None) -> Tensor:
         """Read new columns; their hidden states (B, L, D).
@@ -73,7 +74,7 @@ class Stream:
 
     def crop(self, num_columns: int) -> None:
         """Forget the newest columns."""
-        self.cache.crop(-num_columns)
+        seams.crop(self.cache, num_columns)
         self.length -= num_columns
         if self.mask_BK is not None:
             self.mask_BK = self.mask_BK[:, :-num_columns]
@@ -84,32 +85,21 @@ class Stream:
         What has been read is shared, not read again.
         """
         branch = copy.copy(self)
-        branch.cache = copy.copy(self.cache)
-        branch.cache.layers = [copy.copy(layer) for layer in self.cache.layers]
+        rows_R = None
         if rows is not None:
             rows_R = torch.as_tensor(rows).to(self.network.device, non_blocking=True)
-            for layer in branch.cache.layers:
-                if layer.is_initialized:
-                    layer.batch_select_indices(rows_R.to(layer.keys.device))
             if self.mask_BK is not None:
                 branch.mask_BK = self.mask_BK[rows_R]
+        branch.cache = seams.fork(self.cache, rows_R)
         return branch
 
     @classmethod
     def join(cls, streams: Sequence[Stream]) -> Stream:
-        """The rows of all `streams`, which have read as many columns each, in one; they end here.
-
-        Layer by layer, so that nothing but one layer is in memory twice.
-        """
+        """The rows of all `streams`, as many columns read in each, in one; they end here."""
         joined = streams[0]
         if len(streams) == 1:
             return joined
-        for layers in zip(*(stream.cache.layers for stream in streams), strict=True):
-            if layers[0].is_initialized:
-                layers[0].keys = torch.cat([layer.keys for layer in layers])
-                layers[0].values = torch.cat([layer.values for layer in layers])
-            for layer in layers[1:]:
-                layer.reset()
+        joined.cache = seams.join([stream.cache for stream in streams])
         masks = [stream.mask_BK for stream in streams if stream.mask_BK is not None]
         joined.mask_BK = torch.cat(masks) if masks else None
         return joined

@@ -81,3 +81,30 @@ def test_memory_is_at_least_that_of_the_models():
     peak = subject.accounting.report()["peak_memory_bytes"]["host"]
     weights = subject.backbone.causal_lm.parameters()
     assert peak > sum(weight.numel() * weight.element_size() for weight in weights)
+
+
+def test_no_hook_outlives_the_work_it_counts():
+    model = tiny_model("llama")
+    loaded = LoadedSet(
+        tokenizer=tiny_tokenizer(), backbone=LoadedModel(model=model, identity={"name": "a"})
+    )
+    config = RefinementConfig(latent_steps=1)
+    for _ in range(1000):
+        last = Reasoner(loaded, config)
+    last.think(CONTEXTS)
+    assert not any(module._forward_pre_hooks for module in model.modules())
+    assert not any(module._forward_hooks for module in model.modules())
+
+
+def test_two_reasoners_on_one_model_each_count_their_own():
+    model = tiny_model("llama")
+    loaded = LoadedSet(
+        tokenizer=tiny_tokenizer(), backbone=LoadedModel(model=model, identity={"name": "a"})
+    )
+    first, second = (Reasoner(loaded, RefinementConfig(latent_steps=2)) for _ in range(2))
+    with first.accounting.working():
+        second.think(CONTEXTS)
+        first.think(CONTEXTS[:1])
+    for reasoner, tokens in ((first, 5), (second, 14)):
+        report = reasoner.accounting.report()
+        assert (report["forwards"], report["tokens_encoded"]) == ({"backbone": 2}, tokens)

@@ -1,0 +1,71 @@
+"""Lengths beyond which a model computes otherwise, so that what it says depends on its batch.
+
+    check_length(model.config, max_length=8192, name="microsoft/Phi-3-mini-128k-instruct")
+
+A few tokens do not show it, so it is read off the configuration. Up to such a length every result
+is right at any batch size; beyond it, what is read in steps differs from what is read at once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from lm_eval_latentref.errors import LatentRefError
+
+_CHOOSES_COLUMNS = ("index_topk", "keep_window_size")
+"""Fields that say how many columns sparse attention keeps: those that score highest."""
+
+_CHANGING_ROPES = ("dynamic", "longrope")
+"""Kinds of RoPE whose frequencies are those of the longest row of a batch."""
+
+
+def check_length(config: Any, max_length: int | None, name: str) -> None:
+    """Raise LatentRefError if `name` may be given more columns than one way of computing reaches.
+
+    Args:
+        config: of the model.
+        max_length: the most columns of a row; None when nothing says.
+    """
+    config = config.get_text_config()
+    for limit, reason in (*_of_attention(config), *_of_positions(config)):
+        if max_length is None or max_length > limit:
+            raise LatentRefError(
+                f"{name} ({config.model_type}) with max_length={max_length}: {reason}; give "
+                f"max_length={limit} or less, or a model that reads every length alike"
+            )
+
+
+def _of_attention(config: Any) -> Iterator[tuple[int, str]]:
+    for field in _CHOOSES_COLUMNS:
+        if limit := getattr(config, field, None):
+            yield (
+                limit,
+                f"beyond {field}={limit} columns it attends to those that score highest, which "
+                "depend on padding",
+            )
+
+
+def _of_positions(config: Any) -> Iterator[tuple[int, str]]:
+    longest = getattr(config, "max_position_embeddings", None)
+    for rope in _ropes(config):
+        kind = rope.get("rope_type", rope.get("type"))
+        limit = longest
+        if kind == "longrope":
+            field = "original_max_position_embeddings"
+            limit = rope.get(field) or getattr(config, field, None) or longest
+        if kind in _CHANGING_ROPES and limit:
+            yield (
+                limit,
+                f"beyond {limit} positions its RoPE ({kind}) changes with the longest row of a "
+                "batch",
+            )
+
+
+def _ropes(config: Any) -> Iterator[Mapping[str, Any]]:
+    # One for all layers, or one for each kind of layer.
+    for field in ("rope_parameters", "rope_scaling"):
+        parameters = getattr(config, field, None)
+        if isinstance(parameters, Mapping):
+            yield parameters
+            yield from (value for value in parameters.values() if isinstance(value, Mapping))

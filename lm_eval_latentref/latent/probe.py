@@ -1,0 +1,178 @@
+"""Whether a model can do what the thought loop does, asked with a few tokens when it is loaded.
+
+    check_model(model, name="org/model")        # LatentRefError names what it cannot do
+
+Eight forwards of at most 14 tokens, nothing logged, nothing counted. What shows only in long
+contexts is in `lengths`.
+
+Shape suffixes: B batch, L columns, D hidden size, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lm_eval_latentref.errors import LatentRefError
+from lm_eval_latentref.latent import transformers_seams as seams
+from lm_eval_latentref.latent.networks import Network
+from lm_eval_latentref.latent.streams import Stream
+from lm_eval_latentref.latent.thoughts import Context
+
+_NUM_TOKENS, _SHORT, _SPLIT = 9, 5, 4
+"""Tokens in all, those of the shorter row, and where the nine are parted."""
+
+_ADVICE = "give a model that attends to all it has read, such as GPT-2, Llama or Qwen3"
+
+
+@torch.no_grad()
+def check_model(model: Any, name: str) -> None:
+    """Raise LatentRefError unless `model`, called `name`, computes what the loop takes for granted.
+
+    Args:
+        model: a PreTrainedModel in eval mode, placed, without adapters.
+    """
+    label = f"{name} ({model.config.model_type})"
+    if not seams.keeps_columns(model):
+        raise LatentRefError(
+            f"{label} has layers whose state is more than the keys and values of the columns read "
+            "(state-space, linear or indexed attention): it may depend on padding and cannot be "
+            f"taken back; {_ADVICE}"
+        )
+    with seams.silence(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        _Probe(model, label).run()
+
+
+class _Probe:
+    """Nine tokens read in several ways; what they are at once, alone, is compared with each.
+
+    The other row is how the nine begin: of causal attention, its states are known by then.
+    """
+
+    def __init__(self, model: Any, label: str) -> None:
+        self._model, self._label = model, label
+        with self._property("it has a decoder apart from its head"):
+            self._network = Network(model)
+        num_ids = min(model.config.get_text_config().vocab_size, 1000)
+        self._ids = [(5 + 7 * number) % num_ids for number in range(_NUM_TOKENS)]
+        quantised = getattr(model, "quantization_config", None) is not None
+        self._exact = self._network.dtype in (torch.float32, torch.float64) and not quantised
+
+    def run(self) -> None:
+        with self._property("without thoughts it computes what its own forward computes"):
+            ids_1L = torch.tensor([self._ids], device=self._network.device)
+            own_LV = self._model(input_ids=ids_1L, use_cache=False).logits[0]
+            at_once_LD = Stream(self._network).feed(self._embed(self._ids))[0]
+            self._compare(self._network.project(at_once_LD), own_LV)
+        with self._property("what it reads in two steps through its cache is as read at once"):
+            stream = self._read_first(at_once_LD)
+            rest_LD = stream.fork().feed(self._embed(self._ids[_SPLIT:]))[0]
+            self._compare(rest_LD, at_once_LD[_SPLIT:])
+        if self._network.takes_branches:
+            with self._property("branches side by side are as each alone"):
+                self._compare(self._beside_a_branch(stream), at_once_LD[_SPLIT:])
+        with self._property("a row's states do not depend on padding, on the left of it"):
+            stream, pending_BLD = self._read_padded(at_once_LD)
+        with self._property("`generate` takes embeddings and goes on from a cache"):
+            self._generate(stream, pending_BLD, own_LV)
+
+    def _embed(self, ids: list[int]) -> Tensor:
+        return self._network.embed(torch.tensor([ids]))
+
+    def _read_first(self, expected_LD: Tensor) -> Stream:
+        """A stream that has read the first columns, and another that was taken back."""
+        stream = Stream(self._network, can_crop=True)
+        columns = [*self._ids[:_SPLIT], self._ids[0]]
+        self._compare(stream.feed(self._embed(columns))[0, :_SPLIT], expected_LD[:_SPLIT])
+        stream.crop(1)
+        return stream
+
+    def _beside_a_branch(self, stream: Stream) -> Tensor:
+        """Hidden states of the rest, read beside another continuation."""
+        other = self._ids[:2]
+        columns = [*other, *self._ids[_SPLIT:]]
+        branch_1L = torch.tensor([[0] * len(other) + [1] * (_NUM_TOKENS - _SPLIT)])
+        return stream.feed_branches(self._embed(columns), branch_1L)[0, len(other) :]
+
+    def _padded(self) -> Context:
+        rows = [self._ids[:_SHORT], self._ids[:-1]]
+        return Context.pad(rows, device=self._network.device)
+
+    def _read_padded(self, expected_LD: Tensor) -> tuple[Stream, Tensor]:
+        """A stream that has read both rows but for their last columns; those columns."""
+        context = self._padded()
+        assert context.mask_BC is not None
+        embeds_BLD = self._network.embed(context.ids_BC)
+        stream = Stream(self._network)
+        states_BLD = stream.feed(embeds_BLD[:, :-1], context.mask_BC[:, :-1])
+        self._compare(states_BLD[0, 1 - _SHORT :], expected_LD[: _SHORT - 1])
+        self._compare(states_BLD[1], expected_LD[:-2])
+        return stream, embeds_BLD[:, -1:]
+
+    def _generate(self, stream: Stream, pending_BLD: Tensor, expected_LV: Tensor) -> None:
+        """Let `generate` write what comes next in the nine tokens, and look at its logits."""
+        context = self._padded()
+        assert context.mask_BC is not None
+        inputs = seams.generation_inputs(
+            # Another id than the embedding's, as in place of a thought: it must not be looked up.
+            torch.full_like(context.ids_BC, self._ids[2]),
+            context.mask_BC,
+            cache=stream.cache,
+            num_read=stream.length,
+            pending_BPD=pending_BLD,
+        )
+        next_ids = (self._ids[_SHORT], self._ids[-1])
+        written = self._model.generate(
+            **inputs,
+            **{"max_new_tokens": 2, "min_new_tokens": 2, "do_sample": False, "num_beams": 1},
+            **{"return_dict_in_generate": True, "output_logits": True, "pad_token_id": 0},
+            prefix_allowed_tokens_fn=lambda row, _: [next_ids[row]],
+        )
+        for step, logits_BV in enumerate(written.logits):
+            self._compare(logits_BV, expected_LV[[_SHORT - 1 + step, _NUM_TOKENS - 2 + step]])
+
+    def _compare(self, ours_LD: Tensor, expected_LD: Tensor) -> None:
+        """Raise _NotSo unless both are the same but for rounding."""
+        expected_LD = expected_LD.float()
+        error_L = (ours_LD.to(expected_LD) - expected_LD).norm(dim=-1)
+        error_L = error_L / (expected_LD - expected_LD.mean(-1, keepdim=True)).norm(dim=-1)
+        error_L = error_L[expected_LD.isfinite().all(-1)]
+        if len(error_L) == 0:
+            return
+        # Rounding to few bits may send one token to another expert: most positions must agree then.
+        error = error_L.max() if self._exact else error_L.median()
+        if not error <= (EXACT_TOLERANCE if self._exact else ROUNDED_TOLERANCE):
+            raise _NotSo(f"off by {error:.2g} of its size")
+
+    @contextmanager
+    def _property(self, name: str) -> Iterator[None]:
+        try:
+            yield
+        except torch.OutOfMemoryError:
+            raise
+        except Exception as error:
+            lines = str(error).splitlines() or [""]
+            reason = (
+                lines[0] if isinstance(error, _NotSo) else f"{type(error).__name__}: {lines[0]}"
+            )
+            raise LatentRefError(
+                f"{self._label} cannot be used, for this does not hold: {name} ({reason}); "
+                f"{_ADVICE}"
+            ) from error
+
+
+class _NotSo(Exception):
+    """Two results that should be the same are not."""
+
+
+EXACT_TOLERANCE = 1e-3
+"""Of the norm of a state or of logits, in float32, at each position: noise is about 1e-6."""
+
+ROUNDED_TOLERANCE = 0.15
+"""The same at most positions where weights or states have few bits: noise is 0.005 to 0.05."""
