@@ -20,12 +20,16 @@ from torch import Tensor
 
 from lm_eval_latentref.errors import LatentRefError
 from lm_eval_latentref.latent import transformers_seams as seams
+from lm_eval_latentref.latent.lengths import check_length
 from lm_eval_latentref.latent.networks import Network
 from lm_eval_latentref.latent.streams import Stream
 from lm_eval_latentref.latent.thoughts import Context
 
 _NUM_TOKENS, _SHORT, _SPLIT = 9, 5, 4
 """Tokens in all, those of the shorter row, and where the nine are parted."""
+
+_NUM_COLUMNS = 11
+"""The most columns of a row: the first, a branch and the rest."""
 
 _ADVICE = "give a model that attends to all it has read, such as GPT-2, Llama or Qwen3"
 
@@ -44,6 +48,7 @@ def check_model(model: Any, name: str) -> None:
             "(state-space, linear or indexed attention): it may depend on padding and cannot be "
             f"taken back; {_ADVICE}"
         )
+    check_length(model.config, _NUM_COLUMNS, name)
     with seams.silence(), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         _Probe(model, label).run()
