@@ -5,8 +5,10 @@ from __future__ import annotations
 import warnings
 
 import pytest
+import torch
 from tiny import FAMILIES, random_ids, tiny_model, tiny_tokenizer
 
+from lm_eval_latentref.latent import transformers_seams as seams
 from lm_eval_latentref.latent.config import RefinementConfig
 from lm_eval_latentref.latent.loaded import LoadedModel, LoadedSet
 from lm_eval_latentref.latent.reasoner import Reasoner
@@ -35,3 +37,44 @@ def test_no_call_of_ours_uses_a_name_that_transformers_gave_up(family):
 def test_each_family_takes_the_cache_under_the_name_that_generate_uses():
     forwards = [tiny_model(family).base_model.forward for family in FAMILIES]
     assert {cache_argument(forward) for forward in forwards} == {own_cache_argument()}
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_head_reads_only_hidden_states_off_its_decoder(family):
+    """`XForCausalLM.forward`: `hidden_states = outputs.last_hidden_state`, then its own head."""
+    model = tiny_model(family)
+    head = seams.without_decoder(model, seams.find_decoder(model))
+    output = model(torch.tensor([random_ids(5, seed=1)]), output_hidden_states=True)
+    logits = head(inputs_embeds=output.hidden_states[-1]).logits
+    torch.testing.assert_close(logits, output.logits, rtol=0, atol=1e-5)
+
+
+def test_layers_of_a_cache_share_tensors_until_they_grow():
+    """`DynamicLayer.update` makes new tensors by `torch.cat`, and never writes into the old."""
+    model = tiny_model("llama")
+    cache = seams.new_cache(model)
+    name = seams.own_cache_argument()
+    model(torch.tensor([random_ids(5, seed=1)]), **{name: cache})
+    branch = seams.fork(cache, torch.tensor([0, 0]))
+    before = cache.layers[0].keys.clone()
+    model(torch.tensor([random_ids(2, seed=2)] * 2), **{name: branch})
+    seams.crop(branch, 1)
+    assert (cache.get_seq_length(), branch.get_seq_length()) == (5, 6)
+    assert torch.equal(cache.layers[0].keys, before)
+
+
+def test_generate_never_looks_at_embeddings_of_columns_that_the_cache_has():
+    """`GenerationMixin._prefill`: `inputs_embeds[:, -next_sequence_length:]` is all it reads."""
+    model, ids_1L = tiny_model("llama"), torch.tensor([random_ids(6, seed=1)])
+    cache = seams.new_cache(model)
+    model(ids_1L[:, :-1], **{seams.own_cache_argument(): cache})
+    inputs = seams.generation_inputs(
+        ids_1L,
+        torch.ones_like(ids_1L),
+        cache=cache,
+        num_read=5,
+        pending_BPD=model.get_input_embeddings()(ids_1L[:, -1:]),
+    )
+    inputs["inputs_embeds"][:, :5] = torch.nan
+    how = {"max_new_tokens": 3, "do_sample": False, "pad_token_id": 0}
+    assert torch.equal(model.generate(**inputs, **how), model.generate(ids_1L, **how))
