@@ -23,6 +23,15 @@ COSTS = {
     "peak_memory_bytes": "peak GB",
 }
 """Of `Entry.cost`, each with its column; all but the last two are for one document."""
+COSTS_IN_WORDS = {
+    "thoughts_per_document": "thoughts a document",
+    "forwards_per_document": "forwards of all models, a document",
+    "tokens_read_per_document": "tokens read, a document",
+    "tokens_written_per_document": "tokens written, a document",
+    "seconds_per_document": "seconds a document, without loading",
+    "wall_seconds": "seconds in all, with loading",
+    "peak_memory_bytes": "peak memory, GB",
+}
 LEGEND = (
     "rank: rows that share one do not differ significantly from its best row (paired on the same "
     "documents, Holm over all pairs, 5 %). mean: of the first metric of each task; over chance: of "

@@ -21,6 +21,7 @@ import numpy as np
 
 from lm_eval_latentref.evaluation.board import (
     COSTS,
+    COSTS_IN_WORDS,
     LEGEND,
     Board,
     Row,
@@ -33,7 +34,7 @@ from lm_eval_latentref.evaluation.results import Task
 from lm_eval_latentref.evaluation.rows import SETTINGS
 from lm_eval_latentref.evaluation.samples import read_at
 from lm_eval_latentref.evaluation.templates import render
-from lm_eval_latentref.evaluation.wording import plain
+from lm_eval_latentref.evaluation.wording import plain, short_name
 
 MAX_TEXT_BYTES = 1_500_000
 """Of questions and answers in a page; documents beyond it are counted, not shown."""
@@ -97,7 +98,7 @@ def _rows(board: Board) -> list[dict[str, Any]]:
         rows.append(
             {
                 "name": row.name,
-                "model": "" if row.name == row.entry.model else row.entry.model,
+                "model": row.entry.model_class if _is_of_model(row) else row.entry.model,
                 "shade": "none" if rank is None else min(rank, 3),
                 "starts_tier": rank != before,
                 "cells": _cells(board, row),
@@ -111,6 +112,11 @@ def _rows(board: Board) -> list[dict[str, Any]]:
         )
         before = rank
     return rows
+
+
+def _is_of_model(row: Row) -> bool:
+    """Whether the row's name says already which model it is."""
+    return row.name.startswith(short_name(row.entry.runs[0].name))
 
 
 def _cells(board: Board, row: Row) -> list[dict[str, Any]]:
@@ -192,15 +198,14 @@ def _reach(row: Row) -> tuple[float, float] | None:
 
 def _charts(board: Board) -> list[Chart]:
     charts = []
-    for name, label in COSTS.items():
+    for name, label in COSTS_IN_WORDS.items():
         points = []
         for row in board.rows:
             value = row.entry.cost[name]
             value = sum(value.values()) if isinstance(value, dict) else value
             points.append((row.name, value, row.mean, row.mean_stderr))
-        unit = "" if name in ("wall_seconds", "peak_memory_bytes") else " a document"
         scale = 1e9 if name == "peak_memory_bytes" else 1.0
-        made = chart(points, f"{label}{unit}", scale=scale, sign=board.sign)
+        made = chart(points, label, scale=scale, sign=board.sign)
         charts += [made] if made else []
     return sorted(charts, key=lambda made: -len(made.points))
 

@@ -47,8 +47,6 @@ def paired_p(first: Sequence[ArrayLike], second: Sequence[ArrayLike]) -> float:
     Args:
         first: for each task the values (N,), or (repeats, N), of the same documents as `second`.
     """
-    from scipy.stats import norm
-
     firsts, seconds = ([mean_of_repeats(v) for v in values] for values in (first, second))
     differences = _differences(firsts, seconds)
     weights = [1.0 / (len(differences) * len(d_N)) for d_N in differences]
@@ -59,7 +57,7 @@ def paired_p(first: Sequence[ArrayLike], second: Sequence[ArrayLike]) -> float:
     spread = math.sqrt(sum(error**2 for error in errors))
     if not spread > 0:  # equal everywhere, or too few documents for a spread
         return 1.0
-    return float(2.0 * norm.sf(abs(mean) / spread))
+    return _normal_p(mean / spread)
 
 
 def paired_difference(
@@ -87,12 +85,10 @@ def paired_difference(
 
 def unpaired_p(difference: float, *errors: float) -> float:
     """Two-sided p-value of a difference from standard errors alone (normal distribution)."""
-    from scipy.stats import norm
-
     spread = math.hypot(*errors)
     if spread == 0.0:
         return float(difference == 0.0)
-    return float(2.0 * norm.sf(abs(difference) / spread))
+    return _normal_p(difference / spread)
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
@@ -128,9 +124,14 @@ def _differences(firsts: Sequence[Floats], seconds: Sequence[Floats]) -> list[Fl
     return [second_N - first_N for first_N, second_N in zip(firsts, seconds, strict=True)]
 
 
+def _normal_p(z: float) -> float:
+    """Two-sided."""
+    return math.erfc(abs(z) / math.sqrt(2.0))
+
+
 def _flipping_p(differences: Sequence[Floats], weights: Sequence[float]) -> float:
     """Share of all ways to flip the signs of non-zero differences that lead at least as far."""
-    from scipy.stats import binom, norm
+    from scipy.stats import binom
 
     flips: Counter[float] = Counter()
     lead = 0.0
@@ -139,7 +140,7 @@ def _flipping_p(differences: Sequence[Floats], weights: Sequence[float]) -> floa
         lead += weight * float(d_N.sum())
     if math.prod(num + 1 for num in flips.values()) > _MOST_OUTCOMES:
         spread = math.sqrt(sum(weight**2 * num for weight, num in flips.items()))
-        return float(2.0 * norm.sf(abs(lead) / spread))
+        return _normal_p(lead / spread)
     sums_U, chances_U = np.zeros(1), np.ones(1)
     for weight, num in flips.items():
         ups = np.arange(num + 1)

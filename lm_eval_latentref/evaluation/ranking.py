@@ -57,6 +57,7 @@ class Ranking:
         self.rows, self.ranked_by = rows, ranked_by
         self.sign, self.allowed = sign, allowed
         self.notes: list[str] = []
+        self._work = {row.name: _work_of(row, ranked_by) for row in rows}
         self._sampled = [self._has_samples(row) for row in rows]
         self._comparable, self._reference = self._same_work(baseline)
 
@@ -131,9 +132,11 @@ class Ranking:
 
     def _difference(self, first: Row, second: Row) -> tuple[str, str] | None:
         """The first task and field in which two rows' work differs."""
+        mine, others = self._work[first.name], self._work[second.name]
+        if mine is not None and mine == others:
+            return None
         for task in self.ranked_by:
-            mine, others = (row.entry.tasks.get(task, []) for row in (first, second))
-            for a, b in itertools.product(mine, others):
+            for a, b in itertools.product(first.entry.tasks[task], second.entry.tasks[task]):
                 for field in FIELDS:
                     if field not in self.allowed and self._differs(a, b, field):
                         return task, field
@@ -214,6 +217,14 @@ class Ranking:
                 for side in sides
             ]
         return [v[0] if len(v) == 1 else np.stack(v) for v in values]
+
+
+def _work_of(row: Row, ranked_by: Mapping[str, str]) -> list[list[Any]] | None:
+    """All that is compared where no samples say more; None where they do."""
+    tasks = [t for task in ranked_by for t in row.entry.tasks.get(task, ())]
+    if any(task.columns for task in tasks):
+        return None
+    return [[_work(task, field) for field in FIELDS] for task in tasks]
 
 
 def _work(task: Task, field: str) -> Any:

@@ -9,6 +9,7 @@ Compares nothing.
 from __future__ import annotations
 
 import datetime
+import functools
 import json
 import shlex
 from collections.abc import Iterable, Mapping
@@ -39,7 +40,7 @@ class Entry:
     name: str
     runs: list[Run]
 
-    @property
+    @functools.cached_property
     def tasks(self) -> dict[str, list[Task]]:
         """Each task in every run that has it."""
         names = dict.fromkeys(task for run in self.runs for task in run.tasks)
@@ -48,7 +49,12 @@ class Entry:
     @property
     def model(self) -> str:
         """As lm-eval calls it, `hf` and the like in front."""
-        return plain(f"{self.runs[0].model} {self.runs[0].name}".strip())
+        return f"{self.model_class} {plain(self.runs[0].name)}".strip()
+
+    @property
+    def model_class(self) -> str:
+        """hf, vllm, latentref, ..."""
+        return plain(self.runs[0].model)
 
     @property
     def device(self) -> str | None:

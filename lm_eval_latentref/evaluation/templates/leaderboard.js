@@ -39,9 +39,24 @@
         }
         return sign * compare(a.value, b.value) || a.index - b.index;
       });
+      keepWidths();
       body.append(...keyed.map((one) => one.row));
     });
   });
+
+  // Rows in another order need no other columns: with widths as they are, sorting is quick.
+  function keepWidths() {
+    if (table.style.tableLayout) return;
+    const widths = headers.map((header) => header.offsetWidth);
+    table.style.width = `${table.offsetWidth}px`;
+    headers.forEach((header, place) => { header.style.width = `${widths[place]}px`; });
+    table.style.tableLayout = "fixed";
+  }
+  const freeWidths = () => {
+    table.style.tableLayout = table.style.width = "";
+    headers.forEach((header) => { header.style.width = ""; });
+  };
+  window.addEventListener("resize", freeWidths);
 
   const filter = document.getElementById("filter");
   const count = document.getElementById("count");
@@ -55,7 +70,10 @@
   applyFilter();
 
   for (const box of document.querySelectorAll(".columns")) {
-    const apply = () => table.classList.toggle(`no-${box.value}`, !box.checked);
+    const apply = () => {
+      freeWidths();
+      table.classList.toggle(`no-${box.value}`, !box.checked);
+    };
     box.addEventListener("change", apply);
     apply();
   }
