@@ -28,6 +28,11 @@ settings.register_profile("shared-machine", deadline=None)
 settings.load_profile("shared-machine")
 
 
+def pytest_addoption(parser):
+    help = "how many damaged files of each kind are tried (default: as many as take a minute)"
+    parser.addoption("--fuzz_examples", type=int, help=help)
+
+
 @pytest.fixture(autouse=True)
 def logs_can_be_caught(monkeypatch):
     """lm-eval's logging set-up, once it has run in this process, keeps its lines from pytest."""

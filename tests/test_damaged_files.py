@@ -1,0 +1,316 @@
+"""Any damage to any kind of file that is read gives a result or a one-line error, nothing else.
+
+pytest tests/test_damaged_files.py --fuzz_examples 1000      # more of each kind
+"""
+
+from __future__ import annotations
+
+import json
+import pickle
+import shutil
+import sqlite3
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis import strategies as st
+from lm_eval_files import write_run
+from tiny_checkpoints import fresh_model, save_adapter, save_folder, save_raw
+from training_helpers import small_recipe
+
+from lm_eval_latentref.benchmarks import data
+from lm_eval_latentref.checkpoints.loading import load
+from lm_eval_latentref.checkpoints.manifest import Manifest, read_manifest, write_manifest
+from lm_eval_latentref.checkpoints.questions import hash_questions, read_hashes, write_hashes
+from lm_eval_latentref.errors import LatentRefError
+from lm_eval_latentref.evaluation.answers import read_answers
+from lm_eval_latentref.evaluation.baseline import read_baseline, write_baseline
+from lm_eval_latentref.evaluation.golden import answers, read_golden, write_golden
+from lm_eval_latentref.evaluation.journal import read_journal
+from lm_eval_latentref.evaluation.results import read_results, read_run
+from lm_eval_latentref.harness.response_cache import check_files
+from lm_eval_latentref.training.data import read_examples
+from lm_eval_latentref.training.log import read_training
+from lm_eval_latentref.training.loop import train
+from lm_eval_latentref.training.recipe_files import load_recipe
+
+NASTY: list[Any] = [
+    *(None, True, -1, 0, 1.5, 10**30, 10**400, "", "\x1b[31m", "\ud800", "a\nb", "x" * 5000),
+    *([], {}, [None], [[]], {"": {}}, float("nan"), float("inf"), -0.0, "../..", "/", "."),
+]
+
+Damage = Callable[[bytes], bytes]
+
+
+def _cut(at: float) -> Damage:
+    return lambda content: content[: int(at * len(content))]
+
+
+def _overwrite(at: float, piece: bytes) -> Damage:
+    def damage(content: bytes) -> bytes:
+        place = int(at * len(content))
+        return content[:place] + piece + content[place + len(piece) :]
+
+    return damage
+
+
+def _insert(at: float, piece: bytes) -> Damage:
+    return lambda content: (
+        content[: int(at * len(content))] + piece + content[int(at * len(content)) :]
+    )
+
+
+def _replace_value(number: int, nasty: int) -> Damage:
+    """One value of a JSON or YAML file, of a line of JSON lines, becomes another."""
+
+    def damage(content: bytes) -> bytes:
+        text = content.decode("utf-8", "replace")
+        lines = text.splitlines(keepends=True)
+        for candidate in (text, lines[number % len(lines)] if lines else ""):
+            for parse, dump in ((json.loads, json.dumps), (yaml.safe_load, yaml.safe_dump)):
+                try:
+                    value = parse(candidate)
+                except (ValueError, yaml.YAMLError):
+                    continue
+                if isinstance(value, dict | list) and value:
+                    changed = dump(_changed(value, number, NASTY[nasty]))
+                    return text.replace(candidate, changed, 1).encode("utf-8", "surrogatepass")
+        return content[::-1]
+
+    return damage
+
+
+def _changed(value: Any, number: int, nasty: Any) -> Any:
+    """`value` with its entry `number`, or one within that, replaced or removed."""
+    keys = list(value) if isinstance(value, dict) else list(range(len(value)))
+    key, deeper = keys[number % len(keys)], number // len(keys)
+    inner = value[key]
+    if isinstance(inner, dict | list) and inner and deeper % 3:
+        return _with(value, key, _changed(inner, deeper, nasty))
+    if deeper % 7 == 6 and isinstance(value, dict):
+        return {other: value[other] for other in keys if other != key}
+    return _with(value, key, nasty)
+
+
+def _with(value: Any, key: Any, new: Any) -> Any:
+    if isinstance(value, dict):
+        return {**value, key: new}
+    return [*value[:key], new, *value[key + 1 :]]
+
+
+PLACES = st.floats(0, 1, exclude_max=True)
+PIECES = st.one_of(
+    st.binary(min_size=1, max_size=8),
+    st.sampled_from([b"\xff", b"\x00" * 64, b"[" * 5000, b"{" * 5000, b"9" * 400, b"NaN"]),
+)
+DAMAGES: st.SearchStrategy[Damage] = st.one_of(
+    st.builds(_cut, PLACES),
+    st.builds(_overwrite, PLACES, PIECES),
+    st.builds(_insert, PLACES, PIECES),
+    st.builds(_replace_value, st.integers(0, 10_000), st.integers(0, len(NASTY) - 1)),
+)
+
+
+# What is read: for each kind, a function that makes a folder, the file in it that is damaged, and
+# a function that reads the folder. ---------------------------------------------------------------
+
+
+def _make_model(folder: Path) -> None:
+    save_folder(fresh_model("llama"), folder, markers=False)
+    write_manifest(folder, Manifest(latent_steps=2))
+
+
+def _read_model(folder: Path) -> None:
+    load(str(folder), device="cpu")
+
+
+def _make_adapter(folder: Path) -> None:
+    base = save_folder(fresh_model("llama"), folder / "base", markers=False)
+    save_adapter(base, folder / "adapter", seed=1)
+
+
+def _make_raw(folder: Path) -> None:
+    save_folder(fresh_model("llama"), folder / "base", markers=False)
+    save_raw(fresh_model("llama", seed=2).state_dict(), folder / "raw.pt")
+
+
+def _make_rows(folder: Path) -> None:
+    row = {"Problem": "What is 1 + 1?", "options": "a ) 1 , b ) 2 , c ) 3 , d ) 4 , e ) 5"}
+    (folder / "mathqa").mkdir()
+    lines = [json.dumps({**row, "correct": "b", "Rationale": "", "category": "x"})] * 3
+    (folder / "mathqa" / "test.jsonl").write_text("\n".join(lines) + "\n")
+
+
+def _make_examples(folder: Path) -> None:
+    rows = [{"question": "q", "steps": ["s", "t"], "answer": "a"}] * 3
+    (folder / "train.json").write_text(json.dumps(rows, indent=1))
+
+
+def _make_run(folder: Path) -> None:
+    write_run(folder, {"t": {"acc": [0, 1, 1]}})
+
+
+def _read_run(folder: Path) -> None:
+    problems = read_results([folder]).problems
+    assert all("\n" not in str(problem) for problem in problems)
+    read_run(next(folder.rglob("results*.json")))
+
+
+def _make_golden(folder: Path) -> None:
+    write_run(folder / "run", {"t": {"acc": [0, 1, 1]}})
+    files = {"t": next((folder / "run").rglob("samples_*.jsonl"))}
+    write_golden(folder / "golden.json", answers(files), made_with={"torch": "2"})
+
+
+def _make_baseline(folder: Path) -> None:
+    values = {("mathqa", "acc,none"): {"value": 0.25, "stderr": 0.01}}
+    write_baseline(folder / "baseline.yaml", values, {"model_name": "m", "limit": 10})
+
+
+def _make_cache(folder: Path) -> None:
+    with sqlite3.connect(folder / "cache_rank0.db") as connection:
+        connection.execute("CREATE TABLE unnamed (key TEXT PRIMARY KEY, value BLOB)")
+        answer = pickle.dumps((-1.5, True))
+        connection.execute("INSERT INTO unnamed VALUES ('k', ?)", (answer,))
+    connection.close()
+
+
+def _make_training(folder: Path) -> None:
+    train(small_recipe(folder / "out", phases=["cot"], cot_epochs=2))
+
+
+def _read_recipe(folder: Path) -> None:
+    load_recipe(str(folder / "out" / "recipe.yaml"))
+
+
+def _go_on(folder: Path) -> None:
+    train(small_recipe(folder / "out", phases=["cot"], cot_epochs=2))
+
+
+def _make_hashes(folder: Path) -> None:
+    write_hashes(folder, hash_questions(["a?", "b?"]))
+
+
+def _make_journal(folder: Path) -> None:
+    (folder / "journal.jsonl").write_text('{"key": "a", "values": [1.5]}\n{"key": "b"}\n')
+
+
+Kind = tuple[Callable[[Path], None], str, Callable[[Path], Any]]
+
+KINDS: dict[str, Kind] = {
+    "latentref.json": (
+        _make_model,
+        "latentref.json",
+        lambda f: read_manifest(f / "latentref.json"),
+    ),
+    "config.json": (_make_model, "config.json", _read_model),
+    "generation_config.json": (_make_model, "generation_config.json", _read_model),
+    "tokenizer.json": (_make_model, "tokenizer.json", _read_model),
+    "tokenizer_config.json": (_make_model, "tokenizer_config.json", _read_model),
+    "model.safetensors": (_make_model, "model.safetensors", _read_model),
+    "adapter_config.json": (
+        *(_make_adapter, "adapter/adapter_config.json"),
+        lambda f: load(str(f / "adapter"), device="cpu"),
+    ),
+    "adapter_model.safetensors": (
+        *(_make_adapter, "adapter/adapter_model.safetensors"),
+        lambda f: load(str(f / "adapter"), device="cpu"),
+    ),
+    "state dict": (
+        *(_make_raw, "raw.pt"),
+        lambda f: load(str(f / "base"), weights=str(f / "raw.pt"), device="cpu"),
+    ),
+    "data rows": (_make_rows, "mathqa/test.jsonl", lambda f: data.load_split("mathqa", "test")),
+    "training data": (
+        *(_make_examples, "train.json"),
+        lambda f: read_examples(str(f / "train.json")),
+    ),
+    "results": (_make_run, "results*.json", _read_run),
+    "samples": (_make_run, "samples*.jsonl", _read_run),
+    "compared samples": (_make_run, "samples*.jsonl", lambda f: read_answers(str(f))),
+    "golden": (_make_golden, "golden.json", lambda f: read_golden(f / "golden.json")),
+    "baseline": (_make_baseline, "baseline.yaml", lambda f: read_baseline(f / "baseline.yaml")),
+    "response cache": (_make_cache, "cache_rank0.db", lambda f: check_files(str(f / "cache"))),
+    "question hashes": (
+        *(_make_hashes, "trained_questions.npy"),
+        lambda f: read_hashes(f / "trained_questions.npy"),
+    ),
+    "journal": (_make_journal, "journal.jsonl", lambda f: read_journal(f / "journal.jsonl")),
+    "recipe": (_make_training, "out/recipe.yaml", _read_recipe),
+    "metrics": (_make_training, "out/metrics.jsonl", lambda f: read_training(str(f / "out"))),
+    "training_data.yaml": (
+        *(_make_training, "out/training_data.yaml"),
+        lambda f: read_training(str(f / "out")),
+    ),
+    "training state": (_make_training, "out/training_state.pt", _go_on),
+}
+
+SLOW = {"training state": 10}
+"""Kinds that take long to read, with the examples of each that a short run tries."""
+
+
+def _message(read: Callable[[Path], Any], folder: Path) -> str:
+    try:
+        read(folder)
+    except LatentRefError as error:
+        return str(error)
+    return ""
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_any_damage_gives_a_result_or_one_line(tmp_path, monkeypatch, once_a_run, request, kind):
+    make, name, read = KINDS[kind]
+    whole = once_a_run(f"damaged-{make.__name__}", make)
+    (file,) = whole.rglob(Path(name).name) if "*" in name else [whole / name]
+    content = file.read_bytes()
+    monkeypatch.setenv("LATENTREF_DATA", str(tmp_path / "copy"))
+    examples = request.config.getoption("fuzz_examples") or SLOW.get(kind, 40)
+
+    @settings(
+        max_examples=examples,
+        derandomize=True,
+        database=None,
+        phases=[Phase.generate],
+        suppress_health_check=list(HealthCheck),
+    )
+    @given(DAMAGES)
+    def check(damage: Damage) -> None:
+        copy = tmp_path / "copy"
+        shutil.rmtree(copy, ignore_errors=True)
+        shutil.copytree(whole, copy)
+        (copy / file.relative_to(whole)).write_bytes(damage(content))
+        message = _message(read, copy)
+        assert "\n" not in message
+        assert "\x1b" not in message
+
+    read(whole if kind != "data rows" else Path(shutil.copytree(whole, tmp_path / "copy")))
+    check()
+
+
+@pytest.mark.parametrize(
+    "tensor",
+    [
+        torch.zeros(8, 16, dtype=torch.int64),
+        torch.zeros(8, 16, dtype=torch.complex64),
+        torch.zeros(()),
+        torch.zeros(8, 16).to_sparse(),
+    ],
+    ids=["integers", "complex", "0-dimensional", "sparse"],
+)
+def test_a_state_dict_of_other_tensors_is_refused(tmp_path, tensor):
+    base = save_folder(fresh_model("llama"), tmp_path / "base", markers=False)
+    state = fresh_model("llama").state_dict()
+    raw = save_raw({**state, "model.norm.weight": tensor}, tmp_path / "raw.pt")
+    with pytest.raises(LatentRefError, match=r"model\.norm\.weight"):
+        load(base, weights=raw, device="cpu")
+
+
+def test_hashes_of_another_shape_are_refused(tmp_path):
+    np.save(tmp_path / "trained_questions.npy", np.zeros((2, 2), dtype="<u8"))
+    with pytest.raises(LatentRefError, match=r"trained_questions\.npy"):
+        read_hashes(tmp_path / "trained_questions.npy")
