@@ -16,10 +16,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 
 from lm_eval_latentref.checkpoints import vocabulary
-from lm_eval_latentref.checkpoints.files import one_line
+from lm_eval_latentref.checkpoints.files import one_line, reading
 from lm_eval_latentref.checkpoints.folders import TOKENIZER_FILES, Folder
 from lm_eval_latentref.checkpoints.sources import Source
 from lm_eval_latentref.checkpoints.state_dicts import RawStateDict, read_raw
@@ -104,10 +103,7 @@ def open_model(load_model: ModelLoader, source: Source) -> Any:
         model = load_model(source)
     except (LatentRefError, torch.OutOfMemoryError):
         raise
-    except (
-        *(OSError, RuntimeError, ValueError, KeyError, TypeError, AttributeError, ImportError),
-        SafetensorError,
-    ) as error:
+    except Exception as error:  # damaged files raise every kind
         raise LatentRefError(
             f"the model of {source.name or source.base} cannot be loaded ({one_line(error)}); "
             "check its files and the loading arguments"
@@ -121,7 +117,8 @@ def open_config(source: Source, role: str, trust_remote_code: bool = False) -> A
     from transformers import AutoConfig
 
     label = f"{role}={source.name or source.base}"
-    try:
+    advice = "give a folder made by save_pretrained or a hub id"
+    with reading(f"the configuration of {label}", advice):
         config = _read_once(
             lambda: AutoConfig.from_pretrained(
                 source.base, **_where(source), trust_remote_code=trust_remote_code
@@ -129,12 +126,7 @@ def open_config(source: Source, role: str, trust_remote_code: bool = False) -> A
             source,
             "config",
         )
-    except (OSError, ValueError, KeyError, RuntimeError) as error:
-        raise LatentRefError(
-            f"the configuration of {label} cannot be read ({one_line(error)}); give a folder made "
-            "by save_pretrained or a hub id"
-        ) from error
-    _check_causal(config, label)
+        _check_causal(config, label)
     return config
 
 
@@ -145,16 +137,12 @@ def open_tokenizer(source: Source, trust_remote_code: bool = False, **kwargs: An
     at = {} if source.tokenizer is not None else _where(source)
     name = source.tokenizer or source.base
     options = {**at, "trust_remote_code": trust_remote_code, **kwargs}
-    try:
+    advice = "add its files to the checkpoint or name another with tokenizer="
+    with reading(f"the tokenizer of {name}", advice):
         if source.tokenizer is not None:
             return AutoTokenizer.from_pretrained(name, **options)
         what = f"tokenizer {sorted(options.items(), key=str)}"
         return _read_once(lambda: AutoTokenizer.from_pretrained(name, **options), source, what)
-    except (OSError, ValueError, KeyError, RuntimeError) as error:
-        raise LatentRefError(
-            f"the tokenizer of {name} cannot be loaded ({one_line(error)}); add its files to the "
-            "checkpoint or name another with tokenizer="
-        ) from error
 
 
 def has_tokenizer(source: Source) -> bool:

@@ -138,7 +138,7 @@ def _parse_integer(name: str, value: Any) -> int:
     domain = "an integer >= 1" if name == "search_steps" else "an integer >= 0"
     try:
         number = float(value)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         number = math.nan
     whole = math.isfinite(number) and number == int(number) and not isinstance(value, bool)
     _check(whole, name, value, domain)
@@ -149,7 +149,7 @@ def _parse_number(name: str, value: Any) -> float:
     domain = "a number in [0, 1]" if name == "memory_rate" else "a finite number"
     try:
         return float(value)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         raise LatentRefError(f"{name}={value}: it must be {domain}") from None
 
 

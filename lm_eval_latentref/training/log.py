@@ -10,7 +10,6 @@ model.
 
 from __future__ import annotations
 
-import json
 import logging
 import math
 import shlex
@@ -21,6 +20,7 @@ from typing import Any
 
 import yaml
 
+from lm_eval_latentref.checkpoints.files import read_json_lines, read_yaml, reading
 from lm_eval_latentref.checkpoints.manifest import MANIFEST_NAME, read_manifest
 from lm_eval_latentref.checkpoints.packaged import without_place
 from lm_eval_latentref.errors import LatentRefError
@@ -34,7 +34,7 @@ logger = logging.getLogger(__name__)
 METRICS = "metrics.jsonl"
 DATA = "training_data.yaml"
 RECIPE = "recipe.yaml"
-_MISREAD = (OSError, ValueError, KeyError, TypeError, AttributeError)
+_ADVICE = "remove it, for it is not what `latentref train` writes"
 
 MOST_OVERRIDES = 6
 """Of a packaged recipe; a run that differs in more is told by its own recipe file."""
@@ -65,8 +65,8 @@ def read_training(folder: str) -> TrainingLog | None:
     seconds: dict[str, float] = {}
     losses: dict[str, list[float]] = {}
     epochs = []
-    try:
-        for line in map(json.loads, path.read_text(encoding="utf-8").splitlines()):
+    with reading(path, _ADVICE):
+        for _, line in read_json_lines(path, _ADVICE):
             spent = line["seconds"] + line["validation_seconds"]
             seconds[line["phase"]] = seconds.get(line["phase"], 0.0) + spent
             stage = line["phase"]
@@ -75,10 +75,6 @@ def read_training(folder: str) -> TrainingLog | None:
             if line["phase"] == "cot":
                 num = line["validation_problems"]
                 epochs.append(Epoch(line["epoch"], round(line["validation_accuracy"] * num), num))
-    except _MISREAD as error:
-        raise LatentRefError(
-            f"{path} is not what `latentref train` writes ({error!r}); remove it"
-        ) from error
     references, data = _references(folder, epochs), _data(Path(folder) / DATA)
     return TrainingLog(seconds=seconds, losses=losses, references=references, data=data)
 
@@ -108,16 +104,12 @@ def retrain_command(folder: str) -> str | None:
 def _data(path: Path) -> dict[str, dict[str, int]]:
     if not path.is_file():
         return {}
-    try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    content = read_yaml(path, _ADVICE)
+    with reading(path, _ADVICE):
         return {
             name: {what: int(counts[what]) for what in ("problems", "removed")}
             for name, counts in content.items()
         }
-    except (*_MISREAD, yaml.YAMLError) as error:
-        raise LatentRefError(
-            f"{path} is not what `latentref train` writes ({error!r}); remove it"
-        ) from error
 
 
 def _references(folder: str, epochs: Sequence[Epoch]) -> dict[str, Epoch]:
