@@ -383,49 +383,53 @@ def data(args: argparse.Namespace) -> int:
 def sweep(args: argparse.Namespace) -> int:
     """Tries settings on a dev split; prints the table, then one JSON line."""
     from lm_eval_latentref.evaluation.provenance import command
-    from lm_eval_latentref.evaluation.sweep import sweep
-    from lm_eval_latentref.evaluation.sweep_report import as_text, last_line, save
+    from lm_eval_latentref.evaluation.report import sweep_page
+    from lm_eval_latentref.evaluation.sweep import last_line, save_sweep, sweep
 
     names = ("task", "output", "limit", "seed", "write", "include_path", "latent_steps")
     grids = ("memory_rates", "step_sizes", "search_steps")
     # One row at a time, as lm-eval begins with, would undo most of what a sweep saves.
     model_args = {"batch_size": 32, **_model_arguments(args)}
     result = sweep(model_args, metadata=_metadata(args.metadata), **_given(args, *names, *grids))
-    save(result, args.output, command=command())
-    print(as_text(result))
+    print(sweep_page(save_sweep(result, args.output, command=command())))
+    if result.written:
+        print(f"Written into {result.written}")
     print(json.dumps(last_line(result)))
     return 0
 
 
 def study(args: argparse.Namespace) -> int:
     """Writes the results' page, or the page of several tasks, and prints it."""
-    from lm_eval_latentref.evaluation import overview, pages, study_report
+    from lm_eval_latentref.evaluation.contents import save_studies, save_study
     from lm_eval_latentref.evaluation.provenance import command
+    from lm_eval_latentref.evaluation.report import OVERVIEW, STUDY, check_kind
     from lm_eval_latentref.evaluation.study import run_studies
 
     names = ("work", "latent_steps", "memory_rates", "step_sizes", "limit", "dev_limit", "margins")
     options = _given(args, *names, "seed", "batch_size", "device", "dtype")
-    pages.check_kind(args.output, (overview if len(args.task) > 1 else study_report).FORMAT)
+    check_kind(args.output, OVERVIEW if len(args.task) > 1 else STUDY)
     studies = run_studies(args.folders, tasks=args.task, **options)
     if len(studies) > 1:
-        print(overview.save(studies, args.output, command=command()))
+        print(save_studies(studies, args.output, command=command()))
     else:
-        study_report.save(studies[0], args.output, command=command())
-        print(study_report.as_markdown(studies[0], command=command()))
+        print(save_study(studies[0], args.output, command=command()))
     return 0
 
 
 def thoughts(args: argparse.Namespace) -> int:
     """Writes what thoughts read as before and after refinement, and prints it."""
-    from lm_eval_latentref.evaluation.cases import study_cases
-    from lm_eval_latentref.evaluation.cases_report import as_markdown, check_file, save
     from lm_eval_latentref.evaluation.provenance import command
+    from lm_eval_latentref.evaluation.thoughts import (
+        check_file,
+        save_thoughts,
+        study_cases,
+        thoughts_json,
+    )
 
     names = ("task", "work", "num", "latent_steps", "memory_rate", "step_size", "limit")
     check_file(args.output)
     found = study_cases(args.folder, **_given(args, *names, "batch_size", "device", "dtype"))
-    save(found, args.output, command=command())
-    print(as_markdown(found, command=command()))
+    print(save_thoughts(thoughts_json(found, command=command()), args.output))
     return 0
 
 

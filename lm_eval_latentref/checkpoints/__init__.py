@@ -1,1 +1,4 @@
-"""Checkpoints: what their names mean, how they are opened, checked and converted."""
+"""Names to models: hub ids, folders, adapters, GGUF files, raw state dicts; and `convert`.
+
+A name is resolved to a plan, checked, and opened strictly. Knows no benchmark and no lm-eval.
+"""

@@ -20,11 +20,14 @@ from lm_eval_latentref.latent.config import RefinementConfig
 logger = logging.getLogger(__name__)
 
 
-def plan_run(options: Mapping[str, Any], **names: Any) -> tuple[SetPlan, RefinementConfig]:
+def plan_run(
+    options: Mapping[str, Any], *, resolved: SetPlan | None = None, **names: Any
+) -> tuple[SetPlan, RefinementConfig]:
     """The checkpoints to load, references only if they are used, and the refinement.
 
     Args:
         options: fields of `RefinementConfig` as given; they win over latentref.json.
+        resolved: what `names` stand for, where that is known already.
         names: the arguments of `resolve`.
 
     Raises LatentRefError for a name that stands for nothing, a value outside its domain, or a
@@ -33,7 +36,7 @@ def plan_run(options: Mapping[str, Any], **names: Any) -> tuple[SetPlan, Refinem
     given = {k: v for k, v in options.items() if v is not None or k == "latent_markers"}
     # lm-eval's command line makes numbers of names such as 100.
     names = {k: v if v is None else str(v) for k, v in names.items()}
-    plan = resolve(**names, explicit=given)
+    plan = resolved or resolve(**names, explicit=given)
     config = RefinementConfig.parse({**plan.settings, **given})
     _check_references(plan, config)
     if not config.searches and (plan.strong or plan.weak):

@@ -13,15 +13,17 @@ from typing import Any
 import numpy as np
 
 from lm_eval_latentref.checkpoints.questions import Hashes, hash_questions, read_hashes
-from lm_eval_latentref.checkpoints.sets import resolve
+from lm_eval_latentref.checkpoints.sets import SetPlan, resolve
 
 
-def learnt_from(**names: Any) -> tuple[frozenset[str], Hashes]:
+def learnt_from(*, resolved: SetPlan | None = None, **names: Any) -> tuple[frozenset[str], Hashes]:
     """The splits and the questions' hashes; `names` are the arguments of `resolve`.
+
+    `resolved` is what they stand for, where that is known already.
 
     Raises LatentRefError for a name that stands for nothing, and for hashes that cannot be read.
     """
-    plan = resolve(**names)
+    plan = resolved or resolve(**names)
     # References that latentref.json names were trained together with the backbone.
     given = [
         names[role]

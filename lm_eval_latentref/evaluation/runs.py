@@ -108,11 +108,10 @@ class Run:
         return float(seconds / len(self.values))
 
     @property
-    def peak_memory(self) -> int:
-        """Bytes: of tensors on the GPUs if there are any, else of the process."""
-        peaks = dict(self.cost["peak_memory_bytes"])
-        host = peaks.pop("host", 0)
-        return int(sum(peaks.values()) or host)
+    def peak_memory(self) -> int | None:
+        """Bytes of tensors on the GPUs; None on a CPU, where memory of earlier runs would count."""
+        peaks = self.cost["peak_memory_bytes"]
+        return sum(num for place, num in peaks.items() if place != "host") or None
 
     @property
     def majority(self) -> float:

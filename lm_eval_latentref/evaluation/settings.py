@@ -73,9 +73,13 @@ class Setting:
         return ROWS[(self.memory_rate != 0) + 2 * (self.step_size != 0)]
 
     @property
+    def eta(self) -> str:
+        """The step size, `0.3*d/2`."""
+        return str(HalfWidths(self.step_size)) if self.step_size else "0"
+
+    @property
     def label(self) -> str:
-        eta = HalfWidths(self.step_size) if self.step_size else 0
-        label = f"T={self.latent_steps} alpha={self.memory_rate:g} eta={eta}"
+        label = f"T={self.latent_steps} alpha={self.memory_rate:g} eta={self.eta}"
         return label if self.search_steps == 1 else f"{label} S={self.search_steps}"
 
     @property
@@ -85,7 +89,7 @@ class Setting:
             [
                 f"latent_steps={self.latent_steps}",
                 f"memory_rate={self.memory_rate:g}",
-                f"search_step_size={HalfWidths(self.step_size) if self.step_size else 0}",
+                f"search_step_size={self.eta}",
                 f"search_steps={self.search_steps}",
             ]
         )

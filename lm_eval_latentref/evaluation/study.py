@@ -5,12 +5,11 @@
 
 Settings of the refined rows are chosen by a sweep of each task's dev split; its test split is
 evaluated once with each. What is finished is kept in `work`, so the same call goes on where one
-stopped. Deliberately knows no table layout: that is `study_report`.
+stopped. Its tables are in `report`.
 """
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -28,11 +27,11 @@ from lm_eval_latentref.errors import LatentRefError
 from lm_eval_latentref.evaluation.compare import Comparison, compare
 from lm_eval_latentref.evaluation.dev_tasks import load_task
 from lm_eval_latentref.evaluation.provenance import command
+from lm_eval_latentref.evaluation.report import SWEEP_RESULTS
 from lm_eval_latentref.evaluation.runs import Run, Runs
 from lm_eval_latentref.evaluation.settings import Grid
-from lm_eval_latentref.evaluation.sweep import load_model, sweep
+from lm_eval_latentref.evaluation.sweep import load_model, save_sweep, sweep
 from lm_eval_latentref.evaluation.sweep_model import SweepModel
-from lm_eval_latentref.evaluation.sweep_report import RESULT_NAME, save
 from lm_eval_latentref.training.log import TrainingLog, read_training, retrain_command
 
 COCONUT = "Coconut"
@@ -258,7 +257,7 @@ class _SetStudy:
                 trained_on=tuple(manifest.trained_on or ()),
                 rows=_compared(runs[task], seed=self.options.seed),
                 sweep=_short(swept[task]),
-                heat_map=(self._sweep_folder(task) / RESULT_NAME).with_suffix(".png"),
+                heat_map=(self._sweep_folder(task) / SWEEP_RESULTS).with_suffix(".png"),
                 weights_file=_weights_file(self.folder),
                 trainings=trainings,
                 train_commands=self._train_commands(trainings),
@@ -330,9 +329,7 @@ class _SetStudy:
             seed=options.seed,
             model=self._model,
         )
-        save(result, work, command=command())
-        content: dict[str, Any] = json.loads((work / RESULT_NAME).read_text(encoding="utf-8"))
-        return content
+        return save_sweep(result, work, command=command())
 
 
 @dataclass(frozen=True)

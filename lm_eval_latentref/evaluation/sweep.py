@@ -5,17 +5,22 @@
     result.choice.recommended.setting.label
 
 Models are loaded once and contexts read once; finished work is kept in OUTPUT/sweep.jsonl, so the
-same call goes on where an interrupted one stopped. Deliberately prints nothing: that is
-`sweep_report`.
+same call goes on where an interrupted one stopped. What is printed is in `report`.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import json
+import logging
+import math
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from lm_eval_latentref.checkpoints.loading import resolve
 from lm_eval_latentref.checkpoints.manifest import (
@@ -26,12 +31,19 @@ from lm_eval_latentref.checkpoints.manifest import (
 )
 from lm_eval_latentref.checkpoints.questions import Hashes
 from lm_eval_latentref.checkpoints.record import learnt_from
+from lm_eval_latentref.checkpoints.sets import SetPlan
 from lm_eval_latentref.errors import LatentRefError, saving
 from lm_eval_latentref.evaluation.dev_tasks import DevTask, load_dev_task
-from lm_eval_latentref.evaluation.settings import Choice, Grid, Outcome, Setting, choose
+from lm_eval_latentref.evaluation.plots import heat_map
+from lm_eval_latentref.evaluation.provenance import machine, versions
+from lm_eval_latentref.evaluation.report import SWEEP, SWEEP_RESULTS
+from lm_eval_latentref.evaluation.settings import RULE, Choice, Grid, Outcome, Setting, choose
+from lm_eval_latentref.evaluation.statistics import Interval, mcnemar, mean_intervals
 from lm_eval_latentref.evaluation.sweep_model import SweepModel
 from lm_eval_latentref.evaluation.sweep_run import SWEPT, Cost, GridRun
 from lm_eval_latentref.latent.config import RefinementConfig
+
+logger = logging.getLogger(__name__)
 
 MEMORY_RATES = (0.1, 0.3, 0.5, 0.7)
 STEP_SIZES = (0.03, 0.1, 0.3, 1.0)
@@ -104,7 +116,7 @@ def sweep(
         trained_questions=started.trained_questions,
     )
     grid = started.grid
-    model = model or load_model(model_args, grid)
+    model = model or load_model(model_args, grid, resolved=started.plan)
     run = GridRun(model, dev_task, grid.settings())
     cost = run.fill(Path(output) / JOURNAL_NAME)
     outcomes, overflowed = run.outcomes()
@@ -122,14 +134,16 @@ def sweep(
     )
 
 
-def load_model(model_args: Mapping[str, Any], grid: Grid) -> SweepModel:
+def load_model(
+    model_args: Mapping[str, Any], grid: Grid, *, resolved: SetPlan | None = None
+) -> SweepModel:
     """The checkpoints with what any setting of `grid` needs."""
     needed = {
         "latent_steps": max(grid.latent_steps),
         "search_step_size": float(any(grid.step_sizes)),
     }
     # What lm-eval's command line gives; without a GPU it means the CPU.
-    return SweepModel(**{"device": "cuda:0", **model_args, **needed})
+    return SweepModel(**{"device": "cuda:0", **model_args, **needed, "resolved": resolved})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -137,6 +151,7 @@ class _Start:
     """What is known, and checked, before anything large is loaded."""
 
     grid: Grid
+    plan: SetPlan
     folder: Path
     """Where latentref.json is or would be."""
     manifest: Manifest
@@ -176,9 +191,10 @@ class _Start:
             search_steps=tuple(search_steps),
         )
         manifest = read_manifest(path) if path.is_file() else Manifest()
-        splits, questions = learnt_from(**names)
+        splits, questions = learnt_from(resolved=plan, **names)
         return cls(
             grid=grid,
+            plan=plan,
             folder=folder,
             manifest=manifest,
             trained_on=splits,
@@ -227,3 +243,101 @@ def _relative(path: Path, folder: Path) -> str:
         return path.resolve().relative_to(folder.resolve()).as_posix()
     except ValueError:
         return str(path.resolve())
+
+
+def save_sweep(result: Sweep, folder: str | os.PathLike[str], *, command: str) -> dict[str, Any]:
+    """Writes sweep.json and, where matplotlib is there, sweep.png; returns the JSON values."""
+    path, content = Path(folder) / SWEEP_RESULTS, sweep_json(result, command=command)
+    with saving(path):
+        path.write_text(json.dumps(content, indent=1) + "\n", "utf-8")
+    title = f"{result.task.name}, {len(result.task.documents)} documents"
+    try:
+        with saving(path.with_suffix(".png")):
+            heat_map(result.outcomes, path.with_suffix(".png"), title=title)
+    except LatentRefError as error:
+        # The work is done and saved: a missing extra is no reason to fail now.
+        logger.warning("%s; the same command then draws it, nothing is run again", error)
+    return content
+
+
+def sweep_json(result: Sweep, *, command: str) -> dict[str, Any]:
+    """What was asked, by what, on what, each document's outcome, the verdict."""
+    choice, task = result.choice, result.task
+    intervals = _against_plain(result)
+    return {
+        "format": SWEEP,
+        "command": command,
+        "versions": versions(),
+        "machine": machine(),
+        "seed": result.seed,
+        "model": result.model,
+        "task": {
+            "name": task.name,
+            "version": task.version,
+            "free_answers": task.is_free,
+            "splits": task.splits,
+            "documents": [one.doc_id for one in task.documents],
+            "hashes": {one.doc_id: one.doc_hash for one in task.documents},
+        },
+        "settings": [
+            _setting_json(result, outcome, interval)
+            for outcome, interval in zip(result.outcomes, intervals, strict=True)
+        ],
+        "overflowed": {one.label: num for one, num in result.overflowed.items()},
+        "best": {row: one.setting.label for row, one in choice.best.items()},
+        "recommended": choice.recommended.setting.label,
+        "rule": RULE,
+        "best_of_all": choice.best_of_all.setting.label,
+        "rivals": [
+            {**dataclasses.asdict(rival), "setting": rival.setting.label} for rival in choice.rivals
+        ],
+        "smallest_effect": {
+            "accuracy": choice.smallest_accuracy,
+            "margin": _finite(choice.smallest_margin),
+        },
+        "cost": dataclasses.asdict(result.cost),
+        "written": result.written is not None,
+    }
+
+
+def _setting_json(result: Sweep, outcome: Outcome, interval: Interval) -> dict[str, Any]:
+    plain = result.choice.best["plain"]
+    return {
+        "label": outcome.setting.label,
+        "row": outcome.setting.row,
+        "step_size_in_half_d": outcome.setting.step_size,
+        **dataclasses.asdict(result.configs[outcome.setting]),
+        "accuracy": outcome.accuracy,
+        "accuracy_stderr": _finite(outcome.accuracy_error),
+        "margin": outcome.margin,
+        "margin_stderr": _finite(outcome.margin_error),
+        "margin_against_plain": dataclasses.asdict(interval),
+        "mcnemar_against_plain": dataclasses.asdict(mcnemar(plain.correct, outcome.correct)),
+        "correct": [int(one) for one in outcome.correct],
+        "margins": list(outcome.margins),
+    }
+
+
+def _against_plain(result: Sweep) -> list[Interval]:
+    """Of each setting's mean margin minus the best plain one's, each for itself."""
+    plain = result.choice.best["plain"]
+    margins_SN = np.array([one.margins for one in result.outcomes])
+    return mean_intervals(margins_SN - np.array(plain.margins), seed=result.seed)
+
+
+def last_line(result: Sweep) -> dict[str, Any]:
+    """What a script wants to know, for the last line of a sweep's output."""
+    recommended = result.choice.recommended
+    return {
+        "task": result.task.name,
+        "recommended": dataclasses.asdict(result.configs[recommended.setting]),
+        "accuracy": recommended.accuracy,
+        "margin": recommended.margin,
+        "best": {row: one.setting.label for row, one in result.choice.best.items()},
+        "seconds": round(result.cost.seconds, 3),
+    }
+
+
+def _finite(value: float) -> float | None:
+    """A number as JSON has it: none that is infinite."""
+    return value if math.isfinite(value) else None

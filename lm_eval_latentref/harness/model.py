@@ -12,7 +12,7 @@ from __future__ import annotations
 import inspect
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -103,7 +103,7 @@ class LatentRefLM(GeneratingLM):
             self._take_loaded(pretrained)
         else:
             text = tokenizer if isinstance(tokenizer, str) else None
-            self._plan, self._refinement = plan_run(
+            self._plan, self._refinement = self.find_plan(
                 options, pretrained=pretrained, tokenizer=text, **names
             )
             backbone = self._plan.backbone
@@ -119,6 +119,12 @@ class LatentRefLM(GeneratingLM):
         self.reasoner.accounting.loaded(time.perf_counter() - started)
         if self.rank == 0:
             logger.info("latentref: %s", self.reasoner.describe())
+
+    def find_plan(
+        self, options: Mapping[str, Any], **names: Any
+    ) -> tuple[SetPlan, RefinementConfig]:
+        """The checkpoints to load and the refinement; a subclass may know what is named already."""
+        return plan_run(options, **names)
 
     def _set_up(self, pretrained: str | PreTrainedModel, **arguments: Any) -> None:
         prepare_processes()

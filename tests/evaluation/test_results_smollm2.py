@@ -6,6 +6,8 @@ The figures that FINDINGS.md quotes are looked up by `test_results`.
 from __future__ import annotations
 
 import json
+import runpy
+import shutil
 from pathlib import Path
 
 import pytest
@@ -155,3 +157,12 @@ def test_the_case_studies_move_as_their_findings_say():
     assert len(moves) == 48
     mixed = [move for number, move in enumerate(moves) if number % 6]  # the first one never is
     assert all(min(move) > 0 for move in mixed)
+
+
+def test_every_page_is_what_its_json_says(tmp_path):
+    script = FOLDER.parent / "pages.py"
+    copy = shutil.copytree(FOLDER, tmp_path / FOLDER.name)
+    runpy.run_path(str(script))["main"](copy)
+    for page in FOLDER.rglob("*.md"):
+        made = copy / page.relative_to(FOLDER)
+        assert made.read_text("utf-8") == page.read_text("utf-8"), page

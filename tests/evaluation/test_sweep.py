@@ -12,12 +12,14 @@ import lm_eval
 import numpy as np
 import pytest
 import yaml
+from lm_eval.api.task import ConfigurableTask
 from lm_eval.tasks import TaskManager
 from tiny import tiny_model, tiny_tokenizer
 from training_helpers import small_recipe
 
 from lm_eval_latentref.benchmarks import published
 from lm_eval_latentref.benchmarks.graph import generate
+from lm_eval_latentref.checkpoints import sets
 from lm_eval_latentref.checkpoints.convert import convert
 from lm_eval_latentref.checkpoints.loading import resolve
 from lm_eval_latentref.checkpoints.manifest import Manifest, read_manifest, write_manifest
@@ -27,9 +29,9 @@ from lm_eval_latentref.errors import LatentRefError
 from lm_eval_latentref.evaluation import sweep_model
 from lm_eval_latentref.evaluation.dev_tasks import load_dev_task
 from lm_eval_latentref.evaluation.journal import read_journal
+from lm_eval_latentref.evaluation.report import sweep_page
 from lm_eval_latentref.evaluation.settings import Setting
-from lm_eval_latentref.evaluation.sweep import sweep
-from lm_eval_latentref.evaluation.sweep_report import as_json, as_text, save
+from lm_eval_latentref.evaluation.sweep import save_sweep, sweep, sweep_json
 from lm_eval_latentref.harness.model import LatentRefLM
 from lm_eval_latentref.latent.reasoner import Reasoner
 from lm_eval_latentref.training.loop import train
@@ -98,6 +100,27 @@ def finished(folders, tasks, tmp_path_factory):
 def test_what_settings_share_is_run_once(finished):
     # Three batches: the context with the first thought for all; two more thoughts for each of two.
     assert finished.cost.forwards["strong"] == 3 * (1 + 2 * 2)
+
+
+def test_a_sweep_resolves_its_names_once_and_builds_its_task_once(
+    folders, tasks, tmp_path, monkeypatch
+):
+    resolved, built = [], []
+    find, build = sets._backbone, ConfigurableTask.__init__
+
+    def finding(name, *others):
+        resolved.append(name)
+        return find(name, *others)
+
+    def building(self, *args, **options):
+        built.append(self)
+        build(self, *args, **options)
+
+    monkeypatch.setattr(sets, "_backbone", finding)
+    monkeypatch.setattr(ConfigurableTask, "__init__", building)
+    run(folders, tasks, tmp_path)
+    assert resolved.count(str(folders / "backbone")) == 1
+    assert len(built) == 1
 
 
 def evaluated(folders, tasks, config):
@@ -213,8 +236,8 @@ def test_a_step_that_overflows_is_left_out_and_named(folders, tasks, tmp_path):
     assert {one.step_size for one in result.overflowed} == {1e38}
     assert set(result.overflowed.values()) == {12}
     assert len(result.outcomes) == 4
-    assert "T=3 alpha=0 eta=1e+38*d/2: left out" in as_text(result)
-    assert as_json(result, command="")["overflowed"]["T=3 alpha=0 eta=1e+38*d/2"] == 12
+    assert "T=3 alpha=0 eta=1e+38*d/2: left out" in sweep_page(sweep_json(result, command=""))
+    assert sweep_json(result, command="")["overflowed"]["T=3 alpha=0 eta=1e+38*d/2"] == 12
 
 
 @pytest.mark.parametrize(
@@ -360,8 +383,8 @@ def test_free_answers_are_judged_by_their_likelihood_and_by_greedy_decoding(
         wanted = [reasoner.score([a], [[b]], max_rows=1)[0][0] for a, b in ids]
         assert outcome.margins == pytest.approx([one.log_likelihood for one in wanted], abs=1e-4)
         assert list(outcome.correct) == [one.is_greedy for one in wanted]
-    assert "answers are free" in as_text(found)
-    assert as_json(found, command="")["task"]["free_answers"]
+    assert "answers are free" in sweep_page(sweep_json(found, command=""))
+    assert sweep_json(found, command="")["task"]["free_answers"]
 
 
 def test_generated_validation_sets_can_be_chosen_by_metadata():
@@ -432,7 +455,7 @@ def test_the_recommendation_is_written_where_loading_finds_it(folders, tasks, tm
 
 
 def test_the_report_says_all_that_is_needed_to_judge_the_sweep(finished, tmp_path):
-    save(finished, tmp_path, command="latentref sweep ...")
+    save_sweep(finished, tmp_path, command="latentref sweep ...")
     report = json.loads((tmp_path / "sweep.json").read_text(encoding="utf-8"))
     assert (tmp_path / "sweep.png").read_bytes().startswith(b"\x89PNG")
     assert report["command"] == "latentref sweep ..."
@@ -452,9 +475,9 @@ def test_the_report_says_all_that_is_needed_to_judge_the_sweep(finished, tmp_pat
 
 
 def test_the_text_names_both_choices_and_the_smallest_effect(finished):
-    text = as_text(finished)
+    text = sweep_page(sweep_json(finished, command=""))
     table = text.split("\n\n")[1].splitlines()
-    assert len(table) == 1 + NUM_SETTINGS
+    assert len(table) == 2 + NUM_SETTINGS
     assert sum("best" in line for line in table) == 4
     assert sum("recommended" in line for line in table) == 1
     assert "Best of each row" in text
@@ -467,10 +490,10 @@ def test_without_matplotlib_the_sweep_is_saved_and_one_sentence_says_what_to_ins
     finished, tmp_path, monkeypatch, caplog
 ):
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
-    save(finished, tmp_path, command="")
+    save_sweep(finished, tmp_path, command="")
     assert (tmp_path / "sweep.json").is_file()
     assert not (tmp_path / "sweep.png").exists()
-    (record,) = (one for one in caplog.records if one.name.endswith("sweep_report"))
+    (record,) = (one for one in caplog.records if one.name.endswith("evaluation.sweep"))
     assert "pip install 'lm-eval-latentref[plots]'" in record.getMessage()
 
 
@@ -506,4 +529,4 @@ def test_metadata_must_be_an_object(folders, tasks, tmp_path, capsys):
 def test_a_report_that_cannot_be_written_is_told_in_one_line(finished, tmp_path):
     (tmp_path / "sweep.json").mkdir()
     with pytest.raises(LatentRefError, match=r"sweep\.json cannot be written"):
-        save(finished, tmp_path, command="")
+        save_sweep(finished, tmp_path, command="")

@@ -2,16 +2,19 @@
 
     found = study_cases("out/mine", task="latentref_mathqa_mc", work="out/cases", memory_rate=0.3)
     found.cases[0].thoughts[2].refined          # tokens and how likely each is
+    save_thoughts(thoughts_json(found, command="latentref thoughts ..."), "thoughts.md")
 
 Documents that refinement turns from wrong to right, and from right to wrong: the first ones of the
-task, none picked by hand. Thoughts are read through the backbone's own output layer. Deliberately
-prints nothing: that is `cases_report`.
+task, none picked by hand. Thoughts are read through the backbone's own output layer.
 
 Shape suffixes: B documents, T thoughts, D hidden size, V vocabulary.
 """
 
 from __future__ import annotations
 
+import dataclasses
+import json
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,8 +24,10 @@ import torch
 from torch import Tensor
 
 from lm_eval_latentref.checkpoints.sets import resolve
-from lm_eval_latentref.errors import LatentRefError
+from lm_eval_latentref.errors import LatentRefError, saving
 from lm_eval_latentref.evaluation.dev_tasks import DevTask, load_task
+from lm_eval_latentref.evaluation.provenance import machine, versions
+from lm_eval_latentref.evaluation.report import THOUGHTS, Content, page, table
 from lm_eval_latentref.evaluation.settings import Outcome, Setting
 from lm_eval_latentref.evaluation.statistics import McNemar, mcnemar
 from lm_eval_latentref.evaluation.sweep import JOURNAL_NAME
@@ -351,3 +356,66 @@ def _read(reasoner: Reasoner, thoughts_BTD: Tensor) -> list[list[Reading]]:
 def _pair(values_2: Tensor) -> tuple[float, float]:
     before, after = values_2.tolist()
     return before, after
+
+
+def thoughts_json(found: CaseStudy, *, command: str) -> dict[str, Any]:
+    """All of the case study as JSON values."""
+    made = {"versions": versions(), "machine": machine()}
+    return {"format": THOUGHTS, "command": command, **made, **dataclasses.asdict(found)}
+
+
+def thoughts_page(content: Content) -> str:
+    """What the columns mean, the counts, then each case with a table of its thoughts."""
+    cases = [
+        {**case, "table": table(_HEAD, map(_row, range(1, 1 + len(found)), found))}
+        for case in content["cases"]
+        if (found := case["thoughts"]) is not None
+    ]
+    label = Setting(**content["setting"]).label
+    values = {"content": content, "cases": cases, "label": label, "code": as_code}
+    return page("thoughts.md.j2", num_tokens=NUM_TOKENS, **values)
+
+
+def save_thoughts(content: Content, file: str | os.PathLike[str]) -> str:
+    """Writes and returns the page; everything is in the .json of the same name."""
+    check_file(file)
+    path, text = Path(file), thoughts_page(content)
+    with saving(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.with_suffix(".json").write_text(json.dumps(content, indent=1) + "\n", "utf-8")
+        path.write_text(text, "utf-8")
+    return text
+
+
+def check_file(file: str | os.PathLike[str]) -> None:
+    """Raises LatentRefError unless `file` can be a page that leaves its name to a .json beside."""
+    path = Path(file)
+    if path.suffix != ".md" or path.is_dir():
+        raise LatentRefError(
+            f"{path} is no name of a page; give a file that ends in .md, such as "
+            f"{path.with_suffix('')}/thoughts.md"
+        )
+
+
+_HEAD = (
+    *("t", "Coconut's own thought", "raw, after refined ones", "refined", "cosine", "moved"),
+    *("to strong", "to weak"),
+)
+
+
+def _row(step: int, thought: Content) -> Sequence[str]:
+    readings = [thought[name] for name in ("plain", "raw", "refined")]
+    distances = [thought[name] for name in ("to_strong", "to_weak")]
+    return (
+        str(step),
+        *(", ".join(f"{as_code(text)} {100 * p:.0f}" for text, p in one) for one in readings),
+        f"{thought['cosine_to_plain']:.3f}",
+        f"{thought['moved']:.2f}",
+        *(f"{raw:.2f} to {refined:.2f}" for raw, refined in distances),
+    )
+
+
+def as_code(text: str) -> str:
+    # Pipes end a table's cell and backticks end code, whatever is around them.
+    shown = json.dumps(text, ensure_ascii=False).replace("|", "¦").replace("`", "'")
+    return f"`{shown}`"

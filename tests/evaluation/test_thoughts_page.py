@@ -11,11 +11,10 @@ import torch
 from lm_eval_latentref.checkpoints.loading import load
 from lm_eval_latentref.cli import main
 from lm_eval_latentref.errors import LatentRefError
-from lm_eval_latentref.evaluation import cases
-from lm_eval_latentref.evaluation.cases import study_cases
-from lm_eval_latentref.evaluation.cases_report import as_markdown
+from lm_eval_latentref.evaluation import thoughts as cases
 from lm_eval_latentref.evaluation.dev_tasks import load_task
 from lm_eval_latentref.evaluation.settings import Outcome, Setting
+from lm_eval_latentref.evaluation.thoughts import study_cases, thoughts_json, thoughts_page
 from lm_eval_latentref.latent.reasoner import Reasoner
 from lm_eval_latentref.latent.refinement import contrastive_step, mix_residual
 
@@ -104,10 +103,10 @@ def test_free_answers_are_written_and_the_page_has_them(tmp_path, capsys):
 
 
 def test_every_case_has_a_table_of_its_thoughts(found):
-    page = as_markdown(found, command="latentref thoughts ...")
+    page = thoughts_page(thoughts_json(found, command="latentref thoughts ..."))
     assert page.count("## Document") == len(found.cases)
     rows = [line for line in page.splitlines() if line.startswith("| ")]
-    assert len(rows) == sum(1 + len(case.thoughts) for case in found.cases)
+    assert len(rows) == sum(2 + len(case.thoughts) for case in found.cases)
     assert all(row.count("|") == rows[0].count("|") for row in rows)
 
 
@@ -138,7 +137,7 @@ def test_answers_are_written_from_the_tokens_that_are_scored(tmp_path, monkeypat
 
 def test_an_answer_of_several_lines_or_with_backticks_stays_in_its_line(found):
     case = dataclasses.replace(found.cases[0], answer_after="one\ntwo `three`")
-    page = as_markdown(dataclasses.replace(found, cases=(case,)), command="")
+    page = thoughts_page(thoughts_json(dataclasses.replace(found, cases=(case,)), command=""))
     (line,) = (one for one in page.splitlines() if one.startswith("Gold "))
     assert line.count("`") == 6
     assert "one\\ntwo" in line

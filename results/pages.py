@@ -1,0 +1,46 @@
+"""Makes the pages below a folder anew from the JSON beside them: the same figures, today's words.
+
+python results/pages.py results/smollm2-135m
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+from lm_eval_latentref.evaluation.overview import overview_page
+from lm_eval_latentref.evaluation.report import (
+    OVERVIEW,
+    PAGE,
+    RESULTS,
+    STUDY,
+    THOUGHTS,
+    see_also,
+    study_page,
+)
+from lm_eval_latentref.evaluation.thoughts import thoughts_page
+
+
+def main(root: Path) -> None:
+    for path in sorted(root.rglob("*.json")):
+        content = json.loads(path.read_text("utf-8"))
+        kind = content.get("format")
+        if kind == THOUGHTS:
+            path.with_suffix(".md").write_text(thoughts_page(content), "utf-8")
+        elif kind in (STUDY, OVERVIEW) and path.name == RESULTS:
+            text = study_page(content) if kind == STUDY else _overview(content, path.parent)
+            (path.parent / PAGE).write_text(text + see_also(path.parent), "utf-8")
+
+
+def _overview(content: dict[str, Any], folder: Path) -> str:
+    pages = {task: one["results"] for task, one in content["tasks"].items()}
+    studies = {
+        task: json.loads((folder / at).read_text(encoding="utf-8")) for task, at in pages.items()
+    }
+    return overview_page(studies, pages, command=content["command"])
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))
