@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from lm_eval_latentref.errors import LatentRefError
-from lm_eval_latentref.evaluation.baseline import Baseline, read_baseline
+from lm_eval_latentref.evaluation.baseline import Baseline, ExpectedMetric, read_baseline
 from lm_eval_latentref.evaluation.check_rules import (
     SIGNIFICANCE,
     Result,
@@ -111,38 +111,40 @@ def judge_by_file(
 ) -> Iterator[Result]:
     """Judges the metrics that a baseline file names, each by its tolerance."""
     for expected in baseline.metrics:
-        task = candidate.tasks.get(expected.task)
-        reason = other_than_file(candidate, expected.task, baseline)
-        if reason is None and (task is None or expected.metric not in task.scores):
-            reason = "the candidate has no such metric"
-        if reason is not None or task is None:
-            yield failed(expected.task, expected.metric, reason or "", expected.value)
+        if reason := other_than_file(candidate, expected, baseline):
+            yield failed(expected.task, expected.metric, reason, expected.value)
             continue
         yield judge_scores(
             expected.task,
             expected.metric,
             Score(value=expected.value, stderr=expected.stderr, higher_is_better=None),
-            task.scores[expected.metric],
+            candidate.tasks[expected.task].scores[expected.metric],
             tolerance=baseline.tolerance(expected, max_drop),
         )
 
 
-def other_than_file(candidate: Measured, name: str, baseline: Baseline) -> str | None:
-    """What the candidate did otherwise than the file says, in one phrase; None for the same."""
-    if (task := candidate.tasks.get(name)) is None:
+def other_than_file(
+    candidate: Measured, expected: ExpectedMetric, baseline: Baseline
+) -> str | None:
+    """What the candidate lacks or did otherwise than the file says, in one phrase, or None."""
+    if (task := candidate.tasks.get(expected.task)) is None:
         return "the candidate has no such task"
     shots = baseline.num_fewshot
     if None not in (shots, task.num_fewshot) and shots != task.num_fewshot:
         return f"num_fewshot: {task.num_fewshot}, but {shots} in the baseline"
-    if not baseline.names_limit:
+    if baseline.names_limit and (reason := _other_limit(candidate, task, baseline.limit)):
+        return reason
+    return None if expected.metric in task.scores else "the candidate has no such metric"
+
+
+def _other_limit(candidate: Measured, task: Task, limit: float | None) -> str | None:
+    numbers: tuple[float | None, float | None] = task.num_documents, _num_expected(task, limit)
+    if None in numbers:  # a group, or a release that records none
+        numbers = candidate.runs[task.name].limit, limit
+    given, wanted = numbers
+    if given == wanted:
         return None
-    expected = _num_expected(task, baseline.limit)
-    if expected is None or task.num_documents is None:  # a group, or a release without numbers
-        limit = candidate.runs[name].limit
-        same, given, wanted = limit == baseline.limit, f"{limit}", f"{baseline.limit}"
-    else:
-        same, given, wanted = expected == task.num_documents, f"{task.num_documents}", f"{expected}"
-    return None if same else f"documents (--limit): {given}, but {wanted} in the baseline"
+    return f"documents (--limit): {given}, but {wanted} in the baseline"
 
 
 def judge_by_golden(candidate: Measured, golden: Golden) -> Iterator[Result]:

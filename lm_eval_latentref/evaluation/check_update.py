@@ -113,17 +113,13 @@ def _answers(measured: Measured) -> Answers:
 
 def _replace_values(measured: Measured, path: Path) -> None:
     baseline = read_baseline(path)
-    values = _all_values(measured)
     for expected in baseline.metrics:
-        reason = other_than_file(measured, expected.task, baseline)
-        if (expected.task, expected.metric) not in values:
-            reason = reason or "the candidate has no such metric"
-        if reason:
+        if reason := other_than_file(measured, expected, baseline):
             raise LatentRefError(
                 f"{path} is not updated: {expected.task} {expected.metric}: {reason}; evaluate as "
                 "the file says, or change the file"
             )
-    replace_values(path, values)
+    replace_values(path, _all_values(measured))
 
 
 def _all_values(measured: Measured) -> Values:
