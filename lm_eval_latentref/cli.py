@@ -13,6 +13,7 @@ import argparse
 import json
 import logging
 import os
+import re
 import sys
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -165,7 +166,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         # What follows `run` is lm-eval's: argparse would take its options for ours.
         if arguments[:1] == ["run"]:
             return run(arguments[1:])
-        args = _parser().parse_args(arguments)
+        args = _parser().parse_args([_no_flag(word) for word in arguments])
         status: int = args.call(args)
         sys.stdout.flush()
         return status
@@ -184,6 +185,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         # `| head` has read enough; Python would complain once more when it closes the stream.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return PIPE_CLOSED
+
+
+def _no_flag(word: str) -> str:
+    """`-0.3*d/2` so that argparse takes it for a value, as it does -0.3."""
+    return f" {word}" if re.fullmatch(r"-[\d.]\S*\*\s*d\s*/\s*2", word) else word
 
 
 # What each subcommand takes ----------------------------------------------------------------------
@@ -400,10 +406,10 @@ def sweep(args: argparse.Namespace) -> int:
 
 def study(args: argparse.Namespace) -> int:
     """Writes the results' page, or the page of several tasks, and prints it."""
-    from lm_eval_latentref.evaluation.contents import save_studies, save_study
     from lm_eval_latentref.evaluation.provenance import command
     from lm_eval_latentref.evaluation.report import OVERVIEW, STUDY, check_kind
     from lm_eval_latentref.evaluation.study import run_studies
+    from lm_eval_latentref.evaluation.study_report import save_studies, save_study
 
     names = ("work", "latent_steps", "memory_rates", "step_sizes", "limit", "dev_limit", "margins")
     options = _given(args, *names, "seed", "batch_size", "device", "dtype")

@@ -18,8 +18,8 @@ from lm_eval_latentref.evaluation.report import (
     STUDY,
     THOUGHTS,
     see_also,
-    study_page,
 )
+from lm_eval_latentref.evaluation.study_report import study_page
 from lm_eval_latentref.evaluation.thoughts import thoughts_page
 
 

@@ -205,8 +205,9 @@ def test_every_option_may_be_written_with_hyphens_or_underscores():
 
 
 def test_step_sizes_are_units_of_half_d_with_the_unit_or_without():
-    words = ["sweep", "--task", "t", "-o", "o", "--step_sizes", "-0.3", "0.3*d/2", "1"]
-    assert cli._parser().parse_args(words).step_sizes == [-0.3, 0.3, 1.0]
+    sizes = ["-0.3", "0.3*d/2", "-1*d/2", "1"]
+    words = ["sweep", "--task", "t", "-o", "o", "--step_sizes", *map(cli._no_flag, sizes)]
+    assert cli._parser().parse_args(words).step_sizes == [-0.3, 0.3, -1.0, 1.0]
     with pytest.raises(SystemExit):
         cli._parser().parse_args([*words, "0.3*w"])
 

@@ -20,11 +20,15 @@ from lm_eval_latentref.checkpoints.questions import QUESTIONS_NAME, hash_questio
 from lm_eval_latentref.cli import main
 from lm_eval_latentref.errors import LatentRefError
 from lm_eval_latentref.evaluation import overview, runs
-from lm_eval_latentref.evaluation.contents import mean_difference, save_study, study_json
 from lm_eval_latentref.evaluation.overview import REPORTED, pooled
-from lm_eval_latentref.evaluation.report import study_page
 from lm_eval_latentref.evaluation.statistics import McNemar
 from lm_eval_latentref.evaluation.study import TaskNames, run_studies, run_study
+from lm_eval_latentref.evaluation.study_report import (
+    mean_difference,
+    save_study,
+    study_json,
+    study_page,
+)
 from lm_eval_latentref.training.log import TrainingLog
 from lm_eval_latentref.training.snapshots import Epoch
 

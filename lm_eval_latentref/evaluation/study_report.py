@@ -1,0 +1,381 @@
+"""A study as JSON values, and as a page made of them.
+
+content = study_json(study, command="latentref study ...")
+study_page(content)         # the same page, also from a results.json read back
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import shutil
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from lm_eval_latentref.errors import saving
+from lm_eval_latentref.evaluation.overview import overview_json, overview_page, place
+from lm_eval_latentref.evaluation.report import (
+    HEAT_MAP,
+    STUDY,
+    Content,
+    margin_gain,
+    nats,
+    origin,
+    page,
+    percent,
+    plus_minus,
+    points,
+    save,
+    setting_of,
+    table,
+    with_unit,
+)
+from lm_eval_latentref.evaluation.statistics import (
+    Interval,
+    detectable_difference,
+    paired_interval,
+    standard_error,
+)
+from lm_eval_latentref.evaluation.study import COCONUT, Row, Study, TrainedSet
+from lm_eval_latentref.training.data import leaves_questions_out
+from lm_eval_latentref.training.log import TrainingLog
+
+_FIVE, _TWO = (1 / 5, "1 in 5: the choices"), (1 / 2, "1 in 2: the answers on offer")
+CHANCE = {
+    "latentref_hops": (1 / 11, "1 in 11: any of the 12 letters but the start"),
+    "latentref_mathqa": _FIVE,
+    "latentref_mathqa_harness": _FIVE,
+    "latentref_aqua": _FIVE,
+    "latentref_strategyqa": _TWO,
+    "latentref_prosqa": _TWO,
+}
+"""Accuracy of a guess among the answers that are possible, where that is known."""
+
+
+def study_json(study: Study, *, command: str) -> dict[str, Any]:
+    """All numbers, without the single problems."""
+    run = study.sets[0].rows[COCONUT].run
+    return {
+        "format": STUDY,
+        "command": command,
+        "made_with": made_with(study),
+        "task": study.task,
+        "dev_task": study.dev_task,
+        "metric": run.metric,
+        "problems": len(run.values),
+        "batch_size": study.batch_size,
+        "bootstrap_seed": study.seed,
+        "majority_answer": run.majority,
+        # A companion with candidates has the chance of its task.
+        "chance": CHANCE.get(study.task.removesuffix("_mc"), (None, ""))[0],
+        "sets": [_set_json(number, one) for number, one in enumerate(study.sets)],
+        "mean_over_sets": {name: _mean_json(study, name) for name in _names(study)},
+    }
+
+
+def made_with(study: Study) -> list[dict[str, Any]]:
+    """Versions and machines that the rows were run with, each once."""
+    found: list[dict[str, Any]] = []
+    for run in (row.run for one in study.sets for row in one.rows.values()):
+        if run.made_with not in found:
+            found.append(dict(run.made_with))
+    return found
+
+
+def mean_difference(study: Study, name: str) -> Interval:
+    """Of row `name` against Coconut over all sets that have it: problems are what is resampled."""
+    sets = [one for one in study.sets if name in one.rows]
+    rows_N = np.mean([one.rows[name].run.values for one in sets], axis=0)
+    coconut_N = np.mean([one.rows[COCONUT].run.values for one in sets], axis=0)
+    return paired_interval(rows_N, coconut_N, seed=study.seed)
+
+
+def _names(study: Study) -> Iterable[str]:
+    return dict.fromkeys(name for one in study.sets for name in one.rows)
+
+
+def _mean_json(study: Study, name: str) -> dict[str, Any]:
+    runs = [one.rows[name].run for one in study.sets if name in one.rows]
+    return {
+        "sets": len(runs),
+        "accuracy": float(np.mean([run.accuracy for run in runs])),
+        "accuracy_stderr": standard_error(np.mean([run.values for run in runs], axis=0)),
+        "against_coconut": dataclasses.asdict(mean_difference(study, name)),
+    }
+
+
+def _set_json(number: int, one: TrainedSet) -> dict[str, Any]:
+    return {
+        "folder": one.folder,
+        "recipe": dict(one.recipe),
+        "trained_on": list(one.trained_on),
+        "heat_map": HEAT_MAP.format(number) if one.heat_map.is_file() else None,
+        "rows": {name: _row_json(row) for name, row in one.rows.items()},
+        "sweep": dict(one.sweep),
+        "weights_file": one.weights_file,
+        "train_commands": list(one.train_commands),
+        "trainings": {name: _training_json(log) for name, log in one.trainings.items()},
+    }
+
+
+def _training_json(log: TrainingLog) -> dict[str, Any]:
+    references = {
+        role: {"epoch": epoch.number, "accuracy": epoch.accuracy, "problems": epoch.num_problems}
+        for role, epoch in log.references.items()
+    }
+    return {
+        "seconds": dict(log.seconds),
+        "losses": {name: list(losses) for name, losses in log.losses.items()},
+        "references": references,
+        "data": {name: dict(counts) for name, counts in log.data.items()},
+    }
+
+
+def _row_json(row: Row) -> dict[str, Any]:
+    run, scored, against = row.run, row.choosing, row.choosing_against
+    return {
+        "command": run.command,
+        "setting": row.setting,
+        "model_args": dict(row.model_args),
+        "accuracy": run.accuracy,
+        "accuracy_stderr": run.accuracy_error,
+        "tokens_per_problem": run.tokens_per_document,
+        "seconds_per_problem": run.seconds_per_document,
+        "peak_memory_bytes": run.peak_memory,
+        "cost": dict(run.cost),
+        "checkpoints": list(run.checkpoints),
+        "against_coconut": row.against_coconut and dataclasses.asdict(row.against_coconut),
+        "margin_command": scored and scored.command,
+        "choice_accuracy": scored and scored.accuracy,
+        "choice_accuracy_stderr": scored and scored.accuracy_error,
+        "choices_tied": scored and scored.tied,
+        "commonest_choice": scored and scored.commonest_choice,
+        "margin_mean": float(np.mean(scored.margins)) if scored else None,
+        "margin_against_coconut": against and dataclasses.asdict(against),
+    }
+
+
+def save_study(study: Study, folder: str | os.PathLike[str], *, command: str) -> str:
+    """Writes page, results.json and each sweep's heat map if it is drawn; returns the page."""
+    return _save(study, Path(folder), study_json(study, command=command))
+
+
+def save_studies(studies: Sequence[Study], folder: str | os.PathLike[str], *, command: str) -> str:
+    """Writes each study into a subfolder of its own, the page of all into `folder`; returns it."""
+    root = Path(folder)
+    pages = {study.task: place(study.task) for study in studies}
+    contents = {study.task: study_json(study, command=command) for study in studies}
+    for study in studies:
+        _save(study, (root / pages[study.task]).parent, contents[study.task])
+    content = overview_json(contents, pages, command=command)
+    return save(content, root, overview_page(contents, pages, command=command))
+
+
+def _save(study: Study, path: Path, content: dict[str, Any]) -> str:
+    with saving(path):
+        path.mkdir(parents=True, exist_ok=True)
+        for number, one in enumerate(study.sets):
+            if one.heat_map.is_file():
+                shutil.copyfile(one.heat_map, path / HEAT_MAP.format(number))
+    return save(content, path, study_page(content))
+
+
+# The page ----------------------------------------------------------------------------------------
+
+_TABLE = (
+    *("row", "accuracy %", "against Coconut, points", "p", "tokens", "ms", "peak memory GB"),
+    "settings",
+)
+_CHOICES = (
+    *("row", "accuracy %", "against Coconut, points", "p", "margin", "difference"),
+    *("tied %", "commonest %"),
+)
+
+
+def study_page(content: Content) -> str:
+    """The page: what was measured, the mean over seeds, each seed, settings, commands."""
+    chance = CHANCE.get(content["task"].removesuffix("_mc"), (None, ""))
+    trainings = {
+        set_name(one) if folder == one["folder"] else folder: log
+        for one in content["sets"]
+        for folder, log in one["trainings"].items()
+    }
+    return page(
+        "study.md.j2",
+        content=content,
+        chance_meaning=chance[1],
+        model=_model(content["sets"][0]),
+        trained_on=_trained_on(content["sets"][0]),
+        power=_power(content),
+        means=table(_MEANS, [_mean_row(content, name) for name in content["mean_over_sets"]]),
+        sets=[
+            {
+                "name": set_name(one),
+                "table": table(_TABLE, [_row(name, row) for name, row in one["rows"].items()]),
+                "choices": _choices(one),
+                "settings": _tried(one["sweep"]),
+                **one,
+            }
+            for one in content["sets"]
+        ],
+        trainings=trainings,
+        training=_training(trainings),
+        own_margins={
+            row["margin_command"]
+            for one in content["sets"]
+            for row in one["rows"].values()
+            if row["margin_command"] == row["command"]
+        },
+        origin=origin(content["made_with"]),
+    )
+
+
+def set_name(one: Content) -> str:
+    seed = one["recipe"].get("seed")
+    return str(one["folder"]) if seed is None else f"{one['folder']}, training seed {seed}"
+
+
+_MEANS = ("row", "accuracy %", "each seed", "against Coconut, points", "margin, each seed, nats")
+
+
+def _mean_row(content: Content, name: str) -> Sequence[str]:
+    mean = content["mean_over_sets"][name]
+    rows = [one["rows"][name] for one in content["sets"] if name in one["rows"]]
+    return (
+        *(name, plus_minus(mean), ", ".join(percent(row["accuracy"]) for row in rows)),
+        "" if name == "Coconut" else points(mean["against_coconut"]),
+        "; ".join(filter(None, map(margin_gain, rows))),
+    )
+
+
+def _row(name: str, row: Content) -> Sequence[str]:
+    memory = row["peak_memory_bytes"]
+    return (
+        *(name, plus_minus(row), *_against(row["against_coconut"])),
+        f"{row['tokens_per_problem']:.2f}",
+        f"{1000 * row['seconds_per_problem']:.2f}",
+        "" if memory is None else f"{memory / 1e9:.2f}",
+        with_unit(row["setting"] or ""),
+    )
+
+
+def _against(against: Content | None) -> tuple[str, str]:
+    """The difference from Coconut's, and p."""
+    if against is None:
+        return "", ""
+    return points(against["difference"]), _p_value(against)
+
+
+def _p_value(against: Content) -> str:
+    return f"{against['test']['p_value']:.3g}" if against["test"] else ""
+
+
+def _choices(one: Content) -> str:
+    scored = {name: row for name, row in one["rows"].items() if row["choice_accuracy"] is not None}
+    if not scored:
+        return ""
+    return table(
+        _CHOICES,
+        [
+            (
+                *(name, plus_minus(row, "choice_accuracy")),
+                *_against(row["margin_against_coconut"]),
+                *(f"{row['margin_mean']:+.3f}", margin_gain(row)),
+                *(percent(row[share] or 0.0) for share in ("choices_tied", "commonest_choice")),
+            )
+            for name, row in scored.items()
+        ],
+    )
+
+
+def _tried(sweep: Content) -> str:
+    best = {label: row for row, label in sweep["best"].items()}
+    rows = []
+    for one in sweep["settings"]:
+        mark = f" (best of {best[one['label']]})" if one["label"] in best else ""
+        rows.append(
+            (
+                with_unit(one["label"]) + mark,
+                percent(one["accuracy"]),
+                f"{one['margin']:+.3f} +- {one['margin_stderr']:.3f}",
+                nats(one["margin_against_plain"]),
+                setting_of(one).model_args,
+            )
+        )
+    head = ("setting", "accuracy %", "margin", "margin against plain", "--model_args")
+    return table(head, rows)
+
+
+def _training(trainings: Mapping[str, Content]) -> str:
+    phases = list(dict.fromkeys(phase for log in trainings.values() for phase in log["seconds"]))
+    rows = []
+    for name, log in trainings.items():
+        minutes = [log["seconds"].get(phase) for phase in phases]
+        rows.append(
+            (
+                name,
+                *("" if value is None else f"{value / 60:.1f}" for value in minutes),
+                f"{sum(log['seconds'].values()) / 60:.1f}",
+                *(_reference(log["references"].get(role)) for role in ("weak", "strong")),
+            )
+        )
+    return table(("set", *phases, "all phases", "weak", "strong"), rows)
+
+
+def _reference(epoch: Content | None) -> str:
+    if epoch is None:
+        return ""
+    return f"epoch {epoch['epoch']}, {percent(epoch['accuracy'])} % of {epoch['problems']}"
+
+
+def _model(one: Content) -> str:
+    recipe: Content = one["recipe"]
+    config: Content = recipe.get("config") or {}
+    if not config:
+        name, weights = str(recipe.get("pretrained", one["folder"])), one.get("weights_file")
+        return name if weights is None else f"{name}, the weights of {weights}"
+    return (
+        f"{config['model_type']} from scratch, {config.get('num_hidden_layers')} layers, width "
+        f"{config.get('hidden_size')}"
+    )
+
+
+def _trained_on(one: Content) -> str:
+    """What follows the list of splits: how the questions were held apart, or what came before."""
+    recipe, train = one["recipe"], one["recipe"].get("train") or []
+    names = [train] if isinstance(train, str) else train
+    if names and len(one["trained_on"]) > len(names):
+        return (
+            f" In part before, as {recipe.get('pretrained')}: all else that this page says of the "
+            "training is of the last one alone."
+        )
+    if names and leaves_questions_out(names, bool(recipe.get("check_overlap"))):
+        return " Questions of any benchmark's dev or test split were left out."
+    return ""
+
+
+def _power(content: Content) -> str:
+    """How small a difference so many problems can show, at best and as the rows differ here."""
+    num, first = content["problems"], content["sets"][0]
+    at_best = detectable_difference(num, discordant_share=0.0)
+    text = (
+        "At 5 % significance and 80 % power so many problems show a difference of "
+        f"{percent(at_best)} points if none of them changes the other way"
+    )
+    tests = [
+        row["against_coconut"]["test"]
+        for row in first["rows"].values()
+        if row["setting"] and row["against_coconut"]
+    ]
+    shares = [(one["only_first"] + one["only_second"]) / num for one in tests if one]
+    changed = max(shares, default=0.0)
+    if changed <= at_best:
+        return f"{text}; refinement changes fewer here, {percent(changed)} % at most."
+    at_share = percent(detectable_difference(num, discordant_share=changed))
+    return (
+        f"{text}, and of {at_share} points if as many change as by refinement here, "
+        f"{percent(changed)} % at most."
+    )
