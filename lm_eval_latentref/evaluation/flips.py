@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from lm_eval_latentref.evaluation.results import Task
-from lm_eval_latentref.evaluation.samples import candidates, read_at
+from lm_eval_latentref.evaluation.samples import candidates, read_at, request
 
 _MAX_CHARACTERS = 60
 
@@ -83,5 +83,4 @@ def clip(text: object, limit: int = _MAX_CHARACTERS) -> str:
 
 def _choice(sample: Mapping[str, Any], number: int) -> str:
     """The text of a candidate, or its number where the requests are not logged."""
-    request = (sample.get("arguments") or {}).get(f"gen_args_{number}") or {}
-    return str(request.get("arg_1", number))
+    return str(request(sample, number).get("arg_1", number))

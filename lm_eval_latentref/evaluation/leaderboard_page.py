@@ -19,6 +19,7 @@ from typing import Any
 
 import numpy as np
 
+from lm_eval_latentref.errors import LatentRefError
 from lm_eval_latentref.evaluation.board import (
     COSTS,
     COSTS_IN_WORDS,
@@ -32,7 +33,7 @@ from lm_eval_latentref.evaluation.chart import Chart, chart
 from lm_eval_latentref.evaluation.flips import answer_text, clip, gold_text
 from lm_eval_latentref.evaluation.results import Task
 from lm_eval_latentref.evaluation.rows import SETTINGS
-from lm_eval_latentref.evaluation.samples import read_at
+from lm_eval_latentref.evaluation.samples import read_at, request
 from lm_eval_latentref.evaluation.templates import render
 from lm_eval_latentref.evaluation.wording import plain, short_name
 
@@ -276,6 +277,8 @@ def _documents(board: Board, tasks: Sequence[dict[str, Any]]) -> Iterator[dict[s
     for number, place in filter(None, itertools.chain(*itertools.zip_longest(*queues))):
         task, metric = names[number]
         document = _document(board, task, metric, tasks[number]["values"], place)
+        if not document:
+            continue
         room -= len(json.dumps(document, ensure_ascii=False).encode("utf-8", "replace"))
         if room < 0:
             return
@@ -291,7 +294,9 @@ def _document(
         for row, v in zip(board.rows, values, strict=True)
     ]
     samples = [run and _sample(run, filter_name, place) for run in runs]
-    first = next(sample for sample in samples if sample)
+    first = next((sample for sample in samples if sample), None)
+    if first is None:
+        return {}
     document = {
         "id": first["doc_id"],
         "place": place,
@@ -308,7 +313,10 @@ def _document(
 def _sample(run: Task, filter_name: str, place: int) -> dict[str, Any] | None:
     if run.samples_file is None:
         return None
-    return read_at(run.samples_file, [int(run.columns[filter_name].offsets[place])])[0]
+    try:
+        return read_at(run.samples_file, [int(run.columns[filter_name].offsets[place])])[0]
+    except LatentRefError:  # damaged where no score lies
+        return None
 
 
 def _question(sample: dict[str, Any]) -> str:
@@ -318,8 +326,7 @@ def _question(sample: dict[str, Any]) -> str:
         for name in _QUESTIONS:
             if isinstance(document.get(name), str):
                 return clip(document[name], _MAX_QUESTION)
-    request = (sample.get("arguments") or {}).get("gen_args_0") or {}
-    prompt = " ".join(str(request.get("arg_0", document)).split())
+    prompt = " ".join(str(request(sample, 0).get("arg_0", document)).split())
     return prompt if len(prompt) <= _MAX_QUESTION else f"...{prompt[3 - _MAX_QUESTION :]}"
 
 

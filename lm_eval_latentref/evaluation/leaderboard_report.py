@@ -315,7 +315,7 @@ def _hub_id(row: Row, task: Task) -> str | None:
     path = task.config.get("dataset_path")
     if isinstance(path, str) and re.fullmatch(r"[\w.-]+/[\w.-]+", path):
         return path
-    splits = [s.partition(" ")[0] for s in row.entry.runs[0].settings.get("data", {})]
+    splits = [split.partition(" ")[0] for split in row.entry.made_with["data"]]
     own = {name for name in splits if f"_{name}" in task.name and name in HUB_SETS}
     return HUB_SETS[own.pop()][0] if len(own) == 1 else None
 

@@ -150,7 +150,7 @@ class Ranking:
 
     def _note_difference(self, first: Row, second: Row) -> None:
         task, field = self._difference(first, second) or ("", "")
-        values = [_work(row.entry.tasks[task][0], field) for row in (first, second)]
+        values = [plain(_work(row.entry.tasks[task][0], field)) for row in (first, second)]
         shown = "" if field == "documents" else f" ({values[0]} and {values[1]})"
         self.notes.append(
             f"{first.name} and {second.name} are not compared: {field} of {plain(task)} "

@@ -254,9 +254,9 @@ def _task(name: str, content: Mapping[str, Any]) -> Task:
     return Task(
         name=name,
         version=(content.get("versions") or {}).get(name),
-        num_fewshot=(content.get("n-shot") or {}).get(name),
-        num_documents=counts.get("effective"),
-        num_available=counts.get("original"),
+        num_fewshot=_count((content.get("n-shot") or {}).get(name)),
+        num_documents=_count(counts.get("effective")),
+        num_available=_count(counts.get("original")),
         scores=scores,
         chance=_number((config.get("metadata") or {}).get("chance")),
         config=config,
@@ -330,6 +330,11 @@ def _holds_samples(file: Path) -> bool:
         return isinstance(sample := json.loads(line), dict) and "doc_id" in sample
     except (ValueError, RecursionError):
         return b'"doc_id"' in line
+
+
+def _count(value: Any) -> int | None:
+    number = _number(value)
+    return None if number is None else int(number)
 
 
 def _number(value: Any) -> float | None:

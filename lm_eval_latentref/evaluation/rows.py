@@ -104,26 +104,28 @@ class Entry:
         `seconds_per_document` leaves loading out; `wall_seconds` is lm-eval's time of all runs,
         loading included, which any model has.
         """
-        reports = [report for run in self.runs if (report := run.settings.get("cost"))]
+        reports = [c for run in self.runs if isinstance(c := run.settings.get("cost"), Mapping)]
         num = sum(t.num_documents or 0 for tasks in self.tasks.values() for t in tasks)
         known = len(reports) == len(self.runs) and num > 0
 
         def each(of: Any) -> float | None:
-            return sum(of(report) for report in reports) / num if known else None
+            try:
+                return sum(of(report) for report in reports) / num if known else None
+            except (AttributeError, KeyError, TypeError):  # another release's record
+                return None
 
-        roles = dict.fromkeys(role for report in reports for role in report.get("forwards", {}))
+        forwards = [c for report in reports if isinstance(c := report.get("forwards"), Mapping)]
+        roles = dict.fromkeys(role for counts in forwards for role in counts)
+        each_role = {role: each(lambda r, role=role: r["forwards"].get(role, 0)) for role in roles}
         walls = [run.seconds for run in self.runs]
         return {
             "thoughts_per_document": each(lambda r: r["thought_steps"]),
-            "forwards_per_document": {
-                role: each(lambda r, role=role: r["forwards"].get(role, 0)) for role in roles
-            }
-            or None,
+            "forwards_per_document": None if None in each_role.values() else each_role or None,
             "tokens_read_per_document": each(lambda r: r["tokens_encoded"]),
             "tokens_written_per_document": each(lambda r: r["tokens_generated"]),
             "seconds_per_document": each(lambda r: sum(r["seconds"][name] for name in _PHASES)),
             "wall_seconds": None if None in walls else sum(w for w in walls if w is not None),
-            "peak_memory_bytes": max(map(_peak, reports)) if known else None,
+            "peak_memory_bytes": max(map(_peak, reports)) or None if known else None,
         }
 
     @property
@@ -283,6 +285,7 @@ def _data_hashes(data: Mapping[str, Any]) -> dict[str, str]:
 
 def _peak(report: Mapping[str, Any]) -> int:
     """Of tensors on the GPUs if there are any, else of the process."""
-    peaks = dict(report["peak_memory_bytes"])
+    recorded = report.get("peak_memory_bytes")
+    peaks = dict(recorded) if isinstance(recorded, Mapping) else {}
     host = peaks.pop("host", 0)
-    return int(sum(peaks.values()) or host)
+    return int(sum(v for v in peaks.values() if isinstance(v, int)) or host)

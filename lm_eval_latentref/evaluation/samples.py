@@ -197,6 +197,13 @@ def is_mutual(sample: Mapping[str, Any]) -> bool:
     return "acc_mutual_info" in metric_names(sample)
 
 
+def request(sample: Mapping[str, Any], number: int) -> Mapping[str, Any]:
+    """The arguments of one of a sample's requests, `arg_0` on; empty where none are logged."""
+    every = sample.get("arguments")
+    found = every.get(f"gen_args_{number}") if isinstance(every, Mapping) else None
+    return found if isinstance(found, Mapping) else {}
+
+
 def candidates(sample: Mapping[str, Any]) -> tuple[list[float], int] | None:
     """The candidates' log-likelihoods in nats and the gold one's place; None if there are none.
 
