@@ -168,6 +168,12 @@ class _Builder:
         own = [cells.get(task, {}).get(metric) for task, metric in self.ranked_by.items()]
         used = [cell for cell in own if cell is not None]
         if not used or len(used) < len(own):
+            missing = [
+                f"{metric} of {plain(task)}"
+                for (task, metric), cell in zip(self.ranked_by.items(), own, strict=True)
+                if cell is None
+            ]
+            self.notes.append(f"{entry.name} has no {', '.join(missing)}: no mean, no rank")
             return Row(entry=entry, tasks=cells, mean=None, mean_stderr=None, normalised_mean=None)
         errors = [cell.stderr for cell in used if cell.stderr is not None]
         chances = list(self.chance.values())

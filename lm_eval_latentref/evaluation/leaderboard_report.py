@@ -33,7 +33,7 @@ from lm_eval_latentref.evaluation.board import (
 )
 from lm_eval_latentref.evaluation.leaderboard import METRICS, leaderboard, state_of
 from lm_eval_latentref.evaluation.leaderboard_page import as_html
-from lm_eval_latentref.evaluation.results import Task
+from lm_eval_latentref.evaluation.results import BOARD_FORMAT, Task
 from lm_eval_latentref.evaluation.rows import SETTINGS
 from lm_eval_latentref.evaluation.templates import render
 from lm_eval_latentref.evaluation.wording import markdown, plain, table
@@ -85,7 +85,7 @@ def _write(board: Board, output: str | None, eval_results: str | None) -> None:
 def as_json(board: Board) -> dict[str, Any]:
     """All of it as JSON values: `rows` in order and `pairs`."""
     return {
-        "format": "lm-eval-latentref leaderboard 1",
+        "format": f"{BOARD_FORMAT} 1",
         "rows": [_row_values(board, row) for row in board.rows],
         "pairs": [
             {

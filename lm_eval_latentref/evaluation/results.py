@@ -28,6 +28,8 @@ from lm_eval_latentref.errors import LatentRefError
 from lm_eval_latentref.evaluation.samples import Column, Samples, read_samples
 
 SAMPLES_NAME = re.compile(r"samples_(?P<task>.+)_(?P<date>\d{4}-\d\d-\d\dT[\d.-]+)\.jsonl")
+BOARD_FORMAT = "lm-eval-latentref leaderboard"
+"""With a number behind it, the `format` of a leaderboard in JSON."""
 _SUFFIXES = (".json", ".jsonl")
 _ENVIRONMENT = {
     "torch": re.compile(r"^PyTorch version: (.+)$", re.MULTILINE),
@@ -314,10 +316,22 @@ def _chance_of_choices(task: Task) -> float | None:
 
 
 def result_files(path: Path) -> list[Path]:
-    """`path`, or the files below it that may be results or samples; none if there is no `path`."""
+    """`path`, or the files below it that may be results or samples; none if there is no `path`.
+
+    Boards that were written into the same folder are left out.
+    """
     if path.is_dir():
-        return sorted(p for p in path.rglob("*") if p.suffix in _SUFFIXES and p.is_file())
+        files = sorted(p for p in path.rglob("*") if p.suffix in _SUFFIXES and p.is_file())
+        return [file for file in files if not _is_board(file)]
     return [path] if path.exists() else []
+
+
+def _is_board(file: Path) -> bool:
+    try:
+        with file.open("rb") as content:
+            return BOARD_FORMAT.encode() in content.read(200)
+    except OSError:
+        return False  # whoever reads it says why it cannot be read
 
 
 def _holds_samples(file: Path) -> bool:

@@ -10,13 +10,13 @@ below out/board/SET, and left as it is when it is there; the pages go to results
 from __future__ import annotations
 
 import argparse
-import subprocess
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 
+from lm_eval_latentref import cli
 from lm_eval_latentref.checkpoints.packaged import base_file, packaged_folder
 from lm_eval_latentref.errors import LatentRefError
+from lm_eval_latentref.latent.accounting import restart_peak_memory
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,7 +88,10 @@ def base_of(folder: Path) -> str:
 
 
 def latentref(*arguments: str) -> None:
-    subprocess.run([sys.executable, "-m", "lm_eval_latentref", *arguments], check=True)
+    """One command of ours, in this process: memory is counted from here on."""
+    restart_peak_memory()
+    if status := cli.main(arguments):
+        raise SystemExit(status)
 
 
 if __name__ == "__main__":

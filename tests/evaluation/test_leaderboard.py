@@ -93,6 +93,20 @@ def test_a_folder_gets_every_kind_and_the_suffix_decides(three, tmp_path):
     assert main(["leaderboard", str(three), "-o", str(tmp_path / "b.pdf")]) == 3
 
 
+def test_a_board_in_the_folder_of_the_results_is_no_result(three):
+    for _ in range(2):
+        assert main(["leaderboard", str(three), "-o", str(three / "board")]) == 0
+    written = json.loads((three / "board" / "leaderboard.json").read_text())
+    assert (len(written["rows"]), written["left_out"]) == (3, [])
+
+
+def test_a_row_without_a_metric_of_the_mean_is_named(three):
+    write_run(three / "odd", {"t": {"f1": turned(0)}}, name="odd")
+    board = leaderboard([three])
+    assert (by_name(board)["odd"].mean, by_name(board)["odd"].rank) == (None, None)
+    assert any("odd has no acc,none of t" in note for note in board.notes)
+
+
 def test_csv_holds_every_number_once(three):
     lines = list(csv.DictReader(io.StringIO(as_csv(leaderboard([three])))))
     assert [line["name"] for line in lines] == ["good", "same", "plain"]
