@@ -130,7 +130,8 @@ def page(measured: dict[str, object]) -> str:
     rows = "\n".join(f"| {name.replace('_', ' ')} | {value} |" for name, value in measured.items())
     return (
         "# Leaderboard: seconds and memory\n\n"
-        "Written by `python results/performance/leaderboard.py -o ...`. Load: processes that "
+        "Written by `python results/performance/leaderboard.py -o "
+        "results/performance/leaderboard.md`. Load: processes that "
         "wanted a core in the last minute; processor seconds leave them out.\n\n"
         f"| | |\n|---|---|\n{rows}\n"
     )
