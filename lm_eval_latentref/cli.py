@@ -16,9 +16,10 @@ import os
 import re
 import sys
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
-from lm_eval_latentref.errors import LatentRefError
+from lm_eval_latentref.errors import LatentRefError, printable
 
 MODEL_OPTIONS = {
     "pretrained": {"help": "hub id, folder or packaged set (default: smollm2-135m)"},
@@ -55,7 +56,10 @@ OPTIONS: dict[str, dict[str, Any]] = {
     },
     "task": {"required": True, "help": "for example latentref_mathqa_mc_dev"},
     "output": {"required": True, "metavar": "FOLDER", "help": "where the results go"},
-    "work": {"default": "out/study", "metavar": "FOLDER", "help": "keeps what is done"},
+    "work": {
+        "metavar": "FOLDER",
+        "help": "keeps what is done (default: in out/, named after the command and the output)",
+    },
     "memory_rates": {"type": float, "nargs": "+", "help": "0 to 1; 0 is always tried"},
     "step_sizes": {
         **{"type": _half_widths, "nargs": "+", "metavar": "X*d/2"},
@@ -171,7 +175,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         sys.stdout.flush()
         return status
     except LatentRefError as error:
-        print(error, file=sys.stderr)
+        print(printable(str(error)), file=sys.stderr)
         return mistake
     except SystemExit as error:  # argparse's: its own mistakes, and --help
         if error.code == MISTAKE:
@@ -346,7 +350,7 @@ def ask(args: argparse.Namespace) -> int:
     if args.show_thoughts:
         for number, thought_D in enumerate(answer.thoughts, start=1):
             print(f"thought {number}: norm {thought_D.norm():.3f}")
-    print(answer.text)
+    _show(answer.text)
     return 0
 
 
@@ -397,7 +401,7 @@ def sweep(args: argparse.Namespace) -> int:
     # One row at a time, as lm-eval begins with, would undo most of what a sweep saves.
     model_args = {"batch_size": 32, **_model_arguments(args)}
     result = sweep(model_args, metadata=_metadata(args.metadata), **_given(args, *names, *grids))
-    print(sweep_page(save_sweep(result, args.output, command=command())))
+    _show(sweep_page(save_sweep(result, args.output, command=command())))
     if result.written:
         print(f"Written into {result.written}")
     print(json.dumps(last_line(result)))
@@ -414,11 +418,12 @@ def study(args: argparse.Namespace) -> int:
     names = ("work", "latent_steps", "memory_rates", "step_sizes", "limit", "dev_limit", "margins")
     options = _given(args, *names, "seed", "batch_size", "device", "dtype")
     check_kind(args.output, OVERVIEW if len(args.task) > 1 else STUDY)
+    options.setdefault("work", _work_folder("study", args.output))
     studies = run_studies(args.folders, tasks=args.task, **options)
     if len(studies) > 1:
-        print(save_studies(studies, args.output, command=command()))
+        _show(save_studies(studies, args.output, command=command()))
     else:
-        print(save_study(studies[0], args.output, command=command()))
+        _show(save_study(studies[0], args.output, command=command()))
     return 0
 
 
@@ -434,8 +439,10 @@ def thoughts(args: argparse.Namespace) -> int:
 
     names = ("task", "work", "num", "latent_steps", "memory_rate", "step_size", "limit")
     check_file(args.output)
-    found = study_cases(args.folder, **_given(args, *names, "batch_size", "device", "dtype"))
-    print(save_thoughts(thoughts_json(found, command=command()), args.output))
+    options = _given(args, *names, "batch_size", "device", "dtype")
+    options.setdefault("work", _work_folder("thoughts", args.output))
+    found = study_cases(args.folder, **options)
+    _show(save_thoughts(thoughts_json(found, command=command()), args.output))
     return 0
 
 
@@ -446,7 +453,7 @@ def compare(args: argparse.Namespace) -> int:
 
     first, second = (read_answers(name, metric=args.metric) for name in (args.first, args.second))
     found = compare(first, second, seed=args.seed)
-    print(as_text(found))
+    _show(as_text(found))
     print(json.dumps(as_json(found)))
     return 0
 
@@ -471,6 +478,17 @@ def demo(args: argparse.Namespace) -> int:
     from lm_eval_latentref.evaluation.demo import run_demo
 
     return run_demo(output=args.output, limit=args.limit)
+
+
+def _show(text: str) -> None:
+    """Prints what may hold text of files or models: line by line, without control characters."""
+    print("\n".join(map(printable, text.split("\n"))))
+
+
+def _work_folder(command: str, output: str) -> str:
+    """Where a command keeps its work: apart from that of another output."""
+    parts = [part for part in Path(output.removesuffix(".md")).parts if part not in ("/", "..")]
+    return str(Path("out", command, "-".join(parts) or "here"))
 
 
 def _given(args: argparse.Namespace, *names: str) -> dict[str, Any]:

@@ -248,3 +248,15 @@ def test_a_reader_that_has_read_enough_ends_a_command_quietly():
     writer.stdout.readline()
     writer.stdout.close()
     assert (writer.wait(), writer.stderr.read()) == (141, b"")
+
+
+def test_work_of_different_outputs_is_kept_apart():
+    outputs = ("results/a", "/results/b", "../a", ".")
+    folders = {cli._work_folder("study", output) for output in outputs}
+    assert len(folders) == 4
+    assert all(folder.startswith("out/study/") for folder in folders)
+
+
+def test_text_of_models_reaches_the_terminal_without_escape_sequences(fake_load, capsys):
+    assert main(["ask", "\x1b[31mred\nline"]) == 0
+    assert capsys.readouterr().out == " [31mred\nline!\n"

@@ -192,6 +192,13 @@ def _go_on(folder: Path) -> None:
     train(small_recipe(folder / "out", phases=["cot"], cot_epochs=2))
 
 
+def _make_sweep(folder: Path) -> None:
+    setting = {"label": "T=1", "correct": [1, 0], "margins": [0.5, -0.5]}
+    task = {"name": "t", "documents": [0, 1], "hashes": {"0": "a", "1": "b"}}
+    content = {"task": task, "settings": [setting], "recommended": "T=1", "best": {"plain": "T=1"}}
+    (folder / "sweep.json").write_text(json.dumps(content))
+
+
 def _make_hashes(folder: Path) -> None:
     write_hashes(folder, hash_questions(["a?", "b?"]))
 
@@ -233,6 +240,7 @@ KINDS: dict[str, Kind] = {
     "results": (_make_run, "results*.json", _read_run),
     "samples": (_make_run, "samples*.jsonl", _read_run),
     "compared samples": (_make_run, "samples*.jsonl", lambda f: read_answers(str(f))),
+    "sweep": (_make_sweep, "sweep.json", lambda f: read_answers(str(f))),
     "golden": (_make_golden, "golden.json", lambda f: read_golden(f / "golden.json")),
     "baseline": (_make_baseline, "baseline.yaml", lambda f: read_baseline(f / "baseline.yaml")),
     "response cache": (_make_cache, "cache_rank0.db", lambda f: check_files(str(f / "cache"))),

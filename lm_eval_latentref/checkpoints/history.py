@@ -14,7 +14,7 @@ from pathlib import Path
 
 import yaml
 
-from lm_eval_latentref.checkpoints.files import read_yaml
+from lm_eval_latentref.checkpoints.files import read_yaml, write_text
 from lm_eval_latentref.checkpoints.manifest import (
     MANIFEST_NAME,
     Manifest,
@@ -52,7 +52,7 @@ def copy_history(members: Mapping[str, Source], folder: Path, *, name: str) -> N
             recipe = read_yaml(origin / RECIPE, "mend or remove it")
             # Where it was written says nothing to those who get the folder.
             text = yaml.safe_dump({**recipe, "output": f"out/{name}"}, sort_keys=False)
-            (folder / RECIPE).write_text(text, encoding="utf-8")
+            write_text(folder / RECIPE, text)
 
 
 def _copy_reference_record(origin: Path, folder: Path) -> None:

@@ -8,7 +8,6 @@ Compares nothing and runs nothing.
 
 from __future__ import annotations
 
-import json
 import math
 import re
 from collections.abc import Mapping
@@ -16,6 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from lm_eval_latentref.checkpoints.files import read_json_object, reading
 from lm_eval_latentref.errors import LatentRefError
 from lm_eval_latentref.evaluation import samples
 
@@ -122,27 +122,26 @@ def _answer(sample: Mapping[str, Any], metric: str, file: Path) -> Answer:
 
 
 def _of_sweep(name: str, path: Path, setting: str, metric: str | None) -> Answers:
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+    if metric not in (None, "acc"):
+        raise LatentRefError(f"{name}: a sweep records acc, not {metric!r}; leave --metric out")
+    advice = "give the sweep.json that `latentref sweep` wrote"
+    content = read_json_object(path, advice)
+    with reading(path, advice):
         task, settings = content["task"], content["settings"]
         label = content["recommended"] if setting == "recommended" else setting
         label = content["best"].get(label, label)
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise LatentRefError(
-            f"{path} is no result of `latentref sweep`; give the sweep.json that it wrote"
-        ) from error
-    if metric not in (None, "acc"):
-        raise LatentRefError(f"{name}: a sweep records acc, not {metric!r}; leave --metric out")
-    for one in settings:
-        if one["label"] == label:
-            rows = zip(task["documents"], one["correct"], one["margins"], strict=True)
-            answers = {
-                doc_id: Answer(float(correct), margin, task["hashes"][str(doc_id)])
-                for doc_id, correct, margin in rows
-            }
-            name = f"{path}::{label}"
-            return Answers(name, {task["name"]: answers}, {task["name"]: "acc"})
-    labels = ", ".join(one["label"] for one in settings)
+        for one in settings:
+            if one["label"] == label:
+                rows = zip(task["documents"], one["correct"], one["margins"], strict=True)
+                answers = {
+                    int(doc_id): Answer(
+                        float(correct), float(margin), str(task["hashes"][str(doc_id)])
+                    )
+                    for doc_id, correct, margin in rows
+                }
+                name = f"{path}::{label}"
+                return Answers(name, {str(task["name"]): answers}, {str(task["name"]): "acc"})
+        labels = ", ".join(one["label"] for one in settings)
     raise LatentRefError(
         f"{name}: no setting {setting!r}; give recommended, {', '.join(content['best'])}, "
         f"or one of: {labels}"

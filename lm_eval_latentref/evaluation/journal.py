@@ -17,18 +17,24 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+from lm_eval_latentref.checkpoints.files import parse_json, reading
 from lm_eval_latentref.errors import LatentRefError, saving
+
+ADVICE = "remove it to start afresh, or name another folder"
 
 
 def read_journal(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
     """The objects written so far; empty when there is no file."""
-    whole = _whole_lines(Path(path))
-    try:
-        return [json.loads(line) for line in whole.splitlines()]
-    except ValueError as error:
-        raise LatentRefError(
-            f"{path} is damaged ({error}); remove it to start afresh, or name another folder"
-        ) from error
+    with reading(path, ADVICE):
+        lines = _whole_lines(Path(path)).split(b"\n")
+    values = []
+    for number, line in enumerate(lines[:-1], start=1):
+        with reading(f"{path}, line {number}", ADVICE):
+            value = parse_json(line.decode("utf-8"))
+            if not isinstance(value, dict):
+                raise TypeError("not a JSON object")
+        values.append(value)
+    return values
 
 
 class Journal:

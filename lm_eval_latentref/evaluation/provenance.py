@@ -15,6 +15,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from lm_eval_latentref.evaluation.wording import hide_secrets
+
 PACKAGES = ("lm-eval-latentref", "lm-eval", "torch", "transformers", "peft", "numpy", "scipy")
 
 
@@ -45,9 +47,10 @@ def machine() -> dict[str, Any]:
 
 
 def command() -> str:
-    """The command line of this process, as a user would type it."""
+    """The command line of this process, as a user would type it, with *** for secrets."""
     program = Path(sys.argv[0]).name
-    return shlex.join(["latentref" if program == "__main__.py" else program, *sys.argv[1:]])
+    words = ["latentref" if program == "__main__.py" else program, *sys.argv[1:]]
+    return shlex.join(map(hide_secrets, words))
 
 
 def _cpu_name() -> str:

@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from lm_eval_latentref.checkpoints.files import write_text
 from lm_eval_latentref.errors import LatentRefError, saving
 from lm_eval_latentref.evaluation.settings import ROWS, Setting
 from lm_eval_latentref.evaluation.templates import render
@@ -119,9 +120,9 @@ def save(content: Content, folder: str | os.PathLike[str], text: str) -> str:
     path = Path(folder)
     with saving(path):
         path.mkdir(parents=True, exist_ok=True)
-        (path / RESULTS).write_text(json.dumps(content, indent=1) + "\n", "utf-8")
+        write_text(path / RESULTS, json.dumps(content, indent=1) + "\n")
         text += see_also(path)
-        (path / PAGE).write_text(text, "utf-8")
+        write_text(path / PAGE, text)
     return text
 
 

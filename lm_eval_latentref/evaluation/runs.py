@@ -25,10 +25,10 @@ from lm_eval_latentref import _autoload
 from lm_eval_latentref.benchmarks import documents
 from lm_eval_latentref.benchmarks.data import load_split
 from lm_eval_latentref.benchmarks.tasks import tasks_path
+from lm_eval_latentref.checkpoints.files import read_json, read_json_lines, reading, write_text
 from lm_eval_latentref.checkpoints.planning import plan_run
 from lm_eval_latentref.checkpoints.sets import resolve
 from lm_eval_latentref.checkpoints.sources import fingerprint
-from lm_eval_latentref.errors import saving
 from lm_eval_latentref.evaluation.answers import Answer, Answers, read_answers
 from lm_eval_latentref.evaluation.provenance import machine, versions
 from lm_eval_latentref.evaluation.statistics import standard_error
@@ -39,6 +39,9 @@ from lm_eval_latentref.latent.config import OPTION_NAMES
 logger = logging.getLogger(__name__)
 
 DONE = "done.json"
+RESULTS = "results_*.json"
+SAMPLES = "samples_*.jsonl"
+"""Files that lm-eval writes, one of each for a task."""
 PACKAGE = "lm-eval-latentref"
 _WORKING = ("encode", "think", "decode")
 
@@ -156,16 +159,17 @@ class Runs:
             self._run(model_args, task, folder)
             made_with = {"versions": versions(), "machine": machine()}
             done = {**identity, "made_with": made_with, "data": documents.loaded_since(before)}
-            with saving(folder / DONE):
-                (folder / DONE).write_text(json.dumps(done) + "\n", "utf-8")
-        (results,) = folder.rglob("results_*.json")
-        found = json.loads(results.read_text(encoding="utf-8"))
+            write_text(folder / DONE, json.dumps(done) + "\n")
+        advice = f"remove {folder}, and give the same command again"
+        (results,) = folder.rglob(RESULTS)
+        with reading(results, advice):
+            cost = read_json(results, advice)["config"]["latentref"]["cost"]
         return Run(
             command=command,
             answers=read_answers(str(folder)),
-            cost=found["config"]["latentref"]["cost"],
+            cost=cost,
             targets=_targets(folder),
-            made_with=json.loads((folder / DONE).read_text(encoding="utf-8"))["made_with"],
+            made_with=read_json(folder / DONE, advice)["made_with"],
             checkpoints=tuple(identity["checkpoints"]),
         )
 
@@ -239,6 +243,9 @@ def _checkpoints(model_args: Mapping[str, Any]) -> list[str]:
 
 
 def _is_done(folder: Path, identity: Mapping[str, Any]) -> bool:
+    # Of two runs that once shared the folder neither is this one.
+    if any(len(list(folder.rglob(pattern))) != 1 for pattern in (RESULTS, SAMPLES)):
+        return False
     try:
         done = json.loads((folder / DONE).read_text(encoding="utf-8"))
         same = all(done[name] == value for name, value in identity.items())
@@ -258,6 +265,6 @@ def _is_at_hand(data: Mapping[str, Mapping[str, Any]]) -> bool:
 
 
 def _targets(folder: Path) -> tuple[str, ...]:
-    (file,) = folder.rglob("samples_*.jsonl")
-    with file.open(encoding="utf-8") as lines:
-        return tuple(str(json.loads(line)["target"]) for line in lines)
+    (file,) = folder.rglob(SAMPLES)
+    with reading(file):
+        return tuple(str(sample["target"]) for _, sample in read_json_lines(file))

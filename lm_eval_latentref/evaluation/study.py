@@ -18,6 +18,7 @@ from typing import Any
 import yaml
 
 from lm_eval_latentref.benchmarks.tasks import tasks_path
+from lm_eval_latentref.checkpoints.files import holding
 from lm_eval_latentref.checkpoints.manifest import MANIFEST_NAME, Manifest, read_manifest
 from lm_eval_latentref.checkpoints.packaged import local_folder
 from lm_eval_latentref.checkpoints.record import learnt_from
@@ -167,7 +168,8 @@ def run_studies(
         options: fields of `Options`.
 
     Raises:
-        LatentRefError: a folder or task is not there or cannot be evaluated.
+        LatentRefError: a folder or task is not there or cannot be evaluated, or another process
+            works in `work`.
     """
     given = Options(**options)
     names = [TaskNames(task) for task in tasks]
@@ -176,7 +178,8 @@ def run_studies(
     for task in names:
         _check_dev_task(task)
     places = [(folder, Path(work) / Path(folder).name) for folder in folders]
-    found = [_SetStudy(folder, place, names, given).all_tasks() for folder, place in places]
+    with holding(work, "latentref study"):
+        found = [_SetStudy(folder, place, names, given).all_tasks() for folder, place in places]
     return [
         Study(
             task=task.name,

@@ -22,6 +22,7 @@ from typing import Any
 
 import numpy as np
 
+from lm_eval_latentref.checkpoints.files import holding, write_text
 from lm_eval_latentref.checkpoints.loading import resolve
 from lm_eval_latentref.checkpoints.manifest import (
     MANIFEST_NAME,
@@ -104,7 +105,8 @@ def sweep(
         model: what an earlier sweep of the same arguments loaded (`load_model`).
 
     Raises:
-        LatentRefError: something given cannot be used, or the task's documents are not for tuning.
+        LatentRefError: something given cannot be used, the task's documents are not for tuning, or
+            another process sweeps into `output`.
     """
     started = _Start.of(model_args, latent_steps, memory_rates, step_sizes, search_steps, write)
     dev_task = load_dev_task(
@@ -116,9 +118,10 @@ def sweep(
         trained_questions=started.trained_questions,
     )
     grid = started.grid
-    model = model or load_model(model_args, grid, resolved=started.plan)
-    run = GridRun(model, dev_task, grid.settings())
-    cost = run.fill(Path(output) / JOURNAL_NAME)
+    with holding(output, "latentref sweep"):
+        model = model or load_model(model_args, grid, resolved=started.plan)
+        run = GridRun(model, dev_task, grid.settings())
+        cost = run.fill(Path(output) / JOURNAL_NAME)
     outcomes, overflowed = run.outcomes()
     choice = choose(outcomes, seed=seed)
     return Sweep(
@@ -249,7 +252,7 @@ def save_sweep(result: Sweep, folder: str | os.PathLike[str], *, command: str) -
     """Writes sweep.json and, where matplotlib is there, sweep.png; returns the JSON values."""
     path, content = Path(folder) / SWEEP_RESULTS, sweep_json(result, command=command)
     with saving(path):
-        path.write_text(json.dumps(content, indent=1) + "\n", "utf-8")
+        write_text(path, json.dumps(content, indent=1) + "\n")
     title = f"{result.task.name}, {len(result.task.documents)} documents"
     try:
         with saving(path.with_suffix(".png")):

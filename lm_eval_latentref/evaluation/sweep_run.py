@@ -21,9 +21,10 @@ from typing import Any
 
 from tqdm import tqdm
 
+from lm_eval_latentref.checkpoints.files import reading
 from lm_eval_latentref.errors import LatentRefError
 from lm_eval_latentref.evaluation.dev_tasks import DevTask
-from lm_eval_latentref.evaluation.journal import Journal, read_journal
+from lm_eval_latentref.evaluation.journal import ADVICE, Journal, read_journal
 from lm_eval_latentref.evaluation.provenance import versions
 from lm_eval_latentref.evaluation.settings import Outcome, Setting
 from lm_eval_latentref.evaluation.sweep_model import SweepModel, forwards
@@ -159,10 +160,12 @@ class GridRun:
     def _recall(self, path: Path) -> Cost:
         settings, cost = {key: setting for setting, key in self.keys.items()}, Cost()
         for line in read_journal(path):
-            if setting := settings.get(line["key"]):
-                values = [value and Score(*value) for value in line["values"]]
-                self.found[setting].update(zip(line["requests"], values, strict=True))
-                cost.add(line["seconds"], line["forwards"])
+            with reading(path, ADVICE):
+                if setting := settings.get(line["key"]):
+                    values = [value and _recalled(*value) for value in line["values"]]
+                    requests = map(int, line["requests"])
+                    self.found[setting].update(zip(requests, values, strict=True))
+                    cost.add(float(line["seconds"]), line["forwards"])
         if num_found := sum(map(len, self.found.values())):
             logger.info("%s holds %d log-likelihoods of this sweep already", path, num_found)
         return cost
@@ -182,6 +185,13 @@ class GridRun:
             "package": versions().get("lm-eval-latentref"),
         }
         return _digest(facts)
+
+
+def _recalled(log_likelihood: float, is_greedy: bool) -> Score:
+    """A score as the journal holds it; TypeError for values of another kind."""
+    if not isinstance(log_likelihood, float) or not isinstance(is_greedy, bool):
+        raise TypeError(f"{log_likelihood!r}, {is_greedy!r} is no score")
+    return Score(log_likelihood, is_greedy)
 
 
 def _judge(scores: Sequence[Score], gold: int, written: bool) -> tuple[bool, float]:

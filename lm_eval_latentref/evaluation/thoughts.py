@@ -23,6 +23,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lm_eval_latentref.checkpoints.files import write_text
 from lm_eval_latentref.checkpoints.sets import resolve
 from lm_eval_latentref.errors import LatentRefError, saving
 from lm_eval_latentref.evaluation.dev_tasks import DevTask, load_task
@@ -382,8 +383,8 @@ def save_thoughts(content: Content, file: str | os.PathLike[str]) -> str:
     path, text = Path(file), thoughts_page(content)
     with saving(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.with_suffix(".json").write_text(json.dumps(content, indent=1) + "\n", "utf-8")
-        path.write_text(text, "utf-8")
+        write_text(path.with_suffix(".json"), json.dumps(content, indent=1) + "\n")
+        write_text(path, text)
     return text
 
 

@@ -15,6 +15,7 @@ from typing import Any
 from lm_eval_latentref.errors import printable
 
 _SECRET = re.compile(r"(?i)(^|_)(token|key|secret|password|auth\w*)$")
+_SECRET_PAIR = re.compile(r"(?i)\b((?:\w+_)?(?:token|key|secret|password|auth\w*))=[^,\s]+")
 _SECRET_VALUE = re.compile(r"hf_[A-Za-z0-9]{8,}|sk-[A-Za-z0-9-]{8,}|(?<=://)[^/@\s]+:[^/@\s]+(?=@)")
 
 
@@ -36,6 +37,11 @@ def without_secrets(arguments: Mapping[str, Any]) -> dict[str, Any]:
         name: "***" if _SECRET.search(name) else _SECRET_VALUE.sub("***", str(value))
         for name, value in arguments.items()
     }
+
+
+def hide_secrets(word: str) -> str:
+    """A word of a command line, such as NAME=VALUE,NAME=VALUE, with *** for secret values."""
+    return _SECRET_VALUE.sub("***", _SECRET_PAIR.sub(r"\1=***", word))
 
 
 def markdown(text: Any) -> str:

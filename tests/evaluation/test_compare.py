@@ -212,7 +212,7 @@ def test_what_cannot_be_read_is_told_in_one_line(tmp_path):
     cases = {
         str(tmp_path / "nowhere"): "no samples",
         f"{tmp_path}::residual": "no setting 'residual'",
-        str(tmp_path / "other.json"): "is no result of",
+        str(tmp_path / "other.json"): "cannot be read",
         str(tmp_path / "samples_bad.jsonl"): "line 1: not a logged sample",
     }
     for name, message in cases.items():

@@ -36,8 +36,9 @@ def test_a_disk_that_fills_up_under_the_journal_ends_in_one_line(tmp_path):
     assert read_journal(tmp_path / "journal.jsonl") == [{"a": 1}]
 
 
-def test_a_damaged_journal_is_told(tmp_path):
+@pytest.mark.parametrize("line", [b"not json", b"[1]", b"\xff", b"[" * 5000])
+def test_a_damaged_line_is_named_with_its_number(tmp_path, line):
     path = tmp_path / "journal.jsonl"
-    path.write_text('{"a": 1}\nnot json\n', encoding="utf-8")
-    with pytest.raises(LatentRefError, match="is damaged"):
+    path.write_bytes(b'{"a": 1}\n' + line + b"\n")
+    with pytest.raises(LatentRefError, match=r"line 2 cannot be read .*; remove it"):
         read_journal(path)

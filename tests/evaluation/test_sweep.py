@@ -21,6 +21,7 @@ from lm_eval_latentref.benchmarks import published
 from lm_eval_latentref.benchmarks.graph import generate
 from lm_eval_latentref.checkpoints import sets
 from lm_eval_latentref.checkpoints.convert import convert
+from lm_eval_latentref.checkpoints.files import holding
 from lm_eval_latentref.checkpoints.loading import resolve
 from lm_eval_latentref.checkpoints.manifest import Manifest, read_manifest, write_manifest
 from lm_eval_latentref.checkpoints.questions import QUESTIONS_NAME, hash_questions
@@ -28,7 +29,7 @@ from lm_eval_latentref.cli import main
 from lm_eval_latentref.errors import LatentRefError
 from lm_eval_latentref.evaluation import sweep_model
 from lm_eval_latentref.evaluation.dev_tasks import load_dev_task
-from lm_eval_latentref.evaluation.journal import read_journal
+from lm_eval_latentref.evaluation.journal import Journal, read_journal
 from lm_eval_latentref.evaluation.report import sweep_page
 from lm_eval_latentref.evaluation.settings import Setting
 from lm_eval_latentref.evaluation.sweep import save_sweep, sweep, sweep_json
@@ -93,8 +94,13 @@ def run(folders, tasks, output, args=(), **options):
 
 
 @pytest.fixture(scope="module")
-def finished(folders, tasks, tmp_path_factory):
-    return run(folders, tasks, tmp_path_factory.mktemp("sweep"))
+def finished_folder(tmp_path_factory):
+    return tmp_path_factory.mktemp("sweep")
+
+
+@pytest.fixture(scope="module")
+def finished(folders, tasks, finished_folder):
+    return run(folders, tasks, finished_folder)
 
 
 def test_what_settings_share_is_run_once(finished):
@@ -530,3 +536,32 @@ def test_a_report_that_cannot_be_written_is_told_in_one_line(finished, tmp_path)
     (tmp_path / "sweep.json").mkdir()
     with pytest.raises(LatentRefError, match=r"sweep\.json cannot be written"):
         save_sweep(finished, tmp_path, command="")
+
+
+def test_a_folder_that_another_process_sweeps_into_is_refused(folders, tasks, tmp_path):
+    with (
+        holding(tmp_path, "latentref sweep"),
+        pytest.raises(LatentRefError, match="in use by latentref sweep, process"),
+    ):
+        run(folders, tasks, tmp_path)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"values": [[1.0]]},
+        {"values": ["a"]},
+        {"requests": 5},
+        {"seconds": None},
+        {"forwards": ["backbone"]},
+    ],
+)
+@pytest.mark.usefixtures("finished")
+def test_a_journal_with_values_of_another_kind_is_named(
+    finished_folder, folders, tasks, tmp_path, change
+):
+    lines = read_journal(finished_folder / "sweep.jsonl")
+    with Journal(tmp_path / "sweep.jsonl") as journal:
+        journal.add({**lines[0], **change})
+    with pytest.raises(LatentRefError, match=r"jsonl cannot be read .*; remove it"):
+        run(folders, tasks, tmp_path)
