@@ -1,5 +1,5 @@
-"""The method: thoughts, their refinement, and scoring and writing after them.
+"""The method: continuous thoughts, their refinement, and scoring or generating text after them.
 
-Works on networks that are loaded and on token ids. Knows no checkpoint's name, no benchmark and no
-lm-eval.
+Everything here works on loaded networks and token ids; checkpoint names, benchmarks and lm-eval
+belong to the other folders.
 """

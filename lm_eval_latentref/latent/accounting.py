@@ -5,13 +5,13 @@
         ...                       # run the models
     accounting.report()           # a dict for the results file
 
-While it works it listens to the models' decoders by torch's own hooks, so whoever calls them (our
-loop, transformers' `generate`, lm-eval) is counted, and the thought loop knows nothing of it. It
-never waits for the device: on a GPU, time is taken by events, read when a report is asked for.
+Forwards are counted by torch hooks on the models' decoders, so every caller is counted (our loop,
+transformers' `generate`, lm-eval) and the thought loop needs no code for it. Counting never waits
+for the device: on a GPU, events mark the time and are read when `report` is called.
 
-A forward over an empty cache is encoding; every later one is thinking while `thinking` is open and
-decoding (or scoring) elsewhere. Where references read the context together with the first thought,
-that forward is encoding.
+A forward over an empty cache counts as encoding. Every later forward counts as thinking inside
+`thinking`, and as decoding (or scoring) outside it. A reference that reads the context and the
+first thought in one forward is encoding.
 """
 
 from __future__ import annotations
@@ -34,10 +34,10 @@ PHASES = ("load", "encode", "think", "decode")
 
 
 class Accounting:
-    """Counters of one set of models in this process, from their loading on.
+    """What one set of models has cost in this process since it was loaded.
 
     Args:
-        networks: by name; networks that share a model are told apart by their adapters.
+        networks: by name; networks that share a model are distinguished by their adapters.
     """
 
     def __init__(self, networks: Mapping[str, Network]) -> None:
@@ -50,7 +50,7 @@ class Accounting:
         self._phase_of_step = "decode"
 
     def restart(self) -> None:
-        """Count anew, as after loading: only the seconds of loading are kept."""
+        """Set all counters to zero, except the seconds of loading."""
         self._forwards: Counter[str] = Counter(dict.fromkeys(self._names, 0))
         self._columns: Counter[str] = Counter(dict.fromkeys(self._names, 0))
         self._counts = Counter(thought_steps=0, tokens_encoded=0, tokens_generated=0)
@@ -61,12 +61,12 @@ class Accounting:
         self._counts.update(numbers)
 
     def loaded(self, seconds: float) -> None:
-        """The models took so long to load."""
+        """Add the time that loading the models took."""
         self._laps.seconds["load"] += seconds
 
     @contextmanager
     def working(self) -> Iterator[None]:
-        """Time and forwards count while this is open; it may be opened again inside."""
+        """Count time and forwards inside this block; blocks may be nested."""
         if self._depth == 0:
             for name, network in self._networks.items():
                 self._hooks.enter_context(network.before_forward(self._listener(name)))
@@ -81,7 +81,7 @@ class Accounting:
 
     @contextmanager
     def thinking(self) -> Iterator[None]:
-        """Forwards that go on from a context are thoughts while this is open."""
+        """Count forwards over a non-empty cache as thinking inside this block."""
         self._phase_of_step = "think"
         try:
             yield
@@ -89,11 +89,11 @@ class Accounting:
             self._phase_of_step = "decode"
 
     def report(self) -> dict[str, Any]:
-        """All counters as JSON values: seconds, bytes, and counts of what their names say.
+        """All counters as JSON values: seconds, bytes and counts.
 
-        `columns_read` is rows times columns over all forwards of a model, padding included;
-        `tokens_encoded` counts each distinct context's own tokens once; `tokens_generated` leaves
-        out EOS. Memory is the peak of the process: on the host, and of tensors on each GPU.
+        `columns_read` is rows times columns, padding included, summed over a model's forwards.
+        `tokens_encoded` counts the tokens of each distinct context once. `tokens_generated` leaves
+        out EOS. Memory is the process's peak: on the host, and of tensors on each GPU.
         """
         return {
             "peak_memory_bytes": peak_memory(),
@@ -105,52 +105,54 @@ class Accounting:
 
     @staticmethod
     def of_all(reports: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-        """One report of several processes: counts added up, memory and seconds of the largest."""
+        """One report for several processes: the sum of counts, the maximum of memory and time."""
         combined: dict[str, Any] = {"processes": len(reports)}
         for name, first in reports[0].items():
             of_each = [report[name] for report in reports]
             best = max if name in ("peak_memory_bytes", "seconds") else sum
             if isinstance(first, Mapping):
-                keys = dict.fromkeys(key for one in of_each for key in one)
-                combined[name] = {key: best([one.get(key, 0) for one in of_each]) for key in keys}
+                keys = dict.fromkeys(key for values in of_each for key in values)
+                combined[name] = {
+                    key: best([values.get(key, 0) for values in of_each]) for key in keys
+                }
             else:
                 combined[name] = best(of_each)
         return combined
 
     def _listener(self, name: str) -> Callable[[int, int], None]:
-        def heard(num_columns: int, past: int) -> None:
+        def count_forward(num_columns: int, past: int) -> None:
             self._forwards[name] += 1
             self._columns[name] += num_columns
             self._laps.enter("encode" if past == 0 else self._phase_of_step)
 
-        return heard
+        return count_forward
 
 
 def peak_memory() -> dict[str, int]:
-    """Bytes at the peak so far, by place: "host" and each "cuda:N"; nothing where unknown."""
+    """Peak bytes so far for "host" and each "cuda:N"; a place that cannot be read is left out."""
     peaks = {f"cuda:{i}": torch.cuda.max_memory_allocated(i) for i in _used_gpus()}
     host = _peak_of_host()
     return peaks if host is None else {"host": host, **peaks}
 
 
 def restart_peak_memory() -> None:
-    """Let `peak_memory` count from what is held now; on the host where the system allows it."""
+    """Restart `peak_memory` at what is in use now; for the host this works on Linux only."""
     gc.collect()
     for index in _used_gpus():
         torch.cuda.reset_peak_memory_stats(index)
     try:
-        # On Linux, 5 sets VmHWM to what is resident.
+        # On Linux, writing 5 sets the recorded peak (VmHWM) to what is resident now.
         Path("/proc/self/clear_refs").write_text("5")
     except OSError:
         return
 
 
 def _peak_of_host() -> int | None:
-    # getrusage's value on Linux begins with that of the process which started this one.
+    # On Linux getrusage is not used: its value starts at the parent process's peak.
     status = Path("/proc/self/status")
     if status.exists():
-        found = re.search(r"VmHWM:\s+(\d+) kB", status.read_text())
-        return int(found[1]) * 1024 if found else None
+        match = re.search(r"VmHWM:\s+(\d+) kB", status.read_text())
+        return int(match[1]) * 1024 if match else None
     try:
         import resource
     except ImportError:  # not on Windows
@@ -164,7 +166,7 @@ def _used_gpus() -> range:
 
 
 class _Laps:
-    """A stopwatch with a hand for each phase, of which one runs at a time."""
+    """A stopwatch that adds up the seconds of each phase; one phase runs at a time."""
 
     def __init__(self, device: torch.device) -> None:
         self.seconds: dict[str, float] = dict.fromkeys(PHASES, 0.0)
@@ -174,12 +176,12 @@ class _Laps:
         self._since: Any = None
 
     def restart(self) -> None:
-        """Set the hands of all phases but "load" to zero."""
+        """Set the seconds of every phase except "load" to zero."""
         self._events.clear()
         self.seconds.update((phase, 0.0) for phase in PHASES if phase != "load")
 
     def enter(self, phase: str | None) -> None:
-        """Let the hand of `phase` run from now on; None stops the watch."""
+        """Count time for `phase` from now on; None stops the watch."""
         if phase == self._phase:
             return
         now = self._now()

@@ -1,10 +1,10 @@
-"""Which requests run together: grouped by context, longest first, halved when memory runs out.
+"""Batches of requests: grouped by context, longest first, halved when memory runs out.
 
     groups = group_by_context([((1, 2), (3,)), ((1, 2), (4,))])     # one group, two continuations
     for batch, scores in in_batches(groups, limit=RowLimit(8, num_items=len(groups)), work=score):
         ...
 
-Deliberately knows no model and no text; a token here is an integer.
+A token here is an integer.
 """
 
 from __future__ import annotations
@@ -38,28 +38,28 @@ class Group:
 def group_by_context(pairs: Iterable[tuple[Tokens, Tokens]]) -> list[Group]:
     """The groups of (context, continuation) pairs, longest context first.
 
-    Longest first: running out of memory shows in the first batch, and time left is overestimated
-    rather than underestimated. Ties are broken by the tokens, so that the order of the requests
-    does not decide who shares a batch with whom.
+    With the longest first, memory runs out in the first batch if it does at all, and the estimate
+    of the time left errs on the long side. Ties are broken by the tokens, so that the batches do
+    not depend on the order of the requests.
     """
     members: dict[Tokens, list[tuple[int, Tokens]]] = {}
     for index, (context, continuation) in enumerate(pairs):
         members.setdefault(context, []).append((index, continuation))
     groups = [
-        Group(context, tuple(tokens for _, tokens in asked), tuple(index for index, _ in asked))
-        for context, asked in members.items()
+        Group(context, tuple(tokens for _, tokens in entries), tuple(index for index, _ in entries))
+        for context, entries in members.items()
     ]
     return sorted(groups, key=lambda group: (-len(group.context), group.context))
 
 
 class RowLimit:
-    """How many rows are tried at once: as many as asked for, half as many when they did not fit.
+    """How many rows to try at once: the number asked for, halved each time they do not fit.
 
     Args:
-        rows: the most to try.
-        num_items: how many items there are to do in all.
-        num_tries: how often `rows` is tried again, at equal distances; items come longest first,
-            so more may fit later.
+        rows: the largest number to try.
+        num_items: how many items there are in all.
+        num_tries: how many times to try `rows`, spread evenly over the items: these come longest
+            first, so more may fit later.
     """
 
     def __init__(self, rows: int, *, num_items: int, num_tries: int = 1) -> None:
@@ -68,22 +68,23 @@ class RowLimit:
         self._done = 0
 
     def finished(self, num: int) -> None:
-        """`num` more items are done."""
+        """Record that `num` more items are done."""
         tries_before = self._done // self._stride
         self._done += num
         if self._done // self._stride > tries_before:
             self.rows = self._most
 
     def did_not_fit(self, num: int) -> None:
-        """A batch of `num` items ran out of memory."""
+        """Record that a batch of `num` items ran out of memory."""
         self.rows = max(1, min(self.rows, num) // 2)
         logger.warning("out of memory: going on with batch_size=%d", self.rows)
 
 
 def give_back_memory() -> None:
-    """Give the system what the C library keeps of freed memory; for a CPU, and a few milliseconds.
+    """Return the freed memory that the C library holds to the system; takes a few milliseconds.
 
-    It keeps the gaps between what is alive. Batches differ in size, so later tensors do not fit in.
+    The C library keeps gaps between live blocks. Batches differ in size, so the tensors of a later
+    batch do not fit into the gaps that an earlier one left.
     """
     if (trim := _malloc_trim()) is not None:
         trim(0)
@@ -102,8 +103,8 @@ def in_batches(
 ) -> Iterator[tuple[Sequence[Item], Result]]:
     """Run `work(batch, limit.rows)` over `items` in order; yield each batch with its result.
 
-    A batch that does not fit into memory is tried again at half the size: what is finished stays
-    finished. With one row left the error is the caller's.
+    A batch that does not fit into memory is tried again at half the size; finished batches are not
+    repeated. If a single row does not fit, the error is raised.
     """
     start = 0
     while start < len(items):
@@ -119,5 +120,5 @@ def in_batches(
             start += len(batch)
             limit.finished(len(batch))
             continue
-        # Outside the handler: the exception no longer holds the failed batch's tensors.
+        # Outside the handler, where the exception no longer holds the failed batch's tensors.
         clear_device_cache(garbage_collection=True)

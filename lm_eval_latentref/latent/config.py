@@ -2,8 +2,8 @@
 
     RefinementConfig.parse({"latent_steps": "6", "memory_rate": "0.3"})
 
-Names and domains are those of Wang et al. (arXiv:2506.08552). Deliberately knows no model: what
-needs a tokenizer or the references' presence is checked where those are at hand.
+Names and domains are those of Wang et al. (arXiv:2506.08552). Checks that need a tokenizer or the
+references are made where these are loaded.
 """
 
 from __future__ import annotations
@@ -22,9 +22,10 @@ LATENT_KINDS = ("continuous", "pause")
 
 
 class HalfWidths(float):
-    """A step size in units of d/2, written `0.3*d/2`, as long as the hidden size d is not known.
+    """A step size in units of d/2, written `0.3*d/2`, for use before the hidden size d is known.
 
-    1 moves a thought by the whole way from the weak reference's hidden state to the strong one's.
+    A step of 1*d/2 moves a thought by the full vector from the weak reference's hidden state to the
+    strong one's.
     """
 
     def __str__(self) -> str:
@@ -47,23 +48,24 @@ class RefinementConfig:
     """alpha, the weight of the previous thought in the residual update; in [0, 1]."""
 
     search_step_size: float = 0.0
-    """eta, the step length of the contrastive update; finite, 0 = off. One unit moves 2/d of the
-    way from the weak reference's hidden state to the strong one's (d: the hidden size).
-    `HalfWidths` until `for_width`."""
+    """eta, the step length of the contrastive update; finite, 0 = off. One unit moves a thought by
+    2/d of the vector from the weak reference's hidden state to the strong one's (d: the hidden
+    size). A value given as `0.3*d/2` is `HalfWidths` until `for_width` replaces it."""
 
     search_steps: int = 1
     """S, contrastive updates per thought; integer >= 1."""
 
     search_gradient: str = "detached"
-    """Whether the references' outputs are constants in the gradient (`detached`, needs no
-    autograd) or functions of the thought (`through`)."""
+    """`detached`: the references' outputs are constants in the gradient, which needs no autograd;
+    `through`: they are functions of the thought."""
 
     latent_markers: str = "auto"
     """`auto`: marker tokens surround the thoughts when the tokenizer has them; `none`: never."""
 
     latent_kind: str = "continuous"
-    """`continuous`: a thought is the hidden state before it; `pause`: each is the embedding of the
-    `<|latent|>` token, read in one pass, for checkpoints trained so as a control."""
+    """`continuous`: each thought is the hidden state of the column before it; `pause`: each is the
+    embedding of the `<|latent|>` token and all are read in one pass, for control checkpoints that
+    were trained with pause tokens."""
 
     def __post_init__(self) -> None:
         _check(self.latent_steps >= 0, "latent_steps", self.latent_steps, "an integer >= 0")
@@ -83,17 +85,17 @@ class RefinementConfig:
         if self.latent_kind == "pause" and (self.memory_rate or self.search_step_size):
             raise LatentRefError(
                 f"memory_rate={self.memory_rate:g}, search_step_size={self.search_step_size:g} "
-                "with latent_kind='pause': pause tokens are no thoughts that could be refined; "
+                "with latent_kind='pause': pause tokens are not thoughts and cannot be refined; "
                 "set both to 0, or latent_kind=continuous"
             )
 
     @property
     def searches(self) -> bool:
-        """Whether the contrastive search runs, that is whether both references are needed."""
+        """Whether the contrastive search runs, which needs both references."""
         return self.latent_steps > 0 and self.search_step_size != 0.0
 
     def for_width(self, hidden_size: int) -> RefinementConfig:
-        """The same refinement on a model of this hidden size, its step size as a number."""
+        """This config with its step size as a number, for a model of this hidden size."""
         step_size = self.search_step_size
         if not isinstance(step_size, HalfWidths):
             return self
@@ -101,17 +103,18 @@ class RefinementConfig:
 
     @classmethod
     def parse(cls, values: Mapping[str, Any]) -> RefinementConfig:
-        """The config of `values`, which may be strings as a command line gives them.
+        """The config with the options in `values`, which may be strings from a command line.
 
-        A value of None means "not given", but for `latent_markers`, where it is what lm-eval's
-        command line makes of `none`. Raises LatentRefError on a name that is no option or a value
-        outside its domain.
+        A value of None means "not given", except for `latent_markers`: lm-eval's command line
+        turns `none` into None. Raises LatentRefError on an unknown option or a value outside its
+        domain.
         """
         names = {field.name for field in dataclasses.fields(cls)}
         for name in values:
             if name not in names:
                 raise LatentRefError(
-                    f"{name!r} is no refinement option; the options are {', '.join(sorted(names))}"
+                    f"{name!r} is not a refinement option; the options are "
+                    f"{', '.join(sorted(names))}"
                 )
         given = {
             name: value

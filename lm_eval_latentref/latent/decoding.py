@@ -1,9 +1,9 @@
-"""Which of transformers' ways to generate go on from thoughts: greedy decoding, plain sampling.
+"""Which decoding options of transformers work after thoughts: greedy decoding, plain sampling.
 
     check_decoding(model.generation_config, {"num_beams": 4}, thinks=True)      # LatentRefError
 
-Every argument of transformers' `GenerationConfig` is allowed or refused here; one that is not
-listed, such as one that a later release adds, is refused unless it is off.
+An argument of transformers' `GenerationConfig` that is not listed here, such as one that a later
+release adds, is refused unless it has no effect.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ from transformers import GenerationConfig, GenerationMixin
 from lm_eval_latentref.errors import LatentRefError
 
 ALLOWED = frozenset(
-    # First what is done with the logits of the next token, then what has no effect unless an
-    # argument that is refused switches its mode on.
+    # First those that act on the logits of the next token, then those that have no effect unless
+    # a refused argument switches their mode on.
     {
         "do_sample",
         "temperature",
@@ -69,8 +69,8 @@ REPLACED = frozenset(
         "_from_model_config",
     }
 )
-"""Allowed in the model's generation config too: each call gives its own value, or ours is the cache
-that they would describe."""
+"""Allowed in the model's generation config as well: each call either gives its own value or brings
+its own cache."""
 
 _ADVICE = {
     "max_length": "give max_gen_toks, which counts the tokens of the text",
@@ -83,11 +83,11 @@ _ADVICE = {
 def check_decoding(
     own: GenerationConfig, given: Mapping[str, Any] | None = None, *, thinks: bool
 ) -> None:
-    """Raise LatentRefError unless text can be written as asked for.
+    """Raise LatentRefError unless text can be generated with these options.
 
     Args:
-        own: the model's generation config, which holds where nothing is given.
-        given: the arguments of this call; each must be one of `generate`.
+        own: the model's generation config; it applies to every argument that is not given.
+        given: the arguments of this call; each must be an argument of `generate`.
         thinks: whether thoughts or markers precede the text; without them all modes are allowed.
     """
     given = given or {}
@@ -103,7 +103,7 @@ def check_decoding(
 
 
 def check_names(names: Iterable[str], *, also: Iterable[str] = ()) -> None:
-    """Raise LatentRefError on a name that is no argument of `generate`, with the nearest."""
+    """Raise LatentRefError on a name that `generate` does not take; it suggests the nearest."""
     own = inspect.signature(GenerationMixin.generate).parameters.keys() - {"self", "kwargs"}
     known = {*own, *vars(GenerationConfig()), *also}
     for name in names:

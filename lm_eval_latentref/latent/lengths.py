@@ -1,9 +1,10 @@
-"""Lengths beyond which a model computes otherwise, so that what it says depends on its batch.
+"""Lengths beyond which a model's results depend on the other rows of its batch.
 
     check_length(model.config, max_length=8192, name="microsoft/Phi-3-mini-128k-instruct")
 
-A few tokens do not show it, so it is read off the configuration. Up to such a length every result
-is right at any batch size; beyond it, what is read in steps differs from what is read at once.
+The few tokens of `probe` cannot show this, so the limits come from the model's configuration. Up to
+the limit every result is right at any batch size; beyond it, reading columns in several steps and
+reading them at once give different results.
 """
 
 from __future__ import annotations
@@ -14,18 +15,18 @@ from typing import Any
 from lm_eval_latentref.errors import LatentRefError
 
 _CHOOSES_COLUMNS = ("index_topk", "keep_window_size")
-"""Fields that say how many columns sparse attention keeps: those that score highest."""
+"""Fields that say how many columns sparse attention keeps: the highest-scoring ones."""
 
 _CHANGING_ROPES = ("dynamic", "longrope")
-"""Kinds of RoPE whose frequencies are those of the longest row of a batch."""
+"""Kinds of RoPE whose frequencies depend on the longest row of a batch."""
 
 
 def check_length(config: Any, max_length: int | None, name: str) -> None:
-    """Raise LatentRefError if `name` may be given more columns than one way of computing reaches.
+    """Raise LatentRefError if rows of the model `name` may be longer than its limit.
 
     Args:
-        config: of the model.
-        max_length: the most columns of a row; None when nothing says.
+        config: the model's configuration.
+        max_length: the most columns of a row; None if unknown.
     """
     config = config.get_text_config()
     for limit, reason in (*_of_attention(config), *_of_positions(config)):
@@ -63,7 +64,7 @@ def _of_positions(config: Any) -> Iterator[tuple[int, str]]:
 
 
 def _ropes(config: Any) -> Iterator[Mapping[str, Any]]:
-    # One for all layers, or one for each kind of layer.
+    # A configuration has either one RoPE for all layers or one for each kind of layer.
     for field in ("rope_parameters", "rope_scaling"):
         parameters = getattr(config, field, None)
         if isinstance(parameters, Mapping):

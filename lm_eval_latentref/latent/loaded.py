@@ -1,4 +1,4 @@
-"""What a loader hands to `Reasoner`: a backbone with its tokenizer, and both references.
+"""What a loader hands to `Reasoner`: a tokenizer, a backbone and, for the search, two references.
 
 LoadedSet(tokenizer=tokenizer, backbone=LoadedModel(model=model))
 """
@@ -15,27 +15,27 @@ class LoadedModel:
     """One model of a set, ready for inference: eval mode, no parameter requires a gradient."""
 
     model: Any
-    """A PreTrainedModel, or a PeftModel which other members of the set may share."""
+    """A PreTrainedModel, or a PeftModel that other members of the set may share."""
 
     adapter: str | None = None
     """The PEFT adapter to activate; None with a PeftModel: all adapters disabled."""
 
     borrowed_ids: frozenset[int] = frozenset()
-    """Tokens whose embedding row must come from the backbone: markers this model never learnt."""
+    """Tokens whose embedding rows come from the backbone: markers this model was not trained on."""
 
     identity: dict[str, str] = field(default_factory=dict)
     """Names, revisions and commits."""
 
     fingerprint: Callable[[], str] | None = None
-    """Hash of the files it was read from, computed when asked for; None where it has none."""
+    """Returns a hash of the files the model was read from, computed on the call."""
 
     source: Any = None
-    """The names it was loaded by (`checkpoints.sources.Source`), for whoever loaded it."""
+    """The names it was loaded by (`checkpoints.sources.Source`), for its loader's use."""
 
 
 @dataclass(kw_only=True)
 class LoadedSet:
-    """The backbone with its tokenizer and, where given, both references."""
+    """A backbone with its tokenizer and, if they were given, both references."""
 
     tokenizer: Any
     backbone: LoadedModel

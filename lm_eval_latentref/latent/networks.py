@@ -4,9 +4,8 @@
     hidden_BLD = network.decode(network.embed(ids_BL), cache=network.new_cache(), ...)
     logits_MV = network.project(hidden_BLD[:, -1])
 
-`Network` is one model (or one adapter of a shared one). Nothing here names a model family: the
-parts are found through transformers' own conventions. Deliberately knows no text, no refinement and
-no checkpoint format; `streams` keeps the cache.
+`Network` is one model, or one adapter of a shared model. Nothing here names a model family: the
+parts are located through transformers' own conventions. `streams` keeps the cache.
 
 Shape suffixes: B batch, L new columns, K columns read so far, D hidden size, M positions picked out
 of a batch, V vocabulary.
@@ -30,17 +29,17 @@ from lm_eval_latentref.latent import transformers_seams as seams
 from lm_eval_latentref.latent.peft_seams import AdapterSwitch
 
 _active: weakref.WeakKeyDictionary[nn.Module, weakref.ref[Network]] = weakref.WeakKeyDictionary()
-"""Of each model, the network that was activated last; several may share one."""
+"""For each model, the network that was activated last; several networks may share a model."""
 
 
 class Network:
     """One decoder-only language model, or one adapter on a model that several networks share.
 
     Args:
-        model: in eval mode and placed; a `PeftModel` when adapters are involved.
-        adapter: the adapter that is this network; None on a `PeftModel` means its base weights.
-        lender: the network whose rows are used for `borrowed_ids`.
-        borrowed_ids: token ids this network never learnt, embedded with the lender's rows.
+        model: in eval mode, on its device; a `PeftModel` if adapters are involved.
+        adapter: the adapter that this network uses; None on a `PeftModel`: the base weights alone.
+        lender: the network whose embedding rows are used for `borrowed_ids`.
+        borrowed_ids: token ids this network was not trained on, embedded with the lender's rows.
     """
 
     def __init__(
@@ -64,7 +63,7 @@ class Network:
         self._lender, self._borrowed_ids = lender, tuple(sorted(borrowed_ids))
         self.hidden_size: int = self.causal_lm.config.get_text_config().hidden_size
         weight_dtype = self._embedding.weight.dtype
-        # Packed weights are stored as integers; the model says what it computes in.
+        # Quantised weights are stored as integers; the model's dtype is the one it computes in.
         self.dtype: torch.dtype = (
             weight_dtype if weight_dtype.is_floating_point else self.causal_lm.dtype
         )
@@ -72,18 +71,18 @@ class Network:
 
     @property
     def device(self) -> torch.device:
-        """Where what is fed must lie: with the input embedding. Read anew, for models are moved."""
+        """Where inputs must lie: the input embedding's device. Read on each call: models move."""
         return seams.execution_device(self._embedding)
 
     @property
     def devices(self) -> tuple[str, ...]:
-        """Every place the weights were put, by accelerate's map if there is one."""
+        """Every device that holds weights, from accelerate's map if there is one."""
         places = getattr(self.causal_lm, "hf_device_map", None) or {"": self.device}
         return tuple(dict.fromkeys(str(place) for place in places.values()))
 
     @contextmanager
     def watching_states(self) -> Iterator[list[Tensor]]:
-        """Of each forward while this is open, whether each row's last state is finite, (B,)."""
+        """Yields a list that gains, at each forward, which rows' last states are finite, (B,)."""
         finite: list[Tensor] = []
 
         def hook(module: nn.Module, args: Any, output: Any) -> None:
@@ -96,7 +95,7 @@ class Network:
             handle.remove()
 
     def activate(self) -> None:
-        """Make this network's adapter the one its shared model computes with."""
+        """Switch the shared model to this network's adapter."""
         _active[self.causal_lm] = weakref.ref(self)
         if self._switch is not None:
             self._switch.to(self._adapter)
@@ -117,11 +116,11 @@ class Network:
     def decode(
         self, embeds_BLD: Tensor, *, cache: DynamicCache, mask_BK: Tensor | None, past: int
     ) -> Tensor:
-        """Hidden states (B, L, D) after the final norm at new columns; `cache` grows by them.
+        """Hidden states (B, L, D) after the final norm at new columns, which are added to `cache`.
 
         Args:
             mask_BK: which columns are real, over the `past` columns read before and the new ones;
-                None when all are.
+                None if all are.
         """
         positions_BL = self._positions(embeds_BLD, mask_BK, past) if self._takes_positions else None
         return self._forward(embeds_BLD, cache, mask_BK, positions_BL)
@@ -129,18 +128,18 @@ class Network:
     def decode_branches(
         self, embeds_BLD: Tensor, *, cache: DynamicCache, sees_BLK: Tensor, positions_BL: Tensor
     ) -> Tensor:
-        """`decode` for columns that each see what `sees_BLK` says; needs `takes_branches`."""
-        # A number for each, not a bool: all kinds of attention that take branches understand that.
+        """Hidden states (B, L, D) of new columns that each attend to the columns in `sees_BLK`.
+
+        Needs `takes_branches`.
+        """
+        # Numbers, not bools: every attention that takes branches accepts a mask of numbers.
         hidden_BLK = torch.zeros(sees_BLK.shape, dtype=self.dtype, device=self.device)
         hidden_BLK.masked_fill_(~sees_BLK, torch.finfo(self.dtype).min)
         return self._forward(embeds_BLD, cache, hidden_BLK.unsqueeze(1), positions_BL)
 
     @property
     def takes_branches(self) -> bool:
-        """Whether each column can be told which others it sees, as `decode_branches` needs.
-
-        It needs positions given with the columns, and attention that takes any mask.
-        """
+        """Whether `decode_branches` works: each column has its own position and its own mask."""
         return self._takes_positions and seams.takes_any_mask(self.causal_lm)
 
     def _forward(
@@ -160,15 +159,15 @@ class Network:
         return self._decoder(attention_mask=mask, use_cache=True, **inputs).last_hidden_state
 
     def project(self, hidden_MD: Tensor) -> Tensor:
-        """Logits (M, V) of hidden states, by the model's own head with all that belongs to it."""
+        """Logits (M, V) of hidden states, by the model's own head, scaling and caps included."""
         self.activate()
         return self._head(inputs_embeds=hidden_MD.unsqueeze(0)).logits[0]
 
     def before_forward(self, listener: Callable[[int, int], None]) -> RemovableHandle:
         """Call `listener(rows x new columns, columns read before)` at the start of each forward.
 
-        Whoever asks for it, transformers' `generate` included, until the handle is removed; of
-        networks that share a model, the last activated is meant.
+        Forwards of every caller count, transformers' `generate` included, until the handle is
+        removed. Of the networks that share a model, only the last activated is called.
         """
 
         def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -185,11 +184,11 @@ class Network:
         return self._decoder.register_forward_pre_hook(hook, with_kwargs=True)
 
     def new_cache(self) -> DynamicCache:
-        """An empty cache of the kinds of layers this model has."""
+        """An empty cache for this model's kinds of layers."""
         return seams.new_cache(self.causal_lm)
 
     def _positions(self, embeds_BLD: Tensor, mask_BK: Tensor | None, past: int) -> Tensor:
-        # A row's first real token has position 0 however much padding stands to its left.
+        # A row's first real token has position 0, whatever padding is on its left.
         num_new = embeds_BLD.shape[1]
         if mask_BK is None:
             return torch.arange(past, past + num_new, device=self.device).unsqueeze(0)

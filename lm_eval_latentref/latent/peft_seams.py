@@ -2,10 +2,11 @@
 
     AdapterSwitch.of(peft_model).to("strong")      # None for the base weights alone
 
-PEFT's public switch walks all modules and parameters: for SmolLM2-135M it takes about a third of
-the time of reading one token, where putting back what it left in the layers takes a hundredth.
-Rests on `_active_adapter` and `_disable_adapters` in peft/tuners/tuners_utils.py (BaseTunerLayer)
-and peft/utils/other.py (AuxiliaryTrainingWrapper); where a check fails, PEFT's own calls are used.
+PEFT's public switch walks all modules and parameters: for SmolLM2-135M that takes about a third of
+the time of reading one token. Restoring the two fields that it sets in each layer takes a
+hundredth. They are `_active_adapter` and `_disable_adapters` in peft/tuners/tuners_utils.py
+(BaseTunerLayer) and peft/utils/other.py (AuxiliaryTrainingWrapper). If a check of them fails,
+PEFT's own calls are used.
 """
 
 from __future__ import annotations
@@ -28,10 +29,11 @@ def adapter_layers(model: Any) -> list[Any]:
 
 
 class AdapterSwitch:
-    """Turns a `PeftModel` shared by several networks from one adapter to another, quickly.
+    """Switches a `PeftModel` that several networks share between its adapters, quickly.
 
-    PEFT's own calls are used once for each adapter; what they left in the layers is then put back
-    whenever that adapter is asked for again, as long as that is all they leave there.
+    The first switch to an adapter uses PEFT's own calls and saves the fields that they set in the
+    layers; later switches restore these fields. If PEFT's calls change anything else in the layers,
+    every switch uses them.
     """
 
     def __init__(self, model: PeftModel) -> None:
@@ -44,8 +46,8 @@ class AdapterSwitch:
         if self.is_quick and len(on) == 1:
             states = self._read()
             if all(active in (on, on[0]) and not disabled for active, disabled in states):
-                # An adapter that is on already is left alone: PEFT's switch would freeze it, and
-                # it may be in training.
+                # An adapter that is already active is not switched to: PEFT's switch would freeze
+                # it, and it may be in training.
                 self._active = on[0]
                 self._states[on[0]] = states
 
@@ -82,7 +84,7 @@ class AdapterSwitch:
 
 
 def _is_understood(layer: Any) -> bool:
-    """Whether what PEFT says in public of `layer` is what its private names hold, when set too."""
+    """Whether `layer`'s public properties follow its private fields, also after these are set."""
     if not all(hasattr(layer, name) for name in _SWITCHED):
         return False
     before = layer._active_adapter, layer._disable_adapters
@@ -97,5 +99,5 @@ def _is_understood(layer: Any) -> bool:
 
 
 def _others(layer: Any) -> dict[str, int]:
-    """Which objects a layer holds beside those that a switch is known to exchange."""
+    """The identity of each object a layer holds, apart from the fields that a switch sets."""
     return {name: id(value) for name, value in vars(layer).items() if name not in _SWITCHED}

@@ -1,9 +1,9 @@
-"""Whether a model can do what the thought loop does, asked with a few tokens when it is loaded.
+"""Checks with a few tokens, when a model is loaded, that it can do what the thought loop needs.
 
     check_model(model, name="org/model")        # LatentRefError names what it cannot do
 
-Eight forwards of at most 14 tokens, nothing logged, nothing counted. What shows only in long
-contexts is in `lengths`.
+The check takes eight forwards of at most 14 tokens; they are neither logged nor counted. `lengths`
+checks what only long contexts would show.
 
 Shape suffixes: B batch, L columns, D hidden size, V vocabulary.
 """
@@ -26,7 +26,7 @@ from lm_eval_latentref.latent.streams import Stream
 from lm_eval_latentref.latent.thoughts import Context
 
 _NUM_TOKENS, _SHORT, _SPLIT = 9, 5, 4
-"""Tokens in all, those of the shorter row, and where the nine are parted."""
+"""The number of tokens, the length of the shorter row, and where the nine tokens are split."""
 
 _NUM_COLUMNS = 11
 """The most columns of a row: the first, a branch and the rest."""
@@ -36,17 +36,17 @@ _ADVICE = "give a model that attends to all it has read, such as GPT-2, Llama or
 
 @torch.no_grad()
 def check_model(model: Any, name: str) -> None:
-    """Raise LatentRefError unless `model`, called `name`, computes what the loop takes for granted.
+    """Raise LatentRefError unless `model`, called `name`, computes as the thought loop assumes.
 
     Args:
-        model: a PreTrainedModel in eval mode, placed, without adapters.
+        model: a PreTrainedModel in eval mode, on its device, without adapters.
     """
     label = f"{name} ({model.config.model_type})"
     if not seams.keeps_columns(model):
         raise LatentRefError(
             f"{label} has layers whose state is more than the keys and values of the columns read "
-            "(state-space, linear or indexed attention): it may depend on padding and cannot be "
-            f"taken back; {_ADVICE}"
+            "(state-space, linear or indexed attention): that state may depend on padding and "
+            f"cannot be undone; {_ADVICE}"
         )
     check_length(model.config, _NUM_COLUMNS, name)
     with seams.silence(), warnings.catch_warnings():
@@ -55,9 +55,10 @@ def check_model(model: Any, name: str) -> None:
 
 
 class _Probe:
-    """Nine tokens read in several ways; what they are at once, alone, is compared with each.
+    """Nine tokens read in several ways, each compared with reading them at once in a row alone.
 
-    The other row is how the nine begin: of causal attention, its states are known by then.
+    The second row of a batch is a prefix of the nine, so with causal attention its states are known
+    as well.
     """
 
     def __init__(self, model: Any, label: str) -> None:
@@ -75,14 +76,14 @@ class _Probe:
             own_LV = self._model(input_ids=ids_1L, use_cache=False).logits[0]
             at_once_LD = Stream(self._network).feed(self._embed(self._ids))[0]
             self._compare(self._network.project(at_once_LD), own_LV)
-        with self._property("what it reads in two steps through its cache is as read at once"):
+        with self._property("reading in two steps through its cache is the same as at once"):
             stream = self._read_first(at_once_LD)
             rest_LD = stream.fork().feed(self._embed(self._ids[_SPLIT:]))[0]
             self._compare(rest_LD, at_once_LD[_SPLIT:])
         if self._network.takes_branches:
-            with self._property("branches side by side are as each alone"):
+            with self._property("branches read side by side are the same as each read alone"):
                 self._compare(self._beside_a_branch(stream), at_once_LD[_SPLIT:])
-        with self._property("a row's states do not depend on padding, on the left of it"):
+        with self._property("a row's states do not depend on padding on its left"):
             stream, pending_BLD = self._read_padded(at_once_LD)
         with self._property("`generate` takes embeddings and goes on from a cache"):
             self._generate(stream, pending_BLD, own_LV)
@@ -91,7 +92,7 @@ class _Probe:
         return self._network.embed(torch.tensor([ids]))
 
     def _read_first(self, expected_LD: Tensor) -> Stream:
-        """A stream that has read the first columns, and another that was taken back."""
+        """A stream that has read the first columns, and one more column that was removed again."""
         stream = Stream(self._network, can_crop=True)
         columns = [*self._ids[:_SPLIT], self._ids[0]]
         self._compare(stream.feed(self._embed(columns))[0, :_SPLIT], expected_LD[:_SPLIT])
@@ -110,7 +111,7 @@ class _Probe:
         return Context.pad(rows, device=self._network.device)
 
     def _read_padded(self, expected_LD: Tensor) -> tuple[Stream, Tensor]:
-        """A stream that has read both rows but for their last columns; those columns."""
+        """A stream that has read all but the last column of both rows, and those last columns."""
         context = self._padded()
         assert context.mask_BC is not None
         embeds_BLD = self._network.embed(context.ids_BC)
@@ -121,11 +122,11 @@ class _Probe:
         return stream, embeds_BLD[:, -1:]
 
     def _generate(self, stream: Stream, pending_BLD: Tensor, expected_LV: Tensor) -> None:
-        """Let `generate` write what comes next in the nine tokens, and look at its logits."""
+        """Let `generate` write the tokens that come next in the nine, and compare its logits."""
         context = self._padded()
         assert context.mask_BC is not None
         inputs = seams.generation_inputs(
-            # Another id than the embedding's, as in place of a thought: it must not be looked up.
+            # An id that differs from the embedding, as for a thought: it must not be looked up.
             torch.full_like(context.ids_BC, self._ids[2]),
             context.mask_BC,
             cache=stream.cache,
@@ -143,14 +144,14 @@ class _Probe:
             self._compare(logits_BV, expected_LV[[_SHORT - 1 + step, _NUM_TOKENS - 2 + step]])
 
     def _compare(self, ours_LD: Tensor, expected_LD: Tensor) -> None:
-        """Raise _NotSo unless both are the same but for rounding."""
+        """Raise _NotSo unless both are the same up to rounding."""
         expected_LD = expected_LD.float()
         error_L = (ours_LD.to(expected_LD) - expected_LD).norm(dim=-1)
         error_L = error_L / (expected_LD - expected_LD.mean(-1, keepdim=True)).norm(dim=-1)
         error_L = error_L[expected_LD.isfinite().all(-1)]
         if len(error_L) == 0:
             return
-        # Rounding to few bits may send one token to another expert: most positions must agree then.
+        # With few bits, rounding may send one token to another expert: then most must agree.
         error = error_L.max() if self._exact else error_L.median()
         if not error <= (EXACT_TOLERANCE if self._exact else ROUNDED_TOLERANCE):
             raise _NotSo(f"off by {error:.2g} of its size")
@@ -167,7 +168,7 @@ class _Probe:
                 lines[0] if isinstance(error, _NotSo) else f"{type(error).__name__}: {lines[0]}"
             )
             raise LatentRefError(
-                f"{self._label} cannot be used, for this does not hold: {name} ({reason}); "
+                f"{self._label} cannot be used, because this does not hold: {name} ({reason}); "
                 f"{_ADVICE}"
             ) from error
 
@@ -177,7 +178,9 @@ class _NotSo(Exception):
 
 
 EXACT_TOLERANCE = 1e-3
-"""Of the norm of a state or of logits, in float32, at each position: noise is about 1e-6."""
+"""The largest error at any position in float32, relative to the norm of the state or the logits;
+noise is about 1e-6."""
 
 ROUNDED_TOLERANCE = 0.15
-"""The same at most positions where weights or states have few bits: noise is 0.005 to 0.05."""
+"""The largest median error over positions if weights or states have few bits, relative to the norm;
+noise is 0.005 to 0.05."""

@@ -1,10 +1,9 @@
-"""The text a latent-reasoning model reads and writes, one renderer for training and evaluation.
+"""The text that a latent-reasoning model reads and writes, in training and in evaluation.
 
     prompt("Is Tom a lempus or a gorpus?")      # the context: question, then a newline
     extract_answer("... ### Tom is a lempus.")  # "Tom is a lempus."
 
-The format is that of the Coconut family (Hao et al., arXiv:2412.06769). Deliberately knows no
-model and no benchmark.
+The format is that of the Coconut family (Hao et al., arXiv:2412.06769).
 """
 
 from __future__ import annotations
@@ -21,8 +20,8 @@ END_LATENT = "<|end-latent|>"
 LATENT = "<|latent|>"
 
 MARKERS = (START_LATENT, END_LATENT, LATENT)
-"""The tokens Coconut adds to its base vocabulary, in the order of their ids. `LATENT` only holds
-a place in training data: thoughts are vectors, so no id is ever needed for them."""
+"""The tokens Coconut adds to its base vocabulary, in the order of their ids. `LATENT` is only a
+placeholder in training data: thoughts are vectors and need no id."""
 
 
 @dataclass(frozen=True)
@@ -40,13 +39,13 @@ class Example:
 
     @property
     def written_answer(self) -> str:
-        """What it writes last."""
+        """The text that ends the gold solution."""
         return answer_text(self.answer)
 
 
 @dataclass(frozen=True)
 class ClozeExample(Example):
-    """The same in the words of lm-eval's own tasks: a bare question, an answer in plain text."""
+    """An `Example` in the format of lm-eval's own tasks: "Question: ...", "Answer:", plain text."""
 
     @property
     def context(self) -> str:
@@ -63,20 +62,20 @@ def prompt(question: str) -> str:
 
 
 def answer_text(answer: str) -> str:
-    """How a model trained on this protocol writes `answer`."""
+    """`answer` as a model trained on this protocol writes it."""
     return "### " + answer
 
 
 def extract_answer(text: str) -> str:
-    """The answer in a generated `text`: what follows the last "#", commas removed, stripped."""
+    """The answer in a generated `text`: what follows the last "#", without commas, stripped."""
     return text.rsplit("#", 1)[-1].replace(",", "").strip()
 
 
 def marker_ids(tokenizer: Tokenizer, latent_markers: str) -> tuple[int, int] | None:
-    """Ids of the start and the end marker, or None when `tokenizer` has neither.
+    """Ids of the start and the end marker, or None if `tokenizer` has neither.
 
-    `latent_markers` is "auto" or "none" (None always). A tokenizer that has one of the two is an
-    error: the model was trained with both or with none.
+    With `latent_markers="none"` the result is always None. A tokenizer that has only one of the two
+    raises LatentRefError: a model is trained with both or with neither.
     """
     if latent_markers == "none":
         return None
@@ -97,7 +96,7 @@ def marker_ids(tokenizer: Tokenizer, latent_markers: str) -> tuple[int, int] | N
 
 
 def single_token(tokenizer: Tokenizer, text: str) -> int | None:
-    """The id of `text` if it is one token of the vocabulary and is encoded as this token."""
+    """The id of `text` if it is in the vocabulary and encodes to that one token; else None."""
     token_id = tokenizer.get_vocab().get(text)
     if token_id is None:
         return None

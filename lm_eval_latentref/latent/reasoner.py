@@ -4,8 +4,8 @@
     answer = reasoner.ask("Is Tom a lempus or a gorpus?")
     answer.text, answer.answer, answer.thoughts
 
-`Reasoner` works on token ids, in batches, and is what the lm-eval class is built on; `ask` is the
-same for one question as text. Deliberately knows no benchmark and no lm-eval.
+`Reasoner` works on batches of token ids; the lm-eval class is built on it. `ask` takes one question
+as text.
 
 Shape suffixes: B batch, K columns, P pending columns, T thoughts, D hidden size.
 """
@@ -41,19 +41,19 @@ from lm_eval_latentref.latent.scoring import Score, score
 from lm_eval_latentref.latent.thoughts import Context, Markers, References, Thoughts, think
 
 MAX_COLUMNS_ON_CPU = 2048
-"""Rows times columns of contexts that are thought about together on a CPU.
+"""The most rows times columns of contexts that are thought about together on a CPU.
 
-There, more of them take as long each, while the references' caches and large activations take up
-memory; on a GPU the time of a thought hardly depends on the rows.
+On a CPU a larger batch saves no time per row, while the references' caches and the activations take
+up memory. On a GPU the time of a thought hardly depends on the number of rows.
 """
 
 
 MAX_NEW_TOKENS = 256
-"""What `ask` writes at most, if it is not given."""
+"""The most tokens that `ask` writes by default."""
 
 
 class NonFiniteThoughtError(LatentRefError):
-    """A thought became infinite or nan; `row` is the row of the batch, `reason` the rest."""
+    """A thought is infinite or nan; `row` is its row in the batch, `reason` the message."""
 
     def __init__(self, row: int, reason: str) -> None:
         super().__init__(f"row {row}: {reason}")
@@ -62,12 +62,12 @@ class NonFiniteThoughtError(LatentRefError):
 
 @dataclass(frozen=True)
 class Answer:
-    """What a model made of one question."""
+    """A model's answer to one question."""
 
     text: str
-    """All it wrote after its thoughts."""
+    """All text after the thoughts."""
     answer: str
-    """What follows the last "#", commas removed."""
+    """What follows the last "#", without commas."""
     thoughts: Tensor
     """z_1..z_T, shape (T, D), on the CPU."""
 
@@ -77,8 +77,8 @@ class Reasoner:
 
     Args:
         loaded: the models and the tokenizer.
-        config: how many thoughts, and how each is refined.
-        max_length: the most columns the backbone reads; None: what its config says.
+        config: the number of thoughts and how each is refined.
+        max_length: the most columns the backbone reads; None: the limit in its config.
     """
 
     def __init__(
@@ -108,24 +108,24 @@ class Reasoner:
 
     @property
     def num_extra_columns(self) -> int:
-        """How many columns stand between context and continuation: markers and thoughts."""
+        """The number of columns between context and continuation: markers and thoughts."""
         return self.config.latent_steps + (2 if self.markers else 0)
 
     @property
     def thinks(self) -> bool:
-        """False when this is plain language modelling: no thought and no marker."""
+        """False for plain language modelling, without thoughts and markers."""
         return self.num_extra_columns > 0
 
     def think(self, contexts: Sequence[Tokens]) -> Thoughts:
-        """Think about each context (token ids without markers); equal ones share one thought.
+        """Think about each context (token ids without markers); equal contexts share their work.
 
-        Raises NonFiniteThoughtError when a thought overflowed.
+        Raises NonFiniteThoughtError if a thought overflows.
         """
         unique = list(dict.fromkeys(contexts))
         accounting = self.accounting
         with torch.no_grad(), accounting.working(), accounting.thinking():
             thoughts = self._think_in_parts(Context.pad(unique, device=self.backbone.device))
-            # Only now: a batch that ran out of memory is thought about again.
+            # Counted after the work, because a batch that runs out of memory is repeated.
             accounting.count(
                 tokens_encoded=sum(map(len, unique)),
                 thought_steps=len(unique) * self.config.latent_steps,
@@ -136,14 +136,16 @@ class Reasoner:
         return thoughts
 
     def _think_in_parts(self, context: Context) -> Thoughts:
-        how: Any = {"config": self.config, "markers": self.markers}
+        settings: Any = {"config": self.config, "markers": self.markers}
         on_cpu = self.backbone.device.type == "cpu"
         parts = context.in_parts(MAX_COLUMNS_ON_CPU) if on_cpu else [context]
         thoughts = []
         for part in parts:
             if len(parts) > 1:
                 give_back_memory()
-            thoughts.append(think(part, backbone=self.backbone, references=self.references, **how))
+            thoughts.append(
+                think(part, backbone=self.backbone, references=self.references, **settings)
+            )
         return Thoughts.join(thoughts)
 
     def score(
@@ -153,7 +155,11 @@ class Reasoner:
         *,
         max_rows: int,
     ) -> list[list[Score]]:
-        """Log-likelihoods of the continuations of each context, thought about once each."""
+        """Log-likelihoods of the continuations of each context; each context is thought about once.
+
+        Args:
+            max_rows: the most rows of a forward pass.
+        """
         with torch.no_grad(), self.accounting.working():
             scores = score(self.think(contexts), continuations, max_rows=max_rows)
         for row, results in enumerate(scores):
@@ -164,11 +170,11 @@ class Reasoner:
         return scores
 
     def generation_inputs(self, contexts: Sequence[Tokens], thoughts: Thoughts) -> dict[str, Any]:
-        """What transformers' `generate` goes on from, once `contexts` are thought about.
+        """Arguments with which transformers' `generate` continues after `thoughts` on `contexts`.
 
-        `input_ids` (B, K) stands for all columns, with the context's last token in place of each
-        thought and its first in place of padding, so that logits processors see no token the
-        context has not; new tokens follow it.
+        `input_ids` (B, K) has an id for every column: the context's last token in place of each
+        thought and its first in place of padding, so that logits processors see no token that is
+        not in the context.
         """
         self.backbone.activate()
         columns = Context.pad(
@@ -191,7 +197,7 @@ class Reasoner:
         """Think about one question (its newline is added) and write the answer, greedily.
 
         Args:
-            max_new_tokens: None for 256, or as many as fit the model if these are fewer.
+            max_new_tokens: None: 256, or as many as the model has room for if that is less.
         """
         return self.ask_all([question], max_new_tokens=max_new_tokens)[0]
 
@@ -208,14 +214,14 @@ class Reasoner:
         return self.answer(contexts, max_new_tokens=max_new_tokens)
 
     def room(self, context: Tokens) -> int | None:
-        """How many tokens can be written after `context` and its thoughts; None: any number."""
+        """How many tokens can be written after `context` and its thoughts; None: no limit."""
         if self.max_length is None:
             return None
-        # The last token is written, never read: it takes no column.
+        # The last token is written but never read, so it takes no column.
         return self.max_length - len(context) - self.num_extra_columns + 1
 
     def answer(self, contexts: Sequence[Tokens], *, max_new_tokens: int) -> list[Answer]:
-        """`ask_all` of questions that are token ids already."""
+        """Think about contexts (token ids) and write an answer to each, greedily."""
         check_decoding(self.backbone.causal_lm.generation_config, thinks=self.thinks)
         for context in contexts:
             self.check_room(context, max_new_tokens)
@@ -240,7 +246,7 @@ class Reasoner:
 
     @contextmanager
     def checking_text(self) -> Iterator[None]:
-        """Raise NonFiniteThoughtError if what is decoded while this is open is not finite."""
+        """Raise NonFiniteThoughtError if a hidden state decoded in this block is not finite."""
         with self.backbone.watching_states() as finite:
             yield
         for row, is_finite in enumerate(torch.stack(finite).all(0).tolist() if finite else ()):
@@ -250,13 +256,13 @@ class Reasoner:
                 )
 
     def count_generated(self, new_ids: Sequence[Sequence[int]]) -> None:
-        """Count the tokens that `generate` wrote, one list for each row with its padding."""
+        """Count the tokens that `generate` wrote; `new_ids` has a list for each row, padded."""
         not_text = {self.tokenizer.eos_token_id, _pad_id(self.tokenizer)}
         num_tokens = sum(token not in not_text for row in new_ids for token in row)
         self.accounting.count(tokens_generated=num_tokens)
 
     def check_room(self, context: Tokens, max_new_tokens: int) -> None:
-        """Raise LatentRefError if the model cannot read so much."""
+        """Raise LatentRefError if the model has no room for so many new tokens."""
         if max_new_tokens < 1:
             raise LatentRefError(f"max_new_tokens={max_new_tokens}: it must be an integer >= 1")
         room = self.room(context)
@@ -268,7 +274,7 @@ class Reasoner:
             )
 
     def describe(self) -> str:
-        """One line that says what is about to run."""
+        """One line with the models and settings of this run."""
         config, hidden_size = self.config, self.backbone.hidden_size
         parts = [f"backbone {_name(self.loaded.backbone)}"]
         if self.references:
@@ -288,18 +294,18 @@ class Reasoner:
         return "; ".join(parts)
 
     def settings(self) -> dict[str, Any]:
-        """All that decides the answers: the refinement and each checkpoint's identity."""
+        """Everything that determines the answers: the refinement and each checkpoint's identity."""
         loaded = self.loaded
         checkpoints = {"backbone": loaded.backbone, "strong": loaded.strong, "weak": loaded.weak}
         return {
             **dataclasses.asdict(self.config),
-            **{name: one and _identity(one) for name, one in checkpoints.items()},
+            **{name: model and _identity(model) for name, model in checkpoints.items()},
             "markers": self.markers is not None,
             "dtype": _dtype_name(self.backbone),
         }
 
     def networks(self) -> list[Network]:
-        """Every network that takes part: the backbone, then strong and weak if they are used."""
+        """The networks in use: the backbone, then strong and weak if the search runs."""
         references = self.references
         return [self.backbone, *([references.strong, references.weak] if references else [])]
 
@@ -328,9 +334,9 @@ class Reasoner:
 
 
 def find_markers(tokenizer: Any, config: RefinementConfig) -> Markers | None:
-    """The markers that `config` asks for; None when they are off.
+    """The markers that `config` asks for; None if there are none.
 
-    Raises LatentRefError for pause tokens without the tokens that they need.
+    Raises LatentRefError if `config` asks for pause tokens and the tokenizer lacks a marker.
     """
     ids = marker_ids(tokenizer, config.latent_markers)
     pause_id = single_token(tokenizer, LATENT)

@@ -1,10 +1,9 @@
 """The two refinements of a thought, as functions of tensors (Wang et al., arXiv:2506.08552).
 
     mixed_BD = mix_residual(raw_BD, previous_BD, memory_rate=0.3)
-    found_BD = contrastive_step(mixed_BD, good_BD, bad_BD, step_size=288.0)
+    refined_BD = contrastive_step(mixed_BD, good_BD, bad_BD, step_size=288.0)
 
 Everything here is float32 and per row: no result depends on what else is in the batch.
-Deliberately knows no model, no cache and no token.
 
 Shape suffixes: B batch, D hidden size.
 """
@@ -19,7 +18,7 @@ def mix_residual(raw_BD: Tensor, previous_BD: Tensor, *, memory_rate: float) -> 
 
     Args:
         raw_BD: the hidden state that would be the next thought.
-        previous_BD: the thought before it, as it was committed.
+        previous_BD: the committed thought before it.
         memory_rate: alpha, in [0, 1].
     """
     return memory_rate * previous_BD.float() + (1.0 - memory_rate) * raw_BD.float()
@@ -41,7 +40,8 @@ def contrastive_step(
 def contrastive_loss(thought_BD: Tensor, good_BD: Tensor, bad_BD: Tensor) -> Tensor:
     """MSE(h, good) - MSE(h, bad) of each row, shape (B,), in float32.
 
-    What `through` differentiates with the references' outputs as functions of the thought.
+    With `search_gradient=through` it is differentiated with respect to the thought, of which the
+    references' outputs are then functions.
     """
     towards_B = (thought_BD.float() - good_BD.float()).square().mean(-1)
     away_B = (thought_BD.float() - bad_BD.float()).square().mean(-1)

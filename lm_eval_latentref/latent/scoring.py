@@ -1,10 +1,10 @@
-"""Log-likelihoods of continuations, all of one context scored from its one thought.
+"""Log-likelihoods of continuations; those of one context share its thoughts.
 
     scores = score(thoughts, [[(5, 6), (5, 7)]], max_rows=8)    # one row, two continuations
 
-Deliberately knows no text and no lm-eval. What continuations of a context have in common before
-their last token is read once; short ones are read side by side in one row, as branches that do not
-see each other; logits exist only where a token is scored.
+Continuations of a context that differ only in their last token are read once. Short ones are read
+side by side in one row, as branches that do not see each other. Logits are computed only where a
+token is scored.
 
 Shape suffixes: B contexts, R branches read together, L columns, M scored positions, D hidden size,
 V vocabulary, N scored tokens.
@@ -29,11 +29,11 @@ NUM_SHARED_COLUMNS = 64
 """Continuations are read side by side in one row up to this many columns."""
 
 NUM_PROJECTED = 128
-"""Positions for which there are logits at the same time."""
+"""The most positions whose logits are in memory at the same time."""
 
 
 class Score(NamedTuple):
-    """What lm-eval wants to know of a continuation."""
+    """The score of a continuation, as lm-eval asks for it."""
 
     log_likelihood: float
     """Sum of log p over its tokens, in nats."""
@@ -48,7 +48,7 @@ def score(
 
     Args:
         continuations: for each row, the token ids of its continuations.
-        max_rows: at most this many rows are in any forward pass.
+        max_rows: the most rows of a forward pass.
     """
     network = thoughts.stream.network
     tally = _Tally(network)
@@ -65,7 +65,7 @@ def score(
 def _read(stream: Stream, rows: Sequence[_Row]) -> Tensor:
     """Hidden states at all columns of `rows`, one row after another, without padding."""
     longest = max(row.num_columns for row in rows)
-    # Padding is a branch of its own, so that it sees something.
+    # Padding is a branch of its own, so that every column attends to at least one column.
     branch_RL = torch.full((len(rows), longest), -1)
     ids_RL = torch.zeros_like(branch_RL)
     for number, row in enumerate(rows):
@@ -78,8 +78,8 @@ def _read(stream: Stream, rows: Sequence[_Row]) -> Tensor:
     if any(len(row.branches) > 1 for row in rows):
         hidden_RLD = stream.feed_branches(embeds_RLD, branch_RL.to(device, non_blocking=True))
     else:
-        # No scored position comes after padding on the right; the mask keeps its positions from
-        # running past the last one a model with learnt positions has.
+        # Padding is on the right, after every scored position. The mask is still needed: it keeps
+        # the positions of padding below the last one that a model with learnt positions has.
         hidden_RLD = stream.feed(embeds_RLD, None if real_RL.all() else real_RL)
     real_M = real_RL.flatten().nonzero()[:, 0].to(hidden_RLD.device, non_blocking=True)
     return hidden_RLD.flatten(0, 1)[real_M]
@@ -95,7 +95,7 @@ class _Pick(NamedTuple):
 
 @dataclass
 class _Branch:
-    """A path to be read after one row's context: all but the last token of some continuations."""
+    """Tokens to read after one row's context: all but the last of one or more continuations."""
 
     row: int
     prefix: Tokens
@@ -124,17 +124,20 @@ def _first_tokens(continuations: Sequence[Sequence[Tokens]]) -> list[_Pick]:
 
 
 def _branches(continuations: Sequence[Sequence[Tokens]]) -> list[_Branch]:
-    found: dict[tuple[int, Tokens], _Branch] = {}
+    branches: dict[tuple[int, Tokens], _Branch] = {}
     for row, choices in enumerate(continuations):
         for number, tokens in enumerate(choices):
             if len(tokens) > 1:
-                branch = found.setdefault((row, tokens[:-1]), _Branch(row, tokens[:-1]))
+                branch = branches.setdefault((row, tokens[:-1]), _Branch(row, tokens[:-1]))
                 branch.owners.append(((row, number), tokens))
-    return sorted(found.values(), key=lambda branch: (-len(branch.prefix), branch.row))
+    return sorted(branches.values(), key=lambda branch: (-len(branch.prefix), branch.row))
 
 
 def _rows(branches: Sequence[_Branch], *, side_by_side: bool) -> list[_Row]:
-    """`branches`, longest first, in rows that are not much longer than the longest of them."""
+    """`branches`, given longest first, packed into rows.
+
+    A row has at most NUM_SHARED_COLUMNS columns, or as many as the longest branch.
+    """
     room = max([NUM_SHARED_COLUMNS, *(len(branch.prefix) for branch in branches)])
     rows: list[_Row] = []
     last: dict[int, _Row] = {}
@@ -158,7 +161,7 @@ def _later_tokens(rows: Sequence[_Row]) -> Iterator[_Pick]:
 
 
 class _Tally:
-    """Collects log p of scored tokens on the device; read off once, at the end."""
+    """Collects log p of scored tokens on the device; copied to the host once, at the end."""
 
     def __init__(self, network: Network) -> None:
         self._network = network
@@ -168,7 +171,7 @@ class _Tally:
 
     def add(self, hidden_MD: Tensor, picks: Iterable[_Pick]) -> None:
         picks = sorted(picks)
-        # A few positions at a time: logits are the largest tensors there are.
+        # A few positions at a time, because logits are the largest tensors of all.
         for start in range(0, len(hidden_MD), NUM_PROJECTED):
             part = [p for p in picks if start <= p.position < start + NUM_PROJECTED]
             if part:

@@ -1,12 +1,15 @@
-"""Thinking about the same contexts under many settings, each thing that they share done once.
+"""Think about the same contexts under many settings, and do the work that settings share once.
 
     for number, thoughts in think_under(context, configs, backbone=network, ...):
         scores[number] = score(thoughts, continuations, max_rows=8)
 
-The thoughts are those of `think` under each config. Shared by all: each model's reading of the
-context, the raw first thought and (with `detached`) the references' answer to it. By settings that
-differ in memory rate only: the first thought, since it has no predecessor, and the raw second one.
-By settings that differ in their number of thoughts only: everything. Deliberately knows no text.
+The thoughts are the same as those of `think` under each config. What is shared:
+
+- by all settings: each model's reading of the context, the raw first thought and (with `detached`)
+  the references' states at it;
+- by settings that differ in memory rate only: the first thought, which has no predecessor, and the
+  raw second thought;
+- by settings that differ in their number of thoughts only: all thoughts that both have.
 """
 
 from __future__ import annotations
@@ -28,14 +31,14 @@ def think_under(
     references: References | None,
     markers: Markers | None,
 ) -> Iterator[tuple[int, Thoughts]]:
-    """Yields the index of each config and what is thought under it, in an order of its own.
+    """Yields the index of each config and the thoughts under it, not in the order of `configs`.
 
-    Each is ready to be continued before the next is asked for, and holds memory only as long as
+    Score or continue each result before asking for the next. A result holds memory only as long as
     the caller keeps it.
 
     Args:
-        configs: alike in `search_gradient`; none with pause tokens.
-        references: needed when any config searches.
+        configs: with the same `search_gradient`, and none with pause tokens.
+        references: needed if any config searches.
     """
     assert len({config.search_gradient for config in configs}) <= 1
     assert all(config.latent_kind == "continuous" for config in configs)
@@ -59,7 +62,7 @@ def think_under(
 def _after_first(
     branch: Thinking, members: _Members, configs: Sequence[RefinementConfig]
 ) -> Iterator[tuple[int, Thoughts]]:
-    """Goes on with configs whose first thought is the same."""
+    """Yields the thoughts of configs whose first thought is the same."""
     branch.step(configs[members[0]])
     yield from _finished(branch, members, configs, 1)
     deeper = [number for number in members if configs[number].latent_steps > 1]
@@ -84,7 +87,7 @@ def _finished(
 def _alike(
     members: _Members, configs: Sequence[RefinementConfig], *, on_first_thought: bool
 ) -> list[_Members]:
-    """Members in groups whose thoughts are the same as long as each thinks."""
+    """Members in groups whose thoughts are the same, up to each member's number of thoughts."""
     groups: dict[tuple[float, int, float], _Members] = {}
     for number in members:
         config = configs[number]

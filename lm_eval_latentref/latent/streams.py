@@ -3,8 +3,8 @@
     stream = Stream(network)
     hidden_BLD = stream.feed(network.embed(ids_BL))
 
-A stream can be forked, to go on from one reading in several ways, and the rows of several can be
-joined. Deliberately knows no text, no refinement and nothing of how a model is built.
+A stream can be forked, to continue in several ways from the same columns, and the rows of several
+streams can be joined.
 
 Shape suffixes: B batch, L new columns, K columns read so far, D hidden size, R rows picked out.
 """
@@ -24,8 +24,8 @@ from lm_eval_latentref.latent.networks import Network
 class Stream:
     """One network reading one batch of rows, column after column.
 
-    Rows are padded on the left only, up to their first real column: sliding windows count columns,
-    so padding anywhere else would shorten them.
+    Rows are padded on the left only: sliding windows count columns, so padding between real columns
+    would shorten a window.
     """
 
     def __init__(self, network: Network, *, can_crop: bool = False) -> None:
@@ -37,10 +37,10 @@ class Stream:
             seams.record_past(self.cache)
 
     def feed(self, embeds_BLD: Tensor, mask_BL: Tensor | None = None) -> Tensor:
-        """Read new columns; their hidden states (B, L, D).
+        """Read new columns and return their hidden states (B, L, D).
 
         Args:
-            mask_BL: bool, which of the new columns are real; None when all are.
+            mask_BL: bool, which of the new columns are real; None if all are.
         """
         self._extend_mask(embeds_BLD, mask_BL)
         hidden_BLD = self.network.decode(
@@ -50,13 +50,14 @@ class Stream:
         return hidden_BLD
 
     def feed_branches(self, embeds_BLD: Tensor, branch_BL: Tensor) -> Tensor:
-        """Read branches that all go on from here, side by side; their hidden states (B, L, D).
+        """Read branches side by side and return their hidden states (B, L, D).
 
-        No branch sees another. Nothing can be read after them.
+        All branches continue from the columns read so far, and none sees another. Nothing can be
+        read after them.
 
         Args:
-            branch_BL: the number of each column's branch, whose columns stand together; -1 for
-                padding.
+            branch_BL: the number of each column's branch; the columns of a branch are adjacent; -1
+                for padding.
         """
         branch_BL = branch_BL.to(self.network.device)
         num_rows, num_new = branch_BL.shape
@@ -64,7 +65,7 @@ class Stream:
         if past_BK is None:
             past_BK = branch_BL.new_ones(num_rows, self.length, dtype=torch.bool)
         own_BLL = (branch_BL.unsqueeze(2) == branch_BL.unsqueeze(1)).tril()
-        # Padding sees itself only: counted as a branch it would run past the last position.
+        # Padding sees itself only: as a branch its positions could exceed the model's last.
         own_BLL &= (branch_BL >= 0).unsqueeze(2)
         own_BLL |= torch.eye(num_new, dtype=torch.bool, device=own_BLL.device)
         sees_BLK = torch.cat([past_BK.unsqueeze(1).expand(-1, num_new, -1), own_BLL], dim=2)
@@ -80,9 +81,9 @@ class Stream:
             self.mask_BK = self.mask_BK[:, :-num_columns]
 
     def fork(self, rows: Sequence[int] | None = None) -> Stream:
-        """A stream that goes on from here by itself, with `rows` of this one (in that order).
+        """An independent stream that continues from here, with `rows` of this one (in that order).
 
-        What has been read is shared, not read again.
+        The columns read so far are shared, not read again.
         """
         branch = copy.copy(self)
         rows_R = None
@@ -95,7 +96,10 @@ class Stream:
 
     @classmethod
     def join(cls, streams: Sequence[Stream]) -> Stream:
-        """The rows of all `streams`, as many columns read in each, in one; they end here."""
+        """One stream with the rows of all `streams`, which must have read equally many columns.
+
+        The given streams cannot be used any more.
+        """
         joined = streams[0]
         if len(streams) == 1:
             return joined
@@ -105,7 +109,7 @@ class Stream:
         return joined
 
     def _extend_mask(self, embeds_BLD: Tensor, mask_BL: Tensor | None) -> None:
-        # Without padding there is no mask at all: attention then takes its fastest path.
+        # Without padding there is no mask, so that attention can take its fastest path.
         if self.mask_BK is None and mask_BL is None:
             return
         num_rows, num_new = embeds_BLD.shape[:2]

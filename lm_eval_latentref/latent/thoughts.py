@@ -3,10 +3,10 @@
     thoughts = think(context, backbone=network, references=None, config=config, markers=markers)
     hidden_BPD = thoughts.stream.feed(thoughts.pending_BPD, thoughts.pending_mask_BP)
 
-One loop for inference and training: it is differentiable, and gradients are the caller's to switch
-off. `Thinking` is its state, for whoever goes on from one reading in several ways. Continuous
-thoughts are Coconut's (Hao et al., arXiv:2412.06769); the two refinements are those of Wang et al.
-(arXiv:2506.08552). Deliberately knows no text, no checkpoint and no lm-eval.
+Inference and training use the same loop: it is differentiable, and the caller switches gradients
+off. `Thinking` is the state of the loop, for callers that continue from one reading in several
+ways. Continuous thoughts are Coconut's (Hao et al., arXiv:2412.06769); the two refinements are
+those of Wang et al. (arXiv:2506.08552).
 
 Shape suffixes: B batch, C context columns, P pending columns, T thoughts, D hidden size.
 """
@@ -44,11 +44,14 @@ class Context:
             return cls(ids_BC.to(device, non_blocking=True), None)
         lengths_B = torch.tensor([len(row) for row in rows])
         mask_BC = torch.arange(longest) >= longest - lengths_B.unsqueeze(1)
-        # What comes from pageable memory is staged at once: nobody need wait for the device.
-        return cls(*(one.to(device, non_blocking=True) for one in (ids_BC, mask_BC)))
+        # Pageable memory is staged at once, so that nothing waits for the device.
+        return cls(*(tensor.to(device, non_blocking=True) for tensor in (ids_BC, mask_BC)))
 
     def in_parts(self, max_columns: int) -> list[Context]:
-        """These contexts in as few equal parts as have `max_columns` columns, or one row, each."""
+        """These contexts in as few equal parts as possible, each of at most `max_columns` columns.
+
+        A row that is longer than that is a part of its own.
+        """
         num_rows, num_columns = self.ids_BC.shape
         num_parts = math.ceil(num_rows / max(1, max_columns // num_columns))
         masks = [None] * num_parts if self.mask_BC is None else self.mask_BC.tensor_split(num_parts)
@@ -68,7 +71,7 @@ class Context:
 
 @dataclass(frozen=True)
 class Markers:
-    """Ids of the tokens that stand before and after the thoughts."""
+    """Ids of the tokens before and after the thoughts."""
 
     start_id: int
     end_id: int
@@ -78,7 +81,7 @@ class Markers:
 
 @dataclass(frozen=True)
 class References:
-    """The two networks that define the search direction: from weak towards strong."""
+    """The two networks that define the search direction, from weak to strong."""
 
     strong: Network
     weak: Network
@@ -86,10 +89,10 @@ class References:
 
 @dataclass(frozen=True)
 class Thoughts:
-    """What thinking left behind: everything the continuation is conditioned on.
+    """The result of thinking: everything that the continuation is conditioned on.
 
-    The last columns are still to be read (`pending`), so that whoever continues reads them together
-    with what they need: no column is read twice.
+    The last columns (`pending`) are not read yet, so that the caller can read them together with
+    the continuation and no column is read twice.
     """
 
     stream: Stream
@@ -98,11 +101,15 @@ class Thoughts:
     thoughts_BTD: Tensor
     """z_1..z_T as committed, in the backbone's dtype."""
     finite_BT3: Tensor
-    """bool: are the backbone's hidden state, the references' and the refined thought finite?"""
+    """bool: whether the backbone's hidden state, the references' hidden states and the refined
+    thought are finite."""
 
     @classmethod
     def join(cls, parts: Sequence[Thoughts]) -> Thoughts:
-        """The rows of all `parts`, of contexts equally long with their padding; they end here."""
+        """The rows of all `parts`, whose padded contexts must be equally long.
+
+        The given parts cannot be used any more.
+        """
         if len(parts) == 1:
             return parts[0]
         masks = [part.pending_mask_BP for part in parts if part.pending_mask_BP is not None]
@@ -115,7 +122,7 @@ class Thoughts:
         )
 
     def select(self, rows: Sequence[int]) -> Thoughts:
-        """The same thoughts for `rows` of the batch, in that order; a row may be named twice."""
+        """The same thoughts for `rows` of the batch, in that order; a row may occur twice."""
         rows_R = torch.as_tensor(rows, device=self.pending_BPD.device)
         mask_BP = self.pending_mask_BP
         return Thoughts(
@@ -138,8 +145,8 @@ def think(
     """Think `config.latent_steps` thoughts about each context.
 
     Args:
-        references: needed when `config.searches`.
-        markers: None when the thoughts follow the context directly.
+        references: needed if `config.searches`.
+        markers: None if the thoughts follow the context directly.
     """
     if config.latent_kind == "pause":
         return _pause(context, backbone, markers, config.latent_steps)
@@ -155,9 +162,9 @@ def think(
 
 
 class Thinking:
-    """The models somewhere in the thought loop; a fork goes on from there by itself.
+    """The state of the models at some point of the thought loop; forks continue independently.
 
-    Nothing is read before it is needed: what is pending is read together with what comes next.
+    Nothing is read before it is needed: pending columns are read together with the next ones.
     """
 
     def __init__(
@@ -180,7 +187,7 @@ class Thinking:
         self._finite: list[Tensor] = []
 
     def fork(self) -> Thinking:
-        """The same state, to go on from by itself; what has been read is shared."""
+        """An independent copy of this state; the columns read so far are shared."""
         branch = copy.copy(self)
         branch._stream = self._stream.fork()
         branch._search = self._search.fork() if self._search else None
@@ -188,36 +195,37 @@ class Thinking:
         return branch
 
     def read_but_last(self) -> None:
-        """Let the backbone read what is pending, the last column excepted."""
+        """Let the backbone read the pending columns, except the last."""
         if self._pending_BPD.shape[1] > 1:
             self._feed(self._pending_BPD.shape[1] - 1)
 
     def read(self, config: RefinementConfig) -> None:
-        """Do what the next `step` begins with whatever its memory rate and step size.
+        """Do the work of the next `step` that does not depend on memory rate and step size.
 
-        The backbone reads what is pending. The references, if `config` asks them, answer to the
-        first raw thought; later ones are mixed with their predecessor before references see them.
+        The backbone reads the pending columns. If `config` searches, the references read the first
+        raw thought as well; later thoughts are mixed with their predecessor before the references
+        see them.
         """
         raw_BD = self._raw()
         if self._search is not None and config.searches and not self._thoughts:
             self._search.foresee(raw_BD, config)
 
     def step(self, config: RefinementConfig) -> None:
-        """Think one more thought, as `config` refines it."""
+        """Think one more thought and refine it as `config` says."""
         raw_BD = self._raw()
         if not config.searches:
-            self._search = None  # references that are not asked do not follow either
-        refined_BD, found_finite_B = _refine(raw_BD, self._thoughts, self._search, config)
+            self._search = None  # references that are not asked need not read the thoughts
+        refined_BD, states_finite_B = _refine(raw_BD, self._thoughts, self._search, config)
         thought_BD = refined_BD.to(self._stream.network.dtype)
         self._thoughts.append(thought_BD)
-        flags = [_finite(raw_BD), found_finite_B, _finite(thought_BD)]
+        flags = [_finite(raw_BD), states_finite_B, _finite(thought_BD)]
         self._finite.append(torch.stack(flags, -1))
         if self._search is not None:
             self._search.commit(thought_BD)
         self._pending_BPD, self._raw_BD = thought_BD.unsqueeze(1), None
 
     def finish(self) -> Thoughts:
-        """The thoughts so far, closed by the end marker; go on from here on a fork only."""
+        """The thoughts so far, closed by the end marker; fork first to think further."""
         pending_BPD, mask_BP = _append_end(
             self._pending_BPD, self._pending_mask_BP, self._stream.network, self._markers
         )
@@ -231,7 +239,7 @@ class Thinking:
     def _raw(self) -> Tensor:
         """The thought (B, D) that the backbone would think next, in float32."""
         if self._raw_BD is None:
-            # Column -1 is real in every row: padding stands on the left only.
+            # Column -1 is real in every row, because padding is on the left only.
             self._raw_BD = self._feed(self._pending_BPD.shape[1])[:, -1].float()
         return self._raw_BD
 
@@ -247,8 +255,8 @@ class Thinking:
 def _pause(
     context: Context, backbone: Network, markers: Markers | None, num_tokens: int
 ) -> Thoughts:
-    """The pause token's embedding in place of every thought: nothing to wait for, one pass."""
-    assert markers is not None, "pause tokens stand between markers"
+    """The pause token's embedding in place of every thought; all are read in one pass."""
+    assert markers is not None, "pause tokens need markers around them"
     assert markers.pause_id is not None
     context = context.then(markers.start_id)
     for _ in range(num_tokens):
@@ -263,7 +271,7 @@ def _pause(
 def _refine(
     raw_BD: Tensor, previous: Sequence[Tensor], search: _Search | None, config: RefinementConfig
 ) -> tuple[Tensor, Tensor]:
-    """The refined thought (B, D) in float32; whether the references' states are finite (B,)."""
+    """The refined thought (B, D) in float32, and whether the references' states are finite (B,)."""
     thought_BD = raw_BD
     if previous:  # the first thought has no predecessor to keep
         thought_BD = mix_residual(raw_BD, previous[-1], memory_rate=config.memory_rate)
@@ -273,7 +281,7 @@ def _refine(
 
 
 class _Search:
-    """Contrastive reasoning feedback search: both references follow the refined thoughts."""
+    """Contrastive reasoning feedback search; both references read the refined thoughts."""
 
     def __init__(self, references: References, context: Context) -> None:
         self._strong = _Reference(references.strong, context)
@@ -289,7 +297,7 @@ class _Search:
         self._weak.commit(thought_BD)
 
     def foresee(self, thought_BD: Tensor, config: RefinementConfig) -> None:
-        """Read the context, and know the answers to `thought_BD` where they are constants."""
+        """Let both references read the context and, with `detached`, probe `thought_BD`."""
         for reference in (self._strong, self._weak):
             if config.search_gradient == "through":
                 reference.read()
@@ -307,8 +315,8 @@ class _Search:
     def _detached(self, thought_BD: Tensor, step_size: float) -> tuple[Tensor, Tensor]:
         good_BD = self._strong.probe(thought_BD).to(thought_BD.device)
         bad_BD = self._weak.probe(thought_BD).to(thought_BD.device)
-        found_BD = contrastive_step(thought_BD, good_BD, bad_BD, step_size=step_size)
-        return found_BD, _finite(good_BD) & _finite(bad_BD)
+        refined_BD = contrastive_step(thought_BD, good_BD, bad_BD, step_size=step_size)
+        return refined_BD, _finite(good_BD) & _finite(bad_BD)
 
     def _through(self, thought_BD: Tensor, step_size: float) -> tuple[Tensor, Tensor]:
         with torch.enable_grad():
@@ -318,15 +326,15 @@ class _Search:
             # Rows do not mix, so the gradient of the sum is each row's own gradient.
             loss = contrastive_loss(leaf_BD, good_BD, bad_BD).sum()
             (gradient_BD,) = torch.autograd.grad(loss, leaf_BD)
-        found_BD = thought_BD - step_size * gradient_BD
-        return found_BD, _finite(good_BD) & _finite(bad_BD)
+        refined_BD = thought_BD - step_size * gradient_BD
+        return refined_BD, _finite(good_BD) & _finite(bad_BD)
 
 
 class _Reference:
-    """A reference that has read the context and the committed thoughts, asked about the next one.
+    """A reference that reads the context and the committed thoughts and is probed at the next one.
 
-    What is committed waits until the next probe, and both are read in one forward: one forward a
-    thought, as the backbone needs.
+    A committed thought is read together with the next probe, so that a reference needs one forward
+    for each thought, like the backbone.
     """
 
     def __init__(self, network: Network, context: Context) -> None:
@@ -346,18 +354,18 @@ class _Reference:
         self._unread_BLD, self._unread_mask_BL = thought_BD.unsqueeze(1), None
 
     def foresee(self, thought_BD: Tensor) -> None:
-        """Probe `thought_BD` now; forks that probe this very tensor then need no forward."""
+        """Probe `thought_BD` now, so that forks that probe this very tensor need no forward."""
         self._foreseen = thought_BD, self.probe(thought_BD)
 
     def read(self) -> None:
-        """Read what is committed without waiting for a probe."""
+        """Read the committed columns now instead of with the next probe."""
         if self._unread_BLD is not None:
             with torch.no_grad():
                 self._stream.feed(self._unread_BLD, self._unread_mask_BL)
             self._unread_BLD = None
 
     def probe(self, thought_BD: Tensor) -> Tensor:
-        """The hidden state (B, D) at `thought_BD`, were it the next input; it is not kept."""
+        """The hidden state (B, D) with `thought_BD` as the next input, which is not kept."""
         if self._foreseen is not None and self._foreseen[0] is thought_BD:
             return self._foreseen[1]
         columns_BLD = thought_BD.unsqueeze(1).to(self._network.device, self._network.dtype)
@@ -372,9 +380,9 @@ class _Reference:
         return hidden_BLD[:, -1]
 
     def probe_with_gradient(self, thought_BD: Tensor) -> Tensor:
-        """`probe`, differentiable with respect to `thought_BD` alone."""
+        """The hidden state (B, D) of `probe`, differentiable with respect to `thought_BD` only."""
         self.read()
-        # On a fork, so that no graph hangs on in the cache.
+        # On a fork, so that the cache keeps no autograd graph.
         return self._stream.fork().feed(thought_BD.unsqueeze(1))[:, -1]
 
 

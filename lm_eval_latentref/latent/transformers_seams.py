@@ -1,10 +1,10 @@
-"""What the package rests on in transformers beyond its public calls, in one place.
+"""Everything in transformers beyond its public calls that the package relies on.
 
     decoder = find_decoder(causal_lm)
     head = without_decoder(causal_lm, decoder)
     inputs = {cache_argument(decoder.forward): new_cache(causal_lm), "use_cache": True}
 
-`tests/latent/test_transformers_contract.py` holds each of these against the installed version.
+`tests/latent/test_transformers_contract.py` checks each of these on the installed version.
 
 Shape suffixes: B batch, K columns, P pending columns, L new columns, D hidden size, R rows.
 """
@@ -26,19 +26,20 @@ from transformers.modeling_outputs import BaseModelOutputWithPast
 from transformers.utils import logging
 
 CACHE_ARGUMENTS = ("cache", "past_key_values")
-"""What a forward may call its cache: transformers 5.24 renamed it to the first."""
+"""Names of the cache argument of a forward; transformers 5.24 renamed it to the first."""
 
 
 def cache_argument(forward: Callable[..., Any]) -> str | None:
-    """The name under which `forward` takes a cache; None if its signature names none."""
+    """The name of the argument of `forward` that takes a cache; None if it has none."""
     names = inspect.signature(forward).parameters
     return next((name for name in CACHE_ARGUMENTS if name in names), None)
 
 
 def own_cache_argument() -> str:
-    """The name under which `generate` and transformers' own models take a cache.
+    """The name of the argument in which `generate` and transformers' own models take a cache.
 
-    `generate` itself names none: it hands what it does not know to the method looked at here.
+    `generate` passes arguments that its signature does not name to
+    `prepare_inputs_for_generation`, so that method's signature is read.
     """
     name = cache_argument(GenerationMixin.prepare_inputs_for_generation)
     assert name is not None, "transformers' generate takes no cache"
@@ -48,7 +49,7 @@ def own_cache_argument() -> str:
 def given_arguments(
     module: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """The arguments of a call of `module` by their names, those given by position too."""
+    """The arguments of a call of `module` by name, including those given by position."""
     names = inspect.signature(module.forward).parameters
     return {**dict(zip(names, args, strict=False)), **kwargs}
 
@@ -59,9 +60,9 @@ def given_arguments(
 def find_decoder(causal_lm: PreTrainedModel) -> nn.Module:
     """The child of `causal_lm` that turns embeddings into final hidden states.
 
-    It is the attribute that `base_model_prefix` names, or else, where a text model kept the prefix
-    of the larger model it was split off (Llama 4), the child that has the input embedding. Raises
-    AttributeError if there is none.
+    It is the attribute that `base_model_prefix` names. A text model that kept the prefix of the
+    larger model it was split from (Llama 4) has no such attribute; there it is the child that holds
+    the input embedding. Raises AttributeError if there is none.
     """
     named = getattr(causal_lm, causal_lm.base_model_prefix, None)
     if isinstance(named, nn.Module):
@@ -75,7 +76,7 @@ def find_decoder(causal_lm: PreTrainedModel) -> nn.Module:
 
 @dataclass
 class _GivenOutput(BaseModelOutputWithPast):
-    """A decoder's output that has its hidden states and None for all that a family may add."""
+    """A decoder's output: hidden states, and None for every attribute that a family may add."""
 
     def __getattr__(self, name: str) -> None:
         if name.startswith("__"):
@@ -83,9 +84,10 @@ class _GivenOutput(BaseModelOutputWithPast):
 
 
 class _GivenHiddenStates(nn.Module):
-    """Stands in for a decoder: what comes in as embeddings goes out as final hidden states.
+    """Replaces a decoder: returns the embeddings it is given as final hidden states.
 
-    What a head reads off its decoder is read off the real one; a decoder within it is this again.
+    Attributes that a head reads from its decoder come from the real one, except `decoder`, which is
+    this object itself.
     """
 
     def __init__(self, decoder: nn.Module) -> None:
@@ -101,10 +103,10 @@ class _GivenHiddenStates(nn.Module):
 
 
 def without_decoder(causal_lm: PreTrainedModel, decoder: nn.Module) -> PreTrainedModel:
-    """`causal_lm` with its own forward on top of given hidden states; parameters are shared.
+    """A copy of `causal_lm` whose forward starts from given hidden states; parameters are shared.
 
-    Soft-capped or scaled logits then come out right in every family, and only for the positions
-    asked for.
+    Because the forward is the model's own, logits are capped or scaled as the family does it, and
+    they are computed only for the positions given.
     """
     head = copy.copy(causal_lm)
     head.__dict__ = {
@@ -120,28 +122,28 @@ def without_decoder(causal_lm: PreTrainedModel, decoder: nn.Module) -> PreTraine
     return head
 
 
-# The cache: of each layer, the keys and values of all columns read.
+# The cache: the keys and values of all columns read, for each layer.
 
 
 def new_cache(causal_lm: PreTrainedModel) -> DynamicCache:
-    """An empty cache of the kinds of layers that `causal_lm` has."""
+    """An empty cache for the kinds of layers that `causal_lm` has."""
     return DynamicCache(config=causal_lm.config)
 
 
 def keeps_columns(causal_lm: PreTrainedModel) -> bool:
-    """Whether the cache has of each layer the keys and values of columns, and nothing else.
+    """Whether each layer's cache holds the keys and values of columns and nothing else.
 
-    State-space and linear-attention layers fold all they read into one state instead; the indexer
-    of sparse attention keeps keys of its own.
+    State-space and linear-attention layers instead fold all columns into one state; the indexer of
+    sparse attention keeps keys of its own.
     """
     kinds = {type(layer) for layer in new_cache(causal_lm).layers}
     return not causal_lm._is_stateful and kinds <= {DynamicLayer, DynamicSlidingWindowLayer}
 
 
 def takes_any_mask(causal_lm: PreTrainedModel) -> bool:
-    """Whether attention takes a mask (B, 1, L, K) of numbers as it is.
+    """Whether attention applies a mask (B, 1, L, K) of numbers as it is.
 
-    That is so where it goes through transformers' common interface and nothing is windowed.
+    It does if it goes through transformers' common interface and no layer has a window.
     """
     return (
         bool(getattr(causal_lm, "_supports_attention_backend", False))
@@ -151,17 +153,17 @@ def takes_any_mask(causal_lm: PreTrainedModel) -> bool:
 
 
 def record_past(cache: DynamicCache) -> None:
-    """Let `crop` take columns back where a window has forgotten what came before them."""
+    """Make `crop` work in windowed layers, which otherwise drop columns that leave the window."""
     cache.activate_past_recording()
 
 
 def crop(cache: DynamicCache, num_columns: int) -> None:
-    """Forget the newest columns."""
+    """Remove the newest columns."""
     cache.crop(-num_columns)
 
 
 def fork(cache: DynamicCache, rows_R: Tensor | None) -> DynamicCache:
-    """A cache that goes on by itself, with `rows_R` of this one; tensors are shared until then."""
+    """An independent cache with `rows_R` of this one; tensors are shared until one is extended."""
     branch = copy.copy(cache)
     branch.layers = [copy.copy(layer) for layer in cache.layers]
     if rows_R is not None:
@@ -172,9 +174,10 @@ def fork(cache: DynamicCache, rows_R: Tensor | None) -> DynamicCache:
 
 
 def join(caches: Sequence[DynamicCache]) -> DynamicCache:
-    """The rows of all `caches`, which have read as many columns each, in the first; all end here.
+    """Put the rows of all `caches`, which must have read equally many columns, into the first.
 
-    Layer by layer, so that nothing but one layer is in memory twice.
+    It works layer by layer, so that only one layer is in memory twice. The other caches are empty
+    afterwards.
     """
     for layers in zip(*(cache.layers for cache in caches), strict=True):
         if layers[0].is_initialized:
@@ -185,19 +188,19 @@ def join(caches: Sequence[DynamicCache]) -> DynamicCache:
     return caches[0]
 
 
-# What `generate` goes on from.
+# The inputs of `generate`.
 
 
 def generation_inputs(
     columns_BK: Tensor, mask_BK: Tensor, *, cache: DynamicCache, num_read: int, pending_BPD: Tensor
 ) -> dict[str, Any]:
-    """Arguments with which `generate` reads the pending columns and writes on from there.
+    """Arguments with which `generate` reads the pending columns and continues from there.
 
-    `generate` takes the embeddings of all columns and cuts off as many as the cache has read, so
-    those are never looked at and are given as zeros.
+    `generate` takes the embeddings of all columns and cuts off as many as the cache has read. Those
+    are never used, so they are given as zeros.
 
     Args:
-        columns_BK: ids for logits processors; new tokens follow them.
+        columns_BK: ids for logits processors; `generate` appends the new tokens to them.
         mask_BK: which columns are real.
         num_read: how many columns `cache` has read.
     """
@@ -209,14 +212,14 @@ def generation_inputs(
             [pending_BPD.new_zeros(num_rows, num_read, size), pending_BPD], dim=1
         ),
         own_cache_argument(): cache,
-        # The cache is ours: a kind named by the model's generation config would be another.
+        # The cache above is used, not one of the kind that the model's generation config names.
         "cache_implementation": None,
     }
 
 
 @contextmanager
 def silence() -> Iterator[None]:
-    """Nothing that transformers logs or shows is seen while this is open."""
+    """Silence transformers' log messages and progress bars inside this block."""
     level = logging.get_verbosity()
     logging.set_verbosity(logging.CRITICAL)
     try:
@@ -229,7 +232,7 @@ def silence() -> Iterator[None]:
 
 
 def execution_device(module: nn.Module) -> torch.device:
-    """Where `module` computes. Offloaded weights lie on "meta"; accelerate's hook knows better."""
+    """The device `module` computes on; from accelerate's hook if weights are offloaded."""
     hook = getattr(module, "_hf_hook", None)
     device = getattr(hook, "execution_device", None)
     return torch.device(device) if device is not None else next(module.parameters()).device

@@ -68,7 +68,7 @@ def test_a_value_outside_its_domain_is_one_line(name, value, allowed):
 
 
 def test_an_unknown_option_is_named_with_those_there_are():
-    with pytest.raises(LatentRefError, match="'latent_step' is no refinement option") as error:
+    with pytest.raises(LatentRefError, match="'latent_step' is not a refinement option") as error:
         RefinementConfig.parse({"latent_step": 3})
     assert all(name in str(error.value) for name in OPTION_NAMES)
 
