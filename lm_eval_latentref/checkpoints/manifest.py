@@ -13,11 +13,11 @@ import json
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from lm_eval_latentref.checkpoints.files import read_json_object, write_text
 from lm_eval_latentref.errors import LatentRefError
 from lm_eval_latentref.latent.config import OPTION_NAMES, HalfWidths, RefinementConfig
+from lm_eval_latentref.latent.mapping import from_mapping
 
 MANIFEST_NAME = "latentref.json"
 FORMAT_VERSION = 1
@@ -67,25 +67,6 @@ class Manifest:
         return {name: value for name, value in values.items() if value is not None}
 
 
-_TYPES: dict[str, tuple[type, ...]] = {
-    "latent_steps": (int,),
-    "memory_rate": (int, float),
-    "search_step_size": (int, float, str),
-    "search_steps": (int,),
-    "search_gradient": (str,),
-    "latent_markers": (str,),
-    "latent_kind": (str,),
-    "strong": (str,),
-    "weak": (str,),
-    "base": (str,),
-    "tuned_on": (str,),
-    "trained_on": (list,),
-    "trained_questions": (str,),
-    "epoch": (int,),
-    "writes_steps": (bool,),
-}
-
-
 def read_manifest(path: str | os.PathLike[str]) -> Manifest:
     """The manifest at `path`; LatentRefError names the file and the key that is wrong."""
     values = read_json_object(path, "repair or remove it")
@@ -95,13 +76,8 @@ def read_manifest(path: str | os.PathLike[str]) -> Manifest:
             f"{path}: format_version={version!r}, this release reads {FORMAT_VERSION}; "
             "convert the checkpoint again or install the release that wrote it"
         )
-    for name, value in values.items():
-        _check_value(path, name, value)
-    manifest = Manifest(**values)
-    try:
-        RefinementConfig.parse(manifest.settings())
-    except LatentRefError as error:
-        raise LatentRefError(f"{path}: {error}") from error
+    manifest = from_mapping(Manifest, values, str(path), reads_text=False)
+    RefinementConfig.parse(manifest.settings(), str(path))
     return manifest
 
 
@@ -116,17 +92,3 @@ def write_manifest(folder: str | os.PathLike[str], manifest: Manifest) -> Path:
     target = Path(folder) / MANIFEST_NAME
     write_text(target, text)
     return target
-
-
-def _check_value(path: str | os.PathLike[str], name: str, value: Any) -> None:
-    if name not in _TYPES:
-        raise LatentRefError(
-            f"{path}: unknown key {name!r}; the keys are format_version, {', '.join(_TYPES)}"
-        )
-    allowed = _TYPES[name]
-    items = value if isinstance(value, list) else []
-    whole = all(isinstance(item, str) for item in items)
-    if not isinstance(value, allowed) or isinstance(value, bool) > (bool in allowed) or not whole:
-        names = {float: "number", list: "list of str"}
-        wanted = " or ".join(names.get(kind, kind.__name__) for kind in allowed)
-        raise LatentRefError(f"{path}: {name}={value!r} must be of type {wanted}; correct the file")

@@ -15,10 +15,28 @@ from dataclasses import dataclass
 from typing import Any
 
 from lm_eval_latentref.errors import LatentRefError
+from lm_eval_latentref.latent.mapping import from_mapping, shown
 
 SEARCH_GRADIENTS = ("detached", "through")
 LATENT_MARKERS = ("auto", "none")
 LATENT_KINDS = ("continuous", "pause")
+MAX_STEPS = 10_000
+"""Of thoughts, and of updates per thought: more is a slip that would never end."""
+
+
+def _one_of(choices: tuple[str, ...]) -> str:
+    return " or ".join(repr(choice) for choice in choices)
+
+
+_DOMAINS = {
+    "latent_steps": f"an integer >= 0, at most {MAX_STEPS}",
+    "memory_rate": "a number in [0, 1]",
+    "search_step_size": "a finite number such as 20, or 0.3*d/2; 0 to switch the search off",
+    "search_steps": f"an integer >= 1, at most {MAX_STEPS}",
+    "search_gradient": _one_of(SEARCH_GRADIENTS),
+    "latent_markers": _one_of(LATENT_MARKERS),
+    "latent_kind": _one_of(LATENT_KINDS),
+}
 
 
 class HalfWidths(float):
@@ -68,26 +86,25 @@ class RefinementConfig:
     were trained with pause tokens."""
 
     def __post_init__(self) -> None:
-        _check(self.latent_steps >= 0, "latent_steps", self.latent_steps, "an integer >= 0")
-        _check(
-            0.0 <= self.memory_rate <= 1.0, "memory_rate", self.memory_rate, "a number in [0, 1]"
-        )
-        _check(
-            math.isfinite(self.search_step_size),
-            "search_step_size",
-            self.search_step_size,
-            "a finite number, 0 to switch the search off",
-        )
-        _check(self.search_steps >= 1, "search_steps", self.search_steps, "an integer >= 1")
-        _check_choice("search_gradient", self.search_gradient, SEARCH_GRADIENTS)
-        _check_choice("latent_markers", self.latent_markers, LATENT_MARKERS)
-        _check_choice("latent_kind", self.latent_kind, LATENT_KINDS)
+        self._check("latent_steps", 0 <= self.latent_steps <= MAX_STEPS)
+        self._check("memory_rate", 0.0 <= self.memory_rate <= 1.0)
+        self._check("search_step_size", math.isfinite(self.search_step_size))
+        self._check("search_steps", 1 <= self.search_steps <= MAX_STEPS)
+        self._check("search_gradient", self.search_gradient in SEARCH_GRADIENTS)
+        self._check("latent_markers", self.latent_markers in LATENT_MARKERS)
+        self._check("latent_kind", self.latent_kind in LATENT_KINDS)
         if self.latent_kind == "pause" and (self.memory_rate or self.search_step_size):
             raise LatentRefError(
                 f"memory_rate={self.memory_rate:g}, search_step_size={self.search_step_size:g} "
                 "with latent_kind='pause': pause tokens are not thoughts and cannot be refined; "
                 "set both to 0, or latent_kind=continuous"
             )
+
+    def _check(self, name: str, allowed: bool) -> None:
+        value = getattr(self, name)
+        if not allowed:
+            given = value if isinstance(value, str) else shown(value)
+            raise LatentRefError(f"{name}={given}: it must be {_DOMAINS[name]}")
 
     @property
     def searches(self) -> bool:
@@ -102,80 +119,47 @@ class RefinementConfig:
         return dataclasses.replace(self, search_step_size=float(step_size) * hidden_size / 2)
 
     @classmethod
-    def parse(cls, values: Mapping[str, Any]) -> RefinementConfig:
+    def parse(cls, values: Mapping[str, Any], where: str = "") -> RefinementConfig:
         """The config with the options in `values`, which may be strings from a command line.
 
-        A value of None means "not given", except for `latent_markers`: lm-eval's command line
-        turns `none` into None. Raises LatentRefError on an unknown option or a value outside its
-        domain.
+        `where` names the file they are from, if any. A value of None means "not given", except for
+        `latent_markers`: lm-eval's command line turns `none` into None. Raises LatentRefError on an
+        unknown option or a value outside its domain.
         """
-        names = {field.name for field in dataclasses.fields(cls)}
-        for name in values:
-            if name not in names:
-                raise LatentRefError(
-                    f"{name!r} is not a refinement option; the options are "
-                    f"{', '.join(sorted(names))}"
-                )
         given = {
-            name: value
+            name: _PREPARED.get(name, _as_given)(value)
             for name, value in values.items()
             if value is not None or name == "latent_markers"
         }
-        parsed: dict[str, Any] = {name: _PARSERS[name](name, given[name]) for name in given}
-        return cls(**parsed)
+        return from_mapping(cls, given, where, domains=_DOMAINS)
 
 
 OPTION_NAMES = tuple(field.name for field in dataclasses.fields(RefinementConfig))
 
 
-def _check(allowed: bool, name: str, value: object, domain: str) -> None:
-    if not allowed:
-        raise LatentRefError(f"{name}={value}: it must be {domain}")
-
-
-def _check_choice(name: str, value: object, choices: tuple[str, ...]) -> None:
-    _check(value in choices, name, value, " or ".join(repr(choice) for choice in choices))
-
-
-def _parse_integer(name: str, value: Any) -> int:
-    domain = "an integer >= 1" if name == "search_steps" else "an integer >= 0"
-    try:
-        number = float(value)
-    except (TypeError, ValueError, OverflowError):
-        number = math.nan
-    whole = math.isfinite(number) and number == int(number) and not isinstance(value, bool)
-    _check(whole, name, value, domain)
-    return int(number)
-
-
-def _parse_number(name: str, value: Any) -> float:
-    domain = "a number in [0, 1]" if name == "memory_rate" else "a finite number"
-    try:
-        return float(value)
-    except (TypeError, ValueError, OverflowError):
-        raise LatentRefError(f"{name}={value}: it must be {domain}") from None
-
-
-def _parse_step_size(name: str, value: Any) -> float:
-    if isinstance(value, HalfWidths):
+def _step_size(value: Any) -> Any:
+    """A step size that has its unit as `HalfWidths`; anything else as it is."""
+    number, _, unit = value.partition("*") if isinstance(value, str) else ("", "", "")
+    if "".join(unit.split()) != "d/2":
         return value
-    number, star, unit = str(value).partition("*")
-    if star and "".join(unit.split()) != "d/2":
-        raise LatentRefError(f"{name}={value}: give a number such as 20, or 0.3*d/2")
-    parsed = _parse_number(name, number if star else value)
-    return HalfWidths(parsed) if star and parsed else parsed
+    try:
+        return HalfWidths(number) or 0.0
+    except ValueError:
+        return value
 
 
-def _parse_choice(name: str, value: Any) -> str:
-    return str(value).lower()
+def _lower_case(value: Any) -> Any:
+    return "none" if value is None else value.lower() if isinstance(value, str) else value
 
 
-_PARSERS = {
-    "latent_steps": _parse_integer,
-    "memory_rate": _parse_number,
-    "search_step_size": _parse_step_size,
-    "search_steps": _parse_integer,
-    "search_gradient": _parse_choice,
-    "latent_markers": _parse_choice,
-    "latent_kind": _parse_choice,
+def _as_given(value: Any) -> Any:
+    return value
+
+
+_PREPARED = {
+    "search_step_size": _step_size,
+    "search_gradient": _lower_case,
+    "latent_markers": _lower_case,
+    "latent_kind": _lower_case,
 }
+"""What an option's value may be written as, beside its type."""
