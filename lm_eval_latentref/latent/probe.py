@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from lm_eval_latentref.errors import LatentRefError
 from lm_eval_latentref.latent import transformers_seams as seams
@@ -73,7 +73,14 @@ class _Probe:
     def run(self) -> None:
         with self._property("without thoughts it computes what its own forward computes"):
             ids_1L = torch.tensor([self._ids], device=self._network.device)
-            own_LV = self._model(input_ids=ids_1L, use_cache=False).logits[0]
+            with _watching_lookups(self._model, ids_1L) as lookups:
+                own_LV = self._model(input_ids=ids_1L, use_cache=False).logits[0]
+        if lookups:
+            raise LatentRefError(
+                f"{self._label} looks token ids up in {lookups[0]!r} beside its input embedding "
+                f"(per-layer embeddings), and a thought is no token with an id; {_ADVICE}"
+            )
+        with self._property("without thoughts it computes what its own forward computes"):
             at_once_LD = Stream(self._network).feed(self._embed(self._ids))[0]
             self._compare(self._network.project(at_once_LD), own_LV)
         with self._property("reading in two steps through its cache is the same as at once"):
@@ -171,6 +178,30 @@ class _Probe:
                 f"{self._label} cannot be used, because this does not hold: {name} ({reason}); "
                 f"{_ADVICE}"
             ) from error
+
+
+@contextmanager
+def _watching_lookups(model: Any, ids_1L: Tensor) -> Iterator[list[str]]:
+    """The embeddings, other than that of the input, which are asked for `ids_1L` meanwhile."""
+    names: list[str] = []
+
+    def watch(name: str) -> Any:
+        def hook(module: nn.Module, args: tuple[Any, ...]) -> None:
+            if args and args[0].shape == ids_1L.shape and torch.equal(args[0].to(ids_1L), ids_1L):
+                names.append(name)
+
+        return hook
+
+    handles = [
+        module.register_forward_pre_hook(watch(name))
+        for name, module in model.named_modules()
+        if isinstance(module, nn.Embedding) and module is not model.get_input_embeddings()
+    ]
+    try:
+        yield names
+    finally:
+        for handle in handles:
+            handle.remove()
 
 
 class _NotSo(Exception):

@@ -37,6 +37,7 @@ class OddModel(PreTrainedModel):
         super().__init__(config)
         self.words = nn.Embedding(config.vocab_size, config.hidden_size)
         self.places = nn.Embedding(64, config.hidden_size)
+        self.others = nn.Embedding(config.vocab_size, config.hidden_size)
         self.mix = nn.ModuleList(nn.Linear(32, 96) for _ in range(config.num_hidden_layers))
         self.post_init()
 
@@ -56,6 +57,8 @@ class OddModel(PreTrainedModel):
         trait, columns = self.config.trait, x.shape[1]
         if trait == "scales what it embeds" and input_ids is not None:
             x = x * 3
+        if trait == "looks ids up a second time" and input_ids is not None:
+            x = x + 0 * self.others(input_ids)
         if trait == "keeps no cache":
             cache = None
         past = 0 if cache is None else cache.get_seq_length()
@@ -125,6 +128,7 @@ def odd_model(trait=""):
     ("trait", "named"),
     [
         ("scales what it embeds", "without thoughts"),
+        ("looks ids up a second time", "token ids up in 'model.others' beside its input embedding"),
         ("keeps no cache", "in two steps"),
         ("attends to what comes later", "in two steps"),
         ("counts positions by columns", "padding"),
