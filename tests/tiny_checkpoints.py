@@ -14,14 +14,10 @@ from peft import LoraConfig, get_peft_model
 from tiny import tiny_tokenizer
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
-from lm_eval_latentref.checkpoints.loading import (
-    LoadedModel,
-    LoadedSet,
-    default_loader,
-    load_set,
-    load_tokenizer,
-    resolve,
-)
+from lm_eval_latentref.checkpoints.loading import load_set
+from lm_eval_latentref.checkpoints.opening import default_loader, load_tokenizer
+from lm_eval_latentref.checkpoints.sets import CheckpointNames, SetPlan, resolve
+from lm_eval_latentref.latent.loaded import LoadedModel, LoadedSet
 from lm_eval_latentref.latent.protocol import MARKERS
 
 PLAIN_ROWS = len(tiny_tokenizer(markers=False))
@@ -105,9 +101,14 @@ def save_adapter(
     return str(folder)
 
 
+def plan_of(**names: Any) -> SetPlan:
+    """What these names stand for."""
+    return resolve(CheckpointNames(**names))
+
+
 def load(loading: Mapping[str, Any] | None = None, /, **names: Any) -> LoadedSet:
     """The set of these names, as a caller without lm-eval opens it, in float32."""
-    plan = resolve(**names)
+    plan = plan_of(**names)
     return load_set(
         plan,
         load_model=default_loader(dtype="float32", **(loading or {})),

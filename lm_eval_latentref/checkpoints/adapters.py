@@ -21,15 +21,15 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from lm_eval_latentref.checkpoints.census import Census
+from lm_eval_latentref.checkpoints.census import Census, is_drawn_anew
 from lm_eval_latentref.checkpoints.files import one_line, read_json_object
-from lm_eval_latentref.checkpoints.stand_in import is_drawn_anew
 from lm_eval_latentref.checkpoints.state_dicts import (
     input_embedding_name,
     make_skeleton,
     read_tensors,
     set_rows,
     tied_names,
+    training_wrapper,
 )
 from lm_eval_latentref.errors import LatentRefError
 from lm_eval_latentref.latent.peft_seams import adapter_layers
@@ -281,6 +281,11 @@ def _check_keys(peft_model: Any, name: str, adapter: Adapter) -> None:
         peft_model, adapter_name=name, save_embedding_layers=False
     ).keys()
     found = adapter.tensors.keys()
+    if wrapped := next(filter(training_wrapper, sorted(found - expected)), None):
+        raise LatentRefError(
+            f"adapter {adapter.path} has key {wrapped!r} with {training_wrapper(wrapped)!r} in it, "
+            "which a wrapper of training puts there; save the adapter of the unwrapped model again"
+        )
     for what, keys in (("missing", expected - found), ("unknown", found - expected)):
         if keys:
             raise LatentRefError(

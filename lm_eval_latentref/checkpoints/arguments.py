@@ -1,9 +1,9 @@
-"""Which model arguments exist: ours, HFLM's, and those of transformers' `from_pretrained`.
+"""The model arguments: which of them are slips of ours, and one line for what others refuse.
 
     check_known({"latent_step": 6}, config)     # LatentRefError: ... did you mean latent_steps?
 
-HFLM hands every argument it does not know to `from_pretrained`, so an argument is a mistake only
-when none of the three knows it. What others refuse is told in one line as well.
+HFLM hands every argument it does not know to `from_pretrained`, and that to the model, which knows
+best what it takes. Here only those are refused that nearly are one of ours, before it costs time.
 """
 
 from __future__ import annotations
@@ -14,47 +14,44 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from transformers import PreTrainedModel
-
+from lm_eval_latentref.checkpoints.sets import NAMES
 from lm_eval_latentref.errors import LatentRefError
 from lm_eval_latentref.latent.config import OPTION_NAMES
 
-OWN_NAMES = ("strong", "weak", "weights", *OPTION_NAMES)
+OWN_NAMES = (*NAMES, *OPTION_NAMES)
 
 _MEANT = dict.fromkeys(("model", "model_name", "model_path", "path"), "pretrained")
 """What other tools call our arguments."""
 
-FROM_PRETRAINED_NAMES = (
-    # Taken out of **kwargs inside from_pretrained, so its signature does not show them.
-    *("adapter_kwargs", "attn_implementation", "bnb_4bit_compute_dtype", "code_revision"),
-    *("commit_hash", "device_map", "device_mesh", "distributed_config", "dtype"),
-    *("experts_implementation", "generation_config", "key_mapping"),
-    *("low_cpu_mem_usage", "max_memory", "offload_buffers", "offload_folder"),
-    *("offload_state_dict", "proxies", "quantization_config", "state_dict", "torch_dtype"),
-    *("tp_plan", "tp_size", "use_kernels", "variant", "weights_only"),
+_INSTEAD = dict.fromkeys(
+    ("load_in_4bit", "load_in_8bit"),
+    "is no argument of from_pretrained since transformers 5; give a checkpoint that was saved "
+    "quantised, or, to `load` in Python, quantization_config=BitsAndBytesConfig(...)",
 )
+"""What to do for arguments that are gone and that many still give."""
+
+_NEAR = 0.82
+"""Ratio of equal letters, by difflib, from which on a name is taken for a slip."""
 
 
 def check_known(names: Iterable[str], config: Any, *, also: Iterable[str] = ()) -> None:
-    """Raise LatentRefError on a name nobody knows, with the nearest known one.
+    """Raise LatentRefError on a name that nearly is one of ours.
 
     Args:
         config: the backbone's; `from_pretrained` takes each of its fields as an argument.
         also: names that the caller takes beside ours, such as HFLM's.
     """
-    loading = set(inspect.signature(PreTrainedModel.from_pretrained).parameters)
-    visible = {*OWN_NAMES, *also, *loading, *FROM_PRETRAINED_NAMES}
-    known = visible | set(config.to_dict())
+    from transformers import PreTrainedModel
+
+    loading = inspect.signature(PreTrainedModel.from_pretrained).parameters
+    known = {*OWN_NAMES, *also, *loading, *config.to_dict()}
     for name in names:
-        if name in known:
-            continue
-        meant = [_MEANT[name]] if name in _MEANT else []
-        nearest = meant or difflib.get_close_matches(name, sorted(visible), n=1, cutoff=0.5)
-        advice = f"did you mean {nearest[0]}?" if nearest else f"ours are {', '.join(OWN_NAMES)}"
-        raise LatentRefError(
-            f"{name}= is no argument of latentref, nor of what it hands arguments on to "
-            f"(--model hf, from_pretrained); {advice}"
-        )
+        if name in _INSTEAD and name not in known:
+            raise LatentRefError(f"{name}= {_INSTEAD[name]}")
+        near = difflib.get_close_matches(name, OWN_NAMES, n=1, cutoff=_NEAR)
+        meant = _MEANT.get(name) or (near[0] if near else None)
+        if name not in known and meant is not None:
+            raise LatentRefError(f"{name}= is no argument of latentref; did you mean {meant}?")
 
 
 def check_batch_size(batch_size: Any) -> None:

@@ -44,8 +44,12 @@ from lm_eval_latentref.checkpoints.opening import (
 )
 from lm_eval_latentref.checkpoints.packaged import DEFAULT_MODEL
 from lm_eval_latentref.checkpoints.questions import QUESTIONS_NAME, write_hashes
-from lm_eval_latentref.checkpoints.record import learnt_from
-from lm_eval_latentref.checkpoints.sets import SetPlan, resolve
+from lm_eval_latentref.checkpoints.sets import (
+    CheckpointNames,
+    SetPlan,
+    learnt_from,
+    resolve,
+)
 from lm_eval_latentref.checkpoints.sources import Source, default_source
 from lm_eval_latentref.checkpoints.state_dicts import make_skeleton, read_tensors
 from lm_eval_latentref.checkpoints.written import check_written, log_likelihoods, sample_ids
@@ -61,15 +65,6 @@ _Samples = list[list[int]]
 def convert(
     *,
     out: str | os.PathLike[str],
-    pretrained: str | None = None,
-    strong: str | None = None,
-    weak: str | None = None,
-    weights: str | None = None,
-    peft: str | None = None,
-    gguf_file: str | None = None,
-    revision: str | None = None,
-    subfolder: str = "",
-    tokenizer: str | None = None,
     adapter: bool = False,
     tuned_on: str | None = None,
     dtype: str = "auto",
@@ -83,29 +78,19 @@ def convert(
         adapter: keep adapters as adapters on their base instead of merging them into it.
         tuned_on: the split that memory rate and step size were tuned on.
         dtype: of the written weights; "auto" is each checkpoint's own.
-        options: fields of `RefinementConfig` for latentref.json; what is not given comes from the
-            latentref.json beside `pretrained`.
+        options: names of checkpoints (the fields of `CheckpointNames`), and fields of
+            `RefinementConfig` for latentref.json; what is not given comes from the latentref.json
+            beside `pretrained`.
 
-    The other arguments are those of `resolve`. Raises LatentRefError if the set does not fit
-    together, `out` is taken or the disk is too small.
+    Raises LatentRefError if the set does not fit together, `out` is taken or the disk is too small.
     """
     target = Path(out).expanduser()
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise LatentRefError(f"out={target} exists and is not an empty folder; give a new one")
+    names = CheckpointNames.taken_from(options)
     given = RefinementConfig.parse(options)
-    names: dict[str, Any] = {
-        "pretrained": pretrained,
-        "strong": strong,
-        "weak": weak,
-        "weights": weights,
-        "peft": peft,
-        "gguf_file": gguf_file,
-        "revision": revision,
-        "subfolder": subfolder,
-        "tokenizer": tokenizer,
-    }
-    plan = resolve(**names, explicit=options)
-    splits, questions = learnt_from(**names)
+    plan = resolve(names)
+    splits, questions = learnt_from(plan)
     manifest = dataclasses.replace(
         _manifest(plan, {name: getattr(given, name) for name in options}, tuned_on),
         trained_on=sorted(splits) or None,
@@ -160,7 +145,7 @@ def _manifest(plan: SetPlan, given: dict[str, Any], tuned_on: str | None) -> Man
         **settings,
         strong="strong" if plan.strong is not None else None,
         weak="weak" if plan.weak is not None else None,
-        tuned_on=tuned_on or (None if retuned else plan.tuned_on),
+        tuned_on=tuned_on or (None if retuned else plan.manifest.tuned_on),
     )
 
 

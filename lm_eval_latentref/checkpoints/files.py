@@ -5,17 +5,20 @@ for number, row in read_json_lines("train.jsonl"): ...
 with reading("state.pt"): torch.load("state.pt", weights_only=True)
 with replacing("results.json") as temporary: temporary.write_text(text)
 with holding("out/mine", "latentref train"): ...      # a second process is refused
+file_digest("checkpoint_41"), folder_digest("out/coconut")    # sha256; a file is read once
 """
 
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 import math
 import os
 import re
 import socket
 from collections.abc import Iterator
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -27,6 +30,9 @@ PathLike = str | os.PathLike[str]
 
 LOCK = ".latentref.lock"
 HOLDER = ".latentref.holder"
+
+_CONTENT = {".safetensors", ".bin", ".json", ".model", ".txt", ".jinja", ".py"}
+_SETTINGS = {"latentref.json"}
 
 _ESCAPED_SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
 
@@ -162,6 +168,33 @@ def holding(folder: PathLike, command: str) -> Iterator[None]:
     finally:
         (folder / HOLDER).unlink(missing_ok=True)
         lock.release()
+
+
+def file_digest(path: PathLike) -> str:
+    """sha256 of the file's bytes; remembered until its size or time of change differs."""
+    stat = os.stat(path)
+    return _digest(os.path.realpath(path), stat.st_size, stat.st_mtime_ns)
+
+
+def folder_digest(folder: PathLike, gguf_file: str | None = None) -> str:
+    """sha256 over weights, configuration and tokenizer at the top of `folder`.
+
+    With `gguf_file` that file alone counts, for it holds all three. latentref.json does not
+    count: it holds settings, which stand beside the identity.
+    """
+    if gguf_file is not None:
+        return file_digest(os.path.join(folder, gguf_file))
+    total = hashlib.sha256()
+    for path in sorted(Path(folder).iterdir()):
+        if path.is_file() and path.suffix in _CONTENT and path.name not in _SETTINGS:
+            total.update(f"{path.name}\0{file_digest(path)}\n".encode())
+    return total.hexdigest()
+
+
+@lru_cache(maxsize=256)
+def _digest(path: str, size: int, modified_ns: int) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _holder(folder: Path) -> str:

@@ -27,7 +27,7 @@ from lm_eval_latentref.checkpoints.sources import Source
 METRICS = "metrics.jsonl"
 DATA = "training_data.yaml"
 RECIPE = "recipe.yaml"
-"""What a training wrote beside its result."""
+"""What a training writes beside its result: the metrics of its epochs, its data, its recipe."""
 
 
 def copy_history(members: Mapping[str, Source], folder: Path, *, name: str) -> None:
@@ -57,7 +57,7 @@ def copy_history(members: Mapping[str, Source], folder: Path, *, name: str) -> N
 
 def _copy_reference_record(origin: Path, folder: Path) -> None:
     """Its latentref.json, without what belongs to a whole set."""
-    if not (origin / MANIFEST_NAME).is_file():
+    if not os.path.lexists(origin / MANIFEST_NAME):
         return
     told = read_manifest(origin / MANIFEST_NAME)
     questions = told.trained_questions and origin / told.trained_questions

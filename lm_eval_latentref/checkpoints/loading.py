@@ -1,6 +1,6 @@
 """Sources to models: opens a set of checkpoints and checks that its three models fit together.
 
-    plan = resolve(pretrained="out/coconut")
+    plan = resolve(CheckpointNames(pretrained="out/coconut"))
     tokenizer = load_tokenizer(plan.backbone)
     loaded = load_set(plan, load_model=default_loader(dtype="float32"), tokenizer=tokenizer)
 
@@ -29,7 +29,6 @@ from lm_eval_latentref.checkpoints.adapters import (
 from lm_eval_latentref.checkpoints.arguments import check_known
 from lm_eval_latentref.checkpoints.opening import (
     ModelLoader,
-    check_loading_info,
     default_loader,
     has_marker_rows,
     has_tokenizer,
@@ -38,33 +37,14 @@ from lm_eval_latentref.checkpoints.opening import (
     open_model,
     open_tokenizer,
 )
-from lm_eval_latentref.checkpoints.planning import plan_run
-from lm_eval_latentref.checkpoints.sets import SetPlan, resolve
+from lm_eval_latentref.checkpoints.sets import SetPlan, plan_run, take_names
 from lm_eval_latentref.checkpoints.sources import Source, describe, fingerprint
 from lm_eval_latentref.checkpoints.state_dicts import RawStateDict, lay, read_raw
 from lm_eval_latentref.errors import LatentRefError
 from lm_eval_latentref.latent.config import OPTION_NAMES
 from lm_eval_latentref.latent.loaded import LoadedModel, LoadedSet
-from lm_eval_latentref.latent.protocol import known_markers, marker_ids
+from lm_eval_latentref.latent.protocol import known_markers
 from lm_eval_latentref.latent.reasoner import Reasoner
-
-__all__ = [
-    "LoadedModel",
-    "LoadedSet",
-    "ModelLoader",
-    "SetPlan",
-    "Source",
-    "check_loading_info",
-    "check_set",
-    "default_loader",
-    "fingerprint",
-    "load",
-    "load_alone",
-    "load_set",
-    "load_tokenizer",
-    "marker_ids",
-    "resolve",
-]
 
 logger = logging.getLogger(__name__)
 
@@ -111,16 +91,8 @@ class _Facts:
 
 
 def load(
-    pretrained: str | None = None,
+    pretrained: str | SetPlan | None = None,
     *,
-    strong: str | None = None,
-    weak: str | None = None,
-    weights: str | None = None,
-    peft: str | None = None,
-    gguf_file: str | None = None,
-    revision: str | None = None,
-    subfolder: str = "",
-    tokenizer: str | None = None,
     device: str | None = None,
     max_length: int | None = None,
     trust_remote_code: bool = False,
@@ -129,27 +101,19 @@ def load(
     """Load a set of checkpoints by name; arguments as those of `lm_eval --model latentref`.
 
     Args:
-        pretrained: the backbone; None for the trained set of this package, smollm2-135m.
+        pretrained: the backbone; None for the trained set of this package, smollm2-135m. Or a whole
+            set that `resolve` has found.
         device: where the models go; None for the GPU when there is one. Not used with `device_map`.
-        options: the fields of `RefinementConfig`, and arguments of `from_pretrained` (`dtype`,
-            `device_map`, `attn_implementation`, ...).
+        options: the other names of checkpoints (`strong`, `weak`, `weights`, ...: the fields of
+            `CheckpointNames`), the fields of `RefinementConfig`, and arguments of `from_pretrained`
+            (`dtype`, `device_map`, `attn_implementation`, ...).
 
     Raises:
         LatentRefError: something given cannot be used; the message says what and why.
     """
     started = time.perf_counter()
-    plan, config = plan_run(
-        {name: options.pop(name) for name in OPTION_NAMES if name in options},
-        pretrained=pretrained,
-        strong=strong,
-        weak=weak,
-        weights=weights,
-        peft=peft,
-        gguf_file=gguf_file,
-        revision=revision,
-        subfolder=subfolder,
-        tokenizer=tokenizer,
-    )
+    refinement = {name: options.pop(name) for name in OPTION_NAMES if name in options}
+    plan, config = plan_run(take_names(pretrained, options), refinement)
     check_known(options, open_config(plan.backbone, "pretrained", trust_remote_code))
     loading = {"dtype": "auto", "trust_remote_code": trust_remote_code, **options}
     if "device_map" not in loading:

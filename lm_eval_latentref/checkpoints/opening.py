@@ -10,6 +10,7 @@ know that a set has three models, nor what adapters are.
 from __future__ import annotations
 
 import copy
+import logging
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -19,12 +20,13 @@ import torch
 
 from lm_eval_latentref.checkpoints import vocabulary
 from lm_eval_latentref.checkpoints.files import one_line, reading
-from lm_eval_latentref.checkpoints.folders import TOKENIZER_FILES, Folder
-from lm_eval_latentref.checkpoints.sources import Source
-from lm_eval_latentref.checkpoints.state_dicts import RawStateDict, read_raw
+from lm_eval_latentref.checkpoints.sources import TOKENIZER_FILES, Folder, Source
+from lm_eval_latentref.checkpoints.state_dicts import RawStateDict, read_raw, training_wrapper
 from lm_eval_latentref.errors import LatentRefError
 from lm_eval_latentref.latent.probe import check_model
 from lm_eval_latentref.latent.protocol import MARKERS, known_markers
+
+logger = logging.getLogger(__name__)
 
 ModelLoader = Callable[[Source], Any]
 """Opens `Source.base` alone, without adapter and raw weights, as a causal language model."""
@@ -69,7 +71,7 @@ def default_loader(**from_pretrained_kwargs: Any) -> ModelLoader:
 
 
 class StrictAutoModel:
-    """AutoModelForCausalLM, but a missing, unknown or wrongly shaped key is an error naming it."""
+    """AutoModelForCausalLM, but a missing or wrongly shaped key is an error naming it."""
 
     @staticmethod
     def from_pretrained(name: str, **kwargs: Any) -> Any:
@@ -84,17 +86,34 @@ class StrictAutoModel:
 
 
 def check_loading_info(info: dict[str, Any], name: str) -> None:
-    """Raises LatentRefError if from_pretrained's `output_loading_info` reports a bad key."""
-    for what in ("missing", "unexpected", "mismatched"):
-        keys = sorted(
-            str(key[0] if isinstance(key, tuple) else key) for key in info[f"{what}_keys"]
+    """Raises LatentRefError if from_pretrained's `output_loading_info` reports a bad key.
+
+    Keys that the architecture lacks are not used; that is a warning, as it is for `--model hf`.
+    """
+    keys = {
+        what: sorted(str(key[0] if isinstance(key, tuple) else key) for key in info[f"{what}_keys"])
+        for what in ("missing", "mismatched", "unexpected")
+    }
+    unknown = keys.pop("unexpected")
+    wrapped = next((key for key in unknown if training_wrapper(key)), None)
+    if wrapped is not None:
+        raise LatentRefError(
+            f"{name}: key {wrapped!r} has {training_wrapper(wrapped)!r} in it, which a wrapper of "
+            "training puts there: save the unwrapped model, or give the base model as pretrained= "
+            "and this file as weights=, where such keys are read"
         )
-        if keys:
-            kind = {"unexpected": "unknown", "mismatched": "wrongly shaped"}.get(what, what)
+    for what, those in keys.items():
+        if those:
+            kind = {"mismatched": "wrongly shaped"}.get(what, what)
             raise LatentRefError(
-                f"{name}: key {keys[0]!r} is {kind} ({len(keys)} such keys); the weights do not "
+                f"{name}: key {those[0]!r} is {kind} ({len(those)} such keys); the weights do not "
                 "fit the config.json beside them: save the checkpoint again"
             )
+    if unknown:
+        logger.warning(
+            "%s: key %r is unknown to its architecture and not used (%d such keys)",
+            *(name, unknown[0], len(unknown)),
+        )
 
 
 def open_model(load_model: ModelLoader, source: Source) -> Any:

@@ -1,9 +1,12 @@
-"""A set of checkpoints by its names: `pretrained=`, `strong=`, `weak=`, before anything is loaded.
+"""A set of checkpoints by its names: resolved once into a plan, before anything is loaded.
 
-    plan = resolve(pretrained="out/coconut")       # references and settings from latentref.json
-    plan = resolve(pretrained="gpt2", weights="checkpoint_41", strong="me/cot:checkpoint_25")
+    plan = resolve(CheckpointNames(pretrained="gpt2", weights="checkpoint_41", strong="cot_25"))
+    plan = resolve(CheckpointNames(pretrained="out/coconut"))     # references from latentref.json
+    plan, config = plan_run(plan, {"memory_rate": 0.3})           # settings from there as well
+    splits, questions = learnt_from(plan)
 
-What one name stands for is told by `sources`. Deliberately opens no model and reads no tensor.
+Here values from the user and from latentref.json meet. What a single name stands for is in
+`sources`; models are opened by `loading`, from the plan.
 """
 
 from __future__ import annotations
@@ -11,11 +14,13 @@ from __future__ import annotations
 import dataclasses
 import logging
 import os
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
+from typing import Any
 
-from lm_eval_latentref.checkpoints.folders import Folder, is_file
+import numpy as np
+
 from lm_eval_latentref.checkpoints.manifest import MANIFEST_NAME, Manifest, read_manifest
 from lm_eval_latentref.checkpoints.packaged import (
     BASE_NAME,
@@ -24,11 +29,14 @@ from lm_eval_latentref.checkpoints.packaged import (
     packaged_folder,
     without_place,
 )
+from lm_eval_latentref.checkpoints.questions import Hashes, hash_questions, read_hashes
 from lm_eval_latentref.checkpoints.sources import (
     ADAPTER_CONFIG,
+    Folder,
     Source,
     as_folder,
     default_source,
+    is_file,
     is_state_dict,
     open_source,
     source_of,
@@ -36,99 +44,213 @@ from lm_eval_latentref.checkpoints.sources import (
     with_adapter,
 )
 from lm_eval_latentref.errors import LatentRefError
+from lm_eval_latentref.latent.config import RefinementConfig
 
 logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
+class CheckpointNames:
+    """The arguments that name a set's checkpoints, as a user gives them."""
+
+    pretrained: str | None = None
+    """The backbone: hub id, folder, adapter folder or packaged set; None for the set of this
+    package, smollm2-135m."""
+    strong: str | None = None
+    """The reference to move thoughts towards: as `pretrained`, or a raw state dict; None for the
+    one that latentref.json beside the backbone names."""
+    weak: str | None = None
+    """The reference to move thoughts away from; likewise."""
+    weights: str | None = None
+    """A raw state dict laid over `pretrained`: a file, or REPO:PATH on the hub."""
+    peft: str | None = None
+    """An adapter on `pretrained`."""
+    gguf_file: str | None = None
+    """The file of `pretrained` that holds its weights, in GGUF."""
+    revision: str | None = None
+    """Of whatever is on the hub and names none of its own."""
+    subfolder: str = ""
+    """Of `pretrained`."""
+    tokenizer: str | None = None
+    """The backbone's, where it should not be the checkpoint's own."""
+
+    @classmethod
+    def of(cls, arguments: Mapping[str, Any]) -> CheckpointNames:
+        """Those among the model arguments, as text: lm-eval's command line makes numbers of 100."""
+        given = {name: arguments.get(name) for name in NAMES}
+        return cls(**{name: str(value) for name, value in given.items() if value is not None})
+
+    @classmethod
+    def taken_from(cls, arguments: dict[str, Any]) -> CheckpointNames:
+        """As `of`; they are removed from `arguments`."""
+        return cls.of({name: arguments.pop(name) for name in NAMES if name in arguments})
+
+
+NAMES = tuple(field.name for field in dataclasses.fields(CheckpointNames))
+
+
+@dataclass(frozen=True, kw_only=True)
 class SetPlan:
-    """What is to be loaded, and the settings that came with it."""
+    """What is to be loaded, and what came with it."""
 
     backbone: Source
     strong: Source | None = None
     weak: Source | None = None
 
-    settings: dict[str, object] = dataclasses.field(default_factory=dict)
-    """Values from latentref.json, by model-argument name."""
+    names: CheckpointNames = dataclasses.field(default_factory=CheckpointNames)
+    """What it was resolved from."""
 
-    tuned_on: str | None = None
-    """The split that the settings of latentref.json were tuned on."""
+    manifest: Manifest = dataclasses.field(default_factory=Manifest)
+    """latentref.json beside the backbone; empty where there is none."""
 
-    trained_on: tuple[str, ...] = ()
-    """The splits that latentref.json says a training saw."""
+    folder: Folder | None = None
+    """Where that file is or would be; None for a base model that needs no name."""
 
-    trained_questions: str | None = None
-    """The file of hashes that latentref.json names; a path, whether or not the file is there."""
-
-    writes_steps: bool = False
-    """Whether latentref.json says that the backbone writes reasoning steps before its answer."""
+    given: tuple[Folder, ...] = ()
+    """The folders of references that were given by name, which have records of their own."""
 
     notes: tuple[str, ...] = ()
-    """One line per value: where it came from."""
+    """One line for each checkpoint that was not given alone: where it came from."""
+
+    @property
+    def settings(self) -> dict[str, object]:
+        """Values from latentref.json, by model-argument name."""
+        return self.manifest.settings()
+
+    @property
+    def where(self) -> str:
+        """What to call latentref.json in messages."""
+        return f"{MANIFEST_NAME} of {without_place(self.folder.name)}" if self.folder else ""
 
 
-def resolve(
-    *,
-    pretrained: str | None = None,
-    strong: str | None = None,
-    weak: str | None = None,
-    weights: str | None = None,
-    peft: str | None = None,
-    gguf_file: str | None = None,
-    revision: str | None = None,
-    subfolder: str = "",
-    tokenizer: str | None = None,
-    explicit: Collection[str] = (),
-) -> SetPlan:
-    """Finds every checkpoint of a set and the settings that its latentref.json recommends.
+def take_names(
+    pretrained: str | SetPlan | None, arguments: dict[str, Any]
+) -> CheckpointNames | SetPlan:
+    """What `plan_run` takes, of `pretrained` and what `arguments`, which lose it, have beside it.
 
-    A reference that is not given comes from latentref.json beside the backbone. `explicit` names
-    the refinement options the user has set: they are left out of `settings`. Raises LatentRefError
-    for a name that stands for nothing.
+    Raises LatentRefError for names beside a plan, which was made of its own.
+    """
+    names = CheckpointNames.taken_from(arguments)
+    if not isinstance(pretrained, SetPlan):
+        return dataclasses.replace(
+            names, pretrained=None if pretrained is None else str(pretrained)
+        )
+    if beside := [name for name in NAMES if getattr(names, name)]:
+        raise LatentRefError(
+            f"pretrained is a plan already, to which {', '.join(beside)} cannot be added; give all "
+            "names to `resolve`"
+        )
+    return pretrained
+
+
+def resolve(names: CheckpointNames) -> SetPlan:
+    """Finds every checkpoint of a set and what its latentref.json recommends.
+
+    A reference that is not given comes from latentref.json beside the backbone. Raises
+    LatentRefError for a name that stands for nothing.
     """
     notes = []
     # What is laid over a model is laid over a plain one.
-    if pretrained is None and peft is None and weights is None:
+    if names.pretrained is None and names.peft is None and names.weights is None:
         # By its place: a folder of the same name in the working directory was not asked for.
-        pretrained = str(packaged_folder(DEFAULT_SET))
+        given = dataclasses.replace(names, pretrained=str(packaged_folder(DEFAULT_SET)))
         notes.append(f"pretrained={DEFAULT_SET}, the trained set of this package: none was given")
-    folder, backbone = _backbone(pretrained, revision, subfolder, gguf_file, peft)
+    else:
+        given = names
+    folder, backbone = _backbone(given)
     notes += _on_other_weights(backbone)
-    if weights is not None:
-        backbone = dataclasses.replace(
-            backbone, weights=state_dict_file("weights", weights), name=weights
-        )
-    if tokenizer is not None:
-        backbone = dataclasses.replace(backbone, tokenizer=tokenizer)
-    manifest_path = folder.find(MANIFEST_NAME) if folder is not None else None
-    manifest = read_manifest(manifest_path) if manifest_path else Manifest()
-    where = MANIFEST_NAME
-    if folder is not None:
-        where += f" of {without_place(folder.name)}"
-    references = {}
-    for role, given in (("strong", strong), ("weak", weak)):
-        recorded = getattr(manifest, role)
-        if given is not None:
-            references[role] = _reference(role, given, backbone, revision)
-            notes.append(f"{role}={given} as given")
+    if names.weights is not None:
+        path = state_dict_file("weights", names.weights)
+        backbone = dataclasses.replace(backbone, weights=path, name=names.weights)
+    if names.tokenizer is not None:
+        backbone = dataclasses.replace(backbone, tokenizer=names.tokenizer)
+    path_of_manifest = folder.find(MANIFEST_NAME) if folder is not None else None
+    manifest = read_manifest(path_of_manifest) if path_of_manifest else Manifest()
+    plan = SetPlan(backbone=backbone, names=names, manifest=manifest, folder=folder)
+    references: dict[str, Any] = {}
+    folders = []
+    for role in ("strong", "weak"):
+        name, recorded = getattr(names, role), getattr(manifest, role)
+        if name is not None:
+            own, references[role] = _reference(role, name, backbone, names.revision)
+            folders += [own] if own is not None else []
+            notes.append(f"{role}={name} as given")
         elif recorded is not None:
             assert folder is not None
             references[role] = _recorded_reference(role, recorded, folder, backbone)
-            notes.append(f"{role}={recorded} from {where}")
-    settings, said = _settings(manifest, explicit, where)
-    notes += said
-    if manifest.tuned_on is not None:
-        notes.append(f"values of {where} were tuned on {manifest.tuned_on}")
-    return SetPlan(
-        backbone=backbone,
-        **references,
-        settings=settings,
-        tuned_on=manifest.tuned_on,
-        trained_on=tuple(manifest.trained_on or ()),
-        trained_questions=_beside(folder, manifest.trained_questions),
-        writes_steps=bool(manifest.writes_steps),
-        notes=tuple(notes),
-    )
+            notes.append(f"{role}={recorded} from {plan.where}")
+    return dataclasses.replace(plan, **references, given=tuple(folders), notes=tuple(notes))
+
+
+def plan_run(
+    given: CheckpointNames | SetPlan, options: Mapping[str, Any]
+) -> tuple[SetPlan, RefinementConfig]:
+    """The checkpoints to load, references only if they are used, and the refinement.
+
+    Args:
+        given: the names, or what `resolve` made of them.
+        options: fields of `RefinementConfig` as given; they win over latentref.json.
+
+    Raises LatentRefError for a name that stands for nothing, a value outside its domain, or a
+    search without both references; warns of references and thoughts that are not used.
+    """
+    plan = resolve(given) if isinstance(given, CheckpointNames) else given
+    own = {k: v for k, v in options.items() if v is not None or k == "latent_markers"}
+    config = RefinementConfig.parse({**plan.settings, **own})
+    _check_references(plan, config)
+    for note in (*plan.notes, *_on_settings(plan, own)):
+        logger.info("%s", note)
+    if not config.searches and (plan.strong or plan.weak):
+        if plan.names.strong or plan.names.weak:
+            logger.warning(
+                "strong and weak are given but search_step_size=%g and latent_steps=%d: they are "
+                "neither loaded nor used",
+                config.search_step_size,
+                config.latent_steps,
+            )
+        plan = dataclasses.replace(plan, strong=None, weak=None)
+    if config.latent_steps == 0:
+        logger.warning("latent_steps=0: nothing is thought; give latent_steps=6, for example")
+    return plan, config
+
+
+def learnt_from(plan: SetPlan) -> tuple[frozenset[str], Hashes]:
+    """The splits and the hashes of the questions that the checkpoints of `plan` learnt from.
+
+    Read from each latentref.json and the hashes it names; references that latentref.json names
+    were trained together with the backbone. Raises LatentRefError for hashes that cannot be read.
+    """
+    records = [(plan.folder, plan.manifest)]
+    for folder in plan.given:
+        path = folder.find(MANIFEST_NAME)
+        records.append((folder, read_manifest(path) if path else Manifest()))
+    files = {_beside(folder, record.trained_questions) for folder, record in records} - {None}
+    questions = [hash_questions([]), *(read_hashes(file) for file in sorted(filter(None, files)))]
+    splits = frozenset(split for _, record in records for split in record.trained_on or ())
+    return splits, np.unique(np.concatenate(questions))
+
+
+def _check_references(plan: SetPlan, config: RefinementConfig) -> None:
+    missing = [name for name in ("strong", "weak") if getattr(plan, name) is None]
+    if config.search_step_size != 0 and missing:
+        names = " and ".join(missing)
+        raise LatentRefError(
+            f"search_step_size={config.search_step_size} needs both references, and {names} is not "
+            f"given; give {names}= as well, or search_step_size=0"
+        )
+
+
+def _on_settings(plan: SetPlan, own: Collection[str]) -> list[str]:
+    """A line on each value of latentref.json: whether it is used, and what it was tuned on."""
+    notes = [
+        f"{option} as given; {plan.where} has {value}"
+        if option in own
+        else f"{option}={value} from {plan.where}"
+        for option, value in plan.settings.items()
+    ]
+    if plan.manifest.tuned_on is not None:
+        notes.append(f"values of {plan.where} were tuned on {plan.manifest.tuned_on}")
+    return notes
 
 
 def _on_other_weights(backbone: Source) -> list[str]:
@@ -145,30 +267,10 @@ def _on_other_weights(backbone: Source) -> list[str]:
     ]
 
 
-def _settings(
-    manifest: Manifest, explicit: Collection[str], where: str
-) -> tuple[dict[str, object], list[str]]:
-    """What latentref.json recommends and the user has not set, and a line on each value."""
-    settings: dict[str, object] = {}
-    notes = []
-    for option, value in manifest.settings().items():
-        if option in explicit:
-            notes.append(f"{option} as given; {where} has {value}")
-        else:
-            settings[option] = value
-            notes.append(f"{option}={value} from {where}")
-    return settings, notes
-
-
-def _backbone(
-    pretrained: str | None,
-    revision: str | None,
-    subfolder: str,
-    gguf_file: str | None,
-    peft: str | None,
-) -> tuple[Folder | None, Source]:
+def _backbone(names: CheckpointNames) -> tuple[Folder | None, Source]:
     """The backbone and the folder whose latentref.json belongs to it, if there is one."""
-    if pretrained in (None, BASE_NAME):
+    pretrained, peft, revision = names.pretrained, names.peft, names.revision
+    if pretrained is None or pretrained == BASE_NAME:
         folder, source = None, default_source()
     else:
         if is_file(pretrained) and not pretrained.endswith(".gguf"):
@@ -176,7 +278,9 @@ def _backbone(
                 f"pretrained={pretrained} is a file; give the model it was trained from as "
                 "pretrained= and the file as weights="
             )
-        folder, source = open_source("pretrained", pretrained, revision, subfolder, gguf_file)
+        folder, source = open_source(
+            "pretrained", pretrained, revision, names.subfolder, names.gguf_file
+        )
     if peft is None:
         return folder, source
     if source.adapter is not None:
@@ -191,19 +295,24 @@ def _backbone(
     return (adapter if adapter.find(MANIFEST_NAME) else folder), source
 
 
-def _reference(role: str, name: str, backbone: Source, revision: str | None) -> Source:
-    """The source of `strong=` or `weak=`; a raw state dict is laid over the backbone's base."""
+def _reference(
+    role: str, name: str, backbone: Source, revision: str | None
+) -> tuple[Folder | None, Source]:
+    """The source of `strong=` or `weak=`, and its folder.
+
+    A raw state dict, which has none, is laid over the backbone's base.
+    """
     if name.endswith(".gguf") and is_file(name):
-        return open_source(role, name, revision, "", None)[1]
+        return open_source(role, name, revision, "", None)
     if is_state_dict(name):
         path = state_dict_file(role, name)
-        return dataclasses.replace(
+        return None, dataclasses.replace(
             backbone, adapter=None, adapter_revision=None, weights=path, tokenizer=None, name=name
         )
-    _, source = open_source(role, name, revision, "", None)
+    folder, source = open_source(role, name, revision, "", None)
     if source.adapter is not None and source.revision is None and source.base == backbone.base:
         source = dataclasses.replace(source, revision=backbone.revision)
-    return source
+    return folder, source
 
 
 def _recorded_reference(role: str, recorded: str, folder: Folder, backbone: Source) -> Source:
@@ -233,7 +342,7 @@ def _find_recorded(
         path = os.path.normpath(os.path.join(root, recorded))
         if os.path.exists(path):
             is_inside = Path(path).resolve().is_relative_to(Path(root).resolve())
-            return _reference(role, path, backbone, None), is_inside
+            return _reference(role, path, backbone, None)[1], is_inside
     else:
         inside = Folder(folder.name, folder.commit or folder.revision)
         relative = PurePosixPath(recorded.replace("\\", "/"))
@@ -247,7 +356,7 @@ def _find_recorded(
         if os.path.exists(recorded):
             raise _names_this_machine(where)
     try:
-        return _reference(role, recorded, backbone, None), False
+        return _reference(role, recorded, backbone, None)[1], False
     except LatentRefError as error:
         raise LatentRefError(f"{where}: {error}") from error
 

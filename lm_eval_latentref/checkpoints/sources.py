@@ -1,11 +1,12 @@
-"""One name to one checkpoint: what it stands for, before anything is loaded.
+"""One name to one checkpoint: the folder or hub repository and the source in it, nothing loaded.
 
     folder, source = open_source("strong", "me/cot@epoch-25", None, "", None)
-    fingerprint(source)        # a commit or a sha256
+    folder.find("config.json")        # a local path, fetched if need be, or None
+    fingerprint(source)               # a commit or a sha256
 
 A name is a folder, a hub id (REPO or REPO@REVISION), a PEFT adapter of either kind, a GGUF file,
-or a raw state dict (a file, or REPO:PATH on the hub). Fetches small files and raw state dicts;
-deliberately opens no model, reads no tensor and knows no set: that is `sets`.
+or a raw state dict (a file, or REPO:PATH on the hub). Fetches only the files asked for and reads no
+tensor; several names that belong together are for `sets`.
 """
 
 from __future__ import annotations
@@ -13,20 +14,43 @@ from __future__ import annotations
 import dataclasses
 import os
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
-from lm_eval_latentref.checkpoints.files import read_json_object
-from lm_eval_latentref.checkpoints.folders import TOKENIZER_FILES, Folder, is_file
-from lm_eval_latentref.checkpoints.identity import file_digest, folder_digest
+from huggingface_hub import hf_hub_download
+from huggingface_hub.errors import (
+    EntryNotFoundError,
+    HfHubHTTPError,
+    HFValidationError,
+    LocalEntryNotFoundError,
+    RepositoryNotFoundError,
+    RevisionNotFoundError,
+)
+
+from lm_eval_latentref.checkpoints.files import (
+    file_digest,
+    folder_digest,
+    one_line,
+    read_json_object,
+)
 from lm_eval_latentref.checkpoints.manifest import MANIFEST_NAME, read_manifest
 from lm_eval_latentref.checkpoints.packaged import (
     DEFAULT_MODEL,
     base_file,
     packaged_folder,
+    packaged_models,
     without_place,
 )
 from lm_eval_latentref.errors import LatentRefError
+
+TOKENIZER_FILES = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "tokenizer.model",
+    "vocab.json",
+    "vocab.txt",
+    "spiece.model",
+)
 
 ADAPTER_CONFIG = "adapter_config.json"
 ADAPTER_WEIGHTS = ("adapter_model.safetensors", "adapter_model.bin")
@@ -36,6 +60,91 @@ _ALLOWED = (
     "give a folder, a hub id (REPO or REPO@REVISION), a PEFT adapter, or a raw state dict "
     "(a file, or REPO:PATH on the hub)"
 )
+
+
+@dataclass
+class Folder:
+    """A folder of checkpoint files, on this machine or on the hub."""
+
+    name: str
+    """A local folder's path or a hub id."""
+
+    revision: str | None = None
+    subfolder: str = ""
+
+    commit: str | None = field(default=None, init=False)
+    """The commit the first file came from; later files come from the same one."""
+
+    _offline: bool = field(default=False, init=False)
+
+    @property
+    def is_local(self) -> bool:
+        return os.path.isdir(self.name)
+
+    def find(self, filename: str) -> str | None:
+        """Local path of `filename`, fetched if need be; None if the folder has no such file.
+
+        Raises LatentRefError when the repository does not exist or may not be read.
+        """
+        relative = f"{self.subfolder}/{filename}" if self.subfolder else filename
+        if self.is_local:
+            path = os.path.join(self.name, relative)
+            # What is there but is no file that can be read ends in an error where it is read.
+            return path if os.path.lexists(path) else None
+        try:
+            path = self._fetch(relative)
+        except LocalEntryNotFoundError:
+            # No connection. Asking for one file after another would repeat the retries each time.
+            self._offline = True
+            return None
+        except EntryNotFoundError:
+            return None
+        except (RepositoryNotFoundError, RevisionNotFoundError, HFValidationError) as error:
+            raise LatentRefError(self._missing(error)) from error
+        except (HfHubHTTPError, OSError) as error:
+            raise LatentRefError(
+                f"{relative} of {self.name!r} cannot be fetched ({one_line(error)}); check the "
+                "connection and your rights to this repository, or give a local folder"
+            ) from error
+        return path
+
+    def find_any(self, filenames: tuple[str, ...]) -> str | None:
+        """Local path of the first of `filenames` that the folder has."""
+        return next((path for name in filenames if (path := self.find(name))), None)
+
+    def unreachable(self) -> LatentRefError:
+        """What to raise when the folder has none of the files that it must have."""
+        if self.is_local:
+            where = os.path.join(self.name, self.subfolder)
+            return LatentRefError(
+                f"{where!r} holds neither config.json nor adapter_config.json; give a folder made "
+                "by save_pretrained, or a raw state dict through weights="
+            )
+        return LatentRefError(self._missing(None))
+
+    def _fetch(self, relative: str) -> str:
+        offline = self._offline
+        if self.commit is None:
+            known = hf_hub_download(
+                self.name, relative, revision=self.revision, local_files_only=offline, dry_run=True
+            )
+            self.commit = known.commit_hash
+        return hf_hub_download(self.name, relative, revision=self.commit, local_files_only=offline)
+
+    def _missing(self, error: Exception | None) -> str:
+        at = f" at revision {self.revision!r}" if self.revision else ""
+        if error is None:
+            why = "the hub cannot be reached and it is not in the cache" if self._offline else ""
+            why = why or "on the hub it has neither config.json nor adapter_config.json"
+        elif isinstance(error, RevisionNotFoundError):
+            why = "the hub has no such revision"
+        else:
+            why = "the hub has no such repository, or you have no access to it"
+        return (
+            f"no checkpoint {self.name!r}{at}: there is no such folder, and {why}; "
+            "give an existing folder, a hub id (REPO or REPO@REVISION) or a packaged set "
+            f"({', '.join(packaged_models())})"
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -223,6 +332,11 @@ def with_adapter(base: Source, folder: Folder) -> Source:
         tokenizer=local if found else base.tokenizer,
         name=base.name or folder.name,
     )
+
+
+def is_file(name: str) -> bool:
+    """Whether `name` is a file of this machine."""
+    return Path(name).expanduser().is_file()
 
 
 def is_state_dict(name: str) -> bool:

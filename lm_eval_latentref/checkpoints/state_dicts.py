@@ -175,12 +175,17 @@ def _unwrap(path: str, tensors: dict[str, Tensor]) -> tuple[dict[str, Tensor], b
     return {name.removeprefix(WRAPPER_PREFIX): tensors[name] for name in tensors}, True
 
 
+def training_wrapper(key: str) -> str | None:
+    """What a wrapper of training put into `key`, if one did."""
+    return next((wrapper for wrapper in TRAINING_WRAPPERS if wrapper in key), None)
+
+
 def _without_training_wrappers(path: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     """The tensors by the names they had before training wrapped the modules."""
     plain: dict[str, Tensor] = {}
     for name, tensor in tensors.items():
         short = name
-        for wrapper in TRAINING_WRAPPERS:
+        while wrapper := training_wrapper(short):
             short = short.replace(wrapper, "")
         if short in plain:
             raise LatentRefError(

@@ -26,8 +26,13 @@ from lm_eval_latentref.benchmarks import documents
 from lm_eval_latentref.benchmarks.data import load_split
 from lm_eval_latentref.benchmarks.tasks import tasks_path
 from lm_eval_latentref.checkpoints.files import read_json, read_json_lines, reading, write_text
-from lm_eval_latentref.checkpoints.planning import plan_run
-from lm_eval_latentref.checkpoints.sets import resolve
+from lm_eval_latentref.checkpoints.sets import (
+    NAMES,
+    CheckpointNames,
+    SetPlan,
+    plan_run,
+    resolve,
+)
 from lm_eval_latentref.checkpoints.sources import fingerprint
 from lm_eval_latentref.evaluation.answers import Answer, Answers, read_answers
 from lm_eval_latentref.evaluation.provenance import machine, versions
@@ -151,12 +156,15 @@ class Runs:
         """
         folder = Path(folder)
         command = self._command(model_args, task)
-        identity = {"command": command, "checkpoints": _checkpoints(model_args)}
+        plan = resolve(CheckpointNames.of(model_args))
+        sources = [plan.backbone, plan.strong, plan.weak]
+        prints = [fingerprint(source) for source in sources if source is not None]
+        identity = {"command": command, "checkpoints": prints}
         if not _is_done(folder, identity):
             shutil.rmtree(folder, ignore_errors=True)
             logger.info("%s", command)
             before = dict(documents.loaded_splits)
-            self._run(model_args, task, folder)
+            self._run(self._load(model_args, plan, prints), model_args, task, folder)
             made_with = {"versions": versions(), "machine": machine()}
             done = {**identity, "made_with": made_with, "data": documents.loaded_since(before)}
             write_text(folder / DONE, json.dumps(done) + "\n")
@@ -170,17 +178,18 @@ class Runs:
             cost=cost,
             targets=_targets(folder),
             made_with=read_json(folder / DONE, advice)["made_with"],
-            checkpoints=tuple(identity["checkpoints"]),
+            checkpoints=tuple(prints),
         )
 
-    def _run(self, model_args: Mapping[str, Any], task: str, folder: Path) -> None:
+    def _run(
+        self, model: LatentRefLM, model_args: Mapping[str, Any], task: str, folder: Path
+    ) -> None:
         from lm_eval import simple_evaluate
         from lm_eval.loggers import EvaluationTracker
         from lm_eval.tasks import TaskManager
 
         _autoload.install()
         tracker = EvaluationTracker(output_path=str(folder))
-        model = self._load(model_args)
         restart_peak_memory()
         results = simple_evaluate(
             model=model,
@@ -197,19 +206,23 @@ class Runs:
         tracker.save_results_aggregated(results=results, samples=samples)
         tracker.save_results_samples(task_name=task, samples=samples[task])
 
-    def _load(self, model_args: Mapping[str, Any]) -> LatentRefLM:
-        """The model of `model_args`: the last one, thinking otherwise, where that is enough."""
-        names = {name: model_args[name] for name in ("pretrained",) if name in model_args}
+    def _load(self, model_args: Mapping[str, Any], plan: SetPlan, prints: list[str]) -> LatentRefLM:
+        """The model of `model_args`: the last one, thinking otherwise, where that is enough.
+
+        Args:
+            plan: what the names stand for; `prints`: the fingerprints of its checkpoints.
+        """
         given = {name: model_args[name] for name in OPTION_NAMES if name in model_args}
-        _, config = plan_run(given, **names)
+        _, config = plan_run(plan, given)
         others = {name: value for name, value in model_args.items() if name not in OPTION_NAMES}
         # Without a search no reference is loaded, so that memory is what such a run needs.
         kept = {name: getattr(config, name) for name in ("searches", "latent_kind")}
-        key = json.dumps([others, kept, _checkpoints(model_args)], sort_keys=True)
+        key = json.dumps([others, kept, prints], sort_keys=True)
         if self._model is None or key != self._key:
             self._model = None
             gc.collect()
-            self._model = LatentRefLM(**{**model_args, **self._options})
+            loading = {name: value for name, value in others.items() if name not in NAMES}
+            self._model = LatentRefLM(**{**loading, **given, "pretrained": plan, **self._options})
             self._key = key
         self._model.refine(config)
         return self._model
@@ -234,12 +247,6 @@ def evaluate(
     """A single evaluation; see `Runs`."""
     runs = Runs(batch_size=batch_size, limit=limit)
     return runs.evaluate(model_args, task=task, folder=folder)
-
-
-def _checkpoints(model_args: Mapping[str, Any]) -> list[str]:
-    plan = resolve(pretrained=model_args.get("pretrained"))
-    sources = [plan.backbone, plan.strong, plan.weak]
-    return [fingerprint(source) for source in sources if source is not None]
 
 
 def _is_done(folder: Path, identity: Mapping[str, Any]) -> bool:

@@ -19,10 +19,10 @@ import yaml
 
 from lm_eval_latentref.benchmarks.tasks import tasks_path
 from lm_eval_latentref.checkpoints.files import holding
+from lm_eval_latentref.checkpoints.history import RECIPE
 from lm_eval_latentref.checkpoints.manifest import MANIFEST_NAME, Manifest, read_manifest
 from lm_eval_latentref.checkpoints.packaged import local_folder
-from lm_eval_latentref.checkpoints.record import learnt_from
-from lm_eval_latentref.checkpoints.sets import resolve
+from lm_eval_latentref.checkpoints.sets import CheckpointNames, learnt_from, resolve
 from lm_eval_latentref.checkpoints.sources import describe
 from lm_eval_latentref.errors import LatentRefError
 from lm_eval_latentref.evaluation.compare import Comparison, compare
@@ -282,7 +282,7 @@ class _SetStudy:
 
     def _check_unseen(self) -> None:
         """Raises LatentRefError if the set was trained on documents that its rows answer."""
-        splits, questions = learnt_from(pretrained=self.folder)
+        splits, questions = learnt_from(resolve(CheckpointNames(pretrained=self.folder)))
         limit = self.options.limit
         for task in self.tasks:
             load_task(task.name, limit=limit, trained_on=splits, trained_questions=questions)
@@ -365,7 +365,7 @@ def _compared(ran: Mapping[str, _Ran], *, seed: int) -> dict[str, Row]:
 
 
 def _weights_file(folder: str) -> str | None:
-    base = describe(resolve(pretrained=folder).backbone)
+    base = describe(resolve(CheckpointNames(pretrained=folder)).backbone)
     return f"{base['base']}/{base['gguf_file']}" if "gguf_file" in base else None
 
 
@@ -393,7 +393,7 @@ def _short(swept: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _recipe(folder: Path) -> dict[str, Any]:
-    path = folder / "recipe.yaml"
+    path = folder / RECIPE
     if not path.is_file():
         return {}
     content: dict[str, Any] = yaml.safe_load(path.read_text(encoding="utf-8"))

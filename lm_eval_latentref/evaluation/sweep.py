@@ -23,7 +23,6 @@ from typing import Any
 import numpy as np
 
 from lm_eval_latentref.checkpoints.files import holding, write_text
-from lm_eval_latentref.checkpoints.loading import resolve
 from lm_eval_latentref.checkpoints.manifest import (
     MANIFEST_NAME,
     Manifest,
@@ -31,8 +30,13 @@ from lm_eval_latentref.checkpoints.manifest import (
     write_manifest,
 )
 from lm_eval_latentref.checkpoints.questions import Hashes
-from lm_eval_latentref.checkpoints.record import learnt_from
-from lm_eval_latentref.checkpoints.sets import SetPlan
+from lm_eval_latentref.checkpoints.sets import (
+    NAMES,
+    CheckpointNames,
+    SetPlan,
+    learnt_from,
+    resolve,
+)
 from lm_eval_latentref.errors import LatentRefError, saving
 from lm_eval_latentref.evaluation.dev_tasks import DevTask, load_dev_task
 from lm_eval_latentref.evaluation.plots import heat_map
@@ -49,11 +53,6 @@ logger = logging.getLogger(__name__)
 MEMORY_RATES = (0.1, 0.3, 0.5, 0.7)
 STEP_SIZES = (0.03, 0.1, 0.3, 1.0)
 JOURNAL_NAME = "sweep.jsonl"
-
-_NAMES_OF_A_SET = (
-    *("pretrained", "strong", "weak", "weights", "peft", "gguf_file", "revision", "subfolder"),
-    "tokenizer",
-)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -119,7 +118,7 @@ def sweep(
     )
     grid = started.grid
     with holding(output, "latentref sweep"):
-        model = model or load_model(model_args, grid, resolved=started.plan)
+        model = model or load_model(model_args, grid, started.plan)
         run = GridRun(model, dev_task, grid.settings())
         cost = run.fill(Path(output) / JOURNAL_NAME)
     outcomes, overflowed = run.outcomes()
@@ -138,15 +137,22 @@ def sweep(
 
 
 def load_model(
-    model_args: Mapping[str, Any], grid: Grid, *, resolved: SetPlan | None = None
+    model_args: Mapping[str, Any], grid: Grid, plan: SetPlan | None = None
 ) -> SweepModel:
-    """The checkpoints with what any setting of `grid` needs."""
+    """The checkpoints with what any setting of `grid` needs.
+
+    `plan` is what the names in `model_args` stand for, where that is known already.
+    """
     needed = {
         "latent_steps": max(grid.latent_steps),
         "search_step_size": float(any(grid.step_sizes)),
     }
     # What lm-eval's command line gives; without a GPU it means the CPU.
-    return SweepModel(**{"device": "cuda:0", **model_args, **needed, "resolved": resolved})
+    given = {"device": "cuda:0", **model_args, **needed}
+    if plan is not None:
+        given = {name: value for name, value in given.items() if name not in NAMES}
+        given["pretrained"] = plan
+    return SweepModel(**given)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -157,7 +163,6 @@ class _Start:
     plan: SetPlan
     folder: Path
     """Where latentref.json is or would be."""
-    manifest: Manifest
     trained_on: frozenset[str]
     trained_questions: Hashes
 
@@ -172,11 +177,9 @@ class _Start:
         write: bool,
     ) -> _Start:
         _check_arguments(model_args, write)
-        names = {name: model_args[name] for name in _NAMES_OF_A_SET if name in model_args}
-        plan = resolve(**names)
+        plan = resolve(CheckpointNames.of(model_args))
         backbone = plan.backbone
         folder = Path(backbone.adapter or Path(backbone.base) / backbone.subfolder)
-        path = folder / MANIFEST_NAME
         recorded = plan.settings.get("latent_steps", 0)
         assert isinstance(recorded, int)
         steps = tuple(latent_steps) or (recorded,)
@@ -193,27 +196,25 @@ class _Start:
             step_sizes=tuple(step_sizes),
             search_steps=tuple(search_steps),
         )
-        manifest = read_manifest(path) if path.is_file() else Manifest()
-        splits, questions = learnt_from(resolved=plan, **names)
+        splits, questions = learnt_from(plan)
         return cls(
             grid=grid,
             plan=plan,
             folder=folder,
-            manifest=manifest,
             trained_on=splits,
             trained_questions=questions,
         )
 
     def write(self, setting: Setting, run: GridRun, model_args: Mapping[str, Any]) -> Path:
         """Puts `setting` into latentref.json, with the references if it needs them."""
-        config = run.configs[setting]
+        config, path = run.configs[setting], self.folder / MANIFEST_NAME
         names: dict[str, Any] = {}
         for role in ("strong", "weak"):
             if setting.step_size and role in model_args:
                 given = Path(model_args[role]).expanduser()
                 names[role] = _relative(given, self.folder) if given.exists() else str(given)
         manifest = dataclasses.replace(
-            self.manifest,
+            read_manifest(path) if os.path.lexists(path) else Manifest(),
             latent_steps=config.latent_steps,
             memory_rate=config.memory_rate,
             search_step_size=config.search_step_size,
@@ -222,7 +223,7 @@ class _Start:
             tuned_on=f"{run.task.name}, {len(run.task.documents)} documents",
             **names,
         )
-        with saving(self.folder / MANIFEST_NAME):
+        with saving(path):
             return write_manifest(self.folder, manifest)
 
 
@@ -251,8 +252,7 @@ def _relative(path: Path, folder: Path) -> str:
 def save_sweep(result: Sweep, folder: str | os.PathLike[str], *, command: str) -> dict[str, Any]:
     """Writes sweep.json and, where matplotlib is there, sweep.png; returns the JSON values."""
     path, content = Path(folder) / SWEEP_RESULTS, sweep_json(result, command=command)
-    with saving(path):
-        write_text(path, json.dumps(content, indent=1) + "\n")
+    write_text(path, json.dumps(content, indent=1) + "\n")
     title = f"{result.task.name}, {len(result.task.documents)} documents"
     try:
         with saving(path.with_suffix(".png")):

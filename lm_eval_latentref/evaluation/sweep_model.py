@@ -11,13 +11,11 @@ latentref` gives it. Deliberately knows no task and no grid.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
 
-from lm_eval_latentref.checkpoints.planning import plan_run
-from lm_eval_latentref.checkpoints.sets import SetPlan
 from lm_eval_latentref.harness.lm_eval_seams import Request
 from lm_eval_latentref.harness.model import LatentRefLM
 from lm_eval_latentref.latent.batching import Group, Tokens
@@ -39,16 +37,6 @@ class SweepModel(LatentRefLM):
 
     _pairs: list[tuple[Tokens, Tokens]]
     _end: Tokens = ()
-
-    def __init__(self, *args: Any, resolved: SetPlan | None = None, **kwargs: Any) -> None:
-        """As `LatentRefLM`; `resolved` is what the names stand for, where that is known already."""
-        self._resolved = resolved
-        super().__init__(*args, **kwargs)
-
-    def find_plan(
-        self, options: Mapping[str, Any], **names: Any
-    ) -> tuple[SetPlan, RefinementConfig]:
-        return plan_run(options, resolved=self._resolved, **names)
 
     def encode(
         self, requests: Sequence[Any], *, ending: bool = False

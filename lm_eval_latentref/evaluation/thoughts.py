@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 
 from lm_eval_latentref.checkpoints.files import write_text
-from lm_eval_latentref.checkpoints.sets import resolve
+from lm_eval_latentref.checkpoints.sets import CheckpointNames, resolve
 from lm_eval_latentref.errors import LatentRefError, saving
 from lm_eval_latentref.evaluation.dev_tasks import DevTask, load_task
 from lm_eval_latentref.evaluation.provenance import machine, versions
@@ -130,7 +130,7 @@ def study_cases(
     Raises:
         LatentRefError: the set has no references, or nothing is refined.
     """
-    plan = resolve(pretrained=folder)
+    plan = resolve(CheckpointNames(pretrained=folder))
     if plan.strong is None or plan.weak is None:
         raise LatentRefError(
             f"{folder} has no strong and weak reference, to which a case study tells the distances "
@@ -139,7 +139,7 @@ def study_cases(
     given = {name: value for name, value in loading.items() if value is not None}
     # The search is asked for so that both references are loaded.
     steps = {} if latent_steps is None else {"latent_steps": latent_steps}
-    model = SweepModel(**{"pretrained": folder, **given, **steps, "search_step_size": 1.0})
+    model = SweepModel(**{"pretrained": plan, **given, **steps, "search_step_size": 1.0})
     num_thoughts = model.reasoner.config.latent_steps
     recorded = RefinementConfig.parse(plan.settings)
     setting = _setting(folder, model, recorded, memory_rate, step_size)

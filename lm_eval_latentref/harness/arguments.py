@@ -19,14 +19,12 @@ from typing import Any
 import torch
 from lm_eval.models.huggingface import HFLM
 
+from lm_eval_latentref.checkpoints.sets import NAMES
 from lm_eval_latentref.errors import LatentRefError
 from lm_eval_latentref.harness.lm_eval_seams import DEFAULT_DEVICE
 from lm_eval_latentref.latent.config import OPTION_NAMES
 
-NAMES = ("pretrained", "strong", "weak", "weights", "peft", "gguf_file", "revision", "subfolder")
-"""Arguments that name checkpoints."""
-
-DESCRIBED = frozenset([*NAMES, *OPTION_NAMES, "tokenizer", "dtype", "attn_implementation"])
+DESCRIBED = frozenset([*NAMES, *OPTION_NAMES, "dtype", "attn_implementation"])
 """Arguments whose effect the settings of a run describe: what was loaded, and how it thinks."""
 
 WITHOUT_EFFECT = frozenset(

@@ -83,11 +83,10 @@ def _check_model(config: Any, *, explicit_device: str | None) -> None:
 
 
 def _check_chat_template(model_args: Mapping[str, Any], template: bool | str) -> None:
-    from lm_eval_latentref.checkpoints.loading import load_tokenizer, resolve
-    from lm_eval_latentref.harness.arguments import NAMES
+    from lm_eval_latentref.checkpoints.opening import load_tokenizer
+    from lm_eval_latentref.checkpoints.sets import CheckpointNames, resolve
 
-    names = {name: str(model_args[name]) for name in (*NAMES, "tokenizer") if name in model_args}
-    source = resolve(**names, explicit=model_args).backbone
+    source = resolve(CheckpointNames.of(model_args)).backbone
     trusted = bool(model_args.get("trust_remote_code"))
     own = load_tokenizer(source, trust_remote_code=trusted).chat_template
     if own is None:

@@ -9,10 +9,11 @@ document's name. It holds no maths; whole texts are in `rolling`, generation in 
 
 from __future__ import annotations
 
+import dataclasses
 import inspect
 import logging
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
@@ -23,10 +24,10 @@ from transformers import PreTrainedModel
 
 from lm_eval_latentref.benchmarks.documents import loaded_splits
 from lm_eval_latentref.checkpoints.arguments import check_batch_size, check_known, one_line_errors
-from lm_eval_latentref.checkpoints.loading import Source, load_set, load_tokenizer
-from lm_eval_latentref.checkpoints.opening import StrictAutoModel
-from lm_eval_latentref.checkpoints.planning import plan_run
-from lm_eval_latentref.checkpoints.sets import SetPlan
+from lm_eval_latentref.checkpoints.loading import load_set
+from lm_eval_latentref.checkpoints.opening import StrictAutoModel, load_tokenizer
+from lm_eval_latentref.checkpoints.sets import CheckpointNames, SetPlan, plan_run, take_names
+from lm_eval_latentref.checkpoints.sources import Source
 from lm_eval_latentref.errors import LatentRefError
 from lm_eval_latentref.harness.arguments import (
     check_values,
@@ -55,11 +56,12 @@ class LatentRefLM(GeneratingLM):
 
     Args:
         pretrained: the backbone: hub id, folder, or adapter folder; None for the trained set of
-            this package, smollm2-135m. Or a model that is loaded already, without references.
-        strong: the reference to move thoughts towards; as `pretrained`, or a raw state dict.
-        weak: the reference to move thoughts away from; likewise.
-        weights: a raw state dict laid over `pretrained`.
-        kwargs: the fields of `RefinementConfig`; all arguments of HFLM; those of `from_pretrained`.
+            this package, smollm2-135m. Or a model that is loaded already, without references, or a
+            whole set that `resolve` has found.
+        tokenizer: the backbone's, where it should not be the checkpoint's own; a name or an object.
+        kwargs: the other names of checkpoints (`strong`, `weak`, `weights`, ...: the fields of
+            `CheckpointNames`); the fields of `RefinementConfig`; all arguments of HFLM; those of
+            `from_pretrained`.
 
     Raises:
         LatentRefError: something given cannot be used; the message says what and why.
@@ -69,15 +71,8 @@ class LatentRefLM(GeneratingLM):
 
     def __init__(
         self,
-        pretrained: str | PreTrainedModel | None = None,
+        pretrained: str | PreTrainedModel | SetPlan | None = None,
         *,
-        strong: str | None = None,
-        weak: str | None = None,
-        weights: str | None = None,
-        peft: str | None = None,
-        gguf_file: str | None = None,
-        revision: str | None = None,
-        subfolder: str = "",
         tokenizer: Any = None,
         **kwargs: Any,
     ) -> None:
@@ -93,19 +88,17 @@ class LatentRefLM(GeneratingLM):
             kwargs["parallelize"] = True
         self._max_length = kwargs.get("max_length")  # as HFLM will; the model is checked before
         self._documents = DocumentNames()
-        names = {"strong": strong, "weak": weak, "weights": weights, "peft": peft}
-        names |= {"gguf_file": gguf_file, "revision": revision, "subfolder": subfolder}
+        if isinstance(tokenizer, str):
+            kwargs["tokenizer"] = tokenizer
         if isinstance(pretrained, torch.nn.Module):
-            _check_alone(pretrained, names)
+            _check_alone(pretrained, CheckpointNames.taken_from(kwargs))
             self._plan = SetPlan(backbone=Source(base=str(pretrained.name_or_path)))
             self._refinement = RefinementConfig.parse(options)
             self._set_up(pretrained, tokenizer=tokenizer, **kwargs)
             self._take_loaded(pretrained)
         else:
-            text = tokenizer if isinstance(tokenizer, str) else None
-            self._plan, self._refinement = self.find_plan(
-                options, pretrained=pretrained, tokenizer=text, **names
-            )
+            given = take_names(pretrained, kwargs)
+            self._plan, self._refinement = plan_run(given, options)
             backbone = self._plan.backbone
             self._set_up(
                 backbone.base,
@@ -119,12 +112,6 @@ class LatentRefLM(GeneratingLM):
         self.reasoner.accounting.loaded(time.perf_counter() - started)
         if self.rank == 0:
             logger.info("latentref: %s", self.reasoner.describe())
-
-    def find_plan(
-        self, options: Mapping[str, Any], **names: Any
-    ) -> tuple[SetPlan, RefinementConfig]:
-        """The checkpoints to load and the refinement; a subclass may know what is named already."""
-        return plan_run(options, **names)
 
     def _set_up(self, pretrained: str | PreTrainedModel, **arguments: Any) -> None:
         prepare_processes()
@@ -230,7 +217,7 @@ class LatentRefLM(GeneratingLM):
                 "after the prompt, where such a model begins its reasoning; leave it out, or use "
                 "tasks that generate text"
             )
-        if self._plan.writes_steps:
+        if self._plan.manifest.writes_steps:
             logger.warning(
                 "%s was trained to write reasoning steps before its answer, and choices are scored "
                 "straight after the thoughts: expect chance, and take the task that generates text",
@@ -344,9 +331,10 @@ class LatentRefLM(GeneratingLM):
         super().set_cache_hook(cache_hook)
 
 
-def _check_alone(model: Any, others: dict[str, Any]) -> None:
+def _check_alone(model: Any, others: CheckpointNames) -> None:
     """Raise LatentRefError for what cannot be given beside a model that is loaded already."""
-    given = ", ".join(name for name, value in others.items() if value)
+    named = dataclasses.asdict(others).items()
+    given = ", ".join(name for name, value in named if value and name != "tokenizer")
     if given:
         raise LatentRefError(
             f"pretrained is a loaded {type(model).__name__}, to which {given} cannot be added; "

@@ -21,6 +21,7 @@ from typing import Any
 import yaml
 
 from lm_eval_latentref.checkpoints.files import read_json_lines, read_yaml, reading
+from lm_eval_latentref.checkpoints.history import DATA, METRICS, RECIPE
 from lm_eval_latentref.checkpoints.manifest import MANIFEST_NAME, read_manifest
 from lm_eval_latentref.checkpoints.packaged import without_place
 from lm_eval_latentref.errors import LatentRefError
@@ -31,9 +32,6 @@ from lm_eval_latentref.training.snapshots import Epoch, choose
 
 logger = logging.getLogger(__name__)
 
-METRICS = "metrics.jsonl"
-DATA = "training_data.yaml"
-RECIPE = "recipe.yaml"
 _ADVICE = "remove it, for it is not what `latentref train` writes"
 
 MOST_OVERRIDES = 6

@@ -21,16 +21,15 @@ import torch
 from torch import Tensor, nn
 
 from lm_eval_latentref.checkpoints import vocabulary
-from lm_eval_latentref.checkpoints.census import Census
+from lm_eval_latentref.checkpoints.census import Census, touches_base
 from lm_eval_latentref.checkpoints.convert import base_name
 from lm_eval_latentref.checkpoints.files import one_line
-from lm_eval_latentref.checkpoints.loading import LoadedModel, LoadedSet
 from lm_eval_latentref.checkpoints.manifest import Manifest, write_manifest
 from lm_eval_latentref.checkpoints.opening import default_loader, load_tokenizer, open_model
 from lm_eval_latentref.checkpoints.sources import Source
-from lm_eval_latentref.checkpoints.stand_in import touches_base
 from lm_eval_latentref.errors import LatentRefError
 from lm_eval_latentref.latent.config import RefinementConfig
+from lm_eval_latentref.latent.loaded import LoadedModel, LoadedSet
 from lm_eval_latentref.latent.networks import Network
 from lm_eval_latentref.latent.protocol import known_markers
 from lm_eval_latentref.latent.reasoner import Reasoner

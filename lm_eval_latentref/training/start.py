@@ -21,12 +21,11 @@ from typing import Any
 import numpy as np
 
 from lm_eval_latentref.checkpoints.adapters import read_config, read_files
+from lm_eval_latentref.checkpoints.census import changes_base
 from lm_eval_latentref.checkpoints.packaged import DEFAULT_MODEL, local_folder
 from lm_eval_latentref.checkpoints.questions import Hashes, hash_questions
-from lm_eval_latentref.checkpoints.record import learnt_from
-from lm_eval_latentref.checkpoints.sets import resolve
+from lm_eval_latentref.checkpoints.sets import CheckpointNames, SetPlan, learnt_from, resolve
 from lm_eval_latentref.checkpoints.sources import Source, default_source
-from lm_eval_latentref.checkpoints.stand_in import changes_base
 from lm_eval_latentref.errors import LatentRefError
 from lm_eval_latentref.training.recipe import Recipe
 from lm_eval_latentref.training.state import EPOCHS
@@ -47,7 +46,7 @@ def open_start(name: str) -> Source:
     """What `pretrained=name` of a recipe stands for."""
     if name == DEFAULT_MODEL:  # the weights at hand, as an adapter on them will find them
         return default_source()
-    return resolve(pretrained=name).backbone
+    return resolve(CheckpointNames(pretrained=name)).backbone
 
 
 def check_start(recipe: Recipe) -> None:
@@ -144,10 +143,14 @@ class Start:
             self.references()  # before anything is trained
 
     @functools.cached_property
+    def _plan(self) -> SetPlan | None:
+        return resolve(CheckpointNames(pretrained=self._name)) if self._name else None
+
+    @functools.cached_property
     def _learnt(self) -> tuple[frozenset[str], Hashes]:
-        if self._name is None:
+        if self._plan is None:
             return frozenset(), hash_questions([])
-        return learnt_from(pretrained=self._name)
+        return learnt_from(self._plan)
 
     @property
     def trained_on(self) -> frozenset[str]:
@@ -175,11 +178,10 @@ class Start:
 
         Raises LatentRefError if a named epoch is not there.
         """
-        if self._name is None:
+        if self._name is None or self._plan is None:
             return {}
-        plan = resolve(pretrained=self._name)
         found = {}
-        for role, source in (("strong", plan.strong), ("weak", plan.weak)):
+        for role, source in (("strong", self._plan.strong), ("weak", self._plan.weak)):
             if source is not None and source.weights is None:
                 folder = Path(source.adapter or os.path.join(source.base, source.subfolder))
                 if folder.is_dir():

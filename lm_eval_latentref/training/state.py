@@ -22,13 +22,11 @@ from typing import Any
 import torch
 
 from lm_eval_latentref.checkpoints.files import one_line, read_yaml, reading, replacing, sync
+from lm_eval_latentref.checkpoints.history import DATA, METRICS, RECIPE
 from lm_eval_latentref.checkpoints.manifest import Manifest, write_manifest
 from lm_eval_latentref.errors import LatentRefError
 
 STATE = "training_state.pt"
-METRICS = "metrics.jsonl"
-RECIPE = "recipe.yaml"
-DATA = "training_data.yaml"
 SNAPSHOTS = ".snapshots"
 EPOCHS = "epochs"
 """Folder of the epochs that `keep_epochs` names."""

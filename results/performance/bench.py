@@ -42,12 +42,12 @@ from transformers import (
 
 from lm_eval_latentref.benchmarks.documents import documents, generated_documents, harness_documents
 from lm_eval_latentref.benchmarks.published import DATA_VARIABLE
-from lm_eval_latentref.checkpoints.loading import LoadedModel
 from lm_eval_latentref.checkpoints.packaged import BASE_NAME
 from lm_eval_latentref.errors import LatentRefError
 from lm_eval_latentref.evaluation.provenance import command, machine, versions
 from lm_eval_latentref.harness.model import LatentRefLM
 from lm_eval_latentref.latent.config import RefinementConfig
+from lm_eval_latentref.latent.loaded import LoadedModel
 from lm_eval_latentref.latent.reasoner import Reasoner
 
 LATENT_STEPS, NEW_TOKENS = 6, 16

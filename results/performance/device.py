@@ -26,10 +26,11 @@ from torch.utils.benchmark import Timer
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoConfig
 
-from lm_eval_latentref.checkpoints.loading import LoadedModel, LoadedSet, load
+from lm_eval_latentref.checkpoints.loading import load
 from lm_eval_latentref.errors import LatentRefError
 from lm_eval_latentref.latent.accounting import peak_memory
 from lm_eval_latentref.latent.batching import Tokens
+from lm_eval_latentref.latent.loaded import LoadedModel, LoadedSet
 from lm_eval_latentref.latent.reasoner import Reasoner
 
 PHASES = ("encode", "think", "decode")

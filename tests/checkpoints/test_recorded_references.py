@@ -7,10 +7,9 @@ import os
 import shutil
 
 import pytest
-from tiny_checkpoints import fresh_model, save_adapter, save_folder
+from tiny_checkpoints import fresh_model, plan_of, save_adapter, save_folder
 
-from lm_eval_latentref.checkpoints.folders import Folder
-from lm_eval_latentref.checkpoints.sets import resolve
+from lm_eval_latentref.checkpoints.sources import Folder
 from lm_eval_latentref.errors import LatentRefError
 
 
@@ -27,7 +26,7 @@ def write(folder, strong):
 
 def refused(match, **names):
     with pytest.raises(LatentRefError, match=match) as caught:
-        resolve(**names)
+        plan_of(**names)
     assert "\n" not in str(caught.value)
 
 
@@ -45,7 +44,7 @@ def test_an_adapter_is_no_reference_of_its_own_but_its_base_is_one(model, tmp_pa
     write(adapter, ".")
     refused("is the backbone itself", pretrained=adapter)
     write(adapter, model)
-    assert resolve(pretrained=adapter).strong.base == model
+    assert plan_of(pretrained=adapter).strong.base == model
 
 
 def test_a_reference_outside_the_folder_is_said_and_one_inside_is_not(model, tmp_path, caplog):
@@ -53,10 +52,10 @@ def test_a_reference_outside_the_folder_is_said_and_one_inside_is_not(model, tmp
     for place in ("set/strong", "beside"):
         shutil.copytree(model, tmp_path / place)
     write(folder, "strong")
-    resolve(pretrained=str(folder))
+    plan_of(pretrained=str(folder))
     assert "outside" not in caplog.text
     write(folder, "../beside")
-    resolve(pretrained=str(folder))
+    plan_of(pretrained=str(folder))
     assert caplog.text.count("lies outside that folder") == 1
     assert str(tmp_path / "beside") in caplog.text
 
@@ -98,4 +97,4 @@ def test_a_set_from_the_hub_is_no_reference_of_its_own(hub, strong):
 def test_a_set_from_the_hub_has_its_references_inside(model, hub):
     shutil.copytree(model, hub / "strong")
     write(hub, "./strong")
-    assert resolve(pretrained="me/set").strong.subfolder == "strong"
+    assert plan_of(pretrained="me/set").strong.subfolder == "strong"

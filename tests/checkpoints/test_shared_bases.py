@@ -11,8 +11,7 @@ from peft import IA3Config, LNTuningConfig, LoHaConfig, PeftModel, get_peft_mode
 from tiny_checkpoints import fresh_model, load, logits, save_adapter, save_folder
 from transformers import AutoModelForCausalLM
 
-from lm_eval_latentref.checkpoints.census import Census
-from lm_eval_latentref.checkpoints.stand_in import changes_base, is_drawn_anew
+from lm_eval_latentref.checkpoints.census import Census, changes_base, is_drawn_anew
 from lm_eval_latentref.errors import LatentRefError
 
 CHANGING = {

@@ -15,6 +15,7 @@ import peft
 import pytest
 import torch
 from tiny import tiny_model, tiny_tokenizer
+from tiny_checkpoints import plan_of
 
 from lm_eval_latentref.benchmarks.data import held_out_questions
 from lm_eval_latentref.benchmarks.published import DATA_VARIABLE
@@ -28,7 +29,6 @@ from lm_eval_latentref.checkpoints.packaged import (
     PACKAGED_MODELS,
 )
 from lm_eval_latentref.checkpoints.questions import QUESTIONS_NAME, hash_questions, read_hashes
-from lm_eval_latentref.checkpoints.sets import resolve
 from lm_eval_latentref.checkpoints.sources import Source, describe
 from lm_eval_latentref.evaluation import demo
 
@@ -61,7 +61,7 @@ def stand_in(tmp_path, monkeypatch):
 
 
 def test_an_omitted_model_is_the_packaged_set_on_the_base_that_is_at_hand(stand_in):
-    plan = resolve()
+    plan = plan_of()
     assert plan.backbone.adapter == str(stand_in)
     assert plan.backbone.base == sources.default_source().base
     assert plan.settings == {"latent_steps": 3, "memory_rate": 0.3}
@@ -70,14 +70,14 @@ def test_an_omitted_model_is_the_packaged_set_on_the_base_that_is_at_hand(stand_
 
 
 def test_what_is_laid_over_an_omitted_model_is_laid_over_the_base(stand_in):
-    plan = resolve(peft=str(stand_in / "no_cot"))
+    plan = plan_of(peft=str(stand_in / "no_cot"))
     assert plan.backbone.adapter == str(stand_in / "no_cot")
-    assert resolve(pretrained=BASE_NAME).backbone.adapter is None
+    assert plan_of(pretrained=BASE_NAME).backbone.adapter is None
 
 
 @pytest.mark.parametrize("part", PARTS[1:])
 def test_its_parts_are_found_by_name(stand_in, part):
-    plan = resolve(pretrained=f"{DEFAULT_SET}/{part}")
+    plan = plan_of(pretrained=f"{DEFAULT_SET}/{part}")
     assert plan.backbone.adapter == str(stand_in / part)
     assert plan.settings["latent_steps"] == 0
 
@@ -91,7 +91,7 @@ def test_it_thinks_without_any_argument_and_its_base_is_in_memory_once(stand_in)
 
 
 def test_no_place_of_this_machine_is_written_into_results(stand_in):
-    plan = resolve()
+    plan = plan_of()
     for source in (plan.backbone, plan.strong, plan.weak):
         told = describe(source)
         del told["base"]  # here a folder that stands in for the hub's or the package's model
@@ -106,7 +106,7 @@ def test_the_demo_ends_with_the_plain_command(stand_in):
 
 def test_on_the_hubs_weights_a_line_says_that_figures_will_differ(stand_in, monkeypatch):
     def told():
-        return [note for note in resolve().notes if "in 4 bits" in note]
+        return [note for note in plan_of().notes if "in 4 bits" in note]
 
     assert not told()
     monkeypatch.setattr(sources, "default_source", lambda: Source(base=DEFAULT_MODEL))
@@ -120,7 +120,7 @@ def test_a_folder_of_the_users_own_wins_over_a_packaged_name(stand_in, tmp_path,
     shutil.copytree(stand_in, own)
     monkeypatch.chdir(own.parent)
     assert packaged.local_folder(DEFAULT_SET).resolve() == own
-    assert SimpleNamespace(**describe(resolve(pretrained=DEFAULT_SET).backbone)).name == DEFAULT_SET
+    assert SimpleNamespace(**describe(plan_of(pretrained=DEFAULT_SET).backbone)).name == DEFAULT_SET
 
 
 def test_an_omitted_model_is_the_packages_whatever_lies_in_the_working_directory(
@@ -129,9 +129,9 @@ def test_an_omitted_model_is_the_packages_whatever_lies_in_the_working_directory
     own = tmp_path / "elsewhere" / DEFAULT_SET
     shutil.copytree(stand_in, own)
     monkeypatch.chdir(own.parent)
-    assert resolve().backbone.adapter == str(stand_in)
-    assert resolve().strong.adapter == str(stand_in / "strong")
-    assert describe(resolve().backbone)["name"] == DEFAULT_SET
+    assert plan_of().backbone.adapter == str(stand_in)
+    assert plan_of().strong.adapter == str(stand_in / "strong")
+    assert describe(plan_of().backbone)["name"] == DEFAULT_SET
 
 
 def test_the_package_holds_adapters_with_their_references_and_little_else():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -18,12 +19,14 @@ from tiny_checkpoints import (
     grown,
     load,
     logits,
+    plan_of,
     save_folder,
     save_raw,
 )
 
-from lm_eval_latentref.checkpoints.loading import load_tokenizer, marker_ids, resolve
+from lm_eval_latentref.checkpoints.opening import load_tokenizer
 from lm_eval_latentref.errors import LatentRefError
+from lm_eval_latentref.latent.protocol import marker_ids
 
 IDS = (3, START, 7, END, LATENT)
 
@@ -227,14 +230,17 @@ def test_a_file_on_the_hub_is_fetched_alone(base, tmp_path, monkeypatch):
     path = save_raw(fresh_model(seed=5).state_dict(), tmp_path / "checkpoint_25")
     asked = []
 
-    def fetch(repo, filename, **options):
-        asked.append((repo, filename, options["revision"]))
+    def fetch(repo, filename, *, revision, dry_run=False, **options):
+        if dry_run:
+            asked.append((repo, filename, revision))
+            return SimpleNamespace(commit_hash="a" * 40)
+        assert revision == "a" * 40
         return path
 
-    monkeypatch.setattr("lm_eval_latentref.checkpoints.folders.hf_hub_download", fetch)
-    plan = resolve(pretrained=base, strong="someone/runs:cot/checkpoint_25", weights=path)
+    monkeypatch.setattr("lm_eval_latentref.checkpoints.sources.hf_hub_download", fetch)
+    plan = plan_of(pretrained=base, strong="someone/runs:cot/checkpoint_25", weights=path)
     assert plan.strong.weights == path
-    resolve(pretrained=base, weights="someone/runs@abc:cot/checkpoint_25")
+    plan_of(pretrained=base, weights="someone/runs@abc:cot/checkpoint_25")
     assert asked == [
         ("someone/runs", "cot/checkpoint_25", None),
         ("someone/runs", "cot/checkpoint_25", "abc"),
@@ -245,12 +251,12 @@ def test_a_file_on_the_hub_is_fetched_alone(base, tmp_path, monkeypatch):
 @pytest.mark.parametrize("weights", ["nothing-here", "./nothing/here"])
 def test_a_missing_file_is_named(base, weights):
     with pytest.raises(LatentRefError, match=re.escape(f"weights={weights} does not exist")):
-        resolve(pretrained=base, weights=weights)
+        plan_of(pretrained=base, weights=weights)
 
 
 def test_a_folder_is_no_raw_state_dict(base):
     with pytest.raises(LatentRefError, match="is a folder"):
-        resolve(pretrained=base, weights=base)
+        plan_of(pretrained=base, weights=base)
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from lm_eval_latentref.checkpoints.identity import folder_digest
+from lm_eval_latentref.checkpoints.files import folder_digest
 from lm_eval_latentref.checkpoints.packaged import DEFAULT_SET, PACKAGED_MODELS
 from lm_eval_latentref.evaluation.study import WITHOUT_STEPS
 

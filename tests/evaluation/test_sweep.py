@@ -15,6 +15,7 @@ import yaml
 from lm_eval.api.task import ConfigurableTask
 from lm_eval.tasks import TaskManager
 from tiny import tiny_model, tiny_tokenizer
+from tiny_checkpoints import plan_of
 from training_helpers import small_recipe
 
 from lm_eval_latentref.benchmarks import published
@@ -22,7 +23,6 @@ from lm_eval_latentref.benchmarks.graph import generate
 from lm_eval_latentref.checkpoints import sets
 from lm_eval_latentref.checkpoints.convert import convert
 from lm_eval_latentref.checkpoints.files import holding
-from lm_eval_latentref.checkpoints.loading import resolve
 from lm_eval_latentref.checkpoints.manifest import Manifest, read_manifest, write_manifest
 from lm_eval_latentref.checkpoints.questions import QUESTIONS_NAME, hash_questions
 from lm_eval_latentref.cli import main
@@ -114,9 +114,9 @@ def test_a_sweep_resolves_its_names_once_and_builds_its_task_once(
     resolved, built = [], []
     find, build = sets._backbone, ConfigurableTask.__init__
 
-    def finding(name, *others):
-        resolved.append(name)
-        return find(name, *others)
+    def finding(names):
+        resolved.append(names.pretrained)
+        return find(names)
 
     def building(self, *args, **options):
         built.append(self)
@@ -125,7 +125,7 @@ def test_a_sweep_resolves_its_names_once_and_builds_its_task_once(
     monkeypatch.setattr(sets, "_backbone", finding)
     monkeypatch.setattr(ConfigurableTask, "__init__", building)
     run(folders, tasks, tmp_path)
-    assert resolved.count(str(folders / "backbone")) == 1
+    assert resolved == [str(folders / "backbone")]
     assert len(built) == 1
 
 
@@ -448,7 +448,7 @@ def test_the_recommendation_is_written_where_loading_finds_it(folders, tasks, tm
     )
     manifest = read_manifest(folder / "latentref.json")
     config = result.configs[result.choice.recommended.setting]
-    assert resolve(pretrained=str(folder)).settings == {
+    assert plan_of(pretrained=str(folder)).settings == {
         name: value for name, value in dataclasses.asdict(config).items() if name != "latent_kind"
     }
     assert manifest.latent_markers == "none"

@@ -10,7 +10,7 @@ from lm_eval.models.huggingface import HFLM
 from test_model import REFINED, folders, latentref
 from tiny import tiny_tokenizer
 
-from lm_eval_latentref.checkpoints.arguments import FROM_PRETRAINED_NAMES, OWN_NAMES
+from lm_eval_latentref.checkpoints.arguments import OWN_NAMES
 from lm_eval_latentref.errors import LatentRefError
 from lm_eval_latentref.harness.arguments import (
     DESCRIBED,
@@ -24,8 +24,15 @@ from lm_eval_latentref.harness.arguments import (
 __all__ = ["folders"]
 
 HFLM_NAMES = inspect.signature(HFLM.__init__).parameters.keys() - {"self", "kwargs"}
+OF_FROM_PRETRAINED = {
+    *("adapter_kwargs", "attn_implementation", "code_revision", "device_map", "device_mesh"),
+    *("experts_implementation", "generation_config", "key_mapping", "low_cpu_mem_usage"),
+    *("max_memory", "offload_buffers", "offload_folder", "offload_state_dict", "proxies"),
+    *("quantization_config", "state_dict", "tp_plan", "tp_size", "use_kernels", "variant"),
+    *("dtype", "torch_dtype", "weights_only"),
+}
 OF_A_CONFIG = {"sliding_window", "rope_parameters", "max_position_embeddings"}
-ALL_NAMES = sorted({*HFLM_NAMES, *OWN_NAMES, *FROM_PRETRAINED_NAMES, *OF_A_CONFIG})
+ALL_NAMES = sorted({*HFLM_NAMES, *OWN_NAMES, *OF_FROM_PRETRAINED, *OF_A_CONFIG})
 
 
 @pytest.mark.parametrize("name", ALL_NAMES)

@@ -94,7 +94,14 @@ def test_search_with_a_reference_missing(folders, given):
 def test_an_argument_that_nobody_knows_names_the_nearest(folders):
     expect_mistake(lambda: latentref(folders, latent_step=6), "latent_step=", "latent_steps?")
     expect_mistake(lambda: latentref(folders, memory_rat=0.3), "memory_rat=", "memory_rate?")
-    expect_mistake(lambda: latentref(folders, attn_implementatoin="eager"), "attn_implementation?")
+    expect_mistake(lambda: latentref(folders, stong="strong"), "stong=", "strong?")
+
+
+def test_an_argument_that_is_near_none_of_ours_is_for_the_model_to_judge(folders):
+    expect_mistake(lambda: latentref(folders, foo=1), "foo")
+    expect_mistake(lambda: latentref(folders, attn_implementatoin="eager"), "implementatoin")
+    lm = latentref(folders, weights_only=True, resid_pdrop=0.0)
+    assert lm.model.config.resid_pdrop == 0.0
 
 
 def test_arguments_of_from_pretrained_are_known(folders):
@@ -139,7 +146,7 @@ def test_beam_search_by_the_models_own_generation_config(folders):
     ("arguments", "parts"),
     [
         ({"dtype": "float33"}, ["float33"]),
-        ({"load_in_4bit": True}, ["load_in_4bit"]),
+        ({"load_in_4bit": True}, ["load_in_4bit", "quantization_config=BitsAndBytesConfig"]),
         ({"autogptq": True}, ["auto"]),
         ({"batch_size": 0}, ["batch_size=0", "auto"]),
         ({"batch_size": "many"}, ["batch_size=many"]),
@@ -154,7 +161,7 @@ def test_a_value_that_others_refuse_is_one_line_too(folders, arguments, parts):
 @pytest.mark.parametrize(
     ("arguments", "parts"),
     [
-        ({"foo": 1}, ["foo="]),
+        ({"foo": 1}, ["foo"]),
         ({"latent_step": 1}, ["latent_steps?"]),
         ({"dtype": "float33"}, ["float33"]),
         ({"memory_rate": 3}, ["memory_rate=3"]),

@@ -8,9 +8,9 @@ import time
 import pytest
 from tiny import random_ids, tiny_model, tiny_tokenizer
 
-from lm_eval_latentref.checkpoints.loading import LoadedModel, LoadedSet
 from lm_eval_latentref.latent import accounting
 from lm_eval_latentref.latent.config import RefinementConfig
+from lm_eval_latentref.latent.loaded import LoadedModel, LoadedSet
 from lm_eval_latentref.latent.reasoner import Reasoner
 
 CONFIG = RefinementConfig(latent_steps=3, memory_rate=0.4, search_step_size=10.0)

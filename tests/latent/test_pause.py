@@ -6,9 +6,9 @@ import pytest
 import torch
 from tiny import random_ids, tiny_model, tiny_tokenizer
 
-from lm_eval_latentref.checkpoints.loading import LoadedModel, LoadedSet
 from lm_eval_latentref.errors import LatentRefError
 from lm_eval_latentref.latent.config import RefinementConfig
+from lm_eval_latentref.latent.loaded import LoadedModel, LoadedSet
 from lm_eval_latentref.latent.protocol import LATENT, MARKERS
 from lm_eval_latentref.latent.reasoner import Reasoner
 

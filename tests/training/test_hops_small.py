@@ -7,11 +7,11 @@ import json
 
 import pytest
 from golden_hops_small import GOLDEN, TOLERANCE, differences, measure
+from tiny_checkpoints import plan_of
 
 from lm_eval_latentref.benchmarks.hops import generate
 from lm_eval_latentref.checkpoints.manifest import read_manifest
 from lm_eval_latentref.checkpoints.packaged import PACKAGED_MODELS, packaged_models
-from lm_eval_latentref.checkpoints.sets import resolve
 
 FOLDER = PACKAGED_MODELS / "hops-small"
 
@@ -69,11 +69,11 @@ def test_noise_below_the_tolerance_passes(golden):
 
 def test_it_is_found_by_name_with_its_references():
     assert "hops-small" in packaged_models()
-    plan = resolve(pretrained="hops-small")
+    plan = plan_of(pretrained="hops-small")
     assert plan.strong is not None
     assert plan.weak is not None
     assert plan.settings["latent_steps"] == 10
-    assert resolve(pretrained="hops-small/no_cot").settings["latent_steps"] == 0
+    assert plan_of(pretrained="hops-small/no_cot").settings["latent_steps"] == 0
 
 
 def test_it_holds_nothing_but_four_small_models():
