@@ -28,6 +28,9 @@ from lm_eval_latentref.latent.thoughts import Context
 _NUM_TOKENS, _SHORT, _SPLIT = 9, 5, 4
 """The number of tokens, the length of the shorter row, and where the nine tokens are split."""
 
+_WINDOW = 4
+"""How wide windows of attention are meanwhile, so that so few tokens go beyond them."""
+
 _NUM_COLUMNS = 11
 """The most columns of a row: the first, a branch and the rest."""
 
@@ -49,7 +52,7 @@ def check_model(model: Any, name: str) -> None:
             f"cannot be undone; {_ADVICE}"
         )
     check_length(model.config, _NUM_COLUMNS, name)
-    with seams.silence(), warnings.catch_warnings():
+    with seams.silence(), warnings.catch_warnings(), seams.narrow_windows(model, _WINDOW):
         warnings.simplefilter("ignore")
         _Probe(model, label).run()
 
@@ -83,8 +86,11 @@ class _Probe:
         with self._property("without thoughts it computes what its own forward computes"):
             at_once_LD = Stream(self._network).feed(self._embed(self._ids))[0]
             self._compare(self._network.project(at_once_LD), own_LV)
+        with self._property("it reads vectors that are no token's embedding, as thoughts are"):
+            stream, first_LD = self._read_first()
         with self._property("reading in two steps through its cache is the same as at once"):
-            stream = self._read_first(at_once_LD)
+            self._compare(first_LD, at_once_LD[:_SPLIT])
+            stream.crop(1)
             rest_LD = stream.fork().feed(self._embed(self._ids[_SPLIT:]))[0]
             self._compare(rest_LD, at_once_LD[_SPLIT:])
         if self._network.takes_branches:
@@ -98,13 +104,12 @@ class _Probe:
     def _embed(self, ids: list[int]) -> Tensor:
         return self._network.embed(torch.tensor([ids]))
 
-    def _read_first(self, expected_LD: Tensor) -> Stream:
-        """A stream that has read the first columns, and one more column that was removed again."""
+    def _read_first(self) -> tuple[Stream, Tensor]:
+        """A stream that has read the first columns and a vector; the columns' states."""
         stream = Stream(self._network, can_crop=True)
-        columns = [*self._ids[:_SPLIT], self._ids[0]]
-        self._compare(stream.feed(self._embed(columns))[0, :_SPLIT], expected_LD[:_SPLIT])
-        stream.crop(1)
-        return stream
+        embeds_BLD = self._embed(self._ids[:_SPLIT])
+        vector_BLD = embeds_BLD.mean(1, keepdim=True)
+        return stream, stream.feed(torch.cat([embeds_BLD, vector_BLD], dim=1))[0, :_SPLIT]
 
     def _beside_a_branch(self, stream: Stream) -> Tensor:
         """Hidden states of the rest, read beside another continuation."""

@@ -28,6 +28,9 @@ from transformers.utils import logging
 CACHE_ARGUMENTS = ("cache", "past_key_values")
 """Names of the cache argument of a forward; transformers 5.24 renamed it to the first."""
 
+WINDOWS = ("sliding_window", "attention_chunk_size")
+"""Fields of a configuration that say how many columns a layer sees, if not all."""
+
 
 def cache_argument(forward: Callable[..., Any]) -> str | None:
     """The name of the argument of `forward` that takes a cache; None if it has none."""
@@ -138,6 +141,23 @@ def keeps_columns(causal_lm: PreTrainedModel) -> bool:
     """
     kinds = {type(layer) for layer in new_cache(causal_lm).layers}
     return not causal_lm._is_stateful and kinds <= {DynamicLayer, DynamicSlidingWindowLayer}
+
+
+@contextmanager
+def narrow_windows(causal_lm: PreTrainedModel, num_columns: int) -> Iterator[None]:
+    """Windows and chunks of attention are `num_columns` wide at most while this is open.
+
+    Masks and caches are made by what the configuration says when they are made.
+    """
+    config = causal_lm.config.get_text_config()
+    usual = {name: getattr(config, name) for name in WINDOWS if getattr(config, name, None)}
+    try:
+        for name, width in usual.items():
+            setattr(config, name, min(width, num_columns))
+        yield
+    finally:
+        for name, width in usual.items():
+            setattr(config, name, width)
 
 
 def takes_any_mask(causal_lm: PreTrainedModel) -> bool:

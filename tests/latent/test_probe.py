@@ -26,6 +26,8 @@ class OddConfig(PreTrainedConfig):
     def __init__(self, trait="", **kwargs):
         self.trait, self.vocab_size, self.hidden_size = trait, 300, 32
         self.num_hidden_layers, self.num_attention_heads = 2, 4
+        if trait == "has windows in its cache alone":
+            self.sliding_window = 32  # more than the probe reads
         super().__init__(**kwargs)
 
 
@@ -55,6 +57,10 @@ class OddModel(PreTrainedModel):
     ):
         x = self.words(input_ids) if inputs_embeds is None else inputs_embeds
         trait, columns = self.config.trait, x.shape[1]
+        if trait == "looks ids up by their embeddings":
+            nearest = (x.unsqueeze(2) - self.words.weight).norm(dim=-1).min(-1)
+            if nearest.values.max() > 0.01:
+                raise ValueError("no token has this embedding")
         if trait == "scales what it embeds" and input_ids is not None:
             x = x * 3
         if trait == "looks ids up a second time" and input_ids is not None:
@@ -129,7 +135,9 @@ def odd_model(trait=""):
     [
         ("scales what it embeds", "without thoughts"),
         ("looks ids up a second time", "token ids up in 'model.others' beside its input embedding"),
+        ("looks ids up by their embeddings", "no token's embedding"),
         ("keeps no cache", "in two steps"),
+        ("has windows in its cache alone", "in two steps"),
         ("attends to what comes later", "in two steps"),
         ("counts positions by columns", "padding"),
         ("ignores the mask", "padding"),

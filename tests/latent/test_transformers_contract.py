@@ -78,3 +78,19 @@ def test_generate_never_looks_at_embeddings_of_columns_that_the_cache_has():
     inputs["inputs_embeds"][:, :5] = torch.nan
     how = {"max_new_tokens": 3, "do_sample": False, "pad_token_id": 0}
     assert torch.equal(model.generate(**inputs, **how), model.generate(ids_1L, **how))
+
+
+def test_masks_and_caches_are_as_wide_as_the_configuration_says_when_they_are_made():
+    """`masking_utils.create_sliding_window_causal_mask`: `config.sliding_window`, at each call."""
+    model, narrow = tiny_model("mistral"), tiny_model("mistral")
+    model.config.sliding_window = 200
+    narrow.config.sliding_window = 4
+    ids_1L = torch.tensor([random_ids(12, seed=1)])
+    with torch.no_grad():
+        wide = model(ids_1L).logits
+        with seams.narrow_windows(model, 4):
+            torch.testing.assert_close(model(ids_1L).logits, narrow(ids_1L).logits)
+            assert {layer.sliding_window for layer in seams.new_cache(model).layers} == {4}
+        assert model.config.sliding_window == 200
+        assert torch.equal(model(ids_1L).logits, wide)
+    assert not torch.allclose(wide, narrow(ids_1L).logits, atol=1e-2)
