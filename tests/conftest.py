@@ -35,12 +35,19 @@ def pytest_addoption(parser):
 
 @pytest.fixture(autouse=True)
 def logs_can_be_caught(monkeypatch):
-    """lm-eval's logging set-up, once it has run in this process, keeps its lines from pytest."""
+    """lm-eval's logging set-up, once it has run in this process, keeps its lines from pytest.
+
+    Ours, which are handed on to lm-eval's logger, would be caught there and on the way.
+    """
     logger = logging.getLogger("lm_eval")
     monkeypatch.setattr(logger, "propagate", True)
     level = logger.level
     yield
     logger.setLevel(level)
+    ours = logging.getLogger("lm_eval_latentref")
+    ours.handlers.clear()
+    ours.propagate = True
+    ours.setLevel(logging.NOTSET)
 
 
 @pytest.fixture

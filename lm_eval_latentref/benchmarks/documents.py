@@ -11,7 +11,8 @@ model; the files in task_configs/ only say which split is scored how.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 from lm_eval_latentref.benchmarks import hops
@@ -22,23 +23,57 @@ from lm_eval_latentref.latent.protocol import answer_text, extract_answer, promp
 
 Document = dict[str, Any]
 
-loaded_splits: dict[str, dict[str, object]] = {}
-"""What this process has made documents of: task data by "name split", for the results file."""
+Splits = dict[str, dict[str, object]]
+"""Task data by "name split": where it came from, and how to tell it from other data."""
 
 
-def loaded_since(before: Mapping[str, object]) -> dict[str, dict[str, object]]:
-    """What was loaded, again or for the first time, since `before` was copied."""
-    return {
-        split: identity
-        for split, identity in loaded_splits.items()
-        if before.get(split) is not identity
-    }
+class DataOfEvaluations:
+    """The data of each evaluation of this process: what was loaded since the last one reported."""
+
+    def __init__(self) -> None:
+        self._loaded: Splits = {}
+        self._reported: Splits = {}
+
+    def add(self, split: str, identity: dict[str, object]) -> None:
+        """Note that documents of `split` were made, for the evaluation that comes next."""
+        self._loaded[split] = identity
+
+    def report(self) -> Splits:
+        """The data of the evaluation that ends here.
+
+        Where nothing was loaded for it, its tasks are those of the evaluation before.
+        """
+        if self._loaded:
+            self._reported, self._loaded = self._loaded, {}
+        return dict(self._reported)
+
+
+of_evaluations = DataOfEvaluations()
+
+_recordings: list[Splits] = []
+
+
+@contextmanager
+def recording() -> Iterator[Splits]:
+    """The data of all documents that are made while this is open."""
+    splits: Splits = {}
+    _recordings.append(splits)
+    try:
+        yield splits
+    finally:
+        _recordings.pop()
+
+
+def _record(split: str, identity: dict[str, object]) -> None:
+    of_evaluations.add(split, identity)
+    for splits in _recordings:
+        splits[split] = identity
 
 
 def documents(name: str, split: str) -> list[Document]:
     """The documents of benchmark `name`'s `split` ("test", "dev" or "train")."""
     loaded = load_split(name, split)
-    loaded_splits[f"{name} {split}"] = loaded.identity()
+    _record(f"{name} {split}", loaded.identity())
     return [document(name, row) for row in loaded.rows]
 
 
@@ -53,7 +88,7 @@ def generated_documents(
     """Documents made on the spot by the generator `name`, with its `options`."""
     # `latentref train` records these tasks by the same name.
     identity = {"origin": "generated", "rows": num, "seed": seed, **(options or {})}
-    loaded_splits[f"{name} {split}"] = identity
+    _record(f"{name} {split}", identity)
     rows = generate(name, num, seed=seed, split=split, options=options or {})
     return [_generated_document(name, row) for row in rows]
 
@@ -61,7 +96,7 @@ def generated_documents(
 def harness_documents(split: str) -> list[Document]:
     """MathQA as lm-eval's own `mathqa` shows it: bare problem, choices as its parser finds them."""
     loaded = load_split("mathqa", split)
-    loaded_splits[f"mathqa {split}"] = loaded.identity()
+    _record(f"mathqa {split}", loaded.identity())
     return [_harness_document(row) for row in loaded.rows]
 
 

@@ -140,14 +140,14 @@ def _unseen(
 
 
 def _load(name: str, metadata: Mapping[str, Any] | None, include_path: str | None) -> _Task:
-    before = dict(documents.loaded_splits)
-    task = _find(name, metadata, include_path)
+    with documents.recording() as splits:
+        task = _find(name, metadata, include_path)
     if task.OUTPUT_TYPE not in ("multiple_choice", "generate_until"):
         raise LatentRefError(
             f"task={name} has neither candidates nor an answer to write (it is "
             f"{task.OUTPUT_TYPE}); give a task such as latentref_prosqa_mc_dev"
         )
-    return _Task(name, task, documents.loaded_since(before))
+    return _Task(name, task, splits)
 
 
 def _find(name: str, metadata: Mapping[str, Any] | None, include_path: str | None) -> Any:

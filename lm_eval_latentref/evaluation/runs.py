@@ -163,10 +163,10 @@ class Runs:
         if not _is_done(folder, identity):
             shutil.rmtree(folder, ignore_errors=True)
             logger.info("%s", command)
-            before = dict(documents.loaded_splits)
-            self._run(self._load(model_args, plan, prints), model_args, task, folder)
+            with documents.recording() as splits:
+                self._run(self._load(model_args, plan, prints), model_args, task, folder)
             made_with = {"versions": versions(), "machine": machine()}
-            done = {**identity, "made_with": made_with, "data": documents.loaded_since(before)}
+            done = {**identity, "made_with": made_with, "data": splits}
             write_text(folder / DONE, json.dumps(done) + "\n")
         advice = f"remove {folder}, and give the same command again"
         (results,) = folder.rglob(RESULTS)

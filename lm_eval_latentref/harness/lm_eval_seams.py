@@ -183,9 +183,24 @@ def parse_run(
         sys.argv = given
 
 
+class _ToLmEval(logging.Handler):
+    """Hands lines on to lm-eval's logger, which has a level and handlers of its own."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        logger = logging.getLogger("lm_eval")
+        if logger.isEnabledFor(record.levelno):
+            logger.handle(record)
+
+
 def log_as_lm_eval() -> None:
     """Let our lines appear where lm-eval's do, from the level on that it was given."""
-    logging.getLogger("lm_eval_latentref").parent = logging.getLogger("lm_eval")
+    ours = logging.getLogger("lm_eval_latentref")
+    if any(isinstance(handler, _ToLmEval) for handler in ours.handlers):
+        return
+    ours.addHandler(_ToLmEval())
+    ours.propagate = False
+    if ours.level == logging.NOTSET:
+        ours.setLevel(logging.DEBUG)
 
 
 @contextmanager

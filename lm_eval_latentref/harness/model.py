@@ -22,7 +22,7 @@ from lm_eval.models.huggingface import HFLM
 from tqdm import tqdm
 from transformers import PreTrainedModel
 
-from lm_eval_latentref.benchmarks.documents import loaded_splits
+from lm_eval_latentref.benchmarks.documents import of_evaluations
 from lm_eval_latentref.checkpoints.arguments import check_batch_size, check_known, one_line_errors
 from lm_eval_latentref.checkpoints.loading import load_set
 from lm_eval_latentref.checkpoints.opening import StrictAutoModel, load_tokenizer
@@ -91,7 +91,7 @@ class LatentRefLM(GeneratingLM):
         if isinstance(tokenizer, str):
             kwargs["tokenizer"] = tokenizer
         if isinstance(pretrained, torch.nn.Module):
-            _check_alone(pretrained, CheckpointNames.taken_from(kwargs))
+            _check_loaded(pretrained, CheckpointNames.taken_from(kwargs))
             self._plan = SetPlan(backbone=Source(base=str(pretrained.name_or_path)))
             self._refinement = RefinementConfig.parse(options)
             self._set_up(pretrained, tokenizer=tokenizer, **kwargs)
@@ -192,7 +192,7 @@ class LatentRefLM(GeneratingLM):
 
         The cost is that of all since the model was made, or since the last evaluation reported.
         """
-        ours = {**self.reasoner.settings(), "data": dict(loaded_splits)}
+        ours = {**self.reasoner.settings(), "data": of_evaluations.report()}
         mine = self.reasoner.accounting.report()
         ours["cost"] = Accounting.of_all(told(self.world_size) or [mine])
         self._is_reported = True
@@ -331,8 +331,13 @@ class LatentRefLM(GeneratingLM):
         super().set_cache_hook(cache_hook)
 
 
-def _check_alone(model: Any, others: CheckpointNames) -> None:
-    """Raise LatentRefError for what cannot be given beside a model that is loaded already."""
+def _check_loaded(model: Any, others: CheckpointNames) -> None:
+    """Raise LatentRefError unless `model`, loaded already, can be used, with `others` beside it."""
+    if not isinstance(model, PreTrainedModel):
+        raise LatentRefError(
+            f"pretrained is a loaded {type(model).__name__}, allowed is a PreTrainedModel of "
+            "transformers; merge an adapter into it with merge_and_unload(), or give its folder"
+        )
     named = dataclasses.asdict(others).items()
     given = ", ".join(name for name, value in named if value and name != "tokenizer")
     if given:

@@ -313,19 +313,23 @@ def test_generated_tasks_run_end_to_end_without_data(manager, monkeypatch):
             return [(-float(r.args[1] != r.doc["answer_text"]), False) for r in requests]
 
     monkeypatch.setenv(published.DATA_VARIABLE, "/no/such/folder")
-    run = lm_eval.simple_evaluate(
-        model=Oracle(), tasks=GENERATED_TASKS, task_manager=manager, limit=5, bootstrap_iters=0
-    )
+    with documents.recording() as splits:
+        run = lm_eval.simple_evaluate(
+            model=Oracle(), tasks=GENERATED_TASKS, task_manager=manager, limit=5, bootstrap_iters=0
+        )
     assert run["results"][GENERATED_TASKS[0]]["exact_match,answer"] == 1.0
     assert run["results"][GENERATED_TASKS[1]]["acc,none"] == 1.0
     logged = run["samples"][GENERATED_TASKS[0]][0]
     assert logged["filtered_resps"] == [logged["doc"]["answer"]]
-    assert documents.loaded_splits["prosqa_generated test"]["seed"] == 0
+    assert splits["prosqa_generated test"]["seed"] == 0
 
 
 def test_the_records_of_loaded_data_tell_two_loads_apart(fixture_data):
-    documents.documents("aqua", "dev")
-    record = documents.loaded_splits["aqua dev"]
+    with documents.recording() as splits:
+        documents.documents("aqua", "dev")
+    documents.documents("aqua", "test")
+    assert list(splits) == ["aqua dev"]
+    record = splits["aqua dev"]
     assert record["rows"] == 5
     assert record["origin"].startswith("aqua/validation.jsonl")
     assert len(record["sha256"]) == 64

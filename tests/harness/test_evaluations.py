@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import copy
+
+import lm_eval
 import pytest
 import torch
 from lm_eval.api.model import CachingLM
 from lm_eval.models.huggingface import HFLM
+from lm_eval.tasks import TaskManager
+from peft import LoraConfig, get_peft_model
 from test_mistakes import expect_mistake
 from test_model import (
     CONTEXTS,
@@ -19,6 +24,7 @@ from test_model import (
 )
 from tiny import tiny_model, tiny_tokenizer
 
+from lm_eval_latentref.benchmarks.tasks import tasks_path
 from lm_eval_latentref.harness.model import LatentRefLM
 
 __all__ = ["folders"]
@@ -189,6 +195,60 @@ def test_a_model_that_is_loaded_already_gives_what_its_folder_gives(folders, set
     with torch.no_grad():
         model.transformer.wte.weight[0, 0] += 1
     assert lm.reasoner.settings()["backbone"]["fingerprint"] != before
+
+
+def without_mask(model):
+    """`model` with a decoder that looks at padding as at anything else."""
+    decoder = model.model
+    decoder.register_forward_pre_hook(
+        lambda module, args, kwargs: (args, {**kwargs, "attention_mask": None}), with_kwargs=True
+    )
+    return model
+
+
+def changing_rope():
+    model = tiny_model("llama")
+    config = copy.deepcopy(model.config)
+    config.rope_parameters = {"rope_type": "dynamic", "factor": 2.0, "rope_theta": 10000.0}
+    return type(model)(config).eval()
+
+
+def adapted(model):
+    return get_peft_model(model, LoraConfig(task_type="CAUSAL_LM"))
+
+
+@pytest.mark.parametrize(
+    ("make", "options", "words"),
+    [
+        (lambda: without_mask(tiny_model("llama")), {}, ("LlamaForCausalLM", "does not hold")),
+        (changing_rope, {"max_length": 300}, ("llama", "max_length=256")),
+        (lambda: adapted(tiny_model("llama")), {}, ("PeftModel", "merge_and_unload")),
+    ],
+)
+def test_a_loaded_model_must_do_what_one_from_a_folder_must(make, options, words):
+    call = lambda: LatentRefLM(make(), tokenizer=tiny_tokenizer(), **options)  # noqa: E731
+    expect_mistake(call, *words)
+
+
+def test_each_evaluation_records_its_own_data():
+    manager = TaskManager(
+        include_path=[str(tasks_path())], include_defaults=False, metadata={"num_documents": 4}
+    )
+    models = [LatentRefLM(tiny_model("gpt2"), tokenizer=tiny_tokenizer()) for _ in range(2)]
+
+    def data(lm, *tasks):
+        results = lm_eval.simple_evaluate(
+            lm, tasks=list(tasks), task_manager=manager, limit=1, bootstrap_iters=0
+        )
+        return sorted(results["config"]["latentref"]["data"])
+
+    for lm in models:
+        assert data(lm, "latentref_arith_mc_dev") == ["arith validation"]
+        assert data(lm, "latentref_graph_mc", "latentref_arith_mc") == ["arith test", "graph test"]
+    # Tasks that are not loaded again.
+    graph = manager.load(["latentref_graph_mc"])["tasks"]["latentref_graph_mc"]
+    for lm in models:
+        assert data(lm, graph) == ["graph test"]
 
 
 def test_a_loaded_model_takes_no_references(folders):

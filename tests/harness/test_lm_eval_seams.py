@@ -154,6 +154,12 @@ def test_the_cache_is_a_table_of_keys_and_pickles(tmp_path):
     cached.dbdict.close()
 
 
-def test_our_lines_appear_where_lm_evals_do():
-    lm_eval_seams.log_as_lm_eval()
-    assert logging.getLogger("lm_eval_latentref").parent is logging.getLogger("lm_eval")
+def test_our_lines_appear_once_where_lm_evals_do_from_its_level_on(caplog):
+    for _ in range(2):
+        lm_eval_seams.log_as_lm_eval()
+    ours = logging.getLogger("lm_eval_latentref.harness")
+    for level, seen in ((logging.INFO, ["a line"]), (logging.ERROR, [])):
+        caplog.clear()
+        with caplog.at_level(level, logger="lm_eval"):
+            ours.info("a line")
+        assert caplog.messages == seen
