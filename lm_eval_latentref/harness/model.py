@@ -144,13 +144,17 @@ class LatentRefLM(GeneratingLM):
     ) -> Any:
         """The tokenizer that is given, or the one of the backbone's checkpoint."""
         if tokenizer is not None and not isinstance(tokenizer, str):
+            _check_ending(tokenizer, "tokenizer=")
             return tokenizer
         options = {"use_fast": use_fast, "add_bos_token": add_bos_token}
-        return load_tokenizer(
+        own = load_tokenizer(
             self._plan.backbone,
             trust_remote_code=trust_remote_code,
             **{name: value for name, value in options.items() if value is not None},
         )
+        source = self._plan.backbone
+        _check_ending(own, f"the tokenizer of {source.name or source.base}")
+        return own
 
     def open_models(self, arguments: dict[str, Any]) -> None:
         """Load the backbone and, if they are used, both references."""
@@ -329,6 +333,15 @@ class LatentRefLM(GeneratingLM):
         }
         check_settings(cache_hook, settings)
         super().set_cache_hook(cache_hook)
+
+
+def _check_ending(tokenizer: Any, what: str) -> None:
+    """Raise LatentRefError for a tokenizer without the token at which lm-eval ends an answer."""
+    if tokenizer.eos_token_id is None:
+        raise LatentRefError(
+            f"{what} has no end-of-sequence token, at which answers end; add eos_token to its "
+            "tokenizer_config.json, or name another with tokenizer="
+        )
 
 
 def _check_loaded(model: Any, others: CheckpointNames) -> None:

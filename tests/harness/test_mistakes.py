@@ -109,6 +109,13 @@ def test_arguments_of_from_pretrained_are_known(folders):
     assert lm.model.config._attn_implementation == "eager"
 
 
+def test_a_tokenizer_without_an_end_of_sequence_token(folders):
+    tokenizer = tiny_tokenizer(markers=True)
+    tokenizer.eos_token = tokenizer.pad_token = None
+    call = lambda: latentref(folders, tokenizer=tokenizer)  # noqa: E731
+    expect_mistake(call, "no end-of-sequence token", "eos_token")
+
+
 def test_one_marker_without_the_other(folders, tmp_path):
     call = lambda: saved_with(folders, tmp_path, tokens=[START_LATENT])  # noqa: E731
     expect_mistake(call, START_LATENT, "<|end-latent|>", "latent_markers=none")
