@@ -336,7 +336,7 @@ def run(arguments: Sequence[str]) -> int:
 
 def tasks_path(args: argparse.Namespace) -> int:
     """Prints the folder for lm-eval's --include_path."""
-    from lm_eval_latentref.benchmarks.tasks import tasks_path
+    from lm_eval_latentref.benchmarks.documents import tasks_path
 
     print(tasks_path())
     return 0
@@ -367,8 +367,8 @@ def train(args: argparse.Namespace) -> int:
     """Trains by a recipe, and logs how far it is."""
     import transformers
 
-    from lm_eval_latentref.training.loop import train
     from lm_eval_latentref.training.recipe_files import load_recipe
+    from lm_eval_latentref.training.trainer import train
 
     recipe = load_recipe(args.recipe, args.overrides)
     transformers.utils.logging.disable_progress_bar()  # one bar is enough

@@ -11,8 +11,8 @@ import pytest
 import torch
 
 from lm_eval_latentref import cli
-from lm_eval_latentref.benchmarks import published
-from lm_eval_latentref.benchmarks.tasks import tasks_path
+from lm_eval_latentref.benchmarks import splits
+from lm_eval_latentref.benchmarks.documents import tasks_path
 from lm_eval_latentref.cli import main
 from lm_eval_latentref.errors import LatentRefError
 from lm_eval_latentref.evaluation import demo
@@ -158,9 +158,9 @@ def test_help_names_every_subcommand_and_loads_nothing_heavy():
 def test_the_demo_takes_real_data_where_it_can(monkeypatch, readable, task):
     def read(name, split):
         if not readable:
-            raise published.DataMissingError(f"{name} {split}: no download")
+            raise splits.DataMissingError(f"{name} {split}: no download")
 
-    monkeypatch.setattr(published, "read", read)
+    monkeypatch.setattr(splits, "read", read)
     assert demo.choose_task() == task
 
 

@@ -23,7 +23,7 @@ from lm_eval_files import write_run
 from tiny_checkpoints import fresh_model, save_adapter, save_folder, save_raw
 from training_helpers import small_recipe
 
-from lm_eval_latentref.benchmarks import data
+from lm_eval_latentref.benchmarks import splits
 from lm_eval_latentref.checkpoints.loading import load
 from lm_eval_latentref.checkpoints.manifest import Manifest, read_manifest, write_manifest
 from lm_eval_latentref.checkpoints.questions import hash_questions, read_hashes, write_hashes
@@ -36,8 +36,8 @@ from lm_eval_latentref.evaluation.results import read_results, read_run
 from lm_eval_latentref.harness.response_cache import check_files
 from lm_eval_latentref.training.data import read_examples
 from lm_eval_latentref.training.log import read_training
-from lm_eval_latentref.training.loop import train
 from lm_eval_latentref.training.recipe_files import load_recipe
+from lm_eval_latentref.training.trainer import train
 
 NASTY: list[Any] = [
     *(None, True, -1, 0, 1.5, 10**30, 10**400, "", "\x1b[31m", "\ud800", "a\nb", "x" * 5000),
@@ -232,7 +232,7 @@ KINDS: dict[str, Kind] = {
         *(_make_raw, "raw.pt"),
         lambda f: load(str(f / "base"), weights=str(f / "raw.pt"), device="cpu"),
     ),
-    "data rows": (_make_rows, "mathqa/test.jsonl", lambda f: data.load_split("mathqa", "test")),
+    "data rows": (_make_rows, "mathqa/test.jsonl", lambda f: splits.load_split("mathqa", "test")),
     "training data": (
         *(_make_examples, "train.json"),
         lambda f: read_examples(str(f / "train.json")),

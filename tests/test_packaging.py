@@ -205,7 +205,7 @@ def test_simple_evaluate_takes_the_model_by_name(installed, checkpoint):
     code = f"""
 from lm_eval import simple_evaluate
 from lm_eval.tasks import TaskManager
-from lm_eval_latentref.benchmarks.tasks import tasks_path
+from lm_eval_latentref.benchmarks.documents import tasks_path
 found = simple_evaluate(
     model="latentref",
     model_args={{"pretrained": {str(checkpoint)!r}, "dtype": "float32", "latent_steps": 2}},

@@ -5,20 +5,22 @@
     #  "gold": 2}
 
 A document is the published row plus what the task files name: `prompt` (the context), the answer
-as text and, where the answers are on offer, the continuations and the right one's index. Knows no
-model; the files in task_configs/ only say which split is scored how.
+as text and, where the answers are given, the continuations and the index of the right one. The
+files in the folder `tasks_path()` say which split is scored how.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 from lm_eval_latentref.benchmarks import hops
-from lm_eval_latentref.benchmarks.data import load_split
 from lm_eval_latentref.benchmarks.generators import generate
 from lm_eval_latentref.benchmarks.rows import BENCHMARKS, harness_choices, harness_example
+from lm_eval_latentref.benchmarks.splits import load_split
+from lm_eval_latentref.errors import LatentRefError
 from lm_eval_latentref.latent.protocol import answer_text, extract_answer, prompt
 
 Document = dict[str, Any]
@@ -138,3 +140,18 @@ def _harness_document(row: dict[str, Any]) -> Document:
     harness_example(row)  # a malformed row ends here
     choices = harness_choices(row["options"])
     return {**row, "choices": choices, "gold": "abcde".index(row["correct"])}
+
+
+def tasks_path() -> Path:
+    """The folder of the task YAML files: inside an installed wheel, else beside the checkout.
+
+    Raises:
+        LatentRefError: it is in neither place, so the installation is incomplete.
+    """
+    package = Path(__file__).resolve().parent.parent
+    for folder in (package / "task_configs", package.parent / "task_configs"):
+        if (folder / "utils.py").is_file():
+            return folder
+    raise LatentRefError(
+        f"no task_configs folder in {package} or beside it: reinstall lm-eval-latentref"
+    )

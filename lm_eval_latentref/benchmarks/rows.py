@@ -5,7 +5,7 @@
     benchmark.candidates(row)   # ("A", "B", "C", "D", "E")
 
 Rows have the field names of the published data sets. Deliberately knows no files, no downloads
-and no splits: those are `published` and `data`.
+and no splits, which `splits` makes.
 """
 
 from __future__ import annotations

@@ -20,8 +20,8 @@ import time
 from pathlib import Path
 from typing import Any
 
-from lm_eval_latentref.benchmarks import published
-from lm_eval_latentref.benchmarks.tasks import tasks_path
+from lm_eval_latentref.benchmarks import splits
+from lm_eval_latentref.benchmarks.documents import tasks_path
 from lm_eval_latentref.checkpoints.packaged import DEFAULT_SET
 
 logger = logging.getLogger(__name__)
@@ -120,9 +120,9 @@ def show_small_set(output: str) -> str:
 def choose_task() -> str:
     """MathQA from the folder `LATENTREF_DATA` or the hub; generated data where neither has it."""
     try:
-        published.read("mathqa", "test")
+        splits.read("mathqa", "test")
         return REAL_TASK
-    except published.DataMissingError as error:
+    except splits.DataMissingError as error:
         logger.warning("%s", error)
     return GENERATED_TASK
 

@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from lm_eval_latentref.benchmarks import documents
-from lm_eval_latentref.benchmarks.tasks import tasks_path
+from lm_eval_latentref.benchmarks.documents import tasks_path
 from lm_eval_latentref.checkpoints.questions import Hashes, hash_questions, normalise_question
 from lm_eval_latentref.errors import LatentRefError
 

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lm_eval_latentref.benchmarks.tasks import tasks_path
+from lm_eval_latentref.benchmarks.documents import tasks_path
 from lm_eval_latentref.evaluation.results import Problem, Results, Run, Task, read_results
 from lm_eval_latentref.evaluation.wording import plain, short_name, without_secrets
 

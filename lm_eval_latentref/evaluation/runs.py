@@ -23,8 +23,8 @@ from typing import Any
 
 from lm_eval_latentref import _autoload
 from lm_eval_latentref.benchmarks import documents
-from lm_eval_latentref.benchmarks.data import load_split
-from lm_eval_latentref.benchmarks.tasks import tasks_path
+from lm_eval_latentref.benchmarks.documents import tasks_path
+from lm_eval_latentref.benchmarks.splits import load_split
 from lm_eval_latentref.checkpoints.files import read_json, read_json_lines, reading, write_text
 from lm_eval_latentref.checkpoints.sets import (
     NAMES,

@@ -17,7 +17,7 @@ from typing import Any
 
 import yaml
 
-from lm_eval_latentref.benchmarks.tasks import tasks_path
+from lm_eval_latentref.benchmarks.documents import tasks_path
 from lm_eval_latentref.checkpoints.files import holding
 from lm_eval_latentref.checkpoints.history import RECIPE
 from lm_eval_latentref.checkpoints.manifest import MANIFEST_NAME, Manifest, read_manifest

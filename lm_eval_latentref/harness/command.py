@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from lm_eval_latentref import _autoload
-from lm_eval_latentref.benchmarks.tasks import tasks_path
+from lm_eval_latentref.benchmarks.documents import tasks_path
 from lm_eval_latentref.errors import LatentRefError
 
 

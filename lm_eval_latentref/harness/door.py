@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from lm_eval_latentref._autoload import MODEL_NAME
-from lm_eval_latentref.benchmarks.tasks import tasks_path
+from lm_eval_latentref.benchmarks.documents import tasks_path
 from lm_eval_latentref.errors import LatentRefError, saving
 
 TOKEN_COUNTS = ("max_gen_toks", "max_tokens", "max_completion_tokens")

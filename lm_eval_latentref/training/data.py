@@ -3,9 +3,9 @@
     data = load_data(recipe)
     for problem in encode(data.epoch(0), tokenizer): ...
 
-A file is Coconut's: JSON (or JSON lines) with `question`, `steps` and `answer`. Questions that
-stand in a dev or test split are left out, rows that break a rule too; both are counted and logged.
-Deliberately knows no curriculum and no models.
+A file is Coconut's: a JSON list or JSON lines of objects with `question`, `steps` and `answer`.
+Questions that occur in a dev or test split are left out, rows that break a rule too; both are
+counted and logged.
 """
 
 from __future__ import annotations
@@ -17,17 +17,16 @@ import json
 import logging
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
-from lm_eval_latentref.benchmarks import data
+from lm_eval_latentref.benchmarks import splits
 from lm_eval_latentref.benchmarks.generators import GENERATORS, generate
 from lm_eval_latentref.benchmarks.rows import BENCHMARKS
-from lm_eval_latentref.checkpoints.files import read_text, write_text
+from lm_eval_latentref.checkpoints.files import one_line, parse_json, read_text, write_text
 from lm_eval_latentref.checkpoints.questions import normalise_question
 from lm_eval_latentref.errors import LatentRefError
 from lm_eval_latentref.latent.protocol import Example
 from lm_eval_latentref.training.curriculum import Problem
-from lm_eval_latentref.training.examples import is_list, parse_examples, summary
 from lm_eval_latentref.training.recipe import Recipe
 
 logger = logging.getLogger(__name__)
@@ -38,6 +37,9 @@ NUM_GENERATED = 10_000
 EPOCH_SEEDS = 1_000_000
 """Seeds of one run's epochs start this far from those of the next seed's run: epoch e (from 0) of
 seed s is the train split of seed s * EPOCH_SEEDS + e. Below 0 are seeds that no run draws from."""
+
+MOST_SHOWN = 10
+"""Places that a summary names for each rule; more would not be read."""
 
 
 @dataclass(frozen=True)
@@ -116,7 +118,9 @@ def leaves_questions_out(train: Collection[str], check_overlap: bool) -> bool:
     """Whether questions of the benchmarks' dev and test splits are removed: of benchmarks always,
     of files if asked for; generators keep their own splits apart."""
     names = set(train)
-    return bool(data.TRAINING.keys() & names) or (check_overlap and not GENERATORS.keys() >= names)
+    return bool(splits.TRAINING.keys() & names) or (
+        check_overlap and not GENERATORS.keys() >= names
+    )
 
 
 def texts(examples: Iterable[Example]) -> Iterator[str]:
@@ -158,7 +162,7 @@ def read_examples(path: str) -> list[Example]:
     """
     text = read_text(
         path,
-        f"give a benchmark ({', '.join(data.TRAINING)}), a generated task "
+        f"give a benchmark ({', '.join(splits.TRAINING)}), a generated task "
         f"({', '.join(GENERATORS)}) or a JSON file",
     )
     examples, bad = parse_examples(path, text)
@@ -201,7 +205,7 @@ def _validation(recipe: Recipe) -> dict[str, list[Example]]:
     return {
         name: _generate_examples(recipe, name, num, 0, "validation")
         if name in GENERATORS
-        else data.load(name, "dev")[:num]
+        else splits.load(name, "dev")[:num]
         for name, num in nums.items()
     }
 
@@ -258,8 +262,8 @@ def _generate_examples(recipe: Recipe, name: str, num: int, seed: int, split: st
 def _train(name: str, held_out: Collection[str]) -> tuple[list[Example], int]:
     """The training examples of `name` whose questions are not in `held_out`; how many are."""
     num_removed = 0
-    if name in data.TRAINING:
-        examples, num_removed = data.load_training(name, held_out)
+    if name in splits.TRAINING:
+        examples, num_removed = splits.load_training(name, held_out)
     else:
         examples = read_examples(name)
     kept = [one for one in examples if normalise_question(one.question) not in held_out]
@@ -277,7 +281,7 @@ def _train(name: str, held_out: Collection[str]) -> tuple[list[Example], int]:
 
 def _benchmark_questions() -> frozenset[str]:
     try:
-        return data.held_out_questions()
+        return splits.held_out_questions()
     except LatentRefError as error:
         raise LatentRefError(
             f"the benchmarks' dev and test questions, which must not be trained on, are not at "
@@ -287,3 +291,88 @@ def _benchmark_questions() -> frozenset[str]:
 
 def _values(example: Example) -> list[Any]:
     return [example.context, list(example.steps), example.written_answer]
+
+
+class BadRow(NamedTuple):
+    """A row that is left out."""
+
+    number: int
+    """Its line, or its place in a list, counted from 1."""
+    rule: str
+    """The first that it breaks."""
+
+
+def parse_examples(path: str, text: str) -> tuple[list[Example], list[BadRow]]:
+    """The examples in `text`, and the rows of it that are none.
+
+    Raises LatentRefError that names `path` if a list is broken off.
+    """
+    examples, bad = [], []
+    for number, value in _rows(path, text):
+        rule = "it is no JSON object" if value is None else _broken_rule(value)
+        if rule:
+            bad.append(BadRow(number, rule))
+        else:
+            steps = tuple(value["steps"])
+            examples.append(Example(value["question"], steps, value["answer"]))
+    return examples, bad
+
+
+def summary(bad: Sequence[BadRow], unit: str = "line") -> str:
+    """The broken rules, each with the first of its lines or rows (`unit`)."""
+    numbers: dict[str, list[int]] = {}
+    for row in bad:
+        numbers.setdefault(row.rule, []).append(row.number)
+    return "; ".join(f"{rule}: {_places(found, unit)}" for rule, found in numbers.items())
+
+
+def _places(numbers: Sequence[int], unit: str) -> str:
+    """ "line 3", or "lines 3, 7-9 and 12 more"."""
+    ranges: list[list[int]] = []
+    for number in numbers:
+        if ranges and number == ranges[-1][-1] + 1:
+            ranges[-1] = [ranges[-1][0], number]
+        else:
+            ranges.append([number])
+    shown = ", ".join("-".join(map(str, ends)) for ends in ranges[:MOST_SHOWN])
+    num_left = sum(ends[-1] - ends[0] + 1 for ends in ranges[MOST_SHOWN:])
+    more = f" and {num_left} more" if num_left else ""
+    return f"{unit}{'s' * (len(numbers) > 1)} {shown}{more}"
+
+
+def _rows(path: str, text: str) -> Iterator[tuple[int, Any]]:
+    """Each row with its number in a list or its line; None for a line that is no JSON."""
+    if is_list(text):
+        try:
+            yield from enumerate(parse_json(text), start=1)
+        except (ValueError, RecursionError) as error:
+            raise LatentRefError(
+                f"{path} is broken off or no JSON ({one_line(error)}); mend the file"
+            ) from error
+        return
+    for number, line in enumerate(text.split("\n"), start=1):
+        if line.strip():
+            try:
+                yield number, parse_json(line)
+            except (ValueError, RecursionError):
+                yield number, None
+
+
+def is_list(text: str) -> bool:
+    """Whether the rows are one JSON list; else, there is one in each line."""
+    return text.lstrip().startswith("[")
+
+
+def _broken_rule(value: Any) -> str | None:
+    """The first rule that a row breaks; None for a good one."""
+    if not isinstance(value, dict):
+        return "it is no JSON object"
+    for name in ("question", "answer"):
+        if not isinstance(value.get(name), str) or not value[name].strip():
+            return f"{name} is not a text"
+    steps = value.get("steps")
+    if not isinstance(steps, list) or not all(isinstance(step, str) for step in steps):
+        return "steps is not a list of texts"
+    if "#" in value["answer"]:
+        return "answer contains '#', which marks where it begins"
+    return None

@@ -1,17 +1,19 @@
 """Models in training: made or opened, given marker tokens, saved in the form that `load` opens.
 
-    trainee = build(recipe, words=words, latent=False)
+    trainee = build(recipe, words=words(texts), latent=False)
     save(trainee, "out/strong", Manifest(latent_steps=0))
-    trainee = build(recipe, words=words, latent=True, start="out/strong")
+    trainee = build(recipe, words=(), latent=True, start="out/strong")
 
-All weights are trained, or a LoRA adapter with the markers' rows. Deliberately knows no data and no
-optimiser.
+All weights are trained, or a LoRA adapter with the rows of the markers. A new model has one token
+for each word of its training data; a word is what lies between spaces, a newline is a word of its
+own, and text whose words are separated by single spaces or newlines survives encoding and decoding.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import os
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,11 +33,10 @@ from lm_eval_latentref.errors import LatentRefError
 from lm_eval_latentref.latent.config import RefinementConfig
 from lm_eval_latentref.latent.loaded import LoadedModel, LoadedSet
 from lm_eval_latentref.latent.networks import Network
-from lm_eval_latentref.latent.protocol import known_markers
+from lm_eval_latentref.latent.protocol import answer_text, known_markers
 from lm_eval_latentref.latent.reasoner import Reasoner
 from lm_eval_latentref.training.recipe import Recipe
 from lm_eval_latentref.training.start import changes_its_base, load_adapter, open_start
-from lm_eval_latentref.training.word_tokenizer import make_word_tokenizer
 
 ADAPTER = "default"
 """The name PEFT gives the adapter in training."""
@@ -245,3 +246,46 @@ def _initial_id(tokenizer: Any) -> int:
         if len(ids) == 1 and ids[0] != tokenizer.unk_token_id:
             return ids[0]
     return tokenizer.eos_token_id
+
+
+END_OF_TEXT = "<|endoftext|>"
+UNKNOWN = "<|unknown|>"
+
+
+def words(texts: Iterable[str]) -> list[str]:
+    """Every word of `texts`, once, in a fixed order; those of the protocol come with them."""
+    found = {"\n", answer_text("").strip()}
+    for text in texts:
+        found.update(re.findall(r"\n|[^ \n]+", text))
+    return sorted(found)
+
+
+def make_word_tokenizer(vocabulary: Iterable[str]) -> Any:
+    """A PreTrainedTokenizerFast over `vocabulary`, an end-of-text and an unknown token.
+
+    The end-of-text token also pads and begins an empty text.
+    """
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    ids = {word: index for index, word in enumerate([END_OF_TEXT, UNKNOWN, *vocabulary])}
+    tokenizer = Tokenizer(models.WordLevel(ids, unk_token=UNKNOWN))
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [pre_tokenizers.Split("\n", "isolated"), pre_tokenizers.Split(" ", "removed")]
+    )
+    # WordPiece's decoder puts a space before each token but the first; no token has this prefix.
+    tokenizer.decoder = decoders.Sequence(
+        [
+            decoders.WordPiece(prefix="\0", cleanup=False),
+            decoders.Fuse(),
+            decoders.Replace(" \n", "\n"),
+            decoders.Replace("\n ", "\n"),
+        ]
+    )
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        eos_token=END_OF_TEXT,
+        pad_token=END_OF_TEXT,
+        unk_token=UNKNOWN,
+        clean_up_tokenization_spaces=False,
+    )

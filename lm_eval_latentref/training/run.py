@@ -32,15 +32,14 @@ from lm_eval_latentref.harness.distributed import prepare_processes
 from lm_eval_latentref.latent.protocol import Example
 from lm_eval_latentref.training.data import load_data, texts
 from lm_eval_latentref.training.learner import Learner
-from lm_eval_latentref.training.models import state
-from lm_eval_latentref.training.plan import (
+from lm_eval_latentref.training.models import state, words
+from lm_eval_latentref.training.recipe import Recipe
+from lm_eval_latentref.training.schedule import (
     Progress,
     check_kept,
 )
-from lm_eval_latentref.training.recipe import Recipe
 from lm_eval_latentref.training.start import Start, check_start
 from lm_eval_latentref.training.state import RunFolder
-from lm_eval_latentref.training.word_tokenizer import words
 
 logger = logging.getLogger(__name__)
 

@@ -29,8 +29,8 @@ from lm_eval_latentref.evaluation.statistics import mean_intervals
 from lm_eval_latentref.evaluation.sweep import Sweep, load_model, sweep
 from lm_eval_latentref.evaluation.sweep_model import SweepModel
 from lm_eval_latentref.training.log import read_training
-from lm_eval_latentref.training.loop import train
 from lm_eval_latentref.training.recipe_files import load_recipe
+from lm_eval_latentref.training.trainer import train
 
 BATCH_SIZE = 500
 MOST_TOKENS = 16

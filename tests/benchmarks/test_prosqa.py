@@ -13,16 +13,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lm_eval_latentref.benchmarks.data import load_split
 from lm_eval_latentref.benchmarks.prosqa import (
     CONCEPTS,
+    KNOWN_FINGERPRINTS,
     PEOPLE,
     SPLIT_BUCKETS,
     fingerprint,
     generate,
 )
-from lm_eval_latentref.benchmarks.prosqa_known import KNOWN_FINGERPRINTS
-from lm_eval_latentref.benchmarks.published import DATA_VARIABLE
+from lm_eval_latentref.benchmarks.splits import DATA_VARIABLE, load_split
 from lm_eval_latentref.checkpoints.questions import normalise_question
 from lm_eval_latentref.errors import LatentRefError
 

@@ -14,14 +14,14 @@ from hypothesis import strategies as st
 from lm_eval.tasks import TaskManager
 from test_data import EXPECTED_EXAMPLES, mathqa_row, published_files, write_folder
 
-from lm_eval_latentref.benchmarks import documents, published
-from lm_eval_latentref.benchmarks.data import load_split
+from lm_eval_latentref.benchmarks import documents, splits
+from lm_eval_latentref.benchmarks.documents import tasks_path
 from lm_eval_latentref.benchmarks.prosqa import generate
 from lm_eval_latentref.benchmarks.rows import BENCHMARKS
-from lm_eval_latentref.benchmarks.tasks import tasks_path
+from lm_eval_latentref.benchmarks.splits import load_split
 from lm_eval_latentref.latent.protocol import extract_answer
 
-REAL_DATA = os.environ.get(published.DATA_VARIABLE)
+REAL_DATA = os.environ.get(splits.DATA_VARIABLE)
 
 CHOOSING = [name for name in BENCHMARKS if name != "gsm8k"]
 GENERATING_TASKS = [f"latentref_{name}{dev}" for name in BENCHMARKS for dev in ("", "_dev")]
@@ -52,7 +52,7 @@ def fixture_data(tmp_path_factory):
     folder = tmp_path_factory.mktemp("data")
     write_folder(folder, published_files())
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv(published.DATA_VARIABLE, str(folder))
+        patch.setenv(splits.DATA_VARIABLE, str(folder))
         yield folder
 
 
@@ -235,7 +235,7 @@ def test_the_harness_variant_asks_what_lm_evals_mathqa_asks(manager, tmp_path, t
 @pytest.mark.parametrize(("split", "num_rows"), [("test", 2985), ("dev", 447)])
 def test_the_harness_variant_asks_the_same_of_every_real_row(split, num_rows, manager, tmp_path):
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv(published.DATA_VARIABLE, str(REAL_DATA))
+        patch.setenv(splits.DATA_VARIABLE, str(REAL_DATA))
         rows = load_split("mathqa", split).rows
         name = "latentref_mathqa_harness" + ("_dev" if split == "dev" else "")
         ours = manager.load([name])["tasks"][name]
@@ -246,7 +246,7 @@ def test_the_harness_variant_asks_the_same_of_every_real_row(split, num_rows, ma
 def test_a_malformed_mathqa_row_stops_the_harness_variant(tmp_path, monkeypatch):
     broken = {**mathqa_row(1), "options": "a ) 1 , b ) 2"}
     write_folder(tmp_path, {"mathqa/test": [broken]})
-    monkeypatch.setenv(published.DATA_VARIABLE, str(tmp_path))
+    monkeypatch.setenv(splits.DATA_VARIABLE, str(tmp_path))
     with pytest.raises(ValueError, match="malformed mathqa row"):
         documents.harness_documents("test")
 
@@ -312,8 +312,8 @@ def test_generated_tasks_run_end_to_end_without_data(manager, monkeypatch):
         def loglikelihood(self, requests, disable_tqdm=False):
             return [(-float(r.args[1] != r.doc["answer_text"]), False) for r in requests]
 
-    monkeypatch.setenv(published.DATA_VARIABLE, "/no/such/folder")
-    with documents.recording() as splits:
+    monkeypatch.setenv(splits.DATA_VARIABLE, "/no/such/folder")
+    with documents.recording() as recorded:
         run = lm_eval.simple_evaluate(
             model=Oracle(), tasks=GENERATED_TASKS, task_manager=manager, limit=5, bootstrap_iters=0
         )
@@ -321,7 +321,7 @@ def test_generated_tasks_run_end_to_end_without_data(manager, monkeypatch):
     assert run["results"][GENERATED_TASKS[1]]["acc,none"] == 1.0
     logged = run["samples"][GENERATED_TASKS[0]][0]
     assert logged["filtered_resps"] == [logged["doc"]["answer"]]
-    assert splits["prosqa_generated test"]["seed"] == 0
+    assert recorded["prosqa_generated test"]["seed"] == 0
 
 
 def test_the_records_of_loaded_data_tell_two_loads_apart(fixture_data):

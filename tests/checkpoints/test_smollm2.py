@@ -17,8 +17,7 @@ import torch
 from tiny import tiny_model, tiny_tokenizer
 from tiny_checkpoints import plan_of
 
-from lm_eval_latentref.benchmarks.data import held_out_questions
-from lm_eval_latentref.benchmarks.published import DATA_VARIABLE
+from lm_eval_latentref.benchmarks.splits import DATA_VARIABLE, held_out_questions
 from lm_eval_latentref.checkpoints import packaged, sources
 from lm_eval_latentref.checkpoints.loading import load
 from lm_eval_latentref.checkpoints.manifest import Manifest, read_manifest, write_manifest

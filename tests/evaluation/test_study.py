@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 from tables import squeezed
 
+from lm_eval_latentref.benchmarks.documents import tasks_path
 from lm_eval_latentref.benchmarks.hops import generate
-from lm_eval_latentref.benchmarks.tasks import tasks_path
 from lm_eval_latentref.checkpoints.manifest import read_manifest, write_manifest
 from lm_eval_latentref.checkpoints.packaged import PACKAGED_MODELS
 from lm_eval_latentref.checkpoints.questions import QUESTIONS_NAME, hash_questions, write_hashes
@@ -30,7 +30,7 @@ from lm_eval_latentref.evaluation.study_report import (
     study_page,
 )
 from lm_eval_latentref.training.log import TrainingLog
-from lm_eval_latentref.training.snapshots import Epoch
+from lm_eval_latentref.training.schedule import Epoch
 
 NUM_PROBLEMS = 12
 ROWS = ["No-CoT", "CoT", "Coconut", "+ residual", "+ search", "both"]

@@ -18,7 +18,7 @@ from tiny import tiny_model, tiny_tokenizer
 from tiny_checkpoints import plan_of
 from training_helpers import small_recipe
 
-from lm_eval_latentref.benchmarks import published
+from lm_eval_latentref.benchmarks import splits
 from lm_eval_latentref.benchmarks.graph import generate
 from lm_eval_latentref.checkpoints import sets
 from lm_eval_latentref.checkpoints.convert import convert
@@ -35,7 +35,7 @@ from lm_eval_latentref.evaluation.settings import Setting
 from lm_eval_latentref.evaluation.sweep import save_sweep, sweep, sweep_json
 from lm_eval_latentref.harness.model import LatentRefLM
 from lm_eval_latentref.latent.reasoner import Reasoner
-from lm_eval_latentref.training.loop import train
+from lm_eval_latentref.training.trainer import train
 
 TASK = "riddles_dev"
 SIZES = {"memory_rates": (0.4,), "step_sizes": (1.0,), "latent_steps": (1, 3)}
@@ -257,7 +257,7 @@ def test_a_step_that_overflows_is_left_out_and_named(folders, tasks, tmp_path):
     ],
 )
 def test_tasks_that_settings_are_not_chosen_on_are_refused(task, message, tasks, monkeypatch):
-    monkeypatch.setenv(published.DATA_VARIABLE, "/no/such/folder")
+    monkeypatch.setenv(splits.DATA_VARIABLE, "/no/such/folder")
     if task == "latentref_mc_dev":
         monkeypatch.setattr(
             TaskManager, "load", lambda self, names: {"tasks": {"latentref_aqua_mc_dev": None}}

@@ -10,7 +10,7 @@ import pytest
 from test_model import folders
 
 from lm_eval_latentref import LatentRefError
-from lm_eval_latentref.benchmarks.tasks import tasks_path
+from lm_eval_latentref.benchmarks.documents import tasks_path
 from lm_eval_latentref.harness import command, door
 from lm_eval_latentref.harness.lm_eval_seams import parse_run
 from lm_eval_latentref.harness.model import LatentRefLM

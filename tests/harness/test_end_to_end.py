@@ -12,7 +12,7 @@ from lm_eval.tasks import TaskManager
 from test_model import REFINED, folders
 from tiny import tiny_model, tiny_tokenizer
 
-from lm_eval_latentref.benchmarks.tasks import tasks_path
+from lm_eval_latentref.benchmarks.documents import tasks_path
 from lm_eval_latentref.harness.command import run
 
 __all__ = ["folders"]

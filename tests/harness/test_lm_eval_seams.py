@@ -17,7 +17,7 @@ from lm_eval.tasks import TaskManager
 from sqlitedict import SqliteDict, decode
 from test_model import folders, latentref
 
-from lm_eval_latentref.benchmarks.tasks import tasks_path
+from lm_eval_latentref.benchmarks.documents import tasks_path
 from lm_eval_latentref.harness import lm_eval_seams, response_cache
 from lm_eval_latentref.harness.lm_eval_seams import SeamLM, noting_unsaved_files, parse_run
 

@@ -10,7 +10,7 @@ from training_helpers import small_recipe
 from lm_eval_latentref.checkpoints.loading import load
 from lm_eval_latentref.checkpoints.manifest import read_manifest
 from lm_eval_latentref.errors import LatentRefError
-from lm_eval_latentref.training.loop import train
+from lm_eval_latentref.training.trainer import train
 
 KEPT = ["cot-1", "cot-2", "cot-3"]
 

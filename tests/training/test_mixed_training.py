@@ -13,15 +13,15 @@ from tiny import tiny_tokenizer
 from training_helpers import SMALL, metrics, small_recipe, write_json
 
 from lm_eval_latentref.benchmarks import documents
-from lm_eval_latentref.benchmarks.data import load
 from lm_eval_latentref.benchmarks.rows import harness_example
+from lm_eval_latentref.benchmarks.splits import load
 from lm_eval_latentref.checkpoints import sources
 from lm_eval_latentref.errors import LatentRefError
 from lm_eval_latentref.latent.protocol import Example
 from lm_eval_latentref.training.curriculum import Row, micro_batches
 from lm_eval_latentref.training.data import TrainingData, encode, load_data
-from lm_eval_latentref.training.loop import train
 from lm_eval_latentref.training.models import _plain_source, build
+from lm_eval_latentref.training.trainer import train
 
 tokens = st.integers(1, 9).map(lambda length: (0,) * length)
 rows = st.builds(Row, tokens, st.integers(0, 2), tokens)

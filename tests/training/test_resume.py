@@ -24,7 +24,7 @@ from lm_eval_latentref.checkpoints.loading import load
 from lm_eval_latentref.errors import LatentRefError
 from lm_eval_latentref.training import state as training_state
 from lm_eval_latentref.training.learner import Learner
-from lm_eval_latentref.training.loop import train
+from lm_eval_latentref.training.trainer import train
 
 # Dropout (in the recipe of the helpers) makes every random number count.
 CHANGES = {"phases": ["no_cot", "cot", "coconut"], "uniform_prob": 0.3, "weak_epoch": 1}
@@ -207,7 +207,7 @@ def test_the_bar_of_a_resumed_run_begins_where_the_state_stands(tmp_path, monkey
             super().__init__(*args, **kwargs)
             bars.append(self)
 
-    monkeypatch.setattr("lm_eval_latentref.training.loop.tqdm", Bar)
+    monkeypatch.setattr("lm_eval_latentref.training.trainer.tqdm", Bar)
     with monkeypatch.context() as patch:
         die_after(patch, 10)
         with pytest.raises(Killed):

@@ -14,10 +14,10 @@ from lm_eval_latentref.cli import main
 from lm_eval_latentref.latent.protocol import LATENT as PAUSE
 from lm_eval_latentref.latent.protocol import MARKERS as MARKER_TOKENS
 from lm_eval_latentref.training.data import load_data, read_examples
-from lm_eval_latentref.training.loop import train
 from lm_eval_latentref.training.models import build
-from lm_eval_latentref.training.plan import Progress, Stage, learning_rate
 from lm_eval_latentref.training.recipe_files import parse_recipe
+from lm_eval_latentref.training.schedule import Progress, Stage, learning_rate
+from lm_eval_latentref.training.trainer import train
 
 TINY = {
     "llama": {"hidden_size": 16, "intermediate_size": 16, "num_attention_heads": 2},
@@ -220,7 +220,7 @@ def test_the_curriculum_starts_from_the_best_cot_or_where_cot_started(tmp_path, 
         starts.append(how["start"])
         return build(recipe, **how)
 
-    monkeypatch.setattr("lm_eval_latentref.training.phase.build", noting)
+    monkeypatch.setattr("lm_eval_latentref.training.trainer.build", noting)
     few = {"cot_epochs": 1, "num_train": 16, "max_latent_stage": 0, "phases": "cot,pause,coconut"}
     for name, start_from_cot in (("from_cot", True), ("anew", False)):
         folder = train(small_recipe(tmp_path / name, **few, start_from_cot=start_from_cot))

@@ -16,7 +16,7 @@ from lm_eval_latentref.checkpoints.loading import load
 from lm_eval_latentref.checkpoints.manifest import MANIFEST_NAME, read_manifest
 from lm_eval_latentref.checkpoints.questions import hash_questions, read_hashes
 from lm_eval_latentref.errors import LatentRefError
-from lm_eval_latentref.training.loop import train
+from lm_eval_latentref.training.trainer import train
 
 LORA = {"r": 2, "target_modules": ["q_proj"]}
 WEIGHTS = "adapter_model.safetensors"

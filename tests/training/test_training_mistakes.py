@@ -8,9 +8,9 @@ from training_helpers import SMALL, metrics, small_recipe, write_json
 from lm_eval_latentref.checkpoints.files import holding
 from lm_eval_latentref.errors import LatentRefError
 from lm_eval_latentref.training.data import load_data, texts
-from lm_eval_latentref.training.loop import train
+from lm_eval_latentref.training.models import words
 from lm_eval_latentref.training.recipe_files import parse_recipe
-from lm_eval_latentref.training.word_tokenizer import words
+from lm_eval_latentref.training.trainer import train
 
 
 @pytest.mark.parametrize(

@@ -15,8 +15,8 @@ from lm_eval_latentref.checkpoints.manifest import read_manifest
 from lm_eval_latentref.errors import LatentRefError
 from lm_eval_latentref.training import recipe_files
 from lm_eval_latentref.training.log import read_training, retrain_command
-from lm_eval_latentref.training.loop import train
 from lm_eval_latentref.training.recipe_files import load_recipe
+from lm_eval_latentref.training.trainer import train
 
 
 @pytest.fixture(scope="module")

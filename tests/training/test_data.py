@@ -16,9 +16,15 @@ from lm_eval_latentref.cli import main
 from lm_eval_latentref.errors import LatentRefError
 from lm_eval_latentref.latent.protocol import Example
 from lm_eval_latentref.training import data as training_data
-from lm_eval_latentref.training.data import encode, load_data, read_examples
-from lm_eval_latentref.training.examples import BadRow, parse_examples, summary
-from lm_eval_latentref.training.word_tokenizer import make_word_tokenizer, words
+from lm_eval_latentref.training.data import (
+    BadRow,
+    encode,
+    load_data,
+    parse_examples,
+    read_examples,
+    summary,
+)
+from lm_eval_latentref.training.models import make_word_tokenizer, words
 
 
 def test_bad_rows_are_counted_and_named_with_file_line_and_rule(tmp_path, caplog):
@@ -84,7 +90,7 @@ def test_a_truncated_list_is_an_error_with_its_line(tmp_path):
 
 
 def test_questions_of_held_out_splits_are_removed_counted_and_logged(tmp_path, monkeypatch, caplog):
-    monkeypatch.setattr(training_data.data, "held_out_questions", lambda: frozenset({"onetwo"}))
+    monkeypatch.setattr(training_data.splits, "held_out_questions", lambda: frozenset({"onetwo"}))
     questions = ["One, two?", "three", "ONE two", "VALIDATION one"]
     train_file = write_json(tmp_path / "train.json", questions)
     recipe = small_recipe(

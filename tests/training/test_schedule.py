@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lm_eval_latentref.training.snapshots import Epoch, choose, lower_bound
+from lm_eval_latentref.training.schedule import Epoch, choose, lower_bound
 
 
 def test_strong_is_the_best_epoch_and_weak_the_worst_that_beats_chance():
