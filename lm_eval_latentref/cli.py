@@ -448,8 +448,7 @@ def thoughts(args: argparse.Namespace) -> int:
 
 def compare(args: argparse.Namespace) -> int:
     """Prints the paired tests of two runs, then one JSON line."""
-    from lm_eval_latentref.evaluation.answers import read_answers
-    from lm_eval_latentref.evaluation.compare import as_json, as_text, compare
+    from lm_eval_latentref.evaluation.compare import as_json, as_text, compare, read_answers
 
     first, second = (read_answers(name, metric=args.metric) for name in (args.first, args.second))
     found = compare(first, second, seed=args.seed)
@@ -468,7 +467,7 @@ def leaderboard(args: argparse.Namespace) -> int:
 
 def check(args: argparse.Namespace) -> int:
     """Prints what the gate says, or writes its files anew; the status is the verdict's."""
-    from lm_eval_latentref.evaluation.check_update import gate
+    from lm_eval_latentref.evaluation.gate import gate
 
     return gate(args.candidate, **_given(args, *CHECK_OPTIONS))
 

@@ -13,7 +13,7 @@ import warnings
 from typing import Any
 
 from lm_eval_latentref.evaluation import check as gate
-from lm_eval_latentref.evaluation.check_report import render
+from lm_eval_latentref.evaluation.gate import render
 
 
 class InconclusiveWarning(UserWarning):

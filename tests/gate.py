@@ -94,7 +94,7 @@ class Runner:
 
 def write(name: str) -> None:
     """Writes baseline and golden file of a row; a second run, row by row, measures the noise."""
-    from lm_eval_latentref.evaluation.check_update import update_baseline, update_golden
+    from lm_eval_latentref.evaluation.gate import update_baseline, update_golden
 
     with tempfile.TemporaryDirectory() as scratch:
         results = []

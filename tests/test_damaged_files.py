@@ -28,11 +28,11 @@ from lm_eval_latentref.checkpoints.loading import load
 from lm_eval_latentref.checkpoints.manifest import Manifest, read_manifest, write_manifest
 from lm_eval_latentref.checkpoints.questions import hash_questions, read_hashes, write_hashes
 from lm_eval_latentref.errors import LatentRefError
-from lm_eval_latentref.evaluation.answers import read_answers
 from lm_eval_latentref.evaluation.baseline import read_baseline, write_baseline
+from lm_eval_latentref.evaluation.compare import read_answers
 from lm_eval_latentref.evaluation.golden import answers, read_golden, write_golden
-from lm_eval_latentref.evaluation.journal import read_journal
 from lm_eval_latentref.evaluation.results import read_results, read_run
+from lm_eval_latentref.evaluation.sweep_run import read_journal
 from lm_eval_latentref.harness.response_cache import check_files
 from lm_eval_latentref.training.data import read_examples
 from lm_eval_latentref.training.log import read_training

@@ -6,7 +6,7 @@
     check("results/new", golden="golden.json")
 
 A folder with samples is compared document by document, a YAML file by its tolerance, a golden file
-to the rounding error.
+to the rounding error. When a metric fails is in `check_rules`.
 """
 
 from __future__ import annotations
@@ -16,18 +16,33 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+
 from lm_eval_latentref.errors import LatentRefError
-from lm_eval_latentref.evaluation.baseline import Baseline, ExpectedMetric, read_baseline
+from lm_eval_latentref.evaluation.baseline import (
+    DEFAULT_RTOL,
+    Baseline,
+    ExpectedMetric,
+    read_baseline,
+)
 from lm_eval_latentref.evaluation.check_rules import (
+    MAX_DROP,
     SIGNIFICANCE,
+    Drop,
+    Flip,
     Result,
     Verdict,
+    accuracy_drop,
     failed,
+    is_lower_better,
+    judge_paired,
     judge_scores,
+    mean_drop,
 )
-from lm_eval_latentref.evaluation.check_runs import Measured, judge_runs, read_measured
 from lm_eval_latentref.evaluation.golden import Golden, answers, compare_golden, read_golden
-from lm_eval_latentref.evaluation.results import Score, Task
+from lm_eval_latentref.evaluation.pairing import holm
+from lm_eval_latentref.evaluation.results import Run, Score, Task, read_results
+from lm_eval_latentref.evaluation.samples import answer_text, gold_text, read_at
 
 YAML_SUFFIXES = (".yaml", ".yml")
 
@@ -184,3 +199,180 @@ def _made_otherwise(then: Mapping[str, str], now: Mapping[str, str]) -> str:
         if then.get(name) != now.get(name)
     ]
     return f"; the file was made with {', '.join(changed)}" if changed else ""
+
+
+@dataclass(frozen=True)
+class Measured:
+    """The newest run of each task in a folder."""
+
+    name: str
+    tasks: Mapping[str, Task]
+    """Groups included."""
+    runs: Mapping[str, Run]
+    """Of each task."""
+
+
+@dataclass(frozen=True)
+class _Pair:
+    """A metric of a task whose documents both runs answered."""
+
+    first: Task
+    second: Task
+    metric: str
+    drop: Drop
+
+
+def read_measured(path: str | Path) -> Measured:
+    """The newest run of each task in `path`.
+
+    Raises LatentRefError where a file there cannot be read, or nothing is there.
+    """
+    found = read_results([path])
+    if found.problems:
+        raise LatentRefError(str(found.problems[0]))
+    tasks: dict[str, Task] = {}
+    runs: dict[str, Run] = {}
+    for run in sorted(found.runs, key=lambda run: (run.date or 0.0, run.file.name)):
+        for name, task in (run.tasks | run.groups).items():
+            tasks[name], runs[name] = task, run
+    if not tasks:
+        raise LatentRefError(f"{path} holds no results of lm-eval; give what --output_path wrote")
+    return Measured(str(path), tasks, runs)
+
+
+def judge_runs(
+    candidate: Measured,
+    baseline: Measured,
+    *,
+    max_drop: float | None = None,
+    significance: float,
+    show_flips: int = 0,
+) -> list[Result]:
+    """Judges every metric of the baseline's tasks; groups are averages of tasks and left out."""
+    compared = [
+        _compared(task, candidate.tasks.get(name), metric, max_drop)
+        for name, task in baseline.tasks.items()
+        if name not in baseline.runs[name].groups
+        for metric in task.scores
+    ]
+    adjusted = iter(holm([one.drop.p_value for one in compared if isinstance(one, _Pair)]))
+    limit = MAX_DROP if max_drop is None else max_drop
+    return [
+        one
+        if isinstance(one, Result)
+        else _judged(one, next(adjusted), limit, significance, show_flips)
+        for one in compared
+    ]
+
+
+def other_work(first: Task, second: Task) -> str | None:
+    """What the second run did otherwise than the first, in one phrase; None for the same work."""
+    fields = {
+        "task version": (first.version, second.version),
+        "num_fewshot": (first.num_fewshot, second.num_fewshot),
+        "documents (--limit)": (first.num_documents, second.num_documents),
+    }
+    for name, (expected, given) in fields.items():
+        if None not in (expected, given) and expected != given:
+            return f"{name}: {given}, but {expected} in the baseline"
+    for name in first.columns.keys() & second.columns.keys():
+        ours, theirs = first.columns[name], second.columns[name]
+        same_ids = np.array_equal(ours.doc_ids, theirs.doc_ids)
+        if not same_ids or not np.array_equal(ours.hashes, theirs.hashes):
+            return "its documents are not those of the baseline"
+    return None
+
+
+def paired_drop(first: Task, second: Task, metric: str) -> Drop | None:
+    """The drop on the documents of both; None where the metric has no value of 0 to 1 for each."""
+    if not (first.paired(metric) and second.paired(metric)):
+        return None
+    name, _, filter_name = metric.partition(",")
+    values = [task.columns[filter_name].values[name] for task in (first, second)]
+    if is_lower_better(first.scores[metric]):
+        values.reverse()
+    before_N, after_N = values
+    both_2N = np.stack([before_N, after_N])
+    if ((both_2N == 0.0) | (both_2N == 1.0)).all():
+        lost, gained = int((before_N > after_N).sum()), int((after_N > before_N).sum())
+        return accuracy_drop(lost=lost, gained=gained, num_documents=len(before_N))
+    if ((both_2N >= 0.0) & (both_2N <= 1.0)).all():
+        return mean_drop(before_N, after_N)
+    return None
+
+
+def _compared(
+    first: Task, second: Task | None, metric: str, max_drop: float | None
+) -> Result | _Pair:
+    score = first.scores[metric]
+    if second is None:
+        return failed(first.name, metric, "the candidate has no such task", score.value)
+    if reason := other_work(first, second):
+        return failed(first.name, metric, reason, score.value)
+    if metric not in second.scores:
+        return failed(first.name, metric, "the candidate has no such metric", score.value)
+    if first.columns and not second.columns:
+        raise LatentRefError(
+            f"{first.name}: the candidate has no samples to pair with the baseline's; evaluate it "
+            "with --log_samples"
+        )
+    if (drop := paired_drop(first, second, metric)) is not None:
+        return _Pair(first, second, metric, drop)
+    tolerance = abs(score.value) * DEFAULT_RTOL if max_drop is None else max_drop
+    return judge_scores(first.name, metric, score, second.scores[metric], tolerance=tolerance)
+
+
+def _judged(
+    pair: _Pair, p_value: float, max_drop: float, significance: float, show_flips: int
+) -> Result:
+    first, second, drop = pair.first, pair.second, pair.drop
+    outcome = judge_paired(
+        drop, adjusted_p_value=p_value, max_drop=max_drop, significance=significance
+    )
+    difference, low, high = -drop.value, -drop.upper, -drop.lower
+    if is_lower_better(first.scores[pair.metric]):
+        difference, low, high = drop.value, drop.lower, drop.upper
+    return Result(
+        task=first.name,
+        metric=pair.metric,
+        baseline=first.scores[pair.metric].value,
+        candidate=second.scores[pair.metric].value,
+        difference=difference,
+        interval=(low, high),
+        p_value=drop.p_value,
+        adjusted_p_value=p_value,
+        num_documents=drop.num_documents,
+        detectable=outcome.detectable,
+        verdict=outcome.verdict,
+        reason=outcome.reason,
+        flips=read_flips(first, second, pair.metric, num=show_flips) if show_flips else (),
+    )
+
+
+def read_flips(first: Task, second: Task, metric: str, *, num: int) -> tuple[Flip, ...]:
+    """The `num` documents that changed most for the worse, then those for the better.
+
+    Both tasks have samples of the same documents.
+    """
+    name, _, filter_name = metric.partition(",")
+    columns = first.columns[filter_name], second.columns[filter_name]
+    values_2N = np.stack([column.values[name] for column in columns])
+    changes_N = values_2N[1] - values_2N[0]
+    order_N = np.argsort(changes_N, kind="stable")
+    places = [int(place) for place in order_N if changes_N[place]][:num]
+    samples = [
+        read_at(task.samples_file, [int(column.offsets[place]) for place in places])
+        for task, column in zip((first, second), columns, strict=True)
+        if task.samples_file is not None
+    ]
+    return tuple(
+        Flip(
+            document=int(columns[0].doc_ids[place]),
+            baseline=float(values_2N[0, place]),
+            candidate=float(values_2N[1, place]),
+            gold=gold_text(before),
+            baseline_answer=answer_text(before),
+            candidate_answer=answer_text(after),
+        )
+        for place, before, after in zip(places, *samples, strict=True)
+    )

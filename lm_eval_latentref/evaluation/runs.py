@@ -34,7 +34,7 @@ from lm_eval_latentref.checkpoints.sets import (
     resolve,
 )
 from lm_eval_latentref.checkpoints.sources import fingerprint
-from lm_eval_latentref.evaluation.answers import Answer, Answers, read_answers
+from lm_eval_latentref.evaluation.compare import Answer, Answers, read_answers
 from lm_eval_latentref.evaluation.provenance import machine, versions
 from lm_eval_latentref.evaluation.statistics import standard_error
 from lm_eval_latentref.harness.model import LatentRefLM

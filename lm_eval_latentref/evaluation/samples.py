@@ -46,6 +46,9 @@ _FIELDS = frozenset(
 )
 
 
+_MAX_CHARACTERS = 60
+
+
 @dataclass(frozen=True, kw_only=True)
 class Column:
     """What one filter of a samples file holds."""
@@ -247,3 +250,29 @@ def _no_sample(file: Path, number: int, error: Exception) -> LatentRefError:
         f"{file}, line {number}: not a logged sample ({type(error).__name__} {error}); "
         "give a file that `lm_eval --log_samples` wrote"
     )
+
+
+def gold_text(sample: Mapping[str, Any], limit: int = _MAX_CHARACTERS) -> str:
+    """The right answer: the gold candidate's text, or the target; one line of `limit` at most."""
+    scored = candidates(sample)
+    return clip(_choice(sample, scored[1]) if scored else sample.get("target"), limit)
+
+
+def answer_text(sample: Mapping[str, Any], limit: int = _MAX_CHARACTERS) -> str:
+    """What the model answered: its likeliest candidate, or the text that was judged."""
+    if scored := candidates(sample):
+        values, _ = scored
+        return clip(_choice(sample, values.index(max(values))), limit)
+    answers = sample.get("filtered_resps")
+    return clip(answers[0] if isinstance(answers, list) and answers else answers, limit)
+
+
+def clip(text: object, limit: int = _MAX_CHARACTERS) -> str:
+    """`text` in one line of at most `limit` characters."""
+    line = " ".join(str(text).split())
+    return line if len(line) <= limit else f"{line[: limit - 3]}..."
+
+
+def _choice(sample: Mapping[str, Any], number: int) -> str:
+    """The text of a candidate, or its number where the requests are not logged."""
+    return str(request(sample, number).get("arg_1", number))

@@ -4,27 +4,30 @@
     cost = run.fill(path)                   # what the journal at `path` holds is not done again
     outcomes, overflowed = run.outcomes()
 
-Deliberately knows nothing of which setting is to be preferred.
+The journal is one JSON object a line. A process may be killed at any moment: a last line that was
+cut off is left out when reading and removed before anything is added.
 """
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import hashlib
 import json
 import logging
+import os
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import TracebackType
 from typing import Any
 
 from tqdm import tqdm
 
-from lm_eval_latentref.checkpoints.files import reading
-from lm_eval_latentref.errors import LatentRefError
+from lm_eval_latentref.checkpoints.files import parse_json, reading
+from lm_eval_latentref.errors import LatentRefError, saving
 from lm_eval_latentref.evaluation.dev_tasks import DevTask
-from lm_eval_latentref.evaluation.journal import ADVICE, Journal, read_journal
 from lm_eval_latentref.evaluation.provenance import versions
 from lm_eval_latentref.evaluation.settings import Outcome, Setting
 from lm_eval_latentref.evaluation.sweep_model import SweepModel, forwards
@@ -209,3 +212,59 @@ def _judge(scores: Sequence[Score], gold: int, written: bool) -> tuple[bool, flo
 
 def _digest(value: Any) -> str:
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:16]
+
+
+ADVICE = "remove it to start afresh, or name another folder"
+
+
+def read_journal(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
+    """The objects written so far; empty when there is no file."""
+    with reading(path, ADVICE):
+        lines = _whole_lines(Path(path)).split(b"\n")
+    values = []
+    for number, line in enumerate(lines[:-1], start=1):
+        with reading(f"{path}, line {number}", ADVICE):
+            value = parse_json(line.decode("utf-8"))
+            if not isinstance(value, dict):
+                raise TypeError("not a JSON object")
+        values.append(value)
+    return values
+
+
+class Journal:
+    """The file, open for adding; everything added is with the operating system at once."""
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        self._path = path = Path(path)
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            self._file = path.open("ab")
+        except OSError as error:
+            raise LatentRefError(
+                f"{path.parent} cannot be written to ({error.strerror}); name another folder"
+            ) from error
+        self._file.truncate(len(_whole_lines(path)))
+
+    def add(self, value: dict[str, Any]) -> None:
+        """Writes one line."""
+        with saving(self._path):
+            self._file.write(json.dumps(value, allow_nan=False).encode() + b"\n")
+            self._file.flush()
+
+    def __enter__(self) -> Journal:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        # What could not be written is tried once more here; the first failure has been told.
+        with contextlib.suppress(OSError) if kind is not None else saving(self._path):
+            self._file.close()
+
+
+def _whole_lines(path: Path) -> bytes:
+    content = path.read_bytes() if path.is_file() else b""
+    return content[: content.rfind(b"\n") + 1]

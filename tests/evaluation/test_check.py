@@ -14,7 +14,7 @@ from scipy import stats
 from lm_eval_latentref.cli import main
 from lm_eval_latentref.errors import LatentRefError
 from lm_eval_latentref.evaluation.check import check
-from lm_eval_latentref.evaluation.check_update import update_baseline
+from lm_eval_latentref.evaluation.gate import update_baseline
 from lm_eval_latentref.testing import InconclusiveWarning
 from lm_eval_latentref.testing import check as check_in_test
 

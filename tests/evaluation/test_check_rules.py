@@ -8,8 +8,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import optimize, stats
 
-from lm_eval_latentref.evaluation.check_rules import documents_to_settle, judge_paired, judge_scores
-from lm_eval_latentref.evaluation.drop import accuracy_drop, mean_drop, score_statistic
+from lm_eval_latentref.evaluation.check_rules import (
+    accuracy_drop,
+    documents_to_settle,
+    judge_paired,
+    judge_scores,
+    mean_drop,
+    score_statistic,
+)
 from lm_eval_latentref.evaluation.results import Score
 
 RUNS = 20_000

@@ -16,8 +16,7 @@ from scipy import stats
 from lm_eval_latentref.benchmarks.documents import tasks_path
 from lm_eval_latentref.cli import main
 from lm_eval_latentref.errors import LatentRefError
-from lm_eval_latentref.evaluation.answers import Answer, Answers, read_answers
-from lm_eval_latentref.evaluation.compare import compare
+from lm_eval_latentref.evaluation.compare import Answer, Answers, compare, read_answers
 
 CHOOSING = "latentref_prosqa_generated_mc_dev"
 WRITING = "latentref_prosqa_generated_dev"

@@ -10,7 +10,7 @@ from lm_eval_files import digest, write_run
 from lm_eval_latentref.cli import main
 from lm_eval_latentref.errors import LatentRefError
 from lm_eval_latentref.evaluation.check import check
-from lm_eval_latentref.evaluation.check_update import update_golden
+from lm_eval_latentref.evaluation.gate import update_golden
 from lm_eval_latentref.evaluation.golden import TOLERANCE, answers
 
 NUM = 5

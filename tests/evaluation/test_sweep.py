@@ -29,10 +29,10 @@ from lm_eval_latentref.cli import main
 from lm_eval_latentref.errors import LatentRefError
 from lm_eval_latentref.evaluation import sweep_model
 from lm_eval_latentref.evaluation.dev_tasks import load_dev_task
-from lm_eval_latentref.evaluation.journal import Journal, read_journal
 from lm_eval_latentref.evaluation.report import sweep_page
 from lm_eval_latentref.evaluation.settings import Setting
 from lm_eval_latentref.evaluation.sweep import save_sweep, sweep, sweep_json
+from lm_eval_latentref.evaluation.sweep_run import Journal, read_journal
 from lm_eval_latentref.harness.model import LatentRefLM
 from lm_eval_latentref.latent.reasoner import Reasoner
 from lm_eval_latentref.training.trainer import train

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from lm_eval_latentref.errors import LatentRefError
-from lm_eval_latentref.evaluation.journal import Journal, read_journal
+from lm_eval_latentref.evaluation.sweep_run import Journal, read_journal
 
 
 def test_a_line_that_was_cut_off_is_dropped_and_written_over(tmp_path):
