@@ -195,7 +195,7 @@ def test_the_demos_report_says_what_was_shown_and_how_to_repeat_it(tmp_path):
 
 
 def test_every_option_may_be_written_with_hyphens_or_underscores():
-    (commands,) = (one for one in cli._parser()._actions if one.choices)
+    (commands,) = (one for one in cli.parser()._actions if one.choices)
     for name, command in commands.choices.items():
         for action in command._actions:
             flags = {flag for flag in action.option_strings if flag.startswith("--")}
@@ -206,10 +206,10 @@ def test_every_option_may_be_written_with_hyphens_or_underscores():
 
 def test_step_sizes_are_units_of_half_d_with_the_unit_or_without():
     sizes = ["-0.3", "0.3*d/2", "-1*d/2", "1"]
-    words = ["sweep", "--task", "t", "-o", "o", "--step_sizes", *map(cli._no_flag, sizes)]
-    assert cli._parser().parse_args(words).step_sizes == [-0.3, 0.3, -1.0, 1.0]
+    words = ["sweep", "--task", "t", "-o", "o", "--step_sizes", *map(cli.no_flag, sizes)]
+    assert cli.parser().parse_args(words).step_sizes == [-0.3, 0.3, -1.0, 1.0]
     with pytest.raises(SystemExit):
-        cli._parser().parse_args([*words, "0.3*w"])
+        cli.parser().parse_args([*words, "0.3*w"])
 
 
 @pytest.mark.parametrize(

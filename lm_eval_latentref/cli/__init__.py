@@ -1,0 +1,271 @@
+"""The `latentref` command: each subcommand turns strings into one call of the library.
+
+    latentref ask "What is 2 + 3?" --latent_steps 6 --memory_rate 0.3 --show_thoughts
+
+Exit status: 0 done, 2 a mistake of the user's (its line on stderr, no traceback), 130 Ctrl-C;
+`check` and `leaderboard` have statuses of their own. What a subcommand needs is imported when it
+runs, so that `--help` is quick.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from lm_eval_latentref.cli.options import (
+    BOARD_OPTIONS,
+    CHECK_OPTIONS,
+    MODEL_OPTIONS,
+    NAMES_OF_A_SET,
+    no_flag,
+    parser,
+)
+from lm_eval_latentref.errors import LatentRefError, printable
+
+INTERRUPTED = 130
+PIPE_CLOSED = 141
+KEPT = {
+    "train": "the same command goes on from the state saved last",
+    "sweep": "what is finished is in the output folder, and the same command goes on",
+    "study": "what is finished is in the work folder, and the same command goes on",
+    "thoughts": "what is finished is in the work folder, and the same command goes on",
+}
+"""What Ctrl-C leaves behind, by subcommand."""
+
+MISTAKE = 2
+"""Exit status of a mistake, which is argparse's."""
+OTHER_MISTAKES = {"check": 3, "leaderboard": 3}
+"""In `check` 2 is inconclusive."""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs one subcommand and returns its exit status; `argv` defaults to the command line's."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    mistake = OTHER_MISTAKES.get("".join(arguments[:1]), MISTAKE)
+    try:
+        # What follows `run` is lm-eval's: argparse would take its options for ours.
+        if arguments[:1] == ["run"]:
+            return run(arguments[1:])
+        args = parser().parse_args([no_flag(word) for word in arguments])
+        # Each subcommand is the function of its name below.
+        status: int = globals()[args.command.replace("-", "_")](args)
+        sys.stdout.flush()
+        return status
+    except LatentRefError as error:
+        print(printable(str(error)), file=sys.stderr)
+        return mistake
+    except SystemExit as error:  # argparse's: its own mistakes, and --help
+        if error.code == MISTAKE:
+            error.code = mistake
+        raise
+    except KeyboardInterrupt:
+        kept = KEPT.get("".join(arguments[:1]), "nothing was written")
+        print(f"interrupted: {kept}", file=sys.stderr)
+        return INTERRUPTED
+    except BrokenPipeError:
+        # `| head` has read enough; Python would complain once more when it closes the stream.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return PIPE_CLOSED
+
+
+def run(arguments: Sequence[str]) -> int:
+    """Hands lm-eval its command line, with this package's model and tasks."""
+    from lm_eval_latentref.harness.command import run
+
+    return run(arguments)
+
+
+def tasks_path(args: argparse.Namespace) -> int:
+    """Prints the folder for lm-eval's --include_path."""
+    from lm_eval_latentref.benchmarks.documents import tasks_path
+
+    print(tasks_path())
+    return 0
+
+
+def ask(args: argparse.Namespace) -> int:
+    """Prints the answer to one question, and the size of each thought where that is asked."""
+    from lm_eval_latentref.checkpoints.loading import load
+
+    answer = load(**_model_arguments(args)).ask(args.question, **_given(args, "max_new_tokens"))
+    if args.show_thoughts:
+        for number, thought_D in enumerate(answer.thoughts, start=1):
+            print(f"thought {number}: norm {thought_D.norm():.3f}")
+    _show(answer.text)
+    return 0
+
+
+def convert(args: argparse.Namespace) -> int:
+    """Writes a set of checkpoints as one folder."""
+    from lm_eval_latentref.checkpoints.convert import convert
+
+    options = _model_arguments(args)
+    print(convert(out=args.output, adapter=args.adapter, tuned_on=args.tuned_on, **options))
+    return 0
+
+
+def train(args: argparse.Namespace) -> int:
+    """Trains by a recipe, and logs how far it is."""
+    import transformers
+
+    from lm_eval_latentref.training.recipe_files import load_recipe
+    from lm_eval_latentref.training.trainer import train
+
+    recipe = load_recipe(args.recipe, args.overrides)
+    transformers.utils.logging.disable_progress_bar()  # one bar is enough
+    logging.basicConfig(format="%(message)s")
+    logging.getLogger("lm_eval_latentref").setLevel(logging.INFO)
+    train(recipe)
+    return 0
+
+
+def data(args: argparse.Namespace) -> int:
+    """Writes generated problems to a file."""
+    from lm_eval_latentref.training.data import write_generated
+    from lm_eval_latentref.training.recipe_files import parse_overrides
+
+    options = parse_overrides(args.options)
+    amount = _given(args, "num", "seed", "split")
+    num = write_generated(args.task, args.output, options=options, **amount)
+    print(f"{args.output}: {num} problems")
+    return 0
+
+
+def sweep(args: argparse.Namespace) -> int:
+    """Tries settings on a dev split; prints the table, then one JSON line."""
+    from lm_eval_latentref.evaluation.provenance import command
+    from lm_eval_latentref.evaluation.report import sweep_page
+    from lm_eval_latentref.evaluation.sweep import last_line, save_sweep, sweep
+
+    names = ("task", "output", "limit", "seed", "write", "include_path", "latent_steps")
+    grids = ("memory_rates", "step_sizes", "search_steps")
+    # One row at a time, as lm-eval begins with, would undo most of what a sweep saves.
+    model_args = {"batch_size": 32, **_model_arguments(args)}
+    result = sweep(model_args, metadata=_metadata(args.metadata), **_given(args, *names, *grids))
+    _show(sweep_page(save_sweep(result, args.output, command=command())))
+    if result.written:
+        print(f"Written into {result.written}")
+    print(json.dumps(last_line(result)))
+    return 0
+
+
+def study(args: argparse.Namespace) -> int:
+    """Writes the results' page, or the page of several tasks, and prints it."""
+    from lm_eval_latentref.evaluation.provenance import command
+    from lm_eval_latentref.evaluation.report import OVERVIEW, STUDY, check_kind
+    from lm_eval_latentref.evaluation.study import run_studies
+    from lm_eval_latentref.evaluation.study_report import save_studies, save_study
+
+    names = ("work", "latent_steps", "memory_rates", "step_sizes", "limit", "dev_limit", "margins")
+    options = _given(args, *names, "seed", "batch_size", "device", "dtype")
+    check_kind(args.output, OVERVIEW if len(args.task) > 1 else STUDY)
+    options.setdefault("work", _work_folder("study", args.output))
+    studies = run_studies(args.folders, tasks=args.task, **options)
+    if len(studies) > 1:
+        _show(save_studies(studies, args.output, command=command()))
+    else:
+        _show(save_study(studies[0], args.output, command=command()))
+    return 0
+
+
+def thoughts(args: argparse.Namespace) -> int:
+    """Writes what thoughts read as before and after refinement, and prints it."""
+    from lm_eval_latentref.evaluation.provenance import command
+    from lm_eval_latentref.evaluation.thoughts import (
+        check_file,
+        save_thoughts,
+        study_cases,
+        thoughts_json,
+    )
+
+    names = ("task", "work", "num", "latent_steps", "memory_rate", "step_size", "limit")
+    check_file(args.output)
+    options = _given(args, *names, "batch_size", "device", "dtype")
+    options.setdefault("work", _work_folder("thoughts", args.output))
+    found = study_cases(args.folder, **options)
+    _show(save_thoughts(thoughts_json(found, command=command()), args.output))
+    return 0
+
+
+def compare(args: argparse.Namespace) -> int:
+    """Prints the paired tests of two runs, then one JSON line."""
+    from lm_eval_latentref.evaluation.compare import as_json, as_text, compare, read_answers
+
+    first, second = (read_answers(name, metric=args.metric) for name in (args.first, args.second))
+    found = compare(first, second, seed=args.seed)
+    _show(as_text(found))
+    print(json.dumps(as_json(found)))
+    return 0
+
+
+def leaderboard(args: argparse.Namespace) -> int:
+    """Prints the board and writes it; with --watch again whenever its files change."""
+    from lm_eval_latentref.evaluation.leaderboard_report import show
+
+    show(args.results, **_given(args, *BOARD_OPTIONS))
+    return 0
+
+
+def check(args: argparse.Namespace) -> int:
+    """Prints what the gate says, or writes its files anew; the status is the verdict's."""
+    from lm_eval_latentref.evaluation.gate import gate
+
+    return gate(args.candidate, **_given(args, *CHECK_OPTIONS))
+
+
+def demo(args: argparse.Namespace) -> int:
+    """A first evaluation of what comes with the package."""
+    from lm_eval_latentref.evaluation.demo import run_demo
+
+    return run_demo(output=args.output, limit=args.limit)
+
+
+def _show(text: str) -> None:
+    """Prints what may hold text of files or models: line by line, without control characters."""
+    print("\n".join(map(printable, text.split("\n"))))
+
+
+def _work_folder(command: str, output: str) -> str:
+    """Where a command keeps its work: apart from that of another output."""
+    parts = [part for part in Path(output.removesuffix(".md")).parts if part not in ("/", "..")]
+    return str(Path("out", command, "-".join(parts) or "here"))
+
+
+def _given(args: argparse.Namespace, *names: str) -> dict[str, Any]:
+    """Those of `names` that the user gave or that have a default; the library has the others'."""
+    return {name: value for name in names if (value := getattr(args, name)) is not None}
+
+
+def _model_arguments(args: argparse.Namespace) -> dict[str, Any]:
+    """The arguments of `load`: those of `--model_args`, each overridden by its own option."""
+    from lm_eval.utils import simple_parse_args_string
+
+    pairs = [pair for word in args.model_args for pair in word.split(",") if pair]
+    for pair in pairs:
+        if not pair.partition("=")[1]:
+            raise LatentRefError(
+                f"--model_args {pair}: each argument is NAME=VALUE, separated by commas or "
+                "spaces; write for example --model_args pretrained=gpt2,latent_steps=6"
+            )
+    # A sweep's --latent_steps are what it tries.
+    names = NAMES_OF_A_SET if args.command == "sweep" else tuple(MODEL_OPTIONS)
+    own = _given(args, *names)
+    return {**simple_parse_args_string(",".join(pairs)), **own}
+
+
+def _metadata(text: str | None) -> Any:
+    try:
+        values = json.loads(text or "{}")
+    except ValueError:
+        values = None
+    if not isinstance(values, dict):
+        raise LatentRefError(
+            f"--metadata {text}: it must be one JSON object, such as '{{\"num_documents\": 1000}}'"
+        )
+    return values
