@@ -36,7 +36,7 @@ from lm_eval_latentref.harness.arguments import (
     tokenizer_digest,
     weights_digest,
 )
-from lm_eval_latentref.harness.distributed import prepare_processes, told
+from lm_eval_latentref.harness.distributed import prepare_processes
 from lm_eval_latentref.harness.generating import GeneratingLM
 from lm_eval_latentref.harness.lm_eval_seams import Request, log_as_lm_eval
 from lm_eval_latentref.harness.naming import DocumentNames
@@ -68,6 +68,8 @@ class LatentRefLM(GeneratingLM):
     """
 
     reasoner: Reasoner
+    _reports: list[dict[str, Any]] | None = None
+    """The cost of each process, in the first one, since the last barrier."""
 
     def __init__(
         self,
@@ -191,15 +193,23 @@ class LatentRefLM(GeneratingLM):
         loaded = LoadedSet(tokenizer=self.tokenizer, backbone=backbone)
         self.reasoner = Reasoner(loaded, self._refinement, max_length=self._max_length)
 
+    def barrier(self) -> None:
+        """lm-eval's, after each kind of request in every process; also collects each one's cost.
+
+        Nothing is collected while requests are answered: a process whose answers are all cached
+        takes no part in that.
+        """
+        super().barrier()
+        self._reports = self.gather_object(self.reasoner.accounting.report(), dst=0)
+
     def get_model_info(self) -> dict[str, Any]:
         """HFLM's facts about the model, the refinement, checkpoints and data, and the cost.
 
         The cost is that of all since the model was made, or since the last evaluation reported.
         """
         ours = {**self.reasoner.settings(), "data": of_evaluations.report()}
-        mine = self.reasoner.accounting.report()
-        ours["cost"] = Accounting.of_all(told(self.world_size) or [mine])
-        self._is_reported = True
+        ours["cost"] = Accounting.of_all(self._reports or [self.reasoner.accounting.report()])
+        self._is_reported, self._reports = True, None
         return {**super().get_model_info(), "latentref": ours}
 
     # Scoring.

@@ -13,7 +13,6 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-from lm_eval_latentref.harness.distributed import tell
 from lm_eval_latentref.harness.lm_eval_seams import Request, SeamLM
 from lm_eval_latentref.latent.batching import RowLimit, in_batches
 from lm_eval_latentref.latent.reasoner import Reasoner
@@ -72,9 +71,8 @@ class RollingLM(SeamLM):
 
     @contextmanager
     def counting_cost(self) -> Iterator[None]:
-        """Report the cost to the first process at the end; after a report it is counted anew."""
+        """Count the cost of what is done while this is open; after a report it is counted anew."""
         if self._is_reported:
             self.reasoner.accounting.restart()
             self._is_reported = False
         yield
-        tell(self.rank, self.reasoner.accounting.report())

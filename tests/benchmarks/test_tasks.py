@@ -12,7 +12,7 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 from lm_eval.tasks import TaskManager
-from test_data import EXPECTED_EXAMPLES, mathqa_row, published_files, write_folder
+from test_splits import EXPECTED_EXAMPLES, mathqa_row, published_files, write_folder
 
 from lm_eval_latentref.benchmarks import documents, splits
 from lm_eval_latentref.benchmarks.documents import tasks_path

@@ -1,13 +1,19 @@
-"""The first process knows what all did, and waits for none of them."""
+"""The first process knows what all did; processes part cleanly."""
 
 from __future__ import annotations
 
 import atexit
+import inspect
+from types import SimpleNamespace
 
 import pytest
 import torch.distributed as dist
+from lm_eval import evaluator
+from lm_eval.api.model import LM
+from lm_eval.models.huggingface import HFLM
 
 from lm_eval_latentref.harness import distributed as ranks
+from lm_eval_latentref.harness.model import LatentRefLM
 from lm_eval_latentref.latent.accounting import Accounting
 
 REPORTS = [
@@ -36,18 +42,34 @@ def test_counts_are_added_up_and_memory_and_seconds_are_the_largest():
     }
 
 
-def test_the_latest_of_each_process_is_read_and_who_has_told_nothing_is_not_waited_for(monkeypatch):
-    store = dist.HashStore()
-    monkeypatch.setattr(ranks, "_store", lambda: store)
-    ranks.tell(0, REPORTS[1])
-    ranks.tell(0, REPORTS[0])
-    ranks.tell(2, REPORTS[1])
-    assert ranks.told(4) == REPORTS
+def test_the_first_process_reports_the_cost_of_all_since_the_last_barrier(monkeypatch):
+    """lm-eval calls `barrier` in every process, whether or not its answers came from a cache."""
+    lm = object.__new__(LatentRefLM)
+    lm.reasoner = SimpleNamespace(
+        accounting=SimpleNamespace(report=lambda: REPORTS[0]), settings=dict
+    )
+    gathered = []
+
+    def gather_object(obj, dst):
+        gathered.append((obj, dst))
+        return REPORTS
+
+    monkeypatch.setattr(HFLM, "barrier", lambda self: gathered.append("barrier"))
+    monkeypatch.setattr(HFLM, "get_model_info", lambda self: {})
+    lm.gather_object = gather_object
+    lm.barrier()
+    assert gathered == ["barrier", (REPORTS[0], 0)]
+    assert lm.get_model_info()["latentref"]["cost"] == Accounting.of_all(REPORTS)
+    # A later evaluation in one process has no barrier.
+    assert lm.get_model_info()["latentref"]["cost"] == Accounting.of_all(REPORTS[:1])
 
 
-def test_one_process_alone_has_nothing_to_tell():
-    ranks.tell(0, REPORTS[0])
-    assert ranks.told(1) == []
+@pytest.mark.contract
+def test_lm_eval_calls_barrier_after_each_kind_of_request_and_gathers_objects():
+    """evaluator.py: `lm.barrier()` follows `resps = getattr(lm, reqtype)(cloned_reqs)`."""
+    text = inspect.getsource(evaluator.evaluate)
+    assert text.index("getattr(lm, reqtype)") < text.index("lm.barrier()")
+    assert LM.gather_object(None, 1) == [1]
 
 
 @pytest.fixture
