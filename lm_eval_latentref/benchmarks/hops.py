@@ -21,12 +21,10 @@ from collections.abc import Iterator
 from itertools import islice
 from typing import TypedDict
 
+from lm_eval_latentref.benchmarks.drawing import SPLIT_BUCKETS, check_request
 from lm_eval_latentref.errors import LatentRefError
 
 SYMBOLS = tuple(string.ascii_lowercase)
-
-SPLIT_BUCKETS = {"test": (0,), "validation": (1,), "train": (2, 3)}
-"""Which values of a problem's hash, modulo 4, belong to a split."""
 
 
 class Row(TypedDict):
@@ -61,10 +59,7 @@ def generate(
     Raises:
         LatentRefError: a value out of its range.
     """
-    if num < 0:
-        raise LatentRefError(f"{num} problems asked for: give 0 or more")
-    if split not in SPLIT_BUCKETS:
-        raise LatentRefError(f"split {split!r} is not generated: use {', '.join(SPLIT_BUCKETS)}")
+    check_request(num, split)
     if not 3 <= num_symbols <= len(SYMBOLS):
         raise LatentRefError(f"num_symbols={num_symbols}: it must be 3 to {len(SYMBOLS)}")
     if not 1 <= min_hops <= max_hops < num_symbols:

@@ -24,7 +24,7 @@ from dataclasses import dataclass
 from itertools import islice
 from typing import TypedDict
 
-from lm_eval_latentref.errors import LatentRefError
+from lm_eval_latentref.benchmarks.drawing import SPLIT_BUCKETS, check_request
 
 _PEOPLE = "Alex Bob Carol Davis Eva Fae Gabriel Jack Max Oliver Polly Rex Sally Sam Stella Tom Wren"
 _CONCEPTS = """
@@ -38,8 +38,6 @@ CONCEPTS = tuple(_CONCEPTS.split())
 HOP_WEIGHTS = {3: 202, 4: 217, 5: 69, 6: 12}
 """How many questions of the real test split need that many steps."""
 
-SPLIT_BUCKETS = {"test": (0,), "validation": (1,), "train": (2, 3)}
-"""Which values of a problem's fingerprint, modulo 4, belong to a split."""
 
 _NODE_MEAN, _NODE_SPREAD, _NODE_RANGE = 23.0, 1.95, (14, 28)
 _PARENT_RATE = 1.52
@@ -99,10 +97,7 @@ def generate(num: int, *, seed: int = 0, split: str = "train") -> Iterator[Row]:
     Raises:
         LatentRefError: an unknown split or a negative number.
     """
-    if num < 0:
-        raise LatentRefError(f"{num} problems asked for: give 0 or more")
-    if split not in SPLIT_BUCKETS:
-        raise LatentRefError(f"split {split!r} is not generated: use {', '.join(SPLIT_BUCKETS)}")
+    check_request(num, split)
     return islice(_stream(seed, split), num)
 
 

@@ -63,24 +63,12 @@ class Benchmark:
 def harness_choices(options: str) -> list[str]:
     """The choices that lm-eval's own `mathqa` task finds in a MathQA `options` field.
 
-    Faithful to its quirks, because the same model must get the same numbers from both: a choice
-    a to d ends at the first comma followed by a space, even inside the choice; choice e is the
-    rest; the quotes of list-like fields ("['a ) 1', 'b ) 2', ...]") stay.
+    Its expression, quirks included, because the same model must get the same numbers from both: a
+    choice a to d ends at the first comma followed by a space, even inside the choice; choice e is
+    the rest; the quotes of list-like fields ("['a ) 1', 'b ) 2', ...]") stay.
     """
-    choices = []
-    start = 0
-    while (found := options.find(" ) ", start)) >= 0:
-        label, text = options[found - 1 : found], found + 3
-        end = options.find(", ", text)
-        if found == start or label not in "abcde" or (label != "e" and end < 0):
-            start = found + 1
-        elif label == "e":
-            choices.append(options[text:].rstrip(" ,"))
-            break
-        else:
-            choices.append(options[text:end].rstrip(" ,"))
-            start = end + 2
-    return choices
+    found = re.findall(r"[abcd] \) .*?, |e \) .*?$", options)
+    return [choice[4:].rstrip(" ,") for choice in found]
 
 
 def harness_example(row: Row) -> ClozeExample:
