@@ -36,7 +36,7 @@ from lm_eval_latentref.evaluation.sweep_run import read_journal
 from lm_eval_latentref.harness.response_cache import check_files
 from lm_eval_latentref.training.data import read_examples
 from lm_eval_latentref.training.log import read_training
-from lm_eval_latentref.training.recipe_files import load_recipe
+from lm_eval_latentref.training.recipe import load_recipe
 from lm_eval_latentref.training.trainer import train
 
 NASTY: list[Any] = [

@@ -6,8 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from lm_eval_latentref.training.recipe import Recipe
-from lm_eval_latentref.training.recipe_files import parse_recipe
+from lm_eval_latentref.training.recipe import Recipe, parse_recipe
 
 SMALL: dict[str, Any] = {
     "phases": ["cot", "coconut"],

@@ -114,7 +114,7 @@ def train(args: argparse.Namespace) -> int:
     """Trains by a recipe, and logs how far it is."""
     import transformers
 
-    from lm_eval_latentref.training.recipe_files import load_recipe
+    from lm_eval_latentref.training.recipe import load_recipe
     from lm_eval_latentref.training.trainer import train
 
     recipe = load_recipe(args.recipe, args.overrides)
@@ -128,7 +128,7 @@ def train(args: argparse.Namespace) -> int:
 def data(args: argparse.Namespace) -> int:
     """Writes generated problems to a file."""
     from lm_eval_latentref.training.data import write_generated
-    from lm_eval_latentref.training.recipe_files import parse_overrides
+    from lm_eval_latentref.training.recipe import parse_overrides
 
     options = parse_overrides(args.options)
     amount = _given(args, "num", "seed", "split")

@@ -26,8 +26,7 @@ from lm_eval_latentref.checkpoints.manifest import MANIFEST_NAME, read_manifest
 from lm_eval_latentref.checkpoints.packaged import without_place
 from lm_eval_latentref.errors import LatentRefError
 from lm_eval_latentref.training.data import load_data
-from lm_eval_latentref.training.recipe import Recipe
-from lm_eval_latentref.training.recipe_files import RECIPES, load_recipe
+from lm_eval_latentref.training.recipe import RECIPES, Recipe, load_recipe
 from lm_eval_latentref.training.schedule import Epoch, choose
 
 logger = logging.getLogger(__name__)

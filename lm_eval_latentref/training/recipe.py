@@ -1,21 +1,26 @@
-"""The recipe of a training run: one flat, frozen dataclass with the meaning of every field.
+"""The recipe of a training run: one flat, frozen dataclass, from YAML and KEY=VALUE overrides.
 
     recipe = Recipe(output="out", train=("prosqa",), pretrained="gpt2", max_latent_stage=6)
+    recipe = load_recipe("RECIPE.yaml", ["seed=1", "learning_rate=3e-4", "task.num_symbols=10"])
 
-Fields that Coconut's published configuration files have too bear their names. Ranges and what goes
-together are checked here. Deliberately knows no files, no model and no data: what a name stands for
-is checked where it is used.
+A recipe of the package is found by its bare name. Fields that Coconut's published configuration
+files have too bear their names. Ranges and what goes together are checked here; what a name stands
+for is checked where it is used.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from lm_eval_latentref.checkpoints.files import read_yaml
+from lm_eval_latentref.checkpoints.packaged import PACKAGED_MODELS
 from lm_eval_latentref.errors import LatentRefError
+from lm_eval_latentref.latent.mapping import from_mapping
 from lm_eval_latentref.training.curriculum import Curriculum
 
 PHASES = ("no_cot", "cot", "pause", "coconut")
@@ -297,3 +302,64 @@ def _check_ranges(recipe: Recipe) -> None:
             f"{name}={value}",
             f"it must be one of the cot_epochs={recipe.cot_epochs}",
         )
+
+
+RECIPES = Path(__file__).parent / "recipes"
+
+
+def load_recipe(path: str, overrides: Sequence[str] = ()) -> Recipe:
+    """The recipe in the YAML file `path`, or of that name in the package, with KEY=VALUE overrides.
+
+    Keys of the dictionaries are written with a dot: `config.hidden_size=64`. Raises LatentRefError
+    that names the file or override and what is allowed.
+    """
+    values = parse_overrides(overrides, read_yaml(_find(path)))
+    return parse_recipe(values, where=path)
+
+
+def parse_overrides(
+    overrides: Sequence[str], values: Mapping[str, Any] | None = None
+) -> dict[str, Any]:
+    """`values` with KEY=VALUE `overrides`, whose values are read as YAML."""
+    changed = dict(values or {})
+    for override in overrides:
+        _override(changed, override)
+    return changed
+
+
+def parse_recipe(values: Mapping[str, Any], *, where: str = "the recipe") -> Recipe:
+    """The recipe of `values`, whose strings may be numbers as a command line gives them."""
+    return from_mapping(Recipe, values, where)
+
+
+def _find(path: str) -> Path:
+    for candidate in (
+        *(Path(path), RECIPES / path, RECIPES / f"{path}.yaml"),
+        PACKAGED_MODELS / path,  # such as hops-small/recipe.yaml
+    ):
+        if candidate.is_file():
+            return candidate
+    own = sorted(file.stem for file in RECIPES.glob("*.yaml"))
+    raise LatentRefError(
+        f"{path}: no such recipe; give a YAML file or one of the package's: {', '.join(own)}"
+    )
+
+
+def _override(values: dict[str, Any], override: str) -> None:
+    import yaml
+
+    name, equals, text = override.partition("=")
+    if not equals or not name:
+        raise LatentRefError(f"{override!r} is no override; write KEY=VALUE, e.g. seed=1")
+    try:
+        value = yaml.safe_load(text)
+    except Exception:  # whatever is no YAML is a text
+        value = text
+    *parents, last = name.split(".")
+    inner = values
+    for parent in parents:
+        if not isinstance(inner.get(parent) or {}, dict):
+            raise LatentRefError(f"{override!r}: {parent} has no keys of its own; write {parent}=")
+        inner[parent] = dict(inner.get(parent) or {})
+        inner = inner[parent]
+    inner[last] = value

@@ -29,7 +29,7 @@ from lm_eval_latentref.evaluation.statistics import mean_intervals
 from lm_eval_latentref.evaluation.sweep import Sweep, load_model, sweep
 from lm_eval_latentref.evaluation.sweep_model import SweepModel
 from lm_eval_latentref.training.log import read_training
-from lm_eval_latentref.training.recipe_files import load_recipe
+from lm_eval_latentref.training.recipe import load_recipe
 from lm_eval_latentref.training.trainer import train
 
 BATCH_SIZE = 500

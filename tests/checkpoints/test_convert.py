@@ -45,7 +45,7 @@ from lm_eval_latentref.checkpoints.questions import (
 )
 from lm_eval_latentref.checkpoints.sources import default_source
 from lm_eval_latentref.errors import LatentRefError
-from lm_eval_latentref.training.recipe_files import load_recipe
+from lm_eval_latentref.training.recipe import load_recipe
 
 MARKED = (3, START, 7, END, 9)
 ALL = {START, END, LATENT}

@@ -13,9 +13,9 @@ from training_helpers import metrics, small_recipe, write_json
 from lm_eval_latentref.checkpoints import packaged
 from lm_eval_latentref.checkpoints.manifest import read_manifest
 from lm_eval_latentref.errors import LatentRefError
-from lm_eval_latentref.training import recipe_files
+from lm_eval_latentref.training import recipe as recipes
 from lm_eval_latentref.training.log import read_training, retrain_command
-from lm_eval_latentref.training.recipe_files import load_recipe
+from lm_eval_latentref.training.recipe import load_recipe
 from lm_eval_latentref.training.trainer import train
 
 
@@ -64,7 +64,7 @@ def test_of_a_set_whose_references_say_nothing_they_are_chosen_once_more(trained
 def test_a_set_of_the_package_is_told_by_its_name_and_trained_elsewhere(
     trained, tmp_path, monkeypatch
 ):
-    for module in (packaged, recipe_files):
+    for module in (packaged, recipes):
         monkeypatch.setattr(module, "PACKAGED_MODELS", tmp_path)
     shutil.copytree(trained, tmp_path / "ours")
     command = retrain_command(str(tmp_path / "ours"))

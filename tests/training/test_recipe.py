@@ -7,8 +7,7 @@ import yaml
 
 from lm_eval_latentref.errors import LatentRefError
 from lm_eval_latentref.training.learner import BETA1
-from lm_eval_latentref.training.recipe import Recipe
-from lm_eval_latentref.training.recipe_files import RECIPES, load_recipe, parse_recipe
+from lm_eval_latentref.training.recipe import RECIPES, Recipe, load_recipe, parse_recipe
 from lm_eval_latentref.training.schedule import stages
 
 MINIMAL = {"output": "out", "train": "graph", "pretrained": "gpt2"}

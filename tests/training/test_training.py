@@ -15,7 +15,7 @@ from lm_eval_latentref.latent.protocol import LATENT as PAUSE
 from lm_eval_latentref.latent.protocol import MARKERS as MARKER_TOKENS
 from lm_eval_latentref.training.data import load_data, read_examples
 from lm_eval_latentref.training.models import build
-from lm_eval_latentref.training.recipe_files import parse_recipe
+from lm_eval_latentref.training.recipe import parse_recipe
 from lm_eval_latentref.training.schedule import Progress, Stage, learning_rate
 from lm_eval_latentref.training.trainer import train
 

@@ -9,7 +9,7 @@ from lm_eval_latentref.checkpoints.files import holding
 from lm_eval_latentref.errors import LatentRefError
 from lm_eval_latentref.training.data import load_data, texts
 from lm_eval_latentref.training.models import words
-from lm_eval_latentref.training.recipe_files import parse_recipe
+from lm_eval_latentref.training.recipe import parse_recipe
 from lm_eval_latentref.training.trainer import train
 
 
