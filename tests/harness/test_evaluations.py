@@ -24,7 +24,7 @@ from test_model import (
 )
 from tiny import tiny_model, tiny_tokenizer
 
-from lm_eval_latentref.benchmarks.tasks import tasks_path
+from lm_eval_latentref.benchmarks.documents import tasks_path
 from lm_eval_latentref.harness.model import LatentRefLM
 
 __all__ = ["folders"]
