@@ -10,12 +10,14 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+from golden_noise import bounds
+
 from lm_eval_latentref.evaluation.runs import evaluate
 
 GOLDEN = Path(__file__).parent / "golden" / "hops_small.json"
 NUM_PROBLEMS = 25
 TOLERANCE = 1e-4
-"""Nats: of a log-likelihood, from one machine to another."""
+"""Nats: of a log-likelihood, from one machine to another; twice the noise where that is more."""
 
 PLAIN = {"memory_rate": 0.0, "search_step_size": 0.0}
 REFINED = {"memory_rate": 0.1, "search_step_size": 19.2}
@@ -48,22 +50,23 @@ def measure(folder: Path) -> Measured:
 def differences(found: Measured, golden: Measured) -> list[str]:
     """One line for each row and problem that is not as in `golden`."""
     lines = [f"rows {sorted(found)}, not {sorted(golden)}"] if found.keys() != golden.keys() else []
+    allowed = bounds("hops_small", at_least=TOLERANCE)
     for name in found.keys() & golden.keys():
         ours, theirs = found[name], golden[name]
         for kind in ("answers", "log_likelihoods"):
             if len(ours[kind]) != len(theirs[kind]):
                 lines.append(f"{name}: {len(ours[kind])} {kind}, not {len(theirs[kind])}")
             for number, (one, other) in enumerate(zip(ours[kind], theirs[kind], strict=False)):
-                if not _equal(one, other):
+                if not _equal(one, other, allowed.get(name, TOLERANCE)):
                     lines.append(f"{name}, problem {number}: {kind} {one}, not {other}")
     return lines
 
 
-def _equal(one: Any, other: Any) -> bool:
+def _equal(one: Any, other: Any, bound: float) -> bool:
     if isinstance(one, str) or len(one) != len(other):
         return bool(one == other)
     # Not `>`: a nan must not pass.
-    return all(abs(a - b) <= TOLERANCE for a, b in zip(one, other, strict=True))
+    return all(abs(a - b) <= bound for a, b in zip(one, other, strict=True))
 
 
 def _responses(model_args: dict[str, Any], task: str, folder: Path) -> list[Any]:

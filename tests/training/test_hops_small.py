@@ -7,6 +7,7 @@ import json
 
 import pytest
 from golden_hops_small import GOLDEN, TOLERANCE, differences, measure
+from golden_noise import bounds
 from tiny_checkpoints import plan_of
 
 from lm_eval_latentref.benchmarks.hops import generate
@@ -52,6 +53,12 @@ def test_a_moved_log_likelihood_is_found(golden, by):
     moved["refined"]["log_likelihoods"][3][5] += by
     assert len(differences(moved, golden)) == 1
     assert len(differences(golden, moved)) == 1
+
+
+def test_only_the_row_that_rounding_moves_has_a_wider_bound_of_twice_that_noise():
+    allowed = bounds("hops_small", at_least=TOLERANCE)
+    assert {row for row, bound in allowed.items() if bound > TOLERANCE} == {"refined_through"}
+    assert allowed["refined_through"] < 0.01
 
 
 def test_a_changed_answer_and_a_missing_problem_are_found(golden):
