@@ -1,17 +1,35 @@
-"""What a leaderboard is made of: cells, rows, pairs of rows that were compared.
+"""What a leaderboard is made of: cells and rows; which rows did the same work, and their ranks.
 
-    board.rows[0].rank, board.rows[0].tasks["mathqa"]["acc,none"].value
-    board.pairs[0].difference
+    ranking = Ranking(rows, {"mathqa": "acc,none"})
+    pairs = ranking.pairs(seed=0)
+    ranking.rank(pairs)              # sets each row's rank
 
-Computes nothing.
+Rows whose difference to the best of their tier is not significant (Holm over all pairs) share a
+rank. Rows of other documents, task versions, shots or limits are not compared.
 """
 
 from __future__ import annotations
 
+import dataclasses
+import itertools
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
-from lm_eval_latentref.evaluation.rows import Entry
-from lm_eval_latentref.evaluation.statistics import Interval
+import numpy as np
+from numpy.typing import NDArray
+
+from lm_eval_latentref.evaluation.entries import Entry
+from lm_eval_latentref.evaluation.results import Task
+from lm_eval_latentref.evaluation.statistics import (
+    Interval,
+    holm,
+    paired_difference,
+    paired_p,
+    tiers,
+    unpaired_p,
+)
+from lm_eval_latentref.evaluation.wording import plain
 
 COSTS = {
     "thoughts_per_document": "thoughts",
@@ -38,6 +56,12 @@ LEGEND = (
     "(value - chance) / (1 - chance). Costs are for one document, but seconds in all (loading "
     "included) and memory; forwards: of the backbone + strong + weak."
 )
+
+
+SIGNIFICANCE = 0.05
+FIELDS = ("version", "num_fewshot", "limit", "documents")
+"""In which two runs of a task must be the same to be compared."""
+_NUM_RESAMPLES = 2_000
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -147,3 +171,217 @@ def cost_texts(row: Row) -> dict[str, str]:
     texts["forwards_per_document"] = " + ".join(f"{value:.3g}" for value in forwards.values())
     texts["peak_memory_bytes"] = "" if memory is None else f"{memory / 1e9:.2f}"
     return {name: texts[name] for name in COSTS}
+
+
+class Ranking:
+    """Comparisons of rows, which are sorted from best to worst.
+
+    Args:
+        ranked_by: the metric of each task of the mean.
+        sign: -1 where lower is better.
+        allowed: those of `FIELDS` that may differ.
+        baseline: the row whose work is the right one; None for that of most rows.
+    """
+
+    def __init__(
+        self,
+        rows: Sequence[Row],
+        ranked_by: Mapping[str, str],
+        *,
+        sign: int = 1,
+        allowed: Collection[str] = (),
+        baseline: str | None = None,
+    ) -> None:
+        self.rows, self.ranked_by = rows, ranked_by
+        self.sign, self.allowed = sign, allowed
+        self.notes: list[str] = []
+        self._work = {row.name: _work_of(row, ranked_by) for row in rows}
+        self._sampled = [self._has_samples(row) for row in rows]
+        self._comparable, self._reference = self._same_work(baseline)
+
+    def pairs(self, *, seed: int = 0) -> list[Pair]:
+        """Every two rows that did the same work: paired where both have samples."""
+        found = []
+        for a, b in itertools.combinations(range(len(self.rows)), 2):
+            if self._comparable[a, b]:
+                both = self._sampled[a] and self._sampled[b]
+                test = self._paired if both else self._unpaired
+                pair = test(self.rows[a], self.rows[b], seed)
+                found += [pair] if pair else []
+        return [
+            dataclasses.replace(pair, adjusted_p=adjusted)
+            for paired in (True, False)
+            if (kind := [pair for pair in found if pair.paired is paired])
+            for pair, adjusted in zip(kind, holm([pair.p for pair in kind]), strict=True)
+        ]
+
+    def rank(self, pairs: Sequence[Pair]) -> None:
+        """Sets the rank of each row with samples, in brackets that of each row without."""
+        if self._reference is None:
+            return
+        ranked = [k for k in range(len(self.rows)) if self._comparable[self._reference, k]]
+        sampled = [k for k in ranked if self._sampled[k]]
+        worse = {(p.first, p.second) for p in pairs if p.paired and self._is_worse(p)}
+        is_worse = [
+            [(self.rows[a].name, self.rows[b].name) in worse for b in sampled] for a in sampled
+        ]
+        for k, rank in zip(sampled, tiers(is_worse), strict=True):
+            self.rows[k].rank = rank
+        if len(sampled) < len(ranked):
+            self._rank_by_stderr(ranked)
+
+    def _rank_by_stderr(self, ranked: Sequence[int]) -> None:
+        rows = [self.rows[k] for k in ranked]
+        if any(row.mean_stderr is None for row in rows):
+            self.notes.append("rows without samples have no rank: some standard errors are missing")
+            return
+        names = [row.name for row in rows]
+        pairs = [self._unpaired(*two, 0) for two in itertools.combinations(rows, 2)]
+        adjusted = holm([pair.p for pair in pairs if pair])
+        worse = {
+            (pair.first, pair.second)
+            for pair, p in zip(filter(None, pairs), adjusted, strict=True)
+            if self._is_worse(dataclasses.replace(pair, adjusted_p=p))
+        }
+        ranks = tiers([[(a, b) in worse for b in names] for a in names])
+        for k, row, rank in zip(ranked, rows, ranks, strict=True):
+            row.rank_by_stderr = None if self._sampled[k] else rank
+        self.notes.append(
+            "ranks in brackets are by standard errors alone, which see less: these rows have no "
+            "samples, or a metric that only all documents together give"
+        )
+
+    def _is_worse(self, pair: Pair) -> bool:
+        return pair.adjusted_p < SIGNIFICANCE and self.sign * pair.difference < 0
+
+    def _same_work(self, baseline: str | None) -> tuple[NDArray[np.bool_], int | None]:
+        """(K, K): whether two rows did the same work and have a mean; the row ranks refer to."""
+        has_mean = np.array([row.mean is not None for row in self.rows])
+        same = np.outer(has_mean, has_mean)
+        for a, b in itertools.combinations(np.flatnonzero(has_mean).tolist(), 2):
+            same[a, b] = same[b, a] = self._difference(self.rows[a], self.rows[b]) is None
+        if not has_mean.any():
+            return same, None
+        named = [k for k, row in enumerate(self.rows) if row.name == baseline and has_mean[k]]
+        reference = named[0] if named else int(same.sum(axis=0).argmax())
+        for k in np.flatnonzero(has_mean & ~same[reference]).tolist():
+            self._note_difference(self.rows[reference], self.rows[k])
+        return same, reference
+
+    def _difference(self, first: Row, second: Row) -> tuple[str, str] | None:
+        """The first task and field in which two rows' work differs."""
+        mine, others = self._work[first.name], self._work[second.name]
+        if mine is not None and mine == others:
+            return None
+        for task in self.ranked_by:
+            for a, b in itertools.product(first.entry.tasks[task], second.entry.tasks[task]):
+                for name in FIELDS:
+                    if name not in self.allowed and self._differs(a, b, name):
+                        return task, name
+        return None
+
+    def _differs(self, first: Task, second: Task, field: str) -> bool:
+        if field == "documents":
+            return not _same_documents(first, second, any_number="limit" in self.allowed)
+        mine, others = _work(first, field), _work(second, field)
+        return mine is not None and others is not None and mine != others
+
+    def _note_difference(self, first: Row, second: Row) -> None:
+        task, field = self._difference(first, second) or ("", "")
+        values = [plain(_work(row.entry.tasks[task][0], field)) for row in (first, second)]
+        shown = "" if field == "documents" else f" ({values[0]} and {values[1]})"
+        self.notes.append(
+            f"{first.name} and {second.name} are not compared: {field} of {plain(task)} "
+            f"differs{shown}; --allow_different {field} compares them anyway"
+        )
+
+    def _has_samples(self, row: Row) -> bool:
+        """Whether every metric of the mean has a number for each document."""
+        return all(
+            task in row.entry.tasks and all(t.paired(metric) for t in row.entry.tasks[task])
+            for task, metric in self.ranked_by.items()
+        )
+
+    def _paired(self, first: Row, second: Row, seed: int) -> Pair | None:
+        values = [self._aligned(task, first, second) for task in self.ranked_by]
+        firsts, seconds = zip(*values, strict=True)
+        if not all(v.size for v in firsts):
+            return None
+        interval = paired_difference(firsts, seconds, seed=seed, num_resamples=_NUM_RESAMPLES)
+        p = paired_p(firsts, seconds)
+        return Pair(
+            first=first.name,
+            second=second.name,
+            difference=interval.mean,
+            interval=(interval.low, interval.high),
+            p=p,
+            adjusted_p=p,
+            paired=True,
+            num_documents=sum(v.shape[-1] for v in firsts),
+            flips=_flips(firsts, seconds),
+        )
+
+    def _unpaired(self, first: Row, second: Row, seed: int) -> Pair | None:
+        errors = first.mean_stderr, second.mean_stderr
+        if errors[0] is None or errors[1] is None:
+            return None
+        difference = (second.mean or 0.0) - (first.mean or 0.0)
+        p = unpaired_p(difference, errors[0], errors[1])
+        return Pair(
+            first=first.name,
+            second=second.name,
+            difference=difference,
+            interval=None,
+            p=p,
+            adjusted_p=p,
+            paired=False,
+            num_documents=None,
+            flips=None,
+        )
+
+    def _aligned(self, task: str, first: Row, second: Row) -> list[NDArray[np.float64]]:
+        """Of both rows the values (N,), or (seeds, N), of the documents that both have."""
+        metric, _, filter_name = self.ranked_by[task].partition(",")
+        sides = [[t.columns[filter_name] for t in r.entry.tasks[task]] for r in (first, second)]
+        columns = [*sides[0], *sides[1]]
+        ids_N = columns[0].doc_ids
+        if all(np.array_equal(ids_N, column.doc_ids) for column in columns):
+            values = [[column.values[metric] for column in side] for side in sides]
+        else:
+            for column in columns:
+                ids_N = np.intersect1d(ids_N, column.doc_ids)
+            values = [
+                [c.values[metric][np.searchsorted(c.doc_ids, ids_N)] for c in side]
+                for side in sides
+            ]
+        return [v[0] if len(v) == 1 else np.stack(v) for v in values]
+
+
+def _work_of(row: Row, ranked_by: Mapping[str, str]) -> list[list[Any]] | None:
+    """All that is compared where no samples say more; None where they do."""
+    tasks = [t for task in ranked_by for t in row.entry.tasks.get(task, ())]
+    if any(task.columns for task in tasks):
+        return None
+    return [[_work(task, field) for field in FIELDS] for task in tasks]
+
+
+def _work(task: Task, field: str) -> Any:
+    """What must be equal in two runs; None where it is not recorded."""
+    value = task.num_documents if field == "limit" else getattr(task, field, None)
+    return float(value) if isinstance(value, int | float) else value
+
+
+def _same_documents(first: Task, second: Task, *, any_number: bool) -> bool:
+    """Whether two runs of a task answered the same documents, as far as samples say."""
+    if not first.columns or not second.columns:
+        return True
+    a, b = (next(iter(task.columns.values())) for task in (first, second))
+    return a.same_documents(b) and (any_number or np.array_equal(a.doc_ids, b.doc_ids))
+
+
+def _flips(firsts: Sequence[Any], seconds: Sequence[Any]) -> tuple[int, int] | None:
+    """Documents that only the first has right, only the second; None where not all are 0 or 1."""
+    if any(v.ndim > 1 or not np.isin(v, (0.0, 1.0)).all() for v in (*firsts, *seconds)):
+        return None
+    both = list(zip(firsts, seconds, strict=True))
+    return sum(int((a > b).sum()) for a, b in both), sum(int((b > a).sum()) for a, b in both)

@@ -40,9 +40,9 @@ from lm_eval_latentref.evaluation.check_rules import (
     mean_drop,
 )
 from lm_eval_latentref.evaluation.golden import Golden, answers, compare_golden, read_golden
-from lm_eval_latentref.evaluation.pairing import holm
 from lm_eval_latentref.evaluation.results import Run, Score, Task, read_results
 from lm_eval_latentref.evaluation.samples import answer_text, gold_text, read_at
+from lm_eval_latentref.evaluation.statistics import holm
 
 YAML_SUFFIXES = (".yaml", ".yml")
 

@@ -3,7 +3,7 @@
     board = leaderboard(["results/coconut", "plain=results/no_cot"], baseline="plain")
     board.rows[0].name, board.rows[0].rank, board.rows[0].mean
 
-Rows are sorted by their mean over tasks, over chance where chance is known; `ranking` compares
+Rows are sorted by their mean over tasks, over chance where chance is known; `board` compares
 them. Runs no model; `leaderboard_report` and `leaderboard_page` write what is built here.
 """
 
@@ -16,10 +16,9 @@ from pathlib import Path
 import numpy as np
 
 from lm_eval_latentref.errors import LatentRefError
-from lm_eval_latentref.evaluation.board import Board, Cell, Pair, Row
-from lm_eval_latentref.evaluation.ranking import FIELDS, Ranking
+from lm_eval_latentref.evaluation.board import FIELDS, Board, Cell, Pair, Ranking, Row
+from lm_eval_latentref.evaluation.entries import Entry, entries_of, path_of
 from lm_eval_latentref.evaluation.results import Results, Score, Task, result_files
-from lm_eval_latentref.evaluation.rows import Entry, entries_of, path_of
 from lm_eval_latentref.evaluation.statistics import Interval, standard_error
 from lm_eval_latentref.evaluation.wording import plain
 

@@ -30,8 +30,8 @@ from lm_eval_latentref.evaluation.board import (
     made_with,
 )
 from lm_eval_latentref.evaluation.chart import Chart, chart
+from lm_eval_latentref.evaluation.entries import SETTINGS
 from lm_eval_latentref.evaluation.results import Task
-from lm_eval_latentref.evaluation.rows import SETTINGS
 from lm_eval_latentref.evaluation.samples import answer_text, clip, gold_text, read_at, request
 from lm_eval_latentref.evaluation.templates import render
 from lm_eval_latentref.evaluation.wording import plain, short_name

@@ -31,10 +31,10 @@ from lm_eval_latentref.evaluation.board import (
     cost_texts,
     made_with,
 )
+from lm_eval_latentref.evaluation.entries import SETTINGS
 from lm_eval_latentref.evaluation.leaderboard import METRICS, leaderboard, state_of
 from lm_eval_latentref.evaluation.leaderboard_page import as_html
 from lm_eval_latentref.evaluation.results import BOARD_FORMAT, Task
-from lm_eval_latentref.evaluation.rows import SETTINGS
 from lm_eval_latentref.evaluation.templates import render
 from lm_eval_latentref.evaluation.wording import markdown, plain, table
 

@@ -10,14 +10,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
-from lm_eval_latentref.evaluation.pairing import (
+from lm_eval_latentref.evaluation.statistics import (
     holm,
+    mcnemar,
     paired_difference,
     paired_p,
     tiers,
     unpaired_p,
 )
-from lm_eval_latentref.evaluation.statistics import mcnemar
 
 NUM_BOARDS = 1500
 QUICK = {"seed": 0, "num_resamples": 1000}
