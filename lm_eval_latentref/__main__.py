@@ -1,8 +1,6 @@
 """`python -m lm_eval_latentref` is the `latentref` command; launchers need the module form.
 
-    accelerate launch -m lm_eval_latentref run --model latentref --tasks latentref_mathqa_mc
-
-Knows nothing but where the command is.
+accelerate launch -m lm_eval_latentref run --model latentref --tasks latentref_mathqa_mc
 """
 
 from __future__ import annotations

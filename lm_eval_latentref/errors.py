@@ -1,10 +1,9 @@
-"""The one exception a user's mistake raises.
+"""The one exception that a user's mistake raises.
 
     raise LatentRefError("memory_rate=1.5: it must lie in [0, 1]; give a value such as 0.3")
     with saving(path): path.write_text(report)      # a full disk ends in one line, too
 
-Knows nothing of what was wrong: whoever raises it says in one line what was given, what is
-allowed and what to do next.
+Its message is one line: what was given, what is allowed and what to do next.
 """
 
 from __future__ import annotations
@@ -14,11 +13,11 @@ import re
 from collections.abc import Iterator
 
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069]")
-"""Escape sequences begin with the first two ranges; the others turn the order of what follows."""
+"""Control characters, with which escape sequences begin, and marks that change text direction."""
 
 
 class LatentRefError(ValueError):
-    """A mistake the user can mend; its message is one line and needs no traceback."""
+    """A mistake that the user can fix; its message is one line and needs no traceback."""
 
 
 @contextlib.contextmanager

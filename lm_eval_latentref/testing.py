@@ -1,4 +1,4 @@
-"""The gate as a test: fails with the report where a run got worse.
+"""`latentref check` as a test: it fails with the report if a run got worse.
 
 from lm_eval_latentref.testing import check
 
@@ -17,14 +17,14 @@ from lm_eval_latentref.evaluation.gate import render
 
 
 class InconclusiveWarning(UserWarning):
-    """The run was too short to see a drop; `-W error` makes a failure of it."""
+    """The run was too short to detect a drop; `-W error` turns this into a failure."""
 
 
 def check(candidate: Any, **options: Any) -> gate.Report:
-    """`lm_eval_latentref.evaluation.check.check`, for tests: its arguments, its report.
+    """Run `lm_eval_latentref.evaluation.check.check` and return its report; same arguments.
 
     Raises:
-        AssertionError: with the report, where the verdict is fail.
+        AssertionError: the verdict is fail; the message is the report.
     """
     report = gate.check(candidate, **options)
     text = render(report, "text")

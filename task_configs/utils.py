@@ -1,6 +1,6 @@
-"""What the task files call: `custom_dataset` functions and the judge of generated answers.
+"""The functions that the task files call: data sets, and the judge of generated answers.
 
-lm-eval passes a task's whole metadata, which holds the model's arguments too, hence `_unused`.
+lm-eval passes all of a task's metadata, including the model's arguments; `_unused` takes the rest.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What is asked: rows of the benchmarks, splits, generated problems, lm-eval's documents of them.
+"""Benchmark data: rows, splits, generated problems, and the documents that lm-eval's tasks read.
 
-The YAML files of `task_configs` call this room. Knows no model.
+The YAML files in `task_configs` call this folder.
 """

@@ -1,11 +1,11 @@
-"""Modular arithmetic from left to right, generated: each operation needs the result before it.
+"""Generated modular arithmetic, read from left to right: each step needs the result before it.
 
     rows = list(generate(5000, seed=0, split="test"))
     rows[0]["question"]     # "4 +7 *3 -9 ="
     rows[0]["steps"]        # ["0", "0", "2"] modulo 11; the answer is the last of them
 
-Operands are never 0, so that with a prime modulus every answer is equally likely whatever is seen
-of the problem but its first number and all of its operations: chance is 1 / modulus.
+Operands are never 0. With a prime modulus every answer is therefore equally likely to a reader who
+misses the first number or any operation: chance is 1 / modulus.
 """
 
 from __future__ import annotations
@@ -33,18 +33,18 @@ def generate(
     min_steps: int = 3,
     max_steps: int = 3,
 ) -> Iterator[Row]:
-    """Yields `num` problems, none twice; the first n are the same whatever `num` is.
+    """Yields `num` distinct problems; the first n are the same for every `num`.
 
     Args:
         num: how many, 0 or more.
-        seed: any integer; another seed gives other problems.
+        seed: any integer; different seeds give different problems.
         split: "train", "validation" or "test"; no problem is in two splits, whatever the seeds.
         modulus: results are taken modulo this number, 2 or more.
-        min_steps: the fewest operations; all numbers of operations are as frequent.
-        max_steps: the most.
+        min_steps: the fewest operations; numbers of operations are drawn uniformly.
+        max_steps: the most operations.
 
     Raises:
-        LatentRefError: a value out of its range, or there are not as many problems.
+        LatentRefError: a value is out of its range, or there are not that many problems.
     """
     check_request(num, split)
     if modulus < 2:

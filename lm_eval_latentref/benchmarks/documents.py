@@ -1,4 +1,4 @@
-"""Benchmark rows as the documents of our lm-eval tasks, and how a generated answer is judged.
+"""Turns benchmark rows into the documents of our lm-eval tasks, and judges generated answers.
 
     documents("mathqa", "dev")[0]
     # {"Problem": ..., ..., "prompt": "...\\n", "answer_text": "### c", "choices": ["### a", ...],
@@ -26,24 +26,24 @@ from lm_eval_latentref.latent.protocol import answer_text, extract_answer, promp
 Document = dict[str, Any]
 
 Splits = dict[str, dict[str, object]]
-"""Task data by "name split": where it came from, and how to tell it from other data."""
+"""Task data by "name split": its origin, and what identifies it."""
 
 
 class DataOfEvaluations:
-    """The data of each evaluation of this process: what was loaded since the last one reported."""
+    """The data of each evaluation in this process: what was loaded since the last report."""
 
     def __init__(self) -> None:
         self._loaded: Splits = {}
         self._reported: Splits = {}
 
     def add(self, split: str, identity: dict[str, object]) -> None:
-        """Note that documents of `split` were made, for the evaluation that comes next."""
+        """Record that documents of `split` were made, for the next evaluation."""
         self._loaded[split] = identity
 
     def report(self) -> Splits:
         """The data of the evaluation that ends here.
 
-        Where nothing was loaded for it, its tasks are those of the evaluation before.
+        If nothing was loaded for it, it has the same tasks as the evaluation before.
         """
         if self._loaded:
             self._reported, self._loaded = self._loaded, {}
@@ -87,7 +87,7 @@ def generated_documents(
     split: str = "test",
     options: Mapping[str, Any] | None = None,
 ) -> list[Document]:
-    """Documents made on the spot by the generator `name`, with its `options`."""
+    """Documents made by the generator `name` with its `options`."""
     # `latentref train` records these tasks by the same name.
     identity = {"origin": "generated", "rows": num, "seed": seed, **(options or {})}
     _record(f"{name} {split}", identity)
@@ -96,14 +96,14 @@ def generated_documents(
 
 
 def harness_documents(split: str) -> list[Document]:
-    """MathQA as lm-eval's own `mathqa` shows it: bare problem, choices as its parser finds them."""
+    """MathQA as in lm-eval's own `mathqa`: the bare problem, and the choices its parser returns."""
     loaded = load_split("mathqa", split)
     _record(f"mathqa {split}", loaded.identity())
     return [_harness_document(row) for row in loaded.rows]
 
 
 def document(name: str, row: Mapping[str, Any]) -> Document:
-    """One row of benchmark `name` with the fields its tasks read."""
+    """One row of benchmark `name`, with the fields that its tasks read."""
     benchmark = BENCHMARKS[name]
     example = benchmark.example(row)
     made = {
@@ -137,13 +137,13 @@ def _generated_document(name: str, row: Mapping[str, Any]) -> Document:
 
 
 def _harness_document(row: dict[str, Any]) -> Document:
-    harness_example(row)  # a malformed row ends here
+    harness_example(row)  # raises on a malformed row
     choices = harness_choices(row["options"])
     return {**row, "choices": choices, "gold": "abcde".index(row["correct"])}
 
 
 def tasks_path() -> Path:
-    """The folder of the task YAML files: inside an installed wheel, else beside the checkout.
+    """The folder of the task YAML files: in an installed wheel or, else, in the checkout.
 
     Raises:
         LatentRefError: it is in neither place, so the installation is incomplete.

@@ -1,8 +1,8 @@
-"""Generated problems: which split may hold one, and streams that never repeat one.
+"""Shared by the generators: assigns problems to splits and yields each problem only once.
 
     problems = distinct(draw, "test", identity=lambda row: row["question"])
 
-The hash of a problem decides its split, so splits are disjoint whatever the seeds. Knows no task.
+The hash of a problem decides its split, so splits are disjoint whatever the seeds.
 """
 
 from __future__ import annotations
@@ -14,14 +14,14 @@ from typing import TypedDict
 from lm_eval_latentref.errors import LatentRefError
 
 SPLIT_BUCKETS = {"test": (0,), "validation": (1,), "train": (2, 3)}
-"""Which values of a problem's hash, modulo 4, belong to a split."""
+"""The values of a problem's hash, modulo 4, that belong to each split."""
 
 MOST_FAILURES = 10_000
-"""Draws in a row without a new problem after which there is taken to be none."""
+"""After this many draws in a row without a new problem, the problems count as exhausted."""
 
 
 class Row(TypedDict):
-    """One problem: the fields of Coconut's data files, and the answers on offer."""
+    """One problem: the fields of Coconut's data files, and the candidate answers."""
 
     question: str
     steps: list[str]
@@ -40,14 +40,14 @@ def check_request(num: int, split: str) -> None:
 def distinct(
     draw: Callable[[], Row | None], split: str, *, identity: Callable[[Row], str]
 ) -> Iterator[Row]:
-    """Yields the problems that `draw` makes, those of `split` only and each once.
+    """Yields the problems from `draw` that belong to `split`, each once.
 
     Args:
-        draw: makes a problem, or None where an attempt came to nothing.
-        identity: what makes two problems the same; its hash decides the split.
+        draw: makes a problem; None if an attempt failed.
+        identity: two problems with the same identity are the same; its hash decides the split.
 
     Raises:
-        LatentRefError: no new problem comes.
+        LatentRefError: the problems are exhausted.
     """
     seen: set[bytes] = set()
     failures = 0
@@ -61,6 +61,6 @@ def distinct(
             failures = 0
             yield row
     raise LatentRefError(
-        f"no problem follows the {len(seen)} of {split} drawn so far with these options; give "
-        "options that allow more problems, or ask for fewer"
+        f"these options give no more than {len(seen)} problems of {split}; give options that "
+        "allow more, or ask for fewer"
     )

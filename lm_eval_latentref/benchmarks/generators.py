@@ -1,9 +1,9 @@
-"""The generated tasks by name, with options checked.
+"""The generated tasks by name, with their options checked.
 
     rows = generate("graph", 5000, seed=0, split="test", options={"nodes": 18})
     rows[0]["question"], rows[0]["steps"], rows[0]["answer"]
 
-These are the names that a recipe's `train` and a task file's `generator` take.
+A recipe's `train` and a task file's `generator` take these names.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ GENERATORS: dict[str, Callable[..., Iterator[Any]]] = {
     "hops": hops.generate,
     "prosqa_generated": prosqa.generate,
 }
-"""`prosqa` itself is the benchmark."""
+"""The name `prosqa` is taken by the benchmark."""
 
 
 def generate(
@@ -30,12 +30,12 @@ def generate(
     """`num` problems of the generated task `name`.
 
     Raises:
-        LatentRefError: no such task, or an option that it does not have or cannot use.
+        LatentRefError: there is no such task, or an option is unknown or cannot be used.
     """
     if name not in GENERATORS:
         raise LatentRefError(f"no generated task {name!r}: use {' or '.join(GENERATORS)}")
     known = set(inspect.signature(GENERATORS[name]).parameters) - {"num", "seed", "split"}
     if unknown := sorted(options.keys() - known):
         allowed = f"they are {', '.join(sorted(known))}" if known else "it has none"
-        raise LatentRefError(f"{unknown[0]!r} is no option of {name}; {allowed}")
+        raise LatentRefError(f"{unknown[0]!r} is not an option of {name}; {allowed}")
     return list(GENERATORS[name](num, seed=seed, split=split, **options))

@@ -1,13 +1,12 @@
-"""Reachability in a small graph, generated: ProsQA's question in letters, which trains on a CPU.
+"""Generated reachability questions on small graphs: ProsQA in letters, trainable on a CPU.
 
     rows = list(generate(5000, seed=0, split="test"))
     rows[0]["question"]     # "c>m k>b a>c ... ; b p ; a"
     rows[0]["steps"]        # ["c", "m", "p"]; the answer is the last of them
 
-Two trees grow from two roots; more edges inside each tree lead from a smaller depth to a greater
-one. The question lists all edges, then two candidates at the same distance from their roots, one
-under each root, then the root asked about: only one candidate can be reached from it. Chance is
-one half.
+Two trees grow from two roots; further edges inside each tree lead from a smaller depth to a greater
+one. The question lists all edges, then two candidates, one under each root and equally far from it,
+then the root asked about. Only one candidate can be reached from that root. Chance is one half.
 """
 
 from __future__ import annotations
@@ -24,7 +23,7 @@ from lm_eval_latentref.errors import LatentRefError
 SYMBOLS = tuple(string.ascii_letters)
 
 NUM_OPEN = 4
-"""A new node hangs below one of the last so many of its tree."""
+"""A new node's parent is one of this many newest nodes of its tree."""
 
 
 @dataclass(frozen=True)
@@ -61,21 +60,21 @@ def generate(
     max_hops: int = 4,
     symbols: int = 16,
 ) -> Iterator[Row]:
-    """Yields `num` problems, no graph twice; the first n are the same whatever `num` is.
+    """Yields `num` problems with distinct graphs; the first n are the same for every `num`.
 
     Args:
         num: how many, 0 or more.
-        seed: any integer; another seed gives other problems.
+        seed: any integer; different seeds give different problems.
         split: "train", "validation" or "test"; no graph is in two splits, whatever the seeds.
-        nodes: of both trees together.
-        extra: edges besides those of the trees.
+        nodes: the number of nodes of both trees together.
+        extra: the number of edges besides those of the trees.
         min_hops: the least distance of a candidate from its root. Large distances are rare: with
             the defaults, about one problem in a hundred has 4 hops, the others 3.
-        max_hops: the greatest.
-        symbols: letters that the nodes' names are drawn from, `nodes` to 52.
+        max_hops: the greatest distance of a candidate from its root.
+        symbols: the number of letters that the nodes' names are drawn from, `nodes` to 52.
 
     Raises:
-        LatentRefError: a value out of its range, or no graph allows such a question.
+        LatentRefError: a value is out of its range, or no graph allows such a question.
     """
     check_request(num, split)
     size = _Size(nodes, extra, min_hops, max_hops, symbols)
@@ -125,7 +124,7 @@ def _grow(rng: random.Random, size: _Size) -> tuple[list[list[int]], list[tuple[
 
 
 def _shortest_paths(root: int, edges: list[tuple[int, int]]) -> dict[int, tuple[int, ...]]:
-    """Per reachable node, the nodes of one shortest path from `root`, which is left out."""
+    """For each reachable node, the nodes of one shortest path from `root`, without `root`."""
     paths: dict[int, tuple[int, ...]] = {root: ()}
     queue = [root]
     for node in queue:

@@ -1,15 +1,15 @@
-"""k-hop pointer chasing, generated: a task that needs several steps and trains on a CPU.
+"""Generated k-hop pointer chasing: a task that needs several steps and is trainable on a CPU.
 
     rows = list(generate(500, seed=0, split="test"))
     rows[0]["question"]   # "d>b a>c b>a c>d ; 3 a"
     rows[0]["steps"]      # ["c", "d", "b"]; the answer is the last of them
 
-A problem is a random cycle through all symbols, written as its edges in random order, then how many
-hops to go and where to start. No symbol repeats before all have been seen, so every answer is
-equally likely and only following the edges finds it: chance is 1 / (num_symbols - 1).
+A problem is a random cycle through all symbols, written as its edges in random order, then the
+number of hops and the start. No symbol repeats before all have been visited, so every answer is
+equally likely and can only be found by following the edges: chance is 1 / (num_symbols - 1).
 
-Splits are disjoint for every pair of seeds: what a problem says, whatever the order of its edges,
-decides through a hash which split may hold it. Deliberately knows no files and no models.
+Splits are disjoint for every pair of seeds: a hash of the problem, which ignores the order of its
+edges, decides its split.
 """
 
 from __future__ import annotations
@@ -45,19 +45,19 @@ def generate(
     max_hops: int = 5,
     arrow: str = ">",
 ) -> Iterator[Row]:
-    """Yield `num` problems; the first n are the same whatever `num` is.
+    """Yields `num` problems; the first n are the same for every `num`.
 
     Args:
         num: how many, 0 or more.
-        seed: any integer; another seed gives other problems.
+        seed: any integer; different seeds give different problems.
         split: "train", "validation" or "test"; no problem is in two splits, whatever the seeds.
-        num_symbols: how many letters the cycle goes through, 3 to 26.
-        min_hops: the fewest hops asked for, at least 1.
-        max_hops: the most hops asked for, less than `num_symbols`.
-        arrow: what stands between the two symbols of an edge: ">" makes an edge one word.
+        num_symbols: the number of letters in the cycle, 3 to 26.
+        min_hops: the fewest hops, at least 1.
+        max_hops: the most hops, less than `num_symbols`.
+        arrow: the text between the two symbols of an edge; ">" makes an edge one word.
 
     Raises:
-        LatentRefError: a value out of its range.
+        LatentRefError: a value is out of its range.
     """
     check_request(num, split)
     if not 3 <= num_symbols <= len(SYMBOLS):
@@ -88,7 +88,7 @@ def _stream(
 
 
 def _bucket(cycle: list[str], num_hops: int) -> int:
-    # The cycle read from the start says all a problem says.
+    # The cycle from its start and the number of hops determine the problem.
     digest = hashlib.sha256(f"{num_hops} {' '.join(cycle)}".encode()).digest()
     return digest[0] % 4
 

@@ -1,4 +1,4 @@
-"""ProsQA-style reasoning graphs, generated: no download, any number, the same for the same seed.
+"""Generated ProsQA-style reasoning graphs: any number, without a download, fixed by the seed.
 
     rows = list(generate(500, seed=0, split="test"))
     rows[0]["question"]   # "Every lempus is a rempus. ... Is Tom a rempus or impus?"
@@ -48,7 +48,7 @@ _SHALLOW_TARGET_SHARE = 0.2
 
 
 class Row(TypedDict):
-    """One problem, in the fields (and their order) of the published files."""
+    """One problem, with the fields of the published files in their order."""
 
     question: str
     answer: str
@@ -66,7 +66,7 @@ class _Graph:
 
     parents: tuple[tuple[int, ...], ...]
     reached_by: tuple[int, ...]
-    """Per node: 1 if rival 0 reaches it, 2 if rival 1 does, 3 for both, 0 for neither."""
+    """For each node: 1 if rival 0 reaches it, 2 if rival 1 does, 3 for both, 0 for neither."""
 
     @property
     def edges(self) -> list[list[int]]:
@@ -82,16 +82,16 @@ class _Graph:
 class _Problem:
     graph: _Graph
     path: tuple[int, ...]
-    """From the person asked about to the right answer, a shortest one."""
+    """A shortest path from the person asked about to the right answer."""
     neg_target: int
 
 
 def generate(num: int, *, seed: int = 0, split: str = "train") -> Iterator[Row]:
-    """Yield `num` problems; the first n are the same whatever `num` is.
+    """Yields `num` problems; the first n are the same for every `num`.
 
     Args:
         num: how many, 0 or more.
-        seed: any integer; another seed gives other problems.
+        seed: any integer; different seeds give different problems.
         split: "train", "validation" or "test"; no problem is in two splits, whatever the seeds.
 
     Raises:
@@ -102,7 +102,7 @@ def generate(num: int, *, seed: int = 0, split: str = "train") -> Iterator[Row]:
 
 
 def fingerprint(question: str) -> str:
-    """Eight hexadecimal digits that tell the facts of `question`, in whatever order they stand."""
+    """Eight hexadecimal digits that identify the facts of `question` in any order."""
     facts = sorted(question.lower().split(". ")[:-1])
     return hashlib.sha256("\n".join(facts).encode()).hexdigest()[:8]
 
@@ -113,7 +113,7 @@ def _stream(seed: int, split: str) -> Iterator[Row]:
     seen = set(KNOWN_FINGERPRINTS)
     while True:
         problem = _problem(rng)
-        # Renaming the nodes keeps the graph, so choosing by hash leaves the statistics alone.
+        # Renaming the nodes keeps the graph, so choosing by hash does not change the statistics.
         while True:
             row = _worded(problem, rng)
             mark = fingerprint(row["question"])
@@ -133,7 +133,7 @@ def _problem(rng: random.Random) -> _Problem:
 
 
 def _graph(rng: random.Random) -> _Graph | None:
-    """Grow a graph node by node; None when a rival has no descendants."""
+    """A graph grown node by node; None if a rival has no descendants."""
     low, high = _NODE_RANGE
     num_nodes = min(max(round(rng.gauss(_NODE_MEAN, _NODE_SPREAD)), low), high)
     parents: list[tuple[int, ...]] = [(), ()]
@@ -155,7 +155,7 @@ def _graph(rng: random.Random) -> _Graph | None:
 
 
 def _draw_parents(reached_by: list[int], depth: list[int], rng: random.Random) -> tuple[int, ...]:
-    """Parents of the next node: most nodes stay clear of one rival, deep parents are likelier."""
+    """Parents of the next node: most nodes avoid one rival, and deep parents are more likely."""
     if rng.random() < _PARENTLESS_SHARE:
         return ()
     draw, (first, second) = rng.random(), _RIVAL_SHARES
@@ -179,13 +179,13 @@ def _positive_poisson(rng: random.Random) -> int:
 
 def _union(sets: Iterator[int]) -> int:
     result = 0
-    for each in sets:
-        result |= each
+    for rivals in sets:
+        result |= rivals
     return result
 
 
 def _posed(graph: _Graph, hops: int, rng: random.Random) -> _Problem | None:
-    """Ask about the rival whose own descendants go deeper; None if none is `hops` away."""
+    """A question about the rival whose own descendants go deeper; None if none is `hops` away."""
     routes = [_shortest_paths(graph, rival) for rival in (0, 1)]
     own = [[node for node in graph.leaves if graph.reached_by[node] == 1 + r] for r in (0, 1)]
     deepest = [max((len(routes[r][node]) for node in own[r]), default=0) - 1 for r in (0, 1)]
@@ -206,7 +206,7 @@ def _posed(graph: _Graph, hops: int, rng: random.Random) -> _Problem | None:
 
 
 def _shortest_paths(graph: _Graph, start: int) -> dict[int, tuple[int, ...]]:
-    """Per reachable node, the nodes of one shortest path from `start`, both ends included."""
+    """For each reachable node, the nodes of one shortest path from `start`, ends included."""
     children: dict[int, list[int]] = {}
     for up, node in graph.edges:
         children.setdefault(up, []).append(node)
@@ -221,7 +221,7 @@ def _shortest_paths(graph: _Graph, start: int) -> dict[int, tuple[int, ...]]:
 
 
 def _worded(problem: _Problem, rng: random.Random) -> Row:
-    """Name the nodes (people have no parents), shuffle the facts and the two answers on offer."""
+    """Name the nodes (people have no parents) and shuffle the facts and both candidate answers."""
     parents, edges = problem.graph.parents, problem.graph.edges
     people = iter(rng.sample(PEOPLE, sum(not ups for ups in parents)))
     concepts = iter(rng.sample(CONCEPTS, sum(bool(ups) for ups in parents)))

@@ -1,4 +1,4 @@
-"""How the rows of the five benchmarks read: row -> question, steps, answer, answers on offer.
+"""What the rows of the five benchmarks mean: question, steps, answer and candidate answers.
 
     benchmark = BENCHMARKS["aqua"]
     benchmark.example(row)      # Example(question="Three birds ...\\nA)32400, B)6000, ...", ...)
@@ -23,18 +23,18 @@ Row = Mapping[str, Any]
 
 @dataclass(frozen=True, kw_only=True)
 class Benchmark:
-    """One benchmark: each field reads one thing off a row."""
+    """One benchmark: each field is a function that reads one thing from a row."""
 
     name: str
     problem: Callable[[Row], str]
-    """The bare problem, without the answers on offer: what overlaps are judged by."""
+    """The bare problem, without the candidate answers; used to detect overlaps."""
     question: Callable[[Row], str]
-    """What the model is asked: the context without its last newline."""
+    """The question for the model: the context without its last newline."""
     steps: Callable[[Row], tuple[str, ...]]
-    """The gold reasoning, one entry a step; may be empty."""
+    """The gold reasoning, one entry for each step; may be empty."""
     answer: Callable[[Row], str]
     candidates: Callable[[Row], tuple[str, ...]]
-    """The answers to choose from; empty when the answer is free."""
+    """The answers to choose from; empty if the answer is free text."""
 
     def example(self, row: Row) -> Example:
         """The row as an `Example`.
@@ -72,10 +72,10 @@ def harness_choices(options: str) -> list[str]:
 
 
 def harness_example(row: Row) -> ClozeExample:
-    """A MathQA row as lm-eval's own `mathqa` puts it: no choices shown, one's text as the answer.
+    """A MathQA row as in lm-eval's own `mathqa`: choices not shown, the gold choice as answer.
 
     Raises:
-        LatentRefError: its gold answer is not among five choices.
+        LatentRefError: the row does not have five choices or a gold answer among them.
     """
     letter, choices = row["correct"], harness_choices(row["options"])
     if letter not in tuple("abcde") or len(choices) != 5:
@@ -92,7 +92,7 @@ def _gsm8k_answer(row: Row) -> str:
 
 
 def _gsm8k_steps(row: Row) -> tuple[str, ...]:
-    """The equations ("<<48/2=24>>"), given or annotated; the solution's lines if it has none."""
+    """The given steps, else the solution's equations ("<<48/2=24>>"), else its lines."""
     if "steps" in row:
         return tuple(row["steps"])
     solution = row["answer"].rsplit("####", 1)[0]
@@ -150,8 +150,8 @@ BENCHMARKS: dict[str, Benchmark] = {
             name="strategyqa",
             problem=lambda row: row["question"],
             question=lambda row: row["question"],
-            # What has to be asked, then what is known: questions like "Is #2 greater than #1?"
-            # are of use only together with the facts that answer them.
+            # The sub-questions, then the facts: a sub-question like "Is #2 greater than #1?" is
+            # useful only together with the facts that answer it.
             steps=lambda row: (*row["decomposition"], *row["facts"]),
             answer=lambda row: "yes" if row["answer"] else "no",
             candidates=lambda row: ("yes", "no"),
@@ -166,4 +166,4 @@ BENCHMARKS: dict[str, Benchmark] = {
         ),
     )
 }
-"""The five, by the names their tasks carry."""
+"""The five benchmarks by the names of their tasks."""

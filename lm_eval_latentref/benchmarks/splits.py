@@ -41,7 +41,7 @@ NUM_GENERATED_TRAIN = 17886
 
 
 class KnownSplit(NamedTuple):
-    """What a test split is known to hold."""
+    """Row count and content hash of a known test split."""
 
     num_rows: int
     content_hash: str
@@ -61,7 +61,7 @@ KNOWN_TEST_SPLITS = {
 
 @dataclass(frozen=True)
 class Split:
-    """One of our splits, and what is needed to tell later what it was."""
+    """One split, with the origin and hash that identify it later."""
 
     name: str
     split: str
@@ -74,7 +74,7 @@ class Split:
         return [BENCHMARKS[self.name].example(row) for row in self.rows]
 
     def identity(self) -> dict[str, object]:
-        """Enough to tell two loads apart: origin, row count, content hash."""
+        """What identifies the loaded data: origin, row count and content hash."""
         return {"origin": self.origin, "rows": len(self.rows), "sha256": self.content_hash}
 
 
@@ -82,15 +82,16 @@ def load(name: str, split: str) -> list[Example]:
     """The examples of benchmark `name`'s `split` ("test", "dev" or "train"), in file order.
 
     Raises:
-        LatentRefError: an unknown name or split, no data within reach, or a malformed row.
+        LatentRefError: an unknown name or split, missing data, or a malformed row.
     """
     return load_split(name, split).examples
 
 
 def load_split(name: str, split: str) -> Split:
-    """As `load`, with the published rows and where they came from.
+    """The published rows of benchmark `name`'s `split`, with their origin.
 
-    Warns when a test split is not the known one: numbers on it compare with no others.
+    Logs a warning if a test split is not the known one, because results on it cannot be compared
+    with others. Raises as `load` does.
     """
     if name not in BENCHMARKS:
         raise LatentRefError(f"no benchmark {name!r}: use one of {', '.join(BENCHMARKS)}")
@@ -107,15 +108,15 @@ TRAINING: dict[str, tuple[str, Callable[[Row], Example]]] = {
     **{name: (name, benchmark.example) for name, benchmark in BENCHMARKS.items()},
     "mathqa_harness": ("mathqa", harness_example),
 }
-"""What can be trained on: the benchmark, and how its rows are put. MathQA has a second prompt, that
-of lm-eval's own `mathqa`."""
+"""Sources of training data: the benchmark, and the function that turns a row into an example.
+`mathqa_harness` is MathQA with the prompt of lm-eval's own `mathqa`."""
 
 
 def load_training(name: str, held_out: Collection[str] | None = None) -> tuple[list[Example], int]:
-    """Examples of `name`, one of `TRAINING`, that stand in no dev or test split; how many did.
+    """Examples of `name` (a key of `TRAINING`) outside all dev and test splits; the number dropped.
 
     Args:
-        held_out: `held_out_questions()`, where it is known already.
+        held_out: `held_out_questions()`, if the caller has it already.
     """
     benchmark, example = TRAINING[name]
     problem = BENCHMARKS[benchmark].problem
@@ -128,8 +129,8 @@ def load_training(name: str, held_out: Collection[str] | None = None) -> tuple[l
 def held_out_questions() -> frozenset[str]:
     """`normalise_question` of every problem of the five dev and test splits.
 
-    Both with and without the answers on offer, so that a training file that prints them in the
-    question is caught too.
+    Each problem is included with and without its candidate answers, to catch training files that
+    print these in the question.
     """
     return frozenset(
         normalise_question(text(row))
@@ -141,7 +142,7 @@ def held_out_questions() -> frozenset[str]:
 
 
 def content_hash(name: str, rows: list[dict[str, Any]]) -> str:
-    """SHA-256 over the questions and answers of `rows`, in order; other fields do not count."""
+    """SHA-256 of the questions and answers of `rows`, in order; other fields are ignored."""
     digest = hashlib.sha256()
     for row in rows:
         example = BENCHMARKS[name].example(row)
@@ -258,7 +259,7 @@ _DROPPED_FIELDS = {"evidence"}
 
 
 class DataMissingError(LatentRefError):
-    """A published split that cannot be had here; the message says what to set."""
+    """A published split is not available; the message says what to set."""
 
 
 @dataclass(frozen=True)
@@ -267,7 +268,7 @@ class Published:
 
     rows: list[dict[str, Any]]
     origin: str
-    """Where they were read from, as closely as is known."""
+    """The place they were read from, as precisely as it is known."""
 
 
 def read(name: str, split: str) -> Published:
@@ -275,7 +276,7 @@ def read(name: str, split: str) -> Published:
 
     Raises:
         DataMissingError: the folder has no such file, or the download failed.
-        LatentRefError: LATENTREF_DATA is no folder, or a line of the file is not a JSON object.
+        LatentRefError: LATENTREF_DATA is not a folder, or a line of a file is not a JSON object.
     """
     folder = os.environ.get(DATA_VARIABLE)
     return _read_folder(Path(folder), name, split) if folder else _download(name, split)
@@ -315,7 +316,7 @@ def _download(name: str, split: str) -> Published:
         else:
             loader = "text" if url.endswith(".txt") else "json"
             loaded = datasets.load_dataset(loader, data_files=url, split="train")
-    # datasets raises a dozen unrelated classes when a set is out of reach.
+    # datasets raises a dozen unrelated classes if a data set cannot be downloaded.
     except Exception as error:
         raise DataMissingError(
             f"{name} {split}: no download from {place} ({type(error).__name__}); set "
@@ -323,7 +324,7 @@ def _download(name: str, split: str) -> Published:
         ) from error
     if url is not None and url.endswith(".txt"):
         return Published(_equation_rows(row["text"] for row in loaded), url)
-    # The hub's file addresses hold the revision that was loaded.
+    # The addresses of the hub's files contain the revision that was loaded.
     files = getattr(loaded.info, "download_checksums", None) or {}
     return Published([_row(row) for row in loaded], url or min(files, default=f"{place} {split}"))
 

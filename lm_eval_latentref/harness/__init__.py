@@ -1,5 +1,4 @@
 """lm-eval's side: the model class `latentref`, its response cache, `latentref run`.
 
-What rests on lm-eval's own code beyond its public calls is in `lm_eval_seams`. Knows no training
-and no report.
+`lm_eval_seams` holds everything that relies on lm-eval beyond its public calls.
 """

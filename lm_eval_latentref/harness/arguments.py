@@ -1,9 +1,9 @@
-"""The arguments of the lm-eval class: whether a value can be meant, and whether it decides answers.
+"""The arguments of the lm-eval class: check their values, and select those that can change answers.
 
     check_values({"max_length": "many"})           # LatentRefError: max_length=many: ...
     deciding({"sliding_window": 64, "batch_size": 8})         # {"sliding_window": 64, ...}
 
-What is a mistake is said here before any weight is read.
+Mistakes are reported before any weight is read.
 """
 
 from __future__ import annotations
@@ -25,10 +25,10 @@ from lm_eval_latentref.harness.lm_eval_seams import DEFAULT_DEVICE
 from lm_eval_latentref.latent.config import OPTION_NAMES
 
 DESCRIBED = frozenset([*NAMES, *OPTION_NAMES, "dtype", "attn_implementation"])
-"""Arguments whose effect the settings of a run describe: what was loaded, and how it thinks."""
+"""Arguments that the settings of a run already describe: what is loaded, and how it thinks."""
 
 WITHOUT_EFFECT = frozenset(
-    # First how much is done at once and where, then how files are fetched; tokens are secrets.
+    # First batch sizes and devices, then how files are fetched; tokens are secrets.
     {
         "batch_size",
         "max_batch_size",
@@ -57,9 +57,13 @@ WITHOUT_EFFECT = frozenset(
 
 
 def deciding(given: Mapping[str, Any]) -> dict[str, Any]:
-    """All of `given`, and HFLM's defaults beside it, that may change an answer, as JSON values."""
+    """The arguments in `given`, and HFLM's defaults, that can change an answer, as JSON values."""
     parameters = inspect.signature(HFLM.__init__).parameters.values()
-    defaults = {one.name: one.default for one in parameters if one.default is not one.empty}
+    defaults = {
+        parameter.name: parameter.default
+        for parameter in parameters
+        if parameter.default is not parameter.empty
+    }
     return {
         name: json.loads(json.dumps(value, default=str, sort_keys=True))
         for name, value in {**defaults, **given}.items()
@@ -68,10 +72,10 @@ def deciding(given: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def tokenizer_digest(tokenizer: Any) -> str:
-    """sha256 of all by which a tokenizer turns text into ids."""
+    """sha256 of everything that determines how a tokenizer turns text into ids."""
     if (backend := getattr(tokenizer, "backend_tokenizer", None)) is not None:
         parts = json.loads(backend.to_str())
-        # Left by whoever called it last.
+        # These are left over from the tokenizer's last call.
         parts = {k: v for k, v in parts.items() if k not in ("truncation", "padding")}
     else:
         parts = {"vocabulary": tokenizer.get_vocab()}
@@ -81,7 +85,7 @@ def tokenizer_digest(tokenizer: Any) -> str:
 
 
 def weights_digest(model: torch.nn.Module) -> str:
-    """sha256 of all weights of a model that is loaded, and of its configuration."""
+    """sha256 of a loaded model's weights and configuration."""
     total = hashlib.sha256(str(getattr(model, "config", None)).encode())
     for name, tensor in model.state_dict().items():
         total.update(name.encode())
@@ -90,10 +94,10 @@ def weights_digest(model: torch.nn.Module) -> str:
 
 
 def check_values(given: Mapping[str, Any]) -> None:
-    """Raise LatentRefError on a value of a type that HFLM does not take for this argument."""
+    """Raise LatentRefError on a value whose type HFLM does not accept for its argument."""
     hints = typing.get_type_hints(HFLM.__init__)
     for name, value in given.items():
-        # lm-eval's command line makes numbers of names such as 100.
+        # lm-eval's command line turns a name such as 100 into a number.
         if value is None or name not in hints or name in (*DESCRIBED, "delta"):
             continue
         hint = hints[name]
@@ -105,7 +109,7 @@ def check_values(given: Mapping[str, Any]) -> None:
 
 
 def device_or_default(device: Any) -> str:
-    """`device`, which must be there; without one, or with lm-eval's default, the GPU if any."""
+    """`device`, which must exist; if it is None or lm-eval's default, the GPU if there is one."""
     if device is None or (device == DEFAULT_DEVICE and not torch.cuda.is_available()):
         return "cuda" if torch.cuda.is_available() else "cpu"
     check_device(device)

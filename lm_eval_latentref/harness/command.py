@@ -2,8 +2,8 @@
 
     harness.run(["--tasks", "latentref_mathqa_mc", "--limit", "8"])
 
-Works where a .pth file does not (PYTHONPATH, `pip install --target`). Without `--model` our model
-is meant; every other argument goes to lm-eval as it came, once `door` has found no mistake in it.
+It works where a .pth file does not (PYTHONPATH, `pip install --target`). `--model` defaults to
+latentref; every other argument goes to lm-eval unchanged after `door` has checked it.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ from lm_eval_latentref.errors import LatentRefError
 
 
 def run(arguments: Sequence[str]) -> int:
-    """`lm_eval run ARGUMENTS`; with no argument lm-eval prints its help and exits.
+    """Run `lm_eval run ARGUMENTS`; without arguments lm-eval prints its help and exits.
 
-    Returns 0, or 1 if a file of results could not be written. A LatentRefError comes through as it
-    is: the caller decides how it is shown.
+    Returns 0, or 1 if a file of results could not be written. Raises LatentRefError on a mistake in
+    the arguments.
     """
     from lm_eval.utils import setup_logging
 
@@ -55,14 +55,14 @@ def run(arguments: Sequence[str]) -> int:
 
 
 def include_paths(given: str | list[str] | None) -> list[str]:
-    """Our task folder, then the user's, whose tasks win over ours of the same name."""
+    """Our task folder, then the user's, whose tasks replace ours of the same name."""
     users = [] if given is None else [given] if isinstance(given, str) else list(given)
     ours = str(tasks_path())
     return [ours, *(path for path in users if path != ours)]
 
 
 def _of_file(args: argparse.Namespace) -> dict[str, Any]:
-    """The YAML file given by `--config`, whose values lm-eval lets the command line's replace."""
+    """The values of the YAML file given by `--config`; the command line overrides them."""
     from lm_eval.config.evaluate_config import EvaluatorConfig
 
     if not args.config:

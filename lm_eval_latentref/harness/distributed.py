@@ -21,15 +21,16 @@ def prepare_processes() -> None:
         return
     if not torch.accelerator.is_available():
         os.environ.setdefault("ACCELERATE_USE_CPU", "true")
-    atexit.register(_part)
+    atexit.register(_end_gloo)
 
 
-def _part() -> None:
-    """End the workers of gloo while Python still runs.
+def _end_gloo() -> None:
+    """End gloo's worker threads while the interpreter still runs.
 
-    They hold tensors; one that lets go of its last while the interpreter ends aborts the process
-    (about one short run in eight, after all was done). Other backends are left as they are: ending
-    NCCL's groups waits for every process, and one that failed would wait for ever.
+    They hold tensors. A thread that frees its last tensor while the interpreter shuts down aborts
+    the process, which happened after the work was done in about one short run in eight. Other
+    backends are left alone: ending NCCL's groups waits for every process, so after a failure it
+    would wait forever.
     """
     if dist.is_available() and dist.is_initialized() and dist.get_backend() == "gloo":
         dist.destroy_process_group()

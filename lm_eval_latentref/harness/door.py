@@ -1,8 +1,8 @@
-"""Mistakes in the arguments of `latentref run`: each is one line, before a model is loaded.
+"""Reports mistakes in the arguments of `latentref run` in one line, before a model is loaded.
 
-    check(args)        # args: as lm-eval's own parser gives them
+    check(args)        # args: the result of lm-eval's own parser
 
-lm-eval itself notices most of these after it has loaded the model, and ends in a traceback.
+lm-eval itself notices most of them only after it has loaded the model, and ends in a traceback.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from lm_eval_latentref.benchmarks.documents import tasks_path
 from lm_eval_latentref.errors import LatentRefError, saving
 
 TOKEN_COUNTS = ("max_gen_toks", "max_tokens", "max_completion_tokens")
-"""Names by which lm-eval knows the most tokens to write, beside those of transformers."""
+"""lm-eval's names for the most tokens to generate, besides those of transformers."""
 
 
 def check(args: argparse.Namespace) -> None:
@@ -45,7 +45,7 @@ def check(args: argparse.Namespace) -> None:
 
 
 def _config(args: argparse.Namespace) -> Any:
-    """lm-eval's own reading of `args`, which names what does not go together."""
+    """lm-eval's own configuration of `args`; raises LatentRefError if arguments conflict."""
     from lm_eval.config.evaluate_config import EvaluatorConfig
 
     try:
@@ -57,7 +57,7 @@ def _config(args: argparse.Namespace) -> Any:
 
 @contextlib.contextmanager
 def _silence() -> Any:
-    # lm-eval says all of this once more when it does the work.
+    # lm-eval logs all of this again when it does the work.
     logger = logging.getLogger("lm_eval")
     level = logger.level
     logger.setLevel(logging.CRITICAL)
@@ -101,7 +101,7 @@ def _check_chat_template(model_args: Mapping[str, Any], template: bool | str) ->
 
 
 def _check_tasks(config: Any) -> None:
-    """Names, groups with their members, `--samples`, and whether our tasks' data are there."""
+    """Check names, overlapping groups, `--samples`, and that the data of our tasks are there."""
     from lm_eval.tasks import TaskManager
 
     from lm_eval_latentref.harness.lm_eval_seams import is_group, leaves, task_file
@@ -132,7 +132,7 @@ def _as_list(tasks: str | Iterable[str]) -> list[str]:
 
 def _matches(manager: Any, name: str) -> list[str]:
     if name.endswith(".yaml") or Path(name).is_dir():
-        return []  # a file of the user's, which lm-eval reads itself
+        return []  # the user's own file, which lm-eval reads itself
     if matches := manager.match_tasks([name]):
         return list(matches)
     nearest = difflib.get_close_matches(name, manager.all_tasks, n=3, cutoff=0.5)

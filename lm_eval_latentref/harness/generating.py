@@ -1,9 +1,9 @@
-"""Text after thoughts: lm-eval's own loop over prompts, transformers' own `generate`.
+"""Generation after thoughts, between lm-eval's loop over prompts and transformers' `generate`.
 
     class LatentRefLM(GeneratingLM): ...
 
-This lies between the two: each batch is thought about, then written by HFLM's call of `generate`,
-in batches that halve when memory runs out. Without thoughts and markers all is as HFLM does it.
+The model thinks about each batch, then HFLM's call of `generate` writes the text, in batches that
+are halved when memory runs out. Without thoughts and markers everything is as in HFLM.
 
 Shape suffixes: B batch, C context columns, K columns read, L columns of context and text.
 """
@@ -30,7 +30,7 @@ logger = logging.getLogger(__name__)
 
 
 Writer = Callable[[Sequence[int], int], list[list[int]]]
-"""Writes after the contexts of these rows: the new ids of each."""
+"""Takes row numbers and a row limit; returns the new token ids of each row."""
 
 
 class GeneratingLM(RollingLM):
@@ -72,7 +72,7 @@ class GeneratingLM(RollingLM):
         return context.ids_BC, mask_BC.long()
 
     def write(self, context_BC: Tensor, max_length: int, stop: list[str], **options: Any) -> Tensor:
-        """`context_BC` with the text after it, (B, L); padded on the right."""
+        """`context_BC` followed by the new text, (B, L), padded on the right."""
         if not self.reasoner.thinks:
             work = self._writer_as_hf(context_BC, max_length, stop, options)
         else:
@@ -106,7 +106,7 @@ class GeneratingLM(RollingLM):
     def _writer_of_thoughts(
         self, context_BC: Tensor, max_length: int, stop: list[str], options: dict[str, Any]
     ) -> Writer:
-        # Off the device at once, not row by row.
+        # Copied off the device in one go, not row by row.
         pairs = zip(context_BC.tolist(), options.pop("attention_mask").tolist(), strict=True)
         contexts = [tuple(itertools.compress(ids, keep)) for ids, keep in pairs]
         num_new = max_length - context_BC.shape[1]
@@ -119,7 +119,7 @@ class GeneratingLM(RollingLM):
                     inputs = self.reasoner.generation_inputs(part, self.reasoner.think(part))
                 ids_BK = inputs.pop("input_ids")
                 num_read = ids_BK.shape[1]
-                # The number of new tokens in the model's generation config does not hold here.
+                # Overrides the number of new tokens in the model's generation config.
                 inputs["max_new_tokens"] = None
                 with self.reasoner.checking_text():
                     output_BL = self.write_as_hf(
@@ -138,14 +138,14 @@ class GeneratingLM(RollingLM):
         check_decoding(own, options, thinks=self.reasoner.thinks)
         if options["do_sample"] and not gen_kwargs.get("do_sample") and self.uses_cache:
             raise LatentRefError(
-                "--use_cache with text that is drawn at random: lm-eval would give the first draw "
-                "for every further one; give do_sample=True in gen_kwargs, which it never caches"
+                "--use_cache with text that is sampled: lm-eval would reuse the first sample for "
+                "every later one; give do_sample=True in gen_kwargs, which it never caches"
             )
         self.cut((), self._num_generated_columns(num_new))
 
     def _num_generated_columns(self, max_gen_toks: int) -> int:
-        # hf keeps a column for the last token too, though it is never read; without thoughts we
-        # cut where it does.
+        # HFLM keeps a column for the last token too, although it is never read; without thoughts
+        # contexts are cut exactly as in HFLM.
         return max_gen_toks if self.reasoner.thinks else max_gen_toks + 1
 
     @property
@@ -154,8 +154,8 @@ class GeneratingLM(RollingLM):
         return self.cache_hook.dbdict is not None
 
     def cut(self, context: Tokens, num_after: int) -> Tokens:
-        """`context`, cut from the left to what fits before `num_after` tokens."""
-        # The last token is predicted, never read: it takes no column.
+        """`context`, cut from the left so that it fits before `num_after` tokens."""
+        # The last token is predicted but never read, so it takes no column.
         room = self.max_length + 1 - self.reasoner.num_extra_columns - num_after
         if room < 1:
             raise LatentRefError(
@@ -175,7 +175,7 @@ class GeneratingLM(RollingLM):
         return context[-room:]
 
     def encode_context(self, string: str, truncation: bool = False) -> list[int]:
-        """Ids of a context as for generation; the prefix token for an empty one."""
+        """Token ids of a context as in generation; the prefix token for an empty context."""
         if self.reasoner.markers is not None:
             ids = self.tok_encode(string) if string else []
         else:
@@ -183,7 +183,7 @@ class GeneratingLM(RollingLM):
         return ids or [self.prefix_token_id]
 
     def autocast(self) -> torch.autocast:
-        """Mixed precision, where it is asked for."""
+        """Mixed precision, if it was asked for."""
         return torch.autocast(
             self.device.type,
             dtype=self.mixed_precision_dtype,

@@ -1,10 +1,10 @@
-"""All private names of lm-eval, and of what it is built on, that this package rests on.
+"""All private names of lm-eval that this package relies on.
 
     class LatentRefLM(SeamLM): ...       # implements the methods of SeamLM that raise
 
-lm-eval's HFLM calls methods of its own whose names begin with an underscore; here each is turned
-into a call of one without. The contract tests (`pytest -m contract`) hold every assumption made
-here against the installed lm-eval.
+HFLM calls methods of its own whose names begin with an underscore; `SeamLM` gives each a public
+name. The contract tests (`pytest -m contract`) check every assumption made here on the installed
+lm-eval.
 """
 
 from __future__ import annotations
@@ -24,19 +24,19 @@ from lm_eval.tasks._index import Kind
 from torch import Tensor
 
 Request = tuple[Any, list[int], list[int]]
-"""What lm-eval asks to be scored: its text, the ids of its context, those of its continuation."""
+"""A request to score: its texts, the ids of the context, the ids of the continuation."""
 
 NOT_SAVED = "Could not save"
-"""How the warning begins with which lm-eval passes over a file that it could not write."""
+"""The beginning of the warning that lm-eval logs when it cannot write a file."""
 
 DEFAULT_DEVICE = "cuda:0"
-"""What lm-eval's command line asks for when no device is given, with a GPU or without."""
+"""The device that lm-eval's command line uses if none is given, whether or not there is a GPU."""
 
 _TRACKER = "lm_eval.loggers.evaluation_tracker"
 
 
 class SeamLM(HFLM):
-    """HFLM with its hooks under public names; weights are loaded when HFLM is done setting up."""
+    """HFLM with its hooks under public names; weights are loaded after HFLM has set up the rest."""
 
     batch_size_per_gpu: Any
     _model: Any
@@ -47,12 +47,12 @@ class SeamLM(HFLM):
     _scores_windows = False
 
     def check_backend(self) -> None:
-        """Raise unless the model is of the kind `self.backend` says."""
+        """Raise LatentRefError if `self.backend` is a kind of model that cannot be used."""
 
     def open_tokenizer(
         self, tokenizer: Any, *, trust_remote_code: bool, use_fast: Any, add_bos_token: Any
     ) -> Any:
-        """The tokenizer; arguments as those of HFLM."""
+        """The tokenizer; the arguments are HFLM's."""
         raise NotImplementedError
 
     def score_pairs(
@@ -64,16 +64,16 @@ class SeamLM(HFLM):
     def score_windows(
         self, windows: Sequence[Request], disable_tqdm: bool
     ) -> list[tuple[float, bool]]:
-        """The same for windows of whole texts, one batch of them."""
+        """Log-likelihood of each window of whole texts, one batch, and whether it is greedy."""
         raise NotImplementedError
 
     def write(self, context_BC: Tensor, max_length: int, stop: list[str], **options: Any) -> Tensor:
-        """`context_BC` with the text after it; arguments as those of `write_as_hf`."""
+        """`context_BC` followed by the new text; the arguments are those of `write_as_hf`."""
         raise NotImplementedError
 
     @contextmanager
     def scoring_windows(self) -> Iterator[None]:
-        """While this is open HFLM asks for windows of whole texts, not for pairs."""
+        """Inside this block, HFLM's requests are windows of whole texts, not pairs."""
         self._scores_windows = True
         try:
             yield
@@ -81,12 +81,12 @@ class SeamLM(HFLM):
             self._scores_windows = False
 
     def finish_setting_up(self) -> None:
-        """Load what HFLM asked for while it was set up, and take this process' place among all."""
+        """Load the models that HFLM's setup asked for, and set this process's rank."""
         if isinstance(self._model, _LoadedLater):
             arguments, self._model = self._model.arguments, None
             self.open_models(arguments)
         if hasattr(self, "accelerator"):
-            # HFLM does this for several GPUs only, and with the local index.
+            # HFLM sets these for several GPUs only, and uses the local index.
             self._rank = self.accelerator.process_index
             self._world_size = self.accelerator.num_processes
 
@@ -94,10 +94,10 @@ class SeamLM(HFLM):
         """Load all models and set `_model`; `arguments` are for `open_as_hf`."""
         raise NotImplementedError
 
-    # What HFLM does, for those who want just that.
+    # HFLM's own implementations.
 
     def open_as_hf(self, name: str, **arguments: Any) -> Any:
-        """The model `name`, opened by HFLM: placement and quantisation are as it does them."""
+        """The model `name`, opened by HFLM with its placement and quantisation."""
         super()._create_model(name, **{**arguments, "peft": None})
         return self._model
 
@@ -106,8 +106,8 @@ class SeamLM(HFLM):
     ) -> list[tuple[float, bool]]:
         """HFLM's scores of `windows`, all in one forward pass.
 
-        Without its grouping of equal tokens, which takes a window for another that ends alike but
-        whose text begins elsewhere.
+        HFLM's grouping of equal tokens is off: it confuses windows that have the same tokens but
+        whose scored part begins at different places.
         """
         groups, self.logits_cache = self.logits_cache, False
         try:
@@ -136,8 +136,8 @@ class SeamLM(HFLM):
         )
 
     def _create_model(self, pretrained: str, **kwargs: Any) -> None:
-        # Later: HFLM still checks arguments after this, and ties weights anew, which adapters would
-        # stand in the way of; the ties are settled when each base is opened.
+        # Loading is postponed: after this call HFLM still checks arguments, and it ties weights
+        # again, which fails with adapters. Weights are tied when each base is opened.
         self._model = _LoadedLater(kwargs)
 
     def _loglikelihood_tokens(
@@ -156,19 +156,19 @@ class SeamLM(HFLM):
 
 
 class _LoadedLater:
-    """In place of a model while HFLM is set up; it is no module, so HFLM does nothing with it."""
+    """Replaces the model while HFLM is set up; it is not a module, so HFLM leaves it alone."""
 
     def __init__(self, arguments: dict[str, Any]) -> None:
         self.arguments = arguments
 
     def to(self, device: Any) -> None:
-        """Nothing to place yet."""
+        """Do nothing: there is no model to place yet."""
 
 
 def parse_run(
     arguments: Sequence[str],
 ) -> tuple[argparse.Namespace, Callable[[argparse.Namespace], None]]:
-    """`lm_eval run ARGUMENTS`, parsed by lm-eval, and what executes it.
+    """The arguments of `lm_eval run`, parsed by lm-eval, and the function that executes them.
 
     Without arguments lm-eval prints its help and exits.
     """
@@ -177,7 +177,7 @@ def parse_run(
     command_line = HarnessCLI()
     given, sys.argv = sys.argv, ["lm_eval", "run", *arguments]
     try:
-        # lm-eval takes its arguments from there and nowhere else.
+        # lm-eval reads its arguments from sys.argv only.
         return command_line.parse_args(), command_line.execute
     finally:
         sys.argv = given
@@ -193,7 +193,7 @@ class _ToLmEval(logging.Handler):
 
 
 def log_as_lm_eval() -> None:
-    """Let our lines appear where lm-eval's do, from the level on that it was given."""
+    """Log where lm-eval does and with its level."""
     ours = logging.getLogger("lm_eval_latentref")
     if any(isinstance(handler, _ToLmEval) for handler in ours.handlers):
         return
@@ -205,7 +205,7 @@ def log_as_lm_eval() -> None:
 
 @contextmanager
 def noting_unsaved_files() -> Iterator[list[str]]:
-    """What lm-eval could not write while this is open: it logs that, and goes on."""
+    """Yields a list of the files lm-eval fails to write in this block, which it only logs."""
     notes: list[str] = []
 
     class Handler(logging.Handler):
@@ -222,18 +222,18 @@ def noting_unsaved_files() -> Iterator[list[str]]:
 
 
 def is_group(manager: TaskManager, name: str) -> bool:
-    """Whether `name` is a group, whose members are not to be asked for beside it."""
+    """Whether `name` is a group of tasks."""
     return bool(manager.task_index[name].kind is Kind.GROUP)
 
 
 def task_file(manager: TaskManager, name: str) -> Path | None:
-    """The YAML file of a task, where its index knows one."""
+    """The YAML file of a task, if lm-eval's index has one."""
     entry = manager.task_index.get(name)
     return None if entry is None else entry.yaml_path
 
 
 def leaves(manager: TaskManager, name: str) -> set[str]:
-    """The tasks that a task, group or tag stands for, by lm-eval's index; nothing is loaded."""
+    """The names of the tasks in a task, group or tag, from lm-eval's index; nothing is loaded."""
     entry = manager.task_index.get(name)
     if entry is None or entry.kind in (Kind.TASK, Kind.PY_TASK):
         return {name}

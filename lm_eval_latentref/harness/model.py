@@ -2,9 +2,9 @@
 
     lm_eval --model latentref --model_args pretrained=FOLDER,memory_rate=0.3 --tasks mathqa
 
-lm-eval does prompts, scoring and reports, HFLM the placement and decoding options, `Reasoner` the
-thinking; this class is the seam between them: loading, token ids of choices, errors with a
-document's name. It holds no maths; whole texts are in `rolling`, generation in `generating`.
+lm-eval makes prompts, metrics and reports; HFLM handles placement and decoding options; `Reasoner`
+thinks. This class connects them: it loads the models, encodes choices, and names the document in an
+error. Log-likelihoods of whole texts are in `rolling`, generation is in `generating`.
 """
 
 from __future__ import annotations
@@ -55,16 +55,16 @@ class LatentRefLM(GeneratingLM):
     """A causal language model that reasons in refined continuous thoughts.
 
     Args:
-        pretrained: the backbone: hub id, folder, or adapter folder; None for the trained set of
-            this package, smollm2-135m. Or a model that is loaded already, without references, or a
-            whole set that `resolve` has found.
-        tokenizer: the backbone's, where it should not be the checkpoint's own; a name or an object.
+        pretrained: the backbone: a hub id, a folder or an adapter folder; None for the trained set
+            in this package, smollm2-135m. Or a loaded model, then without references, or a whole
+            set returned by `resolve`.
+        tokenizer: a name or an object, to be used in place of the backbone's own tokenizer.
         kwargs: the other names of checkpoints (`strong`, `weak`, `weights`, ...: the fields of
             `CheckpointNames`); the fields of `RefinementConfig`; all arguments of HFLM; those of
             `from_pretrained`.
 
     Raises:
-        LatentRefError: something given cannot be used; the message says what and why.
+        LatentRefError: an argument cannot be used; the message says which and why.
     """
 
     reasoner: Reasoner
@@ -86,9 +86,9 @@ class LatentRefLM(GeneratingLM):
         self._deciding = deciding(kwargs)
         kwargs["device"] = device_or_default(kwargs.get("device"))
         if kwargs.get("device_map") is not None:
-            # Without it HFLM forgets the map.
+            # Without `parallelize` HFLM ignores the map.
             kwargs["parallelize"] = True
-        self._max_length = kwargs.get("max_length")  # as HFLM will; the model is checked before
+        self._max_length = kwargs.get("max_length")  # HFLM sets it too, but after we need it
         self._documents = DocumentNames()
         if isinstance(tokenizer, str):
             kwargs["tokenizer"] = tokenizer
@@ -122,15 +122,16 @@ class LatentRefLM(GeneratingLM):
             self.finish_setting_up()
 
     def refine(self, config: RefinementConfig) -> None:
-        """Think as `config` says from now on, with costs counted anew.
+        """Use `config` from now on, and restart the cost counters.
 
-        References must be loaded if it searches: they are if the model was made with a search.
+        If `config` searches, the references must be loaded already, that is the model must have
+        been made with a search.
         """
         self._refinement = config
         self.reasoner = Reasoner(self.reasoner.loaded, config, max_length=self._max_length)
 
-    # Loading: HFLM opens each base model, so that its placement and quantisation options hold for
-    # all three; what is laid over it is ours.
+    # Loading: HFLM opens each base model, so that its placement and quantisation options apply to
+    # all three; adapters and state dicts are then loaded by this package.
 
     def check_backend(self) -> None:
         """Raise LatentRefError unless the backbone is a decoder-only model."""
@@ -144,7 +145,7 @@ class LatentRefLM(GeneratingLM):
     def open_tokenizer(
         self, tokenizer: Any, *, trust_remote_code: bool, use_fast: Any, add_bos_token: Any
     ) -> Any:
-        """The tokenizer that is given, or the one of the backbone's checkpoint."""
+        """The given tokenizer, or the one of the backbone's checkpoint."""
         if tokenizer is not None and not isinstance(tokenizer, str):
             _check_ending(tokenizer, "tokenizer=")
             return tokenizer
@@ -159,7 +160,7 @@ class LatentRefLM(GeneratingLM):
         return own
 
     def open_models(self, arguments: dict[str, Any]) -> None:
-        """Load the backbone and, if they are used, both references."""
+        """Load the backbone and, if the search runs, both references."""
         own = inspect.signature(HFLM._create_model).parameters
         hflm = inspect.signature(HFLM.__init__).parameters.keys() - {"self", "kwargs"}
         check_known(arguments.keys() - own, self.config, also=hflm)
@@ -203,9 +204,9 @@ class LatentRefLM(GeneratingLM):
         self._reports = self.gather_object(self.reasoner.accounting.report(), dst=0)
 
     def get_model_info(self) -> dict[str, Any]:
-        """HFLM's facts about the model, the refinement, checkpoints and data, and the cost.
+        """HFLM's facts about the model, and the refinement, checkpoints, data and cost.
 
-        The cost is that of all since the model was made, or since the last evaluation reported.
+        The cost counts from when the model was made or, if there was one, from the last report.
         """
         ours = {**self.reasoner.settings(), "data": of_evaluations.report()}
         ours["cost"] = Accounting.of_all(self._reports or [self.reasoner.accounting.report()])
@@ -234,11 +235,11 @@ class LatentRefLM(GeneratingLM):
         if self._plan.manifest.writes_steps:
             logger.warning(
                 "%s was trained to write reasoning steps before its answer, and choices are scored "
-                "straight after the thoughts: expect chance, and take the task that generates text",
+                "right after the thoughts: expect chance, and use the task that generates text",
                 self._plan.backbone.name or self._plan.backbone.base,
             )
         for request in requests:
-            if request.args == ("", ""):  # lm-eval looks at the first token of such a choice
+            if request.args == ("", ""):  # lm-eval would fail on the missing first token
                 raise self._no_token(("", ""))
 
     def _loglikelihood(self, requests: list[Any], disable_tqdm: bool) -> list[tuple[float, bool]]:
@@ -247,7 +248,7 @@ class LatentRefLM(GeneratingLM):
         bar = tqdm(
             [request.args for request in requests], desc="Tokenizing inputs", disable=disable_tqdm
         )
-        # The end marker parts the two, so each is encoded alone and nothing is moved across.
+        # The end marker separates the two, so each is encoded alone and no space moves across.
         pairs = [
             (
                 (context, continuation),
@@ -291,7 +292,7 @@ class LatentRefLM(GeneratingLM):
         return answers
 
     def fit_pairs(self, requests: Sequence[Request]) -> list[tuple[Tokens, Tokens]]:
-        """Each pair with its context cut, from the left, to what fits with the continuation."""
+        """Each (context, continuation), the context cut from the left so that both fit."""
         nothing = (self.prefix_token_id,)
         pairs = [(tuple(context) or nothing, tuple(ids)) for _, context, ids in requests]
         # All continuations of a context share its thoughts, so they share one cut.
@@ -314,8 +315,8 @@ class LatentRefLM(GeneratingLM):
             if self.uses_cache and len(together) < len(alone):
                 raise LatentRefError(
                     "--use_cache with a context that is cut to fit the longest of its choices: "
-                    "its answers depend on which choices the cache has already; raise max_length "
-                    "or leave --use_cache out"
+                    "the answers would depend on which choices are already in the cache; raise "
+                    "max_length or leave --use_cache out"
                 )
             return together
 

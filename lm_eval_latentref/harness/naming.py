@@ -1,9 +1,9 @@
-"""Which document a context belongs to, so that what goes wrong is reported with its name.
+"""Which document a context belongs to, so that errors can name the document.
 
 names = DocumentNames()
 names.remember(requests)
 with names.naming(contexts):
-    ...              # an error about row 2 becomes one about the third context's document
+    ...              # an error about row 2 names the document of the third context
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ class DocumentNames:
         self._names: dict[str, str] = {}
 
     def remember(self, requests: Sequence[Any]) -> None:
-        """Note the documents of lm-eval's requests, whose first argument is the context."""
+        """Record the documents of lm-eval's requests, whose first argument is the context."""
         for request in requests:
             name = f"{request.task_name} document {request.doc_id}"
             self._names.setdefault(request.args[0], name)
@@ -34,7 +34,7 @@ class DocumentNames:
 
     @contextmanager
     def naming(self, contexts: Sequence[str]) -> Iterator[None]:
-        """Raise an error about a row of `contexts` as an error about its document."""
+        """Turn an error about a row of `contexts` into one that names the row's document."""
         try:
             yield
         except NonFiniteThoughtError as error:
@@ -45,7 +45,7 @@ class DocumentNames:
 
     @contextmanager
     def naming_mistakes(self, context: str) -> Iterator[None]:
-        """Begin every LatentRefError with the name of the document of `context`."""
+        """Put the name of the document of `context` before every LatentRefError."""
         try:
             yield
         except LatentRefError as error:

@@ -1,13 +1,14 @@
-"""Keeps lm-eval's response cache (`--use_cache`) to the settings it was filled under.
+"""Makes sure that lm-eval's response cache (`--use_cache`) is used with one set of settings only.
 
     check_settings(cache_hook, reasoner.settings())
     check_files("out/cache")             # before lm-eval opens out/cache_rank0.db
 
-lm-eval looks answers up by the request's text alone, so two settings that share a file would share
-answers. The settings are therefore kept in the file, beside the answers. lm-eval also gives each
-process a file of its own; what the others' hold is taken over, so that a run may go on with another
-number of processes. The values in these files are pickles, which can run code: they are read by an
-unpickler that knows no class, and a file with anything but answers is refused.
+lm-eval looks up answers by the request's text alone, so two settings that share a file would share
+answers. Therefore the settings are stored in the file with the answers. lm-eval gives each process
+its own file; each process also takes over the answers in the other files, so that a run can be
+continued with another number of processes. The values in these files are pickles, which can run
+code: they are read by an unpickler that allows no class, and a file that holds anything but answers
+is refused.
 """
 
 from __future__ import annotations
@@ -31,11 +32,11 @@ _TABLE = "unnamed"
 
 
 def check_settings(cache_hook: Any, settings: Mapping[str, Any]) -> None:
-    """Mark an empty cache with `settings`; raise LatentRefError if it was filled under others.
+    """Store `settings` in an empty cache; raise LatentRefError if it was filled under others.
 
     Args:
-        cache_hook: lm-eval's `CacheHook`; without a file behind it nothing is done.
-        settings: whatever decides the answers, as JSON values.
+        cache_hook: lm-eval's `CacheHook`; if it has no file, nothing is done.
+        settings: everything that determines the answers, as JSON values.
     """
     answers = cache_hook.dbdict
     if answers is None:
@@ -48,7 +49,7 @@ def check_settings(cache_hook: Any, settings: Mapping[str, Any]) -> None:
         answers[SETTINGS_KEY] = now
     for other in _files_of(file.parent, re.sub(r"_rank\d+\.db$", "", file.name)):
         rows = {} if other.name == file.name else _read(other)
-        if SETTINGS_KEY in rows:  # else that rank is only just making it
+        if SETTINGS_KEY in rows:  # else that rank has only just created the file
             _check_same(other, rows.pop(SETTINGS_KEY), now)
             answers.update((key, answer) for key, answer in rows.items() if key not in own)
     answers.commit()
@@ -80,9 +81,9 @@ def _files_of(folder: Path, name: str) -> list[Path]:
 
 
 def _read(file: Path) -> dict[str, Any]:
-    """All that is in a file; nothing while another process is only just making it."""
+    """The rows of a file; empty if another process has only just created it."""
     try:
-        # Not read-only: what a killed process left half written has to be rolled back first.
+        # Not read-only, because an unfinished write of a killed process is rolled back first.
         uri = f"{file.absolute().as_uri()}?mode=rw"
         with closing(sqlite3.connect(uri, uri=True, timeout=60)) as answers:
             tables = [name for (name,) in answers.execute("select name from sqlite_master")]
@@ -99,8 +100,8 @@ def _read(file: Path) -> dict[str, Any]:
         ) from error
     except (sqlite3.DatabaseError, ValueError, TypeError) as error:
         raise LatentRefError(
-            f"--use_cache: {file} is damaged or no cache of answers ({error}); nothing of it was "
-            "run; delete it, or give another --use_cache path"
+            f"--use_cache: {file} is damaged or not a cache of answers ({error}); no code in it "
+            "was run; delete it, or give another --use_cache path"
         ) from error
 
 
@@ -110,13 +111,13 @@ class _Unpickler(pickle.Unpickler):
 
 
 def _plain(value: bytes) -> Any:
-    """The pickled numbers, texts, tuples and lists in `value`; ValueError for anything else."""
+    """The pickled numbers, strings, tuples and lists in `value`; ValueError for anything else."""
     try:
         answer = _Unpickler(io.BytesIO(value)).load()
         _check_plain(answer)
     except (ValueError, TypeError):
         raise
-    # A damaged pickle raises nearly anything; none of it has run code.
+    # A damaged pickle may raise almost any exception; no code from it has run.
     except Exception as error:
         raise ValueError(f"a damaged answer, {type(error).__name__}") from error
     return answer

@@ -1,9 +1,9 @@
-"""Log-likelihoods of whole texts: lm-eval's own, in batches that halve, and counted.
+"""Log-likelihoods of whole texts: HFLM's, with batches that are halved when memory runs out.
 
     class LatentRefLM(RollingLM): ...
 
-A text of its own has no context to think about, so lm-eval's HFLM computes it; this only lies
-between its loop over windows and its forward passes.
+A whole text has no context to think about, so HFLM computes its log-likelihood. This class adds the
+halving and the cost counters between HFLM's loop over windows and its forward passes.
 """
 
 from __future__ import annotations
@@ -19,15 +19,15 @@ from lm_eval_latentref.latent.reasoner import Reasoner
 
 
 class RollingLM(SeamLM):
-    """HFLM whose windows of whole texts are halved when memory runs out, and counted."""
+    """HFLM with batches of windows that are halved when memory runs out, and with their cost."""
 
     reasoner: Reasoner
     _window_limit: RowLimit
     _is_reported = False
 
     def loglikelihood_rolling(self, requests: list[Any], disable_tqdm: bool = False) -> list[float]:
-        """Log-likelihood of whole texts: no context to think about, so it is hf's."""
-        # Kept from batch to batch, so that what did not fit is not tried again.
+        """Log-likelihood of whole texts, computed by HFLM: there is no context to think about."""
+        # Kept from batch to batch, so that a size that did not fit is not tried again.
         self._window_limit = self.row_limit(sys.maxsize)
         with self.counting_cost(), self.batches_of(self._window_limit.rows), self.scoring_windows():
             return super().loglikelihood_rolling(requests, disable_tqdm=disable_tqdm)
@@ -35,7 +35,7 @@ class RollingLM(SeamLM):
     def score_windows(
         self, windows: Sequence[Request], disable_tqdm: bool
     ) -> list[tuple[float, bool]]:
-        """One batch of hf's loop over the windows of rolling texts, halved if it does not fit."""
+        """Scores of one batch of HFLM's loop over windows, halved if it does not fit."""
 
         def work(part: Sequence[Request], _: int) -> list[tuple[float, bool]]:
             self.reasoner.backbone.activate()
@@ -51,8 +51,8 @@ class RollingLM(SeamLM):
     def row_limit(self, num_items: int) -> RowLimit:
         """How many of `num_items` rows to try at once.
 
-        HFLM would size `auto` by a plain forward pass of max_length; here the real work is tried,
-        and halved when it does not fit. `auto:N` tries the most again N times.
+        For `auto`, HFLM finds the size with a plain forward pass of max_length. Here the real work
+        is tried, and halved if it does not fit. `auto:N` tries the largest size N times.
         """
         if self.batch_size != "auto":
             return RowLimit(self.batch_size, num_items=num_items)
@@ -61,7 +61,7 @@ class RollingLM(SeamLM):
 
     @contextmanager
     def batches_of(self, num_rows: int) -> Iterator[None]:
-        """Let HFLM's loops take `num_rows` at once while this is open."""
+        """Make HFLM's loops take `num_rows` at once inside this block."""
         asked_for = self.batch_size_per_gpu
         self.batch_size_per_gpu = num_rows
         try:

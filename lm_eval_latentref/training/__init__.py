@@ -1,4 +1,4 @@
-"""`latentref train`: recipes, the curriculum, the loss, the trainer, state that survives a crash.
+"""`latentref train`: recipes, the curriculum, the loss, the trainer, and state to resume from.
 
-Writes folders that `checkpoints` opens. Knows no evaluation but its own validation.
+It writes folders that `checkpoints` opens, and validates by itself, without `evaluation`.
 """

@@ -1,4 +1,4 @@
-"""Which text a model is trained on at which stage: (problem, stage) to ids, labels and thoughts.
+"""The text that a model is trained on at each stage: ids, labels and number of thoughts.
 
     curriculum = Curriculum(c_thought=1, max_latent_stage=3)
     row = curriculum.row(problem, stage=2)      # two steps gone, two thoughts in their place
@@ -7,8 +7,8 @@
 
 The curriculum of Coconut (Hao et al., arXiv:2412.06769, section 3), with the names and meanings of
 its published configuration: at stage k the first k reasoning steps are replaced by k * c_thought
-thoughts; after `max_latent_stage` comes one more stage in which no step is left. Only what stands
-behind the thoughts is labelled. Deliberately knows no tokenizer, no optimiser and no data source.
+thoughts; after `max_latent_stage` comes one more stage in which no step is left. Only the text
+after the thoughts is labelled.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ class Problem:
     """An `Example` as token ids, in the text of the prompt protocol."""
 
     question: Tokens
-    """The context: question and newline, with whatever special tokens precede every text."""
+    """The context: question and newline, after the special tokens that begin every text."""
     steps: tuple[Tokens, ...]
     """Each with its newline."""
     answer: Tokens
@@ -35,17 +35,17 @@ class Problem:
 
 @dataclass(frozen=True)
 class Row:
-    """What one forward pass reads of one problem."""
+    """The columns of one problem that one forward pass reads."""
 
     context: Tokens
     num_thoughts: int
     """Thoughts between the context (and the start marker) and the end marker."""
     target: Tokens
-    """All labelled ids: each is predicted from what stands before it, and nothing else is."""
+    """All labelled ids; each is predicted from the columns before it."""
 
     @property
     def num_columns(self) -> int:
-        """Columns of context, thoughts and text; markers not counted."""
+        """Columns of context, thoughts and text, without markers."""
         return len(self.context) + self.num_thoughts + len(self.target)
 
 
@@ -60,8 +60,8 @@ class Curriculum:
     """The last stage that removes one more step; the stage after it removes all that are left."""
 
     pad_latent_to_max: bool = True
-    """Whether that stage thinks max_latent_stage * c_thought thoughts also about problems that have
-    fewer steps. Evaluation does so always: the number of gold steps is not known then."""
+    """Whether the final stage has max_latent_stage * c_thought thoughts even for a problem with
+    fewer steps. Evaluation always has that many, as it does not know the number of gold steps."""
 
     uniform_prob: float = 0.0
     """Probability, per problem and epoch, of a stage drawn uniformly from 0 to its number of
@@ -73,7 +73,7 @@ class Curriculum:
         return self.max_latent_stage + 1
 
     def row(self, problem: Problem, stage: int) -> Row:
-        """What is trained at `stage` (0 or more)."""
+        """The row of `problem` at `stage` (0 or more)."""
         num_skipped = num_latent = stage
         if stage > self.max_latent_stage:
             num_skipped, num_latent = len(problem.steps), self.max_latent_stage
@@ -83,33 +83,34 @@ class Curriculum:
         return Row(problem.question, num_latent * self.c_thought, (*remaining, *problem.answer))
 
     def draw_stage(self, problem: Problem, stage: int, rng: random.Random) -> int:
-        """`stage`, or with probability `uniform_prob` any that this problem has."""
+        """`stage` or, with probability `uniform_prob`, a random stage that this problem has."""
         if rng.random() < self.uniform_prob:
             return rng.randint(0, len(problem.steps))
         return stage
 
     def latent_steps(self, stage: int) -> int:
-        """Thoughts a model trained at `stage` thinks when it is evaluated."""
+        """The number of thoughts of a model trained at `stage` when it is evaluated."""
         return min(stage, self.max_latent_stage) * self.c_thought
 
 
 def cot_row(problem: Problem) -> Row:
-    """Plain chain of thought: every step, no thought."""
+    """A row for plain chain of thought: every step, no thought."""
     return Row(
         problem.question, 0, (*itertools.chain.from_iterable(problem.steps), *problem.answer)
     )
 
 
 def no_cot_row(problem: Problem) -> Row:
-    """The answer alone."""
+    """A row with the answer alone."""
     return Row(problem.question, 0, problem.answer)
 
 
 def epoch_batches(rows: Sequence[Row], batch_size: int, rng: random.Random) -> list[list[Row]]:
     """`rows` shuffled into global batches, each row once.
 
-    Rows of a batch share their number of thoughts as far as whole batches can be made of them:
-    every thought is one more forward pass for those that need it. What is left is mixed.
+    Rows of a batch have the same number of thoughts as far as whole batches can be made of them,
+    because each thought takes a forward pass for all rows that have it. The remaining rows are
+    mixed.
     """
     shuffled = rng.sample(list(rows), len(rows))
     alike: dict[int, list[Row]] = {}
@@ -130,9 +131,9 @@ def epoch_batches(rows: Sequence[Row], batch_size: int, rng: random.Random) -> l
 def share(batch: Sequence[Row], rank: int, num_processes: int) -> list[Row]:
     """The rows of `batch` that process `rank` computes; together the shares are the batch.
 
-    Dealt to and fro, so that no process has the longer row of every pair and the others wait.
+    Rows are assigned in snake order, so that all processes get about the same number of tokens.
     """
-    ordered = _ordered(batch)[::-1]  # so that what is left for the last round is short
+    ordered = _ordered(batch)[::-1]  # longest first, so that the last, partial round is short
     rounds = [ordered[at : at + num_processes] for at in range(0, len(ordered), num_processes)]
     dealt = (rows if number % 2 == 0 else rows[::-1] for number, rows in enumerate(rounds))
     return [row for rows in dealt for row in rows[rank : rank + 1]]
@@ -141,12 +142,13 @@ def share(batch: Sequence[Row], rank: int, num_processes: int) -> list[Row]:
 def micro_batches(
     rows: Sequence[Row], max_rows: int, max_columns: int | None = None
 ) -> Iterator[list[Row]]:
-    """`rows` in groups that have equal numbers of thoughts, shortest first.
+    """`rows` in groups with equal numbers of thoughts, shortest first.
 
-    The loss of a batch is a sum over its rows, so the grouping changes nothing but rounding.
+    The loss of a batch is a sum over its rows, so the grouping only affects rounding.
 
     Args:
-        max_columns: of a group padded to its longest row; a row longer than that goes alone.
+        max_rows: the most rows of a group.
+        max_columns: the most columns of a group with its padding; a longer row is a group alone.
     """
     group: list[Row] = []
     for row in _ordered(rows):
@@ -168,6 +170,6 @@ def _padded_columns(rows: Sequence[Row]) -> int:
 
 
 def _ordered(rows: Sequence[Row]) -> list[Row]:
-    # Neighbours of about equal length waste little on padding; sorting is stable, so the order is
-    # a function of the batch alone.
+    # Neighbours of about equal length need little padding. Sorting is stable, so the order depends
+    # on the batch alone.
     return sorted(rows, key=lambda row: (row.num_thoughts, len(row.context), len(row.target)))

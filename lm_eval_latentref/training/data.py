@@ -1,4 +1,4 @@
-"""Training data: examples of a benchmark, of a generated task or of a file, checked, then as ids.
+"""Training data: examples from benchmarks, generated tasks and files, checked and encoded.
 
     data = load_data(recipe)
     for problem in encode(data.epoch(0), tokenizer): ...
@@ -39,7 +39,7 @@ EPOCH_SEEDS = 1_000_000
 seed s is the train split of seed s * EPOCH_SEEDS + e. Below 0 are seeds that no run draws from."""
 
 MOST_SHOWN = 10
-"""Places that a summary names for each rule; more would not be read."""
+"""The most places that a summary lists for each rule."""
 
 
 @dataclass(frozen=True)
@@ -50,30 +50,30 @@ class TrainingData:
     epoch: Callable[[int], list[Example]]
     """The training examples of an epoch, counted over the whole run."""
     fixed: Sequence[Example] = ()
-    """All of files and benchmarks, whatever epoch they come in. Generated ones are drawn afresh."""
+    """All examples from files and benchmarks, of any epoch. Generated ones differ by epoch."""
     counts: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
-    """Of each file and benchmark: `problems`, and `removed` for standing in a held-out split."""
+    """For each file and benchmark: the `problems` kept, and those `removed` as held out."""
 
     @property
     def validation(self) -> list[Example]:
         """The validation problems of all sources, one source after another."""
-        return [example for found in self.validation_by_source.values() for example in found]
+        return [example for source in self.validation_by_source.values() for example in source]
 
     @property
     def texts(self) -> Iterator[str]:
-        """All text that is known before training: of later epochs what is generated is not."""
+        """All text that is known before training, that is without later epochs' generated text."""
         return texts([*self.fixed, *self.epoch(0), *self.validation])
 
     @property
     def majority(self) -> float:
-        """What guessing gets: of each source the most frequent validation answer."""
-        found = self.validation_by_source.values()
-        answers = (collections.Counter(one.answer for one in examples) for examples in found)
+        """The accuracy of always giving the most frequent validation answer of each source."""
+        sources = self.validation_by_source.values()
+        answers = (collections.Counter(row.answer for row in source) for source in sources)
         most = sum(max(counts.values(), default=0) for counts in answers)
         return most / len(self.validation)
 
     def digest(self) -> str:
-        """Tells two sets of data apart."""
+        """A hash that identifies the data."""
         known = [*self.fixed, *self.epoch(0), *self.validation]
         return hashlib.sha256(json.dumps(list(map(_values, known))).encode()).hexdigest()
 
@@ -81,7 +81,7 @@ class TrainingData:
 def load_data(recipe: Recipe) -> TrainingData:
     """The data that `recipe` names.
 
-    Raises LatentRefError for names, files and generator arguments that cannot be used, and when no
+    Raises LatentRefError for names, files and generator arguments that cannot be used, and if no
     row is left.
     """
     if recipe.task and not GENERATORS.keys() & set(recipe.train):
@@ -90,13 +90,13 @@ def load_data(recipe: Recipe) -> TrainingData:
             f"generated; leave it out, or train on {' or '.join(GENERATORS)}"
         )
     validation_by_source = _validation(recipe)
-    validation = [example for found in validation_by_source.values() for example in found]
+    validation = [example for source in validation_by_source.values() for example in source]
     held_out = {normalise_question(example.question) for example in validation}
     if leaves_questions_out(recipe.train, recipe.check_overlap):
         held_out |= _benchmark_questions()
     _check_left("validation", validation)
-    found = {name: _train(name, held_out) for name in recipe.train if name not in GENERATORS}
-    fixed = {name: examples for name, (examples, _) in found.items()}
+    loaded = {name: _train(name, held_out) for name in recipe.train if name not in GENERATORS}
+    fixed = {name: examples for name, (examples, _) in loaded.items()}
     sources = [
         functools.partial(_turn, fixed[name], recipe.num_train, place / len(recipe.train))
         if name in fixed
@@ -109,14 +109,17 @@ def load_data(recipe: Recipe) -> TrainingData:
         fixed=[example for examples in fixed.values() for example in examples],
         counts={
             name: {"problems": len(examples), "removed": num_removed}
-            for name, (examples, num_removed) in found.items()
+            for name, (examples, num_removed) in loaded.items()
         },
     )
 
 
 def leaves_questions_out(train: Collection[str], check_overlap: bool) -> bool:
-    """Whether questions of the benchmarks' dev and test splits are removed: of benchmarks always,
-    of files if asked for; generators keep their own splits apart."""
+    """Whether questions of the benchmarks' dev and test splits are removed from the training data.
+
+    They always are from benchmarks, and from files if `check_overlap`. Generated tasks have
+    disjoint splits of their own.
+    """
     names = set(train)
     return bool(splits.TRAINING.keys() & names) or (
         check_overlap and not GENERATORS.keys() >= names
@@ -124,7 +127,7 @@ def leaves_questions_out(train: Collection[str], check_overlap: bool) -> bool:
 
 
 def texts(examples: Iterable[Example]) -> Iterator[str]:
-    """All that a model reads or writes of `examples`."""
+    """All text in `examples` that a model reads or writes."""
     for example in examples:
         yield example.context
         yield from map(step_text, example.steps)
@@ -132,7 +135,7 @@ def texts(examples: Iterable[Example]) -> Iterator[str]:
 
 
 def step_text(step: str) -> str:
-    """How a reasoning step is written."""
+    """A reasoning step as it is written."""
     return step + "\n"
 
 
@@ -157,7 +160,7 @@ def encode(examples: Sequence[Example], tokenizer: Any) -> list[Problem]:
 def read_examples(path: str) -> list[Example]:
     """The examples in the JSON or JSON-lines file `path`.
 
-    Rows that break a rule are left out; how many, where and which rule is logged. Raises
+    Bad rows are left out and logged, with their number, their places and the reasons. Raises
     LatentRefError if the file cannot be read.
     """
     text = read_text(
@@ -167,14 +170,14 @@ def read_examples(path: str) -> list[Example]:
     )
     examples, bad = parse_examples(path, text)
     if bad:
-        found = summary(bad, "row" if is_list(text) else "line")
+        reasons = summary(bad, "row" if is_list(text) else "line")
         num_rows = len(examples) + len(bad)
-        logger.warning("%s: %d bad rows left out of %d: %s", path, len(bad), num_rows, found)
+        logger.warning("%s: %d bad rows left out of %d: %s", path, len(bad), num_rows, reasons)
     return examples
 
 
 def write_rows(path: str, rows: Iterable[Any]) -> int:
-    """Writes `rows` as one JSON list, or as JSON lines if `path` ends in .jsonl; their number."""
+    """Writes `rows` as a JSON list, or as JSON lines to a .jsonl file; returns their number."""
     lines = [json.dumps(row, ensure_ascii=False) for row in rows]
     text = "\n".join(lines) if path.endswith(".jsonl") else "[\n" + ",\n".join(lines) + "\n]"
     write_text(path, text + "\n")
@@ -184,12 +187,12 @@ def write_rows(path: str, rows: Iterable[Any]) -> int:
 def write_generated(
     task: str, path: str, *, num: int, seed: int, split: str, options: Mapping[str, Any]
 ) -> int:
-    """Writes `num` problems of a generated task to `path`, as `write_rows`; their number."""
+    """Writes `num` problems of a generated task to `path`; returns their number."""
     return write_rows(path, generate(task, num, seed=seed, split=split, options=options))
 
 
 def _validation(recipe: Recipe) -> dict[str, list[Example]]:
-    """The problems to validate on, as many of each source that has any."""
+    """The problems to validate on, equally many of each source that has a dev split."""
     if recipe.validation is not None:
         examples = read_examples(recipe.validation)
         return {"validation": examples[: recipe.num_validation]}
@@ -213,11 +216,12 @@ def _validation(recipe: Recipe) -> dict[str, list[Example]]:
 def _turn(
     examples: Sequence[Example], num: int | None, start: float, epoch: int
 ) -> Sequence[Example]:
-    """The `num` examples whose turn it is: epoch after epoch goes on where the last one ended.
+    """The next `num` examples: each epoch begins where the last one ended.
 
     Args:
-        start: how far into `examples` epoch 0 begins, as a share of them. Sources that put the same
-            problems in different words begin apart, so that an epoch has more of the problems.
+        start: where in `examples` epoch 0 begins, as a share of them. Sources that contain the same
+            problems in different words begin at different places, so that an epoch has more
+            distinct problems.
     """
     if num is None or num >= len(examples):
         return examples
@@ -228,19 +232,19 @@ def _turn(
 def _generated(
     recipe: Recipe, name: str, held_out: Collection[str]
 ) -> Callable[[int], Sequence[Example]]:
-    """Fresh problems each epoch, those that stand in a validation file left out."""
+    """Fresh problems for each epoch, without those in a validation file."""
     num_train, first = recipe.num_train or NUM_GENERATED, recipe.seed * EPOCH_SEEDS
-    told: set[int] = set()
+    logged: set[int] = set()
 
     def epoch(number: int) -> list[Example]:
         drawn = _generate_examples(recipe, name, num_train, first + number, "train")
-        if recipe.validation is None:  # the generator keeps its own splits apart
+        if recipe.validation is None:  # the generator's own splits are disjoint
             return drawn
-        kept = [one for one in drawn if normalise_question(one.question) not in held_out]
-        if number not in told:
-            told.add(number)
+        kept = [row for row in drawn if normalise_question(row.question) not in held_out]
+        if number not in logged:
+            logged.add(number)
             logger.info(
-                "%s: %d of the %d problems of epoch %d removed because they stand in %s",
+                "%s: %d of the %d problems of epoch %d removed because they are in %s",
                 *(name, len(drawn) - len(kept), len(drawn), number + 1, recipe.validation),
             )
         _check_left(f"train={name}", kept)
@@ -260,16 +264,16 @@ def _generate_examples(recipe: Recipe, name: str, num: int, seed: int, split: st
 
 
 def _train(name: str, held_out: Collection[str]) -> tuple[list[Example], int]:
-    """The training examples of `name` whose questions are not in `held_out`; how many are."""
+    """The training examples of `name` whose questions are not held out; the number removed."""
     num_removed = 0
     if name in splits.TRAINING:
         examples, num_removed = splits.load_training(name, held_out)
     else:
         examples = read_examples(name)
-    kept = [one for one in examples if normalise_question(one.question) not in held_out]
+    kept = [row for row in examples if normalise_question(row.question) not in held_out]
     num_removed += len(examples) - len(kept)
     logger.info(
-        "%s: %d training examples; %d removed because their question stands in a dev, test or "
+        "%s: %d training examples; %d removed because their question is in a dev, test or "
         "validation split",
         name,
         len(kept),
@@ -284,8 +288,8 @@ def _benchmark_questions() -> frozenset[str]:
         return splits.held_out_questions()
     except LatentRefError as error:
         raise LatentRefError(
-            f"the benchmarks' dev and test questions, which must not be trained on, are not at "
-            f"hand: {error}; or give check_overlap=false if the data has none of them"
+            f"the benchmarks' dev and test questions, which must not be trained on, are not "
+            f"available: {error}; or give check_overlap=false if the data has none of them"
         ) from error
 
 
@@ -299,13 +303,13 @@ class BadRow(NamedTuple):
     number: int
     """Its line, or its place in a list, counted from 1."""
     rule: str
-    """The first that it breaks."""
+    """The first rule that it breaks."""
 
 
 def parse_examples(path: str, text: str) -> tuple[list[Example], list[BadRow]]:
-    """The examples in `text`, and the rows of it that are none.
+    """The examples in `text`, and its bad rows.
 
-    Raises LatentRefError that names `path` if a list is broken off.
+    Raises LatentRefError that names `path` if a list is truncated.
     """
     examples, bad = [], []
     for number, value in _rows(path, text):
@@ -319,11 +323,11 @@ def parse_examples(path: str, text: str) -> tuple[list[Example], list[BadRow]]:
 
 
 def summary(bad: Sequence[BadRow], unit: str = "line") -> str:
-    """The broken rules, each with the first of its lines or rows (`unit`)."""
+    """The broken rules, each with the numbers of the lines or rows (`unit`) that break it."""
     numbers: dict[str, list[int]] = {}
     for row in bad:
         numbers.setdefault(row.rule, []).append(row.number)
-    return "; ".join(f"{rule}: {_places(found, unit)}" for rule, found in numbers.items())
+    return "; ".join(f"{rule}: {_places(rows, unit)}" for rule, rows in numbers.items())
 
 
 def _places(numbers: Sequence[int], unit: str) -> str:
@@ -341,7 +345,7 @@ def _places(numbers: Sequence[int], unit: str) -> str:
 
 
 def _rows(path: str, text: str) -> Iterator[tuple[int, Any]]:
-    """Each row with its number in a list or its line; None for a line that is no JSON."""
+    """Each row with its place in the list or its line; None for a line that is not JSON."""
     if is_list(text):
         try:
             yield from enumerate(parse_json(text), start=1)
@@ -359,7 +363,7 @@ def _rows(path: str, text: str) -> Iterator[tuple[int, Any]]:
 
 
 def is_list(text: str) -> bool:
-    """Whether the rows are one JSON list; else, there is one in each line."""
+    """Whether the rows are one JSON list; otherwise each line is a row."""
     return text.lstrip().startswith("[")
 
 

@@ -1,11 +1,11 @@
-"""A model that learns: one optimiser step on a global batch, whatever the number of processes.
+"""Optimiser steps on global batches, with any number of processes.
 
     learner = Learner(trainee, recipe=recipe, accelerator=Accelerator(), markers=markers)
     loss = learner.step(batch, learning_rate=1e-4)          # sum over the batch's labelled tokens
     num_correct = learner.num_correct(examples, latent_steps=3)
 
-Gradients are summed over processes without a wrapper around the model: each computes its share of
-the batch, divided by the labelled tokens of the whole. Deliberately knows no schedule and no files.
+Each process computes its share of the batch, divided by the number of labelled tokens of the whole
+batch. Gradients are then summed over processes, without a wrapper around the model.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from lm_eval_latentref.training.models import Trainee
 from lm_eval_latentref.training.recipe import Recipe
 
 BETA1 = 0.9
-"""Of AdamW, its default; a recipe decides the other."""
+"""AdamW's default; beta2 is a field of the recipe."""
 
 
 class Learner:
@@ -36,7 +36,7 @@ class Learner:
 
     Args:
         markers: None for a model without thoughts.
-        latent_kind: what stands for thoughts, as in `RefinementConfig`.
+        latent_kind: the kind of thoughts, as in `RefinementConfig`.
     """
 
     def __init__(
@@ -57,7 +57,7 @@ class Learner:
         self.reset_optimizer()
 
     def reset_optimizer(self) -> None:
-        """Forget all that past gradients left behind."""
+        """Start with a new optimiser, without the moments of past gradients."""
         recipe = self._recipe
         self.optimizer = torch.optim.AdamW(
             self._weights,
@@ -67,7 +67,7 @@ class Learner:
         )
 
     def step(self, batch: Sequence[Row], *, learning_rate: float) -> float:
-        """One update; the loss before it, summed over the labelled tokens of `batch`.
+        """Make one update; returns the loss before it, summed over `batch`'s labelled tokens.
 
         Args:
             batch: the global batch, the same in every process.
@@ -89,7 +89,7 @@ class Learner:
         return loss
 
     def backward(self, batch: Sequence[Row]) -> Tensor:
-        """Adds this process's share of the gradient of the mean loss; its share of the sum."""
+        """Add this process's share of the mean loss's gradient; returns its share of the sum."""
         num_tokens = num_labelled(batch)
         accelerator = self._accelerator
         rows = share(batch, accelerator.process_index, accelerator.num_processes)
@@ -108,7 +108,7 @@ class Learner:
         return total
 
     def num_correct(self, examples: Sequence[Example], *, latent_steps: int) -> int:
-        """Exact matches of greedy answers, as evaluation finds them; over all processes."""
+        """The number of exact matches of greedy answers, over all processes."""
         accelerator, size = self._accelerator, self._recipe.eval_batch_size
         model = self.trainee.model
         mine = sorted(examples, key=lambda example: len(example.question))
@@ -128,8 +128,8 @@ class Learner:
                     for answer, example in zip(answers, batch, strict=True)
                 )
         model.train()
-        found = torch.tensor(correct, device=accelerator.device)
-        return int(accelerator.reduce(found, reduction="sum"))
+        total = torch.tensor(correct, device=accelerator.device)
+        return int(accelerator.reduce(total, reduction="sum"))
 
     def check_room(self, examples: Sequence[Example], *, latent_steps: int) -> None:
         """Raise LatentRefError if a validation problem does not fit the model."""
@@ -147,7 +147,7 @@ class Learner:
         return RefinementConfig(latent_steps=latent_steps, latent_kind=self._kind)
 
     def _sum_over_processes(self, loss: Tensor) -> float:
-        """Makes every process's gradients the sum over all; the sum of the losses."""
+        """Replace the gradients by their sum over all processes; returns the sum of the losses."""
         if self._accelerator.num_processes == 1:
             return loss.item()
         for weight in self._weights:

@@ -1,11 +1,10 @@
-"""What a trained folder tells of its own training: minutes, losses, data, references, the command.
+"""Reads a trained folder's records: seconds, losses, data, references, and the command to retrain.
 
     log = read_training("out/hops-s0")
     log.seconds["cot"], log.references["weak"].accuracy
     retrain_command("out/hops-s0")      # "latentref train hops-small output=out/hops-s0"
 
-Read from metrics.jsonl, training_data.yaml, recipe.yaml and latentref.json. Deliberately opens no
-model.
+The records are metrics.jsonl, training_data.yaml, recipe.yaml and latentref.json.
 """
 
 from __future__ import annotations
@@ -34,7 +33,7 @@ logger = logging.getLogger(__name__)
 _ADVICE = "remove it, for it is not what `latentref train` writes"
 
 MOST_OVERRIDES = 6
-"""Of a packaged recipe; a run that differs in more is told by its own recipe file."""
+"""The most overrides of a packaged recipe; a run with more is described by its own recipe file."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,17 +41,17 @@ class TrainingLog:
     """A finished training."""
 
     seconds: Mapping[str, float]
-    """Of steps and validation, by phase; saving left out."""
+    """Time of steps and validation, by phase, without saving."""
     losses: Mapping[str, Sequence[float]]
-    """Of each epoch in nats a labelled token, while it was trained, by phase and stage."""
+    """The training loss of each epoch in nats per labelled token, by phase and stage."""
     references: Mapping[str, Epoch]
-    """The epochs of CoT that became `weak` and `strong`, as far as that is known."""
+    """The epochs of CoT that became `weak` and `strong`, as far as they are known."""
     data: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
-    """Of each source that is not generated: `problems`, and `removed` as also held out."""
+    """For each source that is not generated: its `problems`, and those `removed` as held out."""
 
 
 def read_training(folder: str) -> TrainingLog | None:
-    """What `folder` tells; None if it has no metrics.
+    """The training records in `folder`; None if it has no metrics.
 
     Raises LatentRefError if they cannot be read.
     """
@@ -77,12 +76,15 @@ def read_training(folder: str) -> TrainingLog | None:
 
 
 def retrain_command(folder: str) -> str | None:
-    """What trains such a set again: by a packaged recipe where one is near, else by its own."""
+    """The command that trains such a set again; None if the folder has no recipe.
+
+    It names a packaged recipe if at most MOST_OVERRIDES values differ from it, else the folder's
+    own recipe.
+    """
     recipe = _recipe(folder)
     if recipe is None:
         return None
-    # Where the first was written says nothing; the next one need not lie there. What came with
-    # the package is told by its name, and trained again elsewhere.
+    # A set that came with the package is named without its place, and retrained into out/.
     name = without_place(folder)
     output = folder if name == folder else f"out/{Path(name).name}"
     own = {**recipe.to_dict(), "output": output}
@@ -120,7 +122,7 @@ def _references(folder: str, epochs: Sequence[Epoch]) -> dict[str, Epoch]:
             recorded[role] = read_manifest(path).epoch
     if (
         len(recorded) < 2 or None in recorded.values()
-    ):  # trained before latentref.json said it: choose once more
+    ):  # trained before latentref.json recorded it: choose again
         recorded = dict(zip(("weak", "strong"), _chosen_again(folder, epochs), strict=True))
     return {role: by_number[number] for role, number in recorded.items() if number in by_number}
 

@@ -1,10 +1,10 @@
-"""The training loss: think about the contexts, read the text behind, cross-entropy of its tokens.
+"""The training loss: cross-entropy of the text after the thoughts.
 
     loss = loss_sum(rows, network=network, markers=markers)
     (loss / num_labelled(batch)).backward()
 
-The thoughts come from the loop that inference uses, so what is trained is what is evaluated. Logits
-are made at labelled positions only. Deliberately knows no curriculum and no optimiser.
+The thoughts come from the same loop as in inference, so that training and evaluation compute the
+same. Logits are computed at labelled positions only.
 
 Shape suffixes: B batch, P pending columns, L text columns, D hidden size, M labelled positions,
 V vocabulary.
@@ -24,7 +24,7 @@ from lm_eval_latentref.training.curriculum import Row
 
 
 def num_labelled(rows: Sequence[Row]) -> int:
-    """How many tokens of `rows` are predicted."""
+    """The number of tokens of `rows` that are predicted."""
     return sum(len(row.target) for row in rows)
 
 
@@ -40,7 +40,7 @@ def loss_sum(
     Args:
         rows: with equal numbers of thoughts.
         markers: None for rows without thoughts that are trained without markers.
-        latent_kind: what stands in place of thoughts, as in `RefinementConfig`.
+        latent_kind: the kind of thoughts, as in `RefinementConfig`.
     """
     (num_thoughts,) = {row.num_thoughts for row in rows}
     thoughts = think(
@@ -52,7 +52,7 @@ def loss_sum(
     )
     target_BL, labelled_M = _pad_right([row.target for row in rows], network.device)
     # The last pending column predicts the first token, and the last token predicts nothing. The
-    # padding stands behind all that is read, so causality hides it and no mask is needed for it.
+    # padding is after all real columns, which do not attend to it, so it needs no mask.
     text_BLD = network.embed(target_BL[:, :-1]).to(thoughts.pending_BPD)
     columns_BLD = torch.cat([thoughts.pending_BPD, text_BLD], dim=1)
     mask_BL = thoughts.pending_mask_BP
@@ -67,9 +67,9 @@ def loss_sum(
 
 
 def _pad_right(rows: Sequence[Sequence[int]], device: torch.device) -> tuple[Tensor, Tensor]:
-    """Ids (B, L), and where the real ones stand (M,) once rows are laid end to end.
+    """Ids (B, L), and the positions (M,) of the real ones in the flattened batch.
 
-    Found on the CPU: picking by a mask would wait for the device.
+    Positions are computed on the CPU, because indexing by a mask would wait for the device.
     """
     longest = max(map(len, rows))
     ids_BL = torch.tensor([[*row, *[0] * (longest - len(row))] for row in rows])

@@ -1,4 +1,4 @@
-"""Models in training: made or opened, given marker tokens, saved in the form that `load` opens.
+"""Makes or opens models for training, adds marker tokens, and saves them so that `load` opens them.
 
     trainee = build(recipe, words=words(texts), latent=False)
     save(trainee, "out/strong", Manifest(latent_steps=0))
@@ -53,7 +53,7 @@ class Trainee:
 
     @property
     def trained(self) -> dict[str, nn.Parameter]:
-        """What is trained, by name; weights that two modules share stand here once."""
+        """The trained weights by name; a weight that two modules share occurs once."""
         named = self.model.named_parameters()
         return {name: weight for name, weight in named if weight.requires_grad}
 
@@ -76,12 +76,12 @@ def build(
     """The model of `recipe` at the start of a phase, on the CPU, in training mode.
 
     Args:
-        words: the vocabulary of a new model without a `tokenizer` of its own.
-        latent: whether it needs the marker tokens.
-        start: a folder that `save` wrote, to go on from; None for the recipe's own start.
+        words: the vocabulary of a new model.
+        latent: whether the model needs the marker tokens.
+        start: a folder written by `save` to start from; None for the recipe's own start.
 
     Raises:
-        LatentRefError: what the recipe names cannot be opened or does not fit together.
+        LatentRefError: models that the recipe names cannot be opened or do not fit together.
     """
     if recipe.lora is not None:
         return _build_adapter(recipe, latent, start)
@@ -101,9 +101,9 @@ def build(
 def save(trainee: Trainee, folder: str | os.PathLike[str], manifest: Manifest) -> None:
     """Writes the model, its tokenizer and latentref.json into the existing `folder`."""
     if trainee.adapter is not None:
-        # The base has its own embedding; the markers' rows are the adapter's.
+        # The base keeps its own embedding; the markers' rows are part of the adapter.
         trainee.model.save_pretrained(folder, save_embedding_layers=False)
-        Path(folder, "README.md").unlink(missing_ok=True)  # an empty form, not ours to fill in
+        Path(folder, "README.md").unlink(missing_ok=True)  # an empty template
     else:
         trainee.model.save_pretrained(folder)
     trainee.tokenizer.save_pretrained(folder)
@@ -116,7 +116,7 @@ def state(trainee: Trainee) -> dict[str, Tensor]:
 
 
 def restore(trainee: Trainee, weights: dict[str, Tensor]) -> None:
-    """Puts back what `state` gave; the names must be the same."""
+    """Restores weights returned by `state`; the names must be the same."""
     trained = trainee.trained
     assert trained.keys() == weights.keys(), "the state is of another model"
     with torch.no_grad():
@@ -147,7 +147,7 @@ def _plain_source(name: str) -> Source:
 
 
 def _make(recipe: Recipe, words: Iterable[str]) -> Trainee:
-    """A new model with random weights, which the seed decides."""
+    """A new model with random weights, determined by the seed."""
     from transformers import AutoConfig, AutoModelForCausalLM
 
     assert recipe.config is not None
@@ -174,7 +174,7 @@ def _make(recipe: Recipe, words: Iterable[str]) -> Trainee:
 
 @torch.no_grad()
 def _scale(model: Any, recipe: Recipe) -> None:
-    """Start values that the configuration of a new model cannot express."""
+    """Set initial values that the configuration of a new model cannot express."""
     if recipe.embedding_std is not None:
         model.get_input_embeddings().weight.normal_(0.0, recipe.embedding_std)
     if recipe.final_norm is not None:
@@ -190,7 +190,7 @@ def _build_adapter(recipe: Recipe, latent: bool, start: str | os.PathLike[str] |
     assert recipe.pretrained is not None
     assert recipe.lora is not None
     source = open_start(recipe.pretrained)
-    if source.adapter is not None:  # to be trained on, from where it stands
+    if source.adapter is not None:  # its training is continued
         start = source.adapter if start is None else start
         source = dataclasses.replace(source, adapter=None, tokenizer=None)
     base = base_name(source)  # before anything large is loaded
@@ -221,9 +221,9 @@ def _build_adapter(recipe: Recipe, latent: bool, start: str | os.PathLike[str] |
 
 
 def _add_markers(trainee: Trainee) -> list[int]:
-    """Adds the marker tokens that are missing, rows copied from a known token; the ids of all.
+    """Adds missing marker tokens with rows copied from a known token; returns all markers' ids.
 
-    Copied as facebookresearch/coconut does, which finds that it steadies training.
+    facebookresearch/coconut copies rows too, and reports that this makes training more stable.
     """
     tokenizer, model = trainee.tokenizer, trainee.model
     before = known_markers(tokenizer)
@@ -253,17 +253,17 @@ UNKNOWN = "<|unknown|>"
 
 
 def words(texts: Iterable[str]) -> list[str]:
-    """Every word of `texts`, once, in a fixed order; those of the protocol come with them."""
-    found = {"\n", answer_text("").strip()}
+    """Every word of `texts` and of the protocol, once, sorted."""
+    distinct = {"\n", answer_text("").strip()}
     for text in texts:
-        found.update(re.findall(r"\n|[^ \n]+", text))
-    return sorted(found)
+        distinct.update(re.findall(r"\n|[^ \n]+", text))
+    return sorted(distinct)
 
 
 def make_word_tokenizer(vocabulary: Iterable[str]) -> Any:
     """A PreTrainedTokenizerFast over `vocabulary`, an end-of-text and an unknown token.
 
-    The end-of-text token also pads and begins an empty text.
+    The end-of-text token is also the padding token.
     """
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast

@@ -24,84 +24,86 @@ from lm_eval_latentref.latent.mapping import from_mapping
 from lm_eval_latentref.training.curriculum import Curriculum
 
 PHASES = ("no_cot", "cot", "pause", "coconut")
-"""In the order in which they are trained, whichever of them a recipe asks for."""
+"""The phases in the order in which they are trained."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
-    """All that decides a training run."""
+    """All settings of a training run."""
 
     output: str
-    """Folder of the result; a run that was stopped goes on from what stands there."""
+    """Folder of the result; a run that was stopped continues from what this folder holds."""
 
     seed: int = 0
 
     phases: tuple[str, ...] = ("cot", "coconut")
-    """Which models: `no_cot` (the answer alone), `cot` (gives the references), `pause` (pause
-    tokens in place of thoughts), `coconut`. The last of them is the output folder itself, the
-    others are subfolders; `pause` and `coconut` start from the best CoT if `cot` is there."""
+    """The models to train: `no_cot` (the answer alone), `cot` (gives the references), `pause`
+    (pause tokens in place of thoughts), `coconut`. The last model lies in the output folder itself,
+    the others in subfolders."""
 
     start_from_cot: bool = True
-    """Whether they do; else each starts where `cot` started, as Coconut does on ProsQA."""
+    """If true, `pause` and `coconut` start from the best CoT checkpoint (if `cot` is a phase); if
+    false, from `pretrained` or `config`, as Coconut does on ProsQA."""
 
     # The model.
 
     pretrained: str | None = None
-    """Hub id or folder to start from; else `config` makes a new model. With `lora`, also an adapter
-    that was trained with the same, to be trained further."""
+    """Hub id or folder to start from; without it, `config` makes a new model. With `lora`, it may
+    be an adapter trained with the same `lora`, whose training is continued."""
 
     config: dict[str, Any] | None = None
-    """Of a new model: `model_type` and whatever its configuration in transformers takes."""
+    """The configuration of a new model: `model_type` and any fields of transformers' class."""
 
     lora: dict[str, Any] | None = None
     """Arguments of PEFT's LoraConfig; without it all weights are trained."""
 
     dtype: str = "float32"
-    """Of the weights as loaded; those in training stay float32 under LoRA."""
+    """The dtype of the weights as loaded; under LoRA, the trained weights stay float32."""
 
     precision: str = "fp32"
-    """Of the computation: `fp32`, or `bf16` (autocast)."""
+    """The precision of the computation: `fp32`, or `bf16` (autocast)."""
 
     embedding_std: float | None = None
-    """Of a new model: the spread of its input embeddings at the start, where it should differ from
-    the configuration's `initializer_range`."""
+    """For a new model: the initial standard deviation of its input embeddings; without it, the
+    configuration's `initializer_range`."""
 
     final_norm: float | None = None
-    """Of a new model: what the weights of its final norm start from. With both, thoughts can begin
-    as large as embeddings, though they are outputs and these are inputs."""
+    """For a new model: the initial weights of its final norm. With `embedding_std`, this lets
+    thoughts, which are outputs, begin as large as embeddings, which are inputs."""
 
     # The data.
 
     train: tuple[str, ...]
-    """One or more of: a benchmark, `mathqa_harness` (MathQA as lm-eval's own task puts it), a
-    generated task, a JSON file with `question`, `steps`, `answer`."""
+    """One or more of: a benchmark, `mathqa_harness` (MathQA with the prompt of lm-eval's own task),
+    a generated task, a JSON file with `question`, `steps`, `answer`."""
 
     validation: str | None = None
-    """A JSON file; without it, the dev splits of the benchmarks and tasks that `train` names."""
+    """A JSON file; without it, the dev splits of the benchmarks and tasks in `train`."""
 
     task: dict[str, Any] = field(default_factory=dict)
     """Arguments of the generator, for a generated task."""
 
     num_train: int | None = None
-    """Problems of each source in an epoch: of a data set the next so many, in turn (each of several
-    sources begins at a place of its own); so many fresh ones if generated."""
+    """The number of problems of each source in an epoch. A data set is read in order, each epoch
+    continuing where the last one ended, and each of several sources begins at a different place; a
+    generated task draws that many fresh problems."""
 
     num_validation: int | None = 500
-    """Problems that the accuracy after each epoch is measured on, at most; as many of each dev
-    split, if there are several. `mathqa_harness` has none of its own: MathQA's are put in the words
-    of `mathqa`."""
+    """The most problems that the accuracy after each epoch is measured on, shared equally between
+    several dev splits. `mathqa_harness` has no dev split of its own; add `mathqa` or give
+    `validation`."""
 
     check_overlap: bool = True
-    """Whether questions of any benchmark's dev or test split are removed from the training data,
-    for which these must be at hand. Generated tasks keep their own splits apart."""
+    """Whether questions of any benchmark's dev or test split are removed from the training data;
+    the splits must be available for that. Generated tasks have disjoint splits of their own."""
 
     max_new_tokens: int = 64
-    """Of an answer in validation."""
+    """The most tokens of an answer in validation."""
 
     # The schedule. Names and meanings up to `reset_optimizer` are Coconut's.
 
     c_thought: int = 1
-    """Thoughts in place of each step."""
+    """The number of thoughts in place of each step."""
 
     epochs_per_stage: int = 3
     max_latent_stage: int = 3
@@ -112,10 +114,10 @@ class Recipe:
     """Whether each stage starts with a new optimiser (and warm-up)."""
 
     first_stage: int = 1
-    """1 if CoT comes before the curriculum; 0 trains a stage of all steps with bare markers."""
+    """1 if CoT comes before the curriculum; 0 adds a stage with all steps and bare markers."""
 
     last_stage: int | None = None
-    """Without it, the one after `max_latent_stage`, in which no step is left."""
+    """The last stage; without it, the one after `max_latent_stage`, in which no step is left."""
 
     last_stage_epochs: int | None = None
     """Epochs of the last stage; without it, `epochs_per_stage`."""
@@ -124,50 +126,51 @@ class Recipe:
     cot_epochs: int = 10
 
     keep_epochs: tuple[str, ...] = ()
-    """Epochs to keep as folders below `epochs`, by phase, stage and epoch, both counted as in the
-    metrics: `cot-3` is the third epoch of CoT, `coconut-4-1` the first of stage 4."""
+    """Epochs to keep as folders in `epochs`, named by phase, stage and epoch as in the metrics:
+    `cot-3` is the third epoch of CoT, `coconut-4-1` the first of stage 4."""
 
-    # The references, out of the epochs of CoT, counted from 1. Where `cot` is not among the phases
-    # and `pretrained` is a CoT run with `keep_epochs`, they are of that run.
+    # The references: epochs of CoT, counted from 1. If `cot` is not a phase and `pretrained` is a
+    # CoT run with `keep_epochs`, they are epochs of that run.
 
     strong_epoch: int | None = None
-    """Without it, the epoch of the best validation accuracy, or what `pretrained` recorded."""
+    """The epoch that becomes `strong`; without it, the epoch with the best validation accuracy, or
+    the one recorded by `pretrained`."""
 
     weak_epoch: int | None = None
-    """Without it, the worst epoch that clearly beats chance (lower bound of the 95 % interval), or
-    what `pretrained` recorded."""
+    """The epoch that becomes `weak`; without it, the worst epoch that clearly beats chance (by the
+    lower bound of the 95 % interval), or the one recorded by `pretrained`."""
 
     # Optimisation.
 
     batch_size: int = 32
-    """Rows of a global batch, over all processes."""
+    """The number of rows of a global batch, over all processes."""
 
     micro_batch_size: int | None = None
-    """Rows of one forward pass, at most; gradients add up over the batch."""
+    """The most rows of one forward pass; gradients are summed over the batch."""
 
     micro_batch_tokens: int | None = None
-    """Columns of one forward pass, padding included, at most; a longer row goes alone."""
+    """The most columns of one forward pass, padding included; a longer row is read alone."""
 
     learning_rate: float = 1e-4
 
     latent_learning_rate: float | None = None
-    """Of the phases with thoughts, where it should differ."""
+    """The learning rate of the phases with thoughts; without it, `learning_rate`."""
 
     decay: float = 0.0
-    """The share of a stage's planned steps, at its end, over which the learning rate falls linearly
-    to a twentieth."""
+    """The last share of a stage's planned steps, over which the learning rate falls linearly to a
+    twentieth."""
 
     weight_decay: float = 0.01
     beta2: float = 0.999
 
     warmup_steps: int = 0
-    """Steps of an optimiser over which the learning rate rises linearly."""
+    """The number of steps of an optimiser over which the learning rate rises linearly."""
 
     max_grad_norm: float = 1.0
     """Gradients are clipped to this norm; 0 = never."""
 
     save_steps: int = 500
-    """Steps between two saves of the training state; it is saved after each epoch besides."""
+    """Steps between two saves of the training state, which is also saved after each epoch."""
 
     eval_batch_size: int = 64
 
@@ -203,10 +206,13 @@ class Recipe:
     @property
     def trained_on(self) -> list[str]:
         """The training splits as latentref.json names them; a file by its name."""
-        return [Path(one).name if Path(one).is_file() else f"{one} train" for one in self.train]
+        return [
+            Path(source).name if Path(source).is_file() else f"{source} train"
+            for source in self.train
+        ]
 
     def to_dict(self) -> dict[str, Any]:
-        """As plain YAML values, all fields present."""
+        """All fields as plain YAML values."""
         values = dataclasses.asdict(self)
         for name in ("phases", "train", "keep_epochs"):
             values[name] = list(values[name])
@@ -271,9 +277,20 @@ def _check_model(recipe: Recipe) -> None:
 
 
 _AT_LEAST_ONE = (
-    *("num_train", "num_validation", "max_new_tokens", "c_thought", "epochs_per_stage"),
-    *("last_stage_epochs", "no_cot_epochs", "cot_epochs", "strong_epoch"),
-    *("weak_epoch", "batch_size", "micro_batch_size", "micro_batch_tokens", "save_steps"),
+    "num_train",
+    "num_validation",
+    "max_new_tokens",
+    "c_thought",
+    "epochs_per_stage",
+    "last_stage_epochs",
+    "no_cot_epochs",
+    "cot_epochs",
+    "strong_epoch",
+    "weak_epoch",
+    "batch_size",
+    "micro_batch_size",
+    "micro_batch_tokens",
+    "save_steps",
     "eval_batch_size",
 )
 
@@ -308,10 +325,11 @@ RECIPES = Path(__file__).parent / "recipes"
 
 
 def load_recipe(path: str, overrides: Sequence[str] = ()) -> Recipe:
-    """The recipe in the YAML file `path`, or of that name in the package, with KEY=VALUE overrides.
+    """The recipe in the YAML file `path`, or in the package under that name, with `overrides`.
 
-    Keys of the dictionaries are written with a dot: `config.hidden_size=64`. Raises LatentRefError
-    that names the file or override and what is allowed.
+    Overrides are KEY=VALUE; keys inside dictionaries are written with a dot, as in
+    `config.hidden_size=64`. Raises LatentRefError that names the file or override and what is
+    allowed.
     """
     values = parse_overrides(overrides, read_yaml(_find(path)))
     return parse_recipe(values, where=path)
@@ -328,13 +346,15 @@ def parse_overrides(
 
 
 def parse_recipe(values: Mapping[str, Any], *, where: str = "the recipe") -> Recipe:
-    """The recipe of `values`, whose strings may be numbers as a command line gives them."""
+    """The recipe with these values; a string may be a number, as on a command line."""
     return from_mapping(Recipe, values, where)
 
 
 def _find(path: str) -> Path:
     for candidate in (
-        *(Path(path), RECIPES / path, RECIPES / f"{path}.yaml"),
+        Path(path),
+        RECIPES / path,
+        RECIPES / f"{path}.yaml",
         PACKAGED_MODELS / path,  # such as hops-small/recipe.yaml
     ):
         if candidate.is_file():
@@ -353,7 +373,7 @@ def _override(values: dict[str, Any], override: str) -> None:
         raise LatentRefError(f"{override!r} is no override; write KEY=VALUE, e.g. seed=1")
     try:
         value = yaml.safe_load(text)
-    except Exception:  # whatever is no YAML is a text
+    except Exception:  # a value that is not YAML is a string
         value = text
     *parents, last = name.split(".")
     inner = values

@@ -1,10 +1,10 @@
-"""One training run: what its phases share, and what of it is saved and found again.
+"""One training run: the state that its phases share, saved and resumed.
 
     run = Run(recipe)
     saved = run.resume()             # None, or the state of the phase that was stopped
     run.save(learner)
 
-What is trained when, and on which rows, is `phase`'s affair.
+`phase` trains the models.
 """
 
 from __future__ import annotations
@@ -57,14 +57,14 @@ def _find_processes() -> Accelerator:
 
 
 class Run:
-    """One training run: what lasts over its phases."""
+    """One training run: everything that its phases share."""
 
     def __init__(self, recipe: Recipe) -> None:
         self.recipe = recipe
         self.accelerator = _find_processes()
         self.is_main = self.accelerator.is_main_process
         if not self.is_main:
-            logging.getLogger("lm_eval_latentref").setLevel(logging.ERROR)  # one voice is enough
+            logging.getLogger("lm_eval_latentref").setLevel(logging.ERROR)  # one process logs
         check_kept(recipe)
         check_start(recipe)
         self.folder = RunFolder(recipe.output, recipe.to_dict(), is_main=self.is_main)
@@ -76,7 +76,7 @@ class Run:
         self.bar = tqdm(disable=True)
 
     def resume(self) -> dict[str, Any] | None:
-        """The saved state to go on from, if there is one."""
+        """The saved state to continue from; None if there is none."""
         saved = self.folder.load()
         self.accelerator.wait_for_everyone()
         if saved is not None:
@@ -93,7 +93,7 @@ class Run:
         return saved
 
     def save(self, learner: Learner | None) -> None:
-        """Saves all that is needed to go on from here; None between two phases."""
+        """Saves everything needed to continue from here; `learner` is None between phases."""
         rng: dict[str, Any] = {"cpu": torch.get_rng_state()}
         if torch.cuda.is_available():
             rng["cuda"] = torch.cuda.get_rng_state()
@@ -111,7 +111,7 @@ class Run:
         self.accelerator.wait_for_everyone()
 
     def check_words(self, examples: Sequence[Example]) -> None:
-        """Raises LatentRefError for words that a tokenizer made of the first epoch's has not."""
+        """Raises LatentRefError for words that the run's own tokenizer, if it has one, lacks."""
         unknown = sorted({*words(texts(examples))} - {*self.words}) if self.words else []
         if unknown:
             shown = ", ".join(map(repr, unknown[:5])) + (", ..." if unknown[5:] else "")
@@ -123,7 +123,7 @@ class Run:
 
     @functools.cached_property
     def trained_questions(self) -> Hashes:
-        """Of the model it starts from too."""
+        """Hashes of all questions trained on, including those of the model it starts from."""
         own = hash_questions(example.question for example in self.data.fixed)
         return np.union1d(own, self.start.questions)
 
@@ -133,6 +133,6 @@ class Run:
         return [*own, *sorted(self.start.trained_on - {*own})]
 
     def seed(self, phase: str) -> None:
-        """Makes the random numbers of `phase` depend on seed, phase and process alone."""
+        """Seeds torch so that random numbers depend on seed, phase and process alone."""
         text = f"{self.recipe.seed} {phase} {self.accelerator.process_index}"
         torch.manual_seed(random.Random(text).getrandbits(63))

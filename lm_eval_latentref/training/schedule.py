@@ -23,10 +23,10 @@ from lm_eval_latentref.training.curriculum import Problem, Row, cot_row, no_cot_
 from lm_eval_latentref.training.recipe import Recipe
 
 LATENT_KINDS = {"pause": "pause", "coconut": "continuous"}
-"""What stands for thoughts in the phases that have any."""
+"""The kind of thoughts, for the phases that have any."""
 
 LEAST_RATE = 0.05
-"""Where `decay` ends, relative to the highest learning rate."""
+"""The learning rate at the end of `decay`, relative to the highest."""
 
 
 @dataclass(frozen=True)
@@ -34,13 +34,13 @@ class Stage:
     """A part of a phase with one kind of rows."""
 
     number: int | None
-    """Of the curriculum; None outside of it."""
+    """The stage of the curriculum; None for phases without a curriculum."""
     num_epochs: int
 
 
 @dataclass
 class Progress:
-    """Where a run stands: with the tensors, all that is needed to go on as if nothing happened."""
+    """The progress of a run; together with the tensors, all that is needed to resume it."""
 
     phase: int = 0
     stage: int = 0
@@ -54,7 +54,7 @@ class Progress:
     num_steps: int = 0
     """Finished steps of the run."""
     num_updates: int = 0
-    """Steps of the present optimiser: how far the warm-up has come."""
+    """Steps of the current optimiser, which determine the warm-up."""
     loss: float = 0.0
     """Sum over the labelled tokens of the epoch so far."""
     num_labelled: int = 0
@@ -95,7 +95,7 @@ def stages(recipe: Recipe, phase: str) -> list[Stage]:
 
 
 def epoch_name(phase: str, stage: Stage, epoch: int) -> str:
-    """How `keep_epochs` names an epoch, counted from 1 within its stage."""
+    """The name of an epoch in `keep_epochs`; epochs are counted from 1 within their stage."""
     return f"{phase}-{epoch}" if stage.number is None else f"{phase}-{stage.number}-{epoch}"
 
 
@@ -115,7 +115,7 @@ def check_kept(recipe: Recipe) -> None:
 
 
 def writes_steps(recipe: Recipe, phase: str, stage: Stage, examples: Iterable[Example]) -> bool:
-    """Whether a model trained at `stage` writes steps of any of `examples` before its answer."""
+    """Whether a model trained at `stage` writes steps before its answer to any of `examples`."""
     if stage.number is None:
         return phase == "cot" and any(example.steps for example in examples)
     if stage.number > recipe.max_latent_stage:
@@ -126,22 +126,25 @@ def writes_steps(recipe: Recipe, phase: str, stage: Stage, examples: Iterable[Ex
 def stage_rows(
     recipe: Recipe, phase: str, stage: Stage, problems: Sequence[Problem], rng: random.Random
 ) -> list[Row]:
-    """What is trained on in one epoch of `stage`: a row of each problem."""
+    """The rows of one epoch of `stage`, one for each problem."""
     if stage.number is None:
-        return [cot_row(one) if phase == "cot" else no_cot_row(one) for one in problems]
+        return [cot_row(each) if phase == "cot" else no_cot_row(each) for each in problems]
     curriculum = recipe.curriculum
-    return [curriculum.row(one, curriculum.draw_stage(one, stage.number, rng)) for one in problems]
+    drawn = [curriculum.draw_stage(problem, stage.number, rng) for problem in problems]
+    return [
+        curriculum.row(problem, number) for problem, number in zip(problems, drawn, strict=True)
+    ]
 
 
 def latent_steps(recipe: Recipe, stage: Stage) -> int:
-    """Thoughts that a model trained at `stage` thinks when it is evaluated."""
+    """The number of thoughts of a model trained at `stage` when it is evaluated."""
     return 0 if stage.number is None else recipe.curriculum.latent_steps(stage.number)
 
 
 def learning_rate(
     recipe: Recipe, phase: str, stage: Stage, progress: Progress, *, steps_per_epoch: int
 ) -> float:
-    """Of the step that comes next: up with the warm-up, down at the end of the stage."""
+    """The learning rate of the next step: it rises in the warm-up and falls at the stage's end."""
     peak = recipe.learning_rate
     if phase in LATENT_KINDS and recipe.latent_learning_rate is not None:
         peak = recipe.latent_learning_rate
@@ -154,7 +157,7 @@ def learning_rate(
 
 
 def epochs_left(recipe: Recipe, progress: Progress) -> int:
-    """Epochs still to come."""
+    """The number of epochs that remain, at least 1."""
     left = -progress.epoch
     for index, phase in enumerate(recipe.phases[progress.phase :]):
         planned = stages(recipe, phase)[progress.stage if index == 0 else 0 :]
@@ -163,7 +166,7 @@ def epochs_left(recipe: Recipe, progress: Progress) -> int:
 
 
 class Epoch(NamedTuple):
-    """What validation found after an epoch (counted from 1)."""
+    """The validation result after an epoch (counted from 1)."""
 
     number: int
     num_correct: int
@@ -187,11 +190,12 @@ def choose(
     strong_epoch: int | None = None,
     weak_epoch: int | None = None,
 ) -> tuple[int | None, int | None]:
-    """The numbers of the weak and the strong epoch among those so far; None where there is none.
+    """The numbers of the weak and the strong epoch among `epochs`; None if there is none.
 
-    Strong is the best, the later of two equals; weak the worst other one that clearly beats chance,
-    the earlier of two equals; unless the epoch is named. An epoch that is not chosen now will not
-    be chosen when there are more, so its weights need not be kept.
+    Strong is the best epoch, and the later of two equals. Weak is the worst other epoch that
+    clearly beats chance, and the earlier of two equals. `strong_epoch` and `weak_epoch` override
+    this. An epoch that is not chosen now will not be chosen after more epochs either, so its
+    weights need not be kept.
     """
     numbers = [epoch.number for epoch in epochs]
     best = max(epochs, key=lambda epoch: (epoch.accuracy, epoch.number), default=None)

@@ -1,12 +1,10 @@
-"""What a training starts from, where that was trained before: adapter, record and references.
+"""The trained set that a training starts from: its adapter, its record and its references.
 
-    check_start(recipe)                    # before anything large is loaded
-    load_adapter(model, "default", open_start("out/mine").adapter, recipe)
-    start = Start(recipe)
-    start.trained_on, start.questions
-    start.references()                     # {"strong": Path("out/mine/strong"), "weak": ...}
-
-Deliberately knows no phase's schedule and no data.
+check_start(recipe)                    # before anything large is loaded
+load_adapter(model, "default", open_start("out/mine").adapter, recipe)
+start = Start(recipe)
+start.trained_on, start.questions
+start.references()                     # {"strong": Path("out/mine/strong"), "weak": ...}
 """
 
 from __future__ import annotations
@@ -36,21 +34,30 @@ WITHOUT_THOUGHTS = ("no_cot", "cot")
 """Phases whose models have no markers."""
 
 _DECIDING = (
-    *("r", "lora_alpha", "rank_pattern", "alpha_pattern", "use_rslora", "use_dora", "bias"),
-    *("fan_in_fan_out", "modules_to_save", "layers_to_transform", "target_modules"),
+    "r",
+    "lora_alpha",
+    "rank_pattern",
+    "alpha_pattern",
+    "use_rslora",
+    "use_dora",
+    "bias",
+    "fan_in_fan_out",
+    "modules_to_save",
+    "layers_to_transform",
+    "target_modules",
 )
-"""Arguments of LoraConfig that decide what an adapter's weights mean."""
+"""Arguments of LoraConfig that determine what an adapter's weights mean."""
 
 
 def open_start(name: str) -> Source:
-    """What `pretrained=name` of a recipe stands for."""
-    if name == DEFAULT_MODEL:  # the weights at hand, as an adapter on them will find them
+    """The source that `pretrained=name` of a recipe refers to."""
+    if name == DEFAULT_MODEL:  # the base weights, as adapters on them refer to them
         return default_source()
     return resolve(CheckpointNames(pretrained=name)).backbone
 
 
 def check_start(recipe: Recipe) -> None:
-    """Raises LatentRefError for a LoRA that cannot be trained, or not from where it starts."""
+    """Raises LatentRefError for a LoRA that cannot be trained, or not from its `pretrained`."""
     if recipe.pretrained is None:
         return
     if recipe.lora is not None and changes_base(recipe.lora):
@@ -84,7 +91,7 @@ def check_start(recipe: Recipe) -> None:
 
 
 def changes_its_base(recipe: Recipe) -> LatentRefError:
-    """What to raise for a LoRA that changes or trains the weights of the model below it."""
+    """The error for a LoRA that changes or trains weights of its base model."""
     return LatentRefError(
         f"lora={recipe.lora} changes or trains weights of its base, which the trained model shares "
         "with its references; leave out what does (such as init_lora_weights or bias), or train "
@@ -93,26 +100,26 @@ def changes_its_base(recipe: Recipe) -> LatentRefError:
 
 
 def _differences(there: dict[str, Any], lora: dict[str, Any]) -> dict[str, tuple[Any, Any]]:
-    """What an adapter was trained with and what is given, by argument, where they differ."""
+    """The arguments that differ: (value the adapter was trained with, value given), by name."""
     from peft import LoraConfig
 
     try:
         default, given = LoraConfig().to_dict(), LoraConfig(**lora).to_dict()
-    except (ValueError, TypeError):  # told when the adapter is made
+    except (ValueError, TypeError):  # reported when the adapter is made
         return {}
     pairs = {field: (there.get(field, default[field]), given[field]) for field in _DECIDING}
     modules = pairs["target_modules"]
-    if any(isinstance(one, str) for one in modules):  # a pattern; the weights' names will tell
+    if any(isinstance(names, str) for names in modules):  # a pattern: weights' names are compared
         del pairs["target_modules"]
     else:
-        pairs["target_modules"] = tuple(sorted(one or ()) for one in modules)  # type: ignore[assignment]
+        pairs["target_modules"] = tuple(sorted(names or ()) for names in modules)  # type: ignore[assignment]
     return {field: pair for field, pair in pairs.items() if pair[0] != pair[1]}
 
 
 def load_adapter(model: Any, adapter: str, folder: str | os.PathLike[str], recipe: Recipe) -> None:
-    """Gives the PeftModel's `adapter` the weights saved in `folder`.
+    """Loads the weights saved in `folder` into the PeftModel's `adapter`.
 
-    Rows of marker tokens that are not saved there stay as they are. Raises LatentRefError for an
+    Rows of marker tokens that are not saved there are left unchanged. Raises LatentRefError for an
     adapter of another model or shape.
     """
     from peft import get_peft_model_state_dict, set_peft_model_state_dict
@@ -134,7 +141,7 @@ def load_adapter(model: Any, adapter: str, folder: str | os.PathLike[str], recip
 
 
 class Start:
-    """The set that `recipe` starts from; empty where it starts from nothing that was trained."""
+    """The trained set that `recipe` starts from; empty if it starts from an untrained model."""
 
     def __init__(self, recipe: Recipe) -> None:
         self._name = None if recipe.pretrained == DEFAULT_MODEL else recipe.pretrained
@@ -154,16 +161,16 @@ class Start:
 
     @property
     def trained_on(self) -> frozenset[str]:
-        """The splits it learnt from."""
+        """The splits that the set was trained on."""
         return self._learnt[0]
 
     @property
     def questions(self) -> Hashes:
-        """The hashes of the questions it learnt from."""
+        """The hashes of the questions that the set was trained on."""
         return self._learnt[1]
 
     def warn_of_seen(self, questions: Sequence[str]) -> None:
-        """Says how many of these validation questions it was trained on, if any."""
+        """Logs how many of these validation questions the set was trained on, if any."""
         num_seen = int(np.isin(hash_questions(questions), self.questions).sum())
         if num_seen:
             logger.warning(
@@ -173,24 +180,25 @@ class Start:
             )
 
     def references(self) -> dict[str, Path]:
-        """Local folders of its references, by role: of the epochs that the recipe names, or those
-        that its latentref.json records.
+        """Local folders of its references, by role.
 
-        Raises LatentRefError if a named epoch is not there.
+        They are the epochs that the recipe names, or the references recorded in its latentref.json.
+        Raises LatentRefError if a named epoch is missing.
         """
         if self._name is None or self._plan is None:
             return {}
-        found = {}
+        folders = {}
         for role, source in (("strong", self._plan.strong), ("weak", self._plan.weak)):
             if source is not None and source.weights is None:
                 folder = Path(source.adapter or os.path.join(source.base, source.subfolder))
                 if folder.is_dir():
-                    found[role] = folder
-        return found | {role: _kept_cot(self._name, epoch) for role, epoch in self._epochs.items()}
+                    folders[role] = folder
+        named = {role: _kept_cot(self._name, epoch) for role, epoch in self._epochs.items()}
+        return folders | named
 
 
 def _named_epochs(recipe: Recipe) -> dict[str, int]:
-    """The epochs that become references, by role, where the start is a CoT that kept epochs."""
+    """The epochs that become references, by role, if the start is a CoT run that kept epochs."""
     if "cot" in recipe.phases or "coconut" not in recipe.phases or recipe.pretrained is None:
         return {}
     if not (_local(recipe.pretrained) / EPOCHS).is_dir():

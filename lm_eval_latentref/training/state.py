@@ -1,12 +1,12 @@
-"""What a training run leaves on disk: its state, records, and folders that are whole or absent.
+"""A training run's files: its state, its records, and folders that are complete or absent.
 
     run = RunFolder("out/hops", recipe.to_dict())     # notices what cannot be written
     state = run.load()
     run.append_metrics({"loss": 0.1}); run.save(state)
     with run.new_folder("strong") as folder: ...
 
-Everything is written beside its place and then renamed. Deliberately knows no model: a state is
-whatever tensors and plain values it is given.
+Everything is written under a temporary name and then renamed. A state is a dictionary of tensors
+and plain values.
 """
 
 from __future__ import annotations
@@ -31,10 +31,10 @@ SNAPSHOTS = ".snapshots"
 EPOCHS = "epochs"
 """Folder of the epochs that `keep_epochs` names."""
 LOADABLE = ("config.json", "adapter_config.json")
-"""Without one of these a folder is no checkpoint, so they are put in place last."""
+"""Without one of these a folder is not a checkpoint, so they are moved into place last."""
 
 UNCOMPARED = ("output", "save_steps", "eval_batch_size")
-"""Recipe values that may change when a run goes on: they decide no weight."""
+"""Recipe values that may change when a run is resumed, as no weight depends on them."""
 
 
 class RunFolder:
@@ -56,7 +56,7 @@ class RunFolder:
             self._claim(recipe)
 
     def load(self) -> dict[str, Any] | None:
-        """The state that was saved last; None when there is none."""
+        """The state that was saved last; None if there is none."""
         if not (self.path / STATE).exists():
             return None
         with reading(self.path / STATE, "remove it to start over"):
@@ -71,17 +71,17 @@ class RunFolder:
             torch.save(dict(state), temporary)
 
     def record_data(self, counts: Mapping[str, Any]) -> None:
-        """Writes down how many problems each source has, and how many were removed from it."""
+        """Records how many problems each source has, and how many were removed from it."""
         import yaml
 
         text = yaml.safe_dump(
-            {name: dict(found) for name, found in counts.items()}, sort_keys=False
+            {name: dict(numbers) for name, numbers in counts.items()}, sort_keys=False
         )
         with self._full_disk_is_one_line(), replacing(self.path / DATA) as temporary:
             temporary.write_text(text, encoding="utf-8")
 
     def append_metrics(self, values: Mapping[str, Any]) -> int:
-        """Adds one line to the metrics; the file's size in bytes after it."""
+        """Adds one line to the metrics; returns the file's size in bytes after it."""
         with (
             self._full_disk_is_one_line(),
             open(self.path / METRICS, "a", encoding="utf-8") as file,
@@ -92,16 +92,16 @@ class RunFolder:
             return file.tell()
 
     def cut_metrics(self, num_bytes: int) -> None:
-        """Forgets the lines after `num_bytes`: a run that goes on will write them again."""
+        """Removes the lines after `num_bytes`, which a resumed run will write again."""
         if (self.path / METRICS).exists():
             with self._full_disk_is_one_line():
                 os.truncate(self.path / METRICS, num_bytes)
 
     @contextlib.contextmanager
     def new_folder(self, name: str) -> Iterator[Path]:
-        """A folder to fill, which takes the place of `name` when all is in it.
+        """Yields a temporary folder to fill, which replaces `name` when the block ends.
 
-        `name` "." is the output folder itself: its files are replaced, others stay.
+        `name` "." is the output folder itself: files of the same names are replaced, others stay.
         """
         temporary = self.path / f".new-{name.strip('.').replace('/', '-')}"
         shutil.rmtree(temporary, ignore_errors=True)
@@ -118,7 +118,7 @@ class RunFolder:
                 os.replace(temporary, self.path / name)
 
     def copy_folder(self, source: str, target: str, manifest: Manifest | None = None) -> None:
-        """`source` once more as `target`, with a `manifest` of its own if one is given."""
+        """Copies `source` to `target`, with its own `manifest` if one is given."""
         with self.new_folder(target) as folder:
             shutil.copytree(self.path / source, folder, dirs_exist_ok=True)
             if manifest is not None:
@@ -129,7 +129,7 @@ class RunFolder:
         shutil.rmtree(self.path / name, ignore_errors=True)
 
     def remove_leftovers(self, name: str) -> None:
-        """Removes the folder `name`, and what deaths while writing left behind."""
+        """Removes the folder `name`, and temporary files left by processes that were killed."""
         for path in (self.path / name, *self.path.glob(".new-*")):
             shutil.rmtree(path, ignore_errors=True)
         for path in self.path.glob(".*.tmp"):
@@ -155,7 +155,7 @@ class RunFolder:
             ) from error
 
     def _claim(self, recipe: Mapping[str, Any]) -> None:
-        """Writes the recipe down, or checks that it is the one that stands there."""
+        """Writes the recipe, or checks that it is the same as the one in the folder."""
         import yaml
 
         path = self.path / RECIPE
@@ -185,7 +185,7 @@ class RunFolder:
         except LatentRefError:
             raise
         except Exception as error:
-            # A full disk is an OSError here, torch's RuntimeError or safetensors' error there.
+            # A full disk may raise OSError, torch's RuntimeError or safetensors' error.
             raise LatentRefError(
                 f"{self.path}: writing failed ({one_line(error)}); what was saved before is whole: "
                 "make room and run the same command again"

@@ -59,12 +59,12 @@ logger = logging.getLogger(__name__)
 
 
 def train(recipe: Recipe) -> Path:
-    """Trains all phases of `recipe`, or what is left of them; the folder of the result.
+    """Trains all phases of `recipe`, or the rest of them; returns the folder of the result.
 
-    Raises LatentRefError for what the recipe names and cannot be had or written, for an output
-    folder that another process trains in, and when the loss is no longer finite.
+    Raises LatentRefError if something that the recipe names is not available or cannot be written,
+    if another process trains in the output folder, and if the loss is no longer finite.
     """
-    # Of several processes the first one writes.
+    # Only the first of several processes writes.
     writes = int(os.environ.get("RANK", 0)) == 0
     with holding(recipe.output, "latentref train") if writes else contextlib.nullcontext():
         run = Run(recipe)
@@ -78,11 +78,11 @@ def _train(run: Run) -> None:
     if run.accelerator.num_processes > 1:
         logger.info("training in %d processes", run.accelerator.num_processes)
     phases, progress = run.recipe.phases, run.progress
-    # With `initial` the time left is reckoned from this run's steps alone.
+    # With `initial`, the time left is estimated from this call's steps alone.
     options = {"desc": "training", "unit": "step", "disable": not run.is_main}
     with tqdm(initial=progress.num_steps, **options) as run.bar:
         if progress.phase < len(phases):
-            run.start.warn_of_seen([one.question for one in run.data.validation])
+            run.start.warn_of_seen([example.question for example in run.data.validation])
         while progress.phase < len(phases):
             Phase(run, phases[progress.phase], saved).go()
             saved = None
@@ -95,7 +95,11 @@ RUNNING_LOSS_DECAY = 0.98
 
 
 class Phase:
-    """The training of one model; `saved` is the state to go on from, if it was within a phase."""
+    """The training of one model.
+
+    Args:
+        saved: the state to continue from, if the run was stopped within this phase.
+    """
 
     def __init__(self, run: Run, name: str, saved: dict[str, Any] | None) -> None:
         self._run, self._name = run, name
@@ -178,7 +182,7 @@ class Phase:
         progress.running_loss = mean if running is None else decay * running + (1 - decay) * mean
 
     def _batches(self, stage: Stage) -> list[list[Row]]:
-        """The global batches of the epoch that comes next, in order."""
+        """The global batches of the next epoch, in order."""
         seed, number = self._recipe.seed, self._progress.num_epochs
         rng = random.Random(f"{seed} {self._name} {number}")
         examples = self._run.data.epoch(number)
@@ -187,7 +191,7 @@ class Phase:
             self._encoded = (examples, encode(examples, self._learner.trainee.tokenizer))
         rows = stage_rows(self._recipe, self._name, stage, self._encoded[1], rng)
         longest = self._learner.max_length
-        # Two markers more; the last token is predicted, never read.
+        # The two markers add two columns; the last token is never read, which saves one.
         fitting = [row for row in rows if longest is None or row.num_columns + 1 <= longest]
         if len(fitting) < len(rows):
             num_long = len(rows) - len(fitting)
@@ -203,7 +207,7 @@ class Phase:
         return epoch_batches(fitting, self._recipe.batch_size, rng)
 
     def _validate(self, stage: Stage) -> int:
-        """Measures the epoch just trained, writes its line and ends it; the right answers."""
+        """Measures the epoch just trained and writes its line; returns how many are right."""
         progress, sources = self._progress, self._run.data.validation_by_source
         num_thoughts = latent_steps(self._recipe, stage)
         started = time.perf_counter()
@@ -247,7 +251,7 @@ class Phase:
             self._save(f"{EPOCHS}/{name}", self._manifest(stage, epoch=number))
 
     def _keep_snapshot(self, stage: Stage, num_correct: int) -> set[int]:
-        """Saves the epoch just finished if it may become a reference; all that may, so far."""
+        """Saves the finished epoch if it may become a reference; returns all epochs that may."""
         progress, number = self._progress, self._progress.epoch
         progress.validated.append([number, num_correct, len(self._run.data.validation)])
         chosen = self._chosen_epochs()
@@ -265,13 +269,13 @@ class Phase:
         )
 
     def _drop_snapshots(self, kept: set[int]) -> None:
-        # Only once the state that does not need them is saved.
+        # Called after a state is saved that does not need them.
         for folder in (self._folder.path / SNAPSHOTS).glob("epoch-*"):
             if int(folder.name.removeprefix("epoch-")) not in kept:
                 self._folder.remove(f"{SNAPSHOTS}/{folder.name}")
 
     def _finish(self, last: Stage) -> None:
-        """Puts the phase's result in its place."""
+        """Writes the phase's result."""
         is_root = self._name == self._recipe.main_phase
         if self._name != "cot":
             if self._name == "coconut" and "cot" not in self._recipe.phases:
@@ -295,13 +299,13 @@ class Phase:
             )
 
     def _take_references(self) -> None:
-        """Puts the references of the set it started from beside a result without CoT of its own."""
+        """Copies the references of the set that training started from, as this run has no CoT."""
         for role, source in self._run.start.references().items():
             with self._folder.new_folder(role) as folder:
                 shutil.copytree(source, folder, dirs_exist_ok=True)
 
     def _references_there(self) -> dict[str, str]:
-        """Both references as latentref.json names them; empty unless both are there."""
+        """Both references as latentref.json names them; empty unless both exist."""
         roles = ("strong", "weak")
         there = all((self._folder.path / role).is_dir() for role in roles)
         return {role: role for role in roles} if there else {}
@@ -340,7 +344,8 @@ class Phase:
 
     def _check_room(self) -> None:
         """Raises before training if the longest validation problem does not fit the model."""
-        longest = max(latent_steps(self._recipe, one) for one in stages(self._recipe, self._name))
+        planned = stages(self._recipe, self._name)
+        longest = max(latent_steps(self._recipe, stage) for stage in planned)
         self._learner.check_room(self._run.data.validation, latent_steps=longest)
 
     def _label(self, stage: Stage) -> str:

@@ -140,11 +140,11 @@ def test_the_first_problems_are_the_same_whatever_their_number(name):
         ("graph", {"nodes": 1}, "nodes=1"),
         ("graph", {"min_hops": 5}, "min_hops=5, max_hops=4"),
         ("graph", {"extra": -1}, "extra=-1"),
-        ("graph", {"min_hops": 9, "max_hops": 9}, "0 of train drawn so far"),
+        ("graph", {"min_hops": 9, "max_hops": 9}, "no more than 0 problems of train"),
         ("arith", {"modulus": 1}, "modulus=1"),
         ("arith", {"min_steps": 0}, "min_steps=0"),
         ("arith", {"modulus": 3, "min_steps": 1, "max_steps": 1}, "fewer"),
-        ("graph", {"node": 3}, "'node' is no option of graph; they are extra"),
+        ("graph", {"node": 3}, "'node' is not an option of graph; they are extra"),
         ("sums", {}, "no generated task 'sums'"),
     ],
 )

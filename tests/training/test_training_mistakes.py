@@ -17,7 +17,7 @@ from lm_eval_latentref.training.trainer import train
     ("changes", "message"),
     [
         ({"train": "no-such-file.json"}, "no-such-file.json"),
-        ({"task": {"node": 3}}, "'node' is no option"),
+        ({"task": {"node": 3}}, "'node' is not an option"),
         ({"task": {"nodes": 1}}, "nodes=1"),
         ({"learning_rate": float("inf")}, "learning_rate=inf"),
         ({"config": {"model_type": "no-such-type"}}, "no-such-type"),
