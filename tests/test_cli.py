@@ -216,9 +216,9 @@ def test_step_sizes_are_units_of_half_d_with_the_unit_or_without():
     ("arguments", "kept"),
     [
         (["ask", "why?"], "nothing was written"),
-        (["train", "graph-small"], "goes on from the state saved last"),
-        (["sweep", "--task", "x", "-o", "out"], "what is finished is in the output folder"),
-        (["study", "x", "--task", "x", "-o", "out"], "what is finished is in the work folder"),
+        (["train", "graph-small"], "continues from the last saved state"),
+        (["sweep", "--task", "x", "-o", "out"], "finished work is in the output folder"),
+        (["study", "x", "--task", "x", "-o", "out"], "finished work is in the work folder"),
     ],
 )
 def test_ctrl_c_ends_with_130_and_one_line_that_says_what_was_kept(

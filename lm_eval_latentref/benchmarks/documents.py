@@ -4,9 +4,9 @@
     # {"Problem": ..., ..., "prompt": "...\\n", "answer_text": "### c", "choices": ["### a", ...],
     #  "gold": 2}
 
-A document is the published row plus what the task files name: `prompt` (the context), the answer
-as text and, where the answers are given, the continuations and the index of the right one. The
-files in the folder `tasks_path()` say which split is scored how.
+A document is the published row plus the fields that the task files use: `prompt` (the context), the
+answer as text and, for multiple choice, the continuations and the index of the right one. The files
+in the folder `tasks_path()` say which split is scored how.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ _recordings: list[Splits] = []
 
 @contextmanager
 def recording() -> Iterator[Splits]:
-    """The data of all documents that are made while this is open."""
+    """Yields a record of the data of all documents that are made in this block."""
     splits: Splits = {}
     _recordings.append(splits)
     try:

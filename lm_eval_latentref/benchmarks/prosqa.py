@@ -3,15 +3,15 @@
     rows = list(generate(500, seed=0, split="test"))
     rows[0]["question"]   # "Every lempus is a rempus. ... Is Tom a rempus or impus?"
 
-A problem is a directed acyclic graph whose edges are facts ("Every A is a B."). Two rivals, both
-people, each have descendants the other cannot reach; the question offers one such descendant of
-each, and only one can be reached from the person asked about. Row fields, vocabulary and
+A problem is a directed acyclic graph whose edges are facts ("Every A is a B."). Each of two rivals,
+both people, has descendants that the other cannot reach. The question offers one such descendant of
+each; only one of the two can be reached from the person asked about. Row fields, vocabulary and
 statistics are those of the real ProsQA (Hao et al., arXiv:2412.06769, appendix A): the constants
 below were fitted to its 800 validation and test questions.
 
-Splits are disjoint for every pair of seeds: the facts of a problem alone decide, through a hash,
-which split may hold it. No problem has the same facts as a real validation or test question.
-Of the real ones this package holds hashes only.
+Splits are disjoint for every pair of seeds: a hash of a problem's facts decides its split. No
+problem has the same facts as a real validation or test question; this package contains only hashes
+of the real questions.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ PEOPLE = tuple(_PEOPLE.split())
 CONCEPTS = tuple(_CONCEPTS.split())
 
 HOP_WEIGHTS = {3: 202, 4: 217, 5: 69, 6: 12}
-"""How many questions of the real test split need that many steps."""
+"""For each number of steps, how many questions of the real test split need it."""
 
 
 _NODE_MEAN, _NODE_SPREAD, _NODE_RANGE = 23.0, 1.95, (14, 28)

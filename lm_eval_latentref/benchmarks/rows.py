@@ -4,8 +4,7 @@
     benchmark.example(row)      # Example(question="Three birds ...\\nA)32400, B)6000, ...", ...)
     benchmark.candidates(row)   # ("A", "B", "C", "D", "E")
 
-Rows have the field names of the published data sets. Deliberately knows no files, no downloads
-and no splits, which `splits` makes.
+Rows have the field names of the published data sets. `splits` reads the files and makes splits.
 """
 
 from __future__ import annotations
@@ -61,14 +60,15 @@ class Benchmark:
 
 
 def harness_choices(options: str) -> list[str]:
-    """The choices that lm-eval's own `mathqa` task finds in a MathQA `options` field.
+    """The choices that lm-eval's own `mathqa` task reads from a MathQA `options` field.
 
-    Its expression, quirks included, because the same model must get the same numbers from both: a
-    choice a to d ends at the first comma followed by a space, even inside the choice; choice e is
-    the rest; the quotes of list-like fields ("['a ) 1', 'b ) 2', ...]") stay.
+    The regular expression is lm-eval's, with its quirks, because a model must get the same numbers
+    from both: each of the choices a to d ends at the first comma followed by a space, even inside
+    the choice; choice e is the rest; the quotes of list-like fields ("['a ) 1', 'b ) 2', ...]") are
+    kept.
     """
-    found = re.findall(r"[abcd] \) .*?, |e \) .*?$", options)
-    return [choice[4:].rstrip(" ,") for choice in found]
+    choices = re.findall(r"[abcd] \) .*?, |e \) .*?$", options)
+    return [choice[4:].rstrip(" ,") for choice in choices]
 
 
 def harness_example(row: Row) -> ClozeExample:

@@ -1,12 +1,12 @@
-"""The five benchmarks in our splits (test, dev for tuning, train), and where their rows come from.
+"""The five benchmarks: their rows, local or downloaded, and our splits (test, dev, train).
 
     examples = load("mathqa", "dev")     # [Example(question=..., steps=..., answer="c"), ...]
     load_split("mathqa", "dev").rows     # the same problems as the published rows
     read("mathqa", "test")               # Published(rows=[...], origin="regisss/math_qa test")
 
-Tuning sees dev only, training sees neither dev nor test: `load_training` also drops every problem
-whose question occurs in any benchmark's dev or test split. With the environment variable
-LATENTREF_DATA set to a folder, `FOLDER/NAME/SPLIT.jsonl` is read and nothing is downloaded.
+Tuning uses dev only; training uses neither dev nor test: `load_training` also drops every problem
+whose question occurs in any benchmark's dev or test split. If the environment variable
+LATENTREF_DATA names a folder, `FOLDER/NAME/SPLIT.jsonl` is read and nothing is downloaded.
 """
 
 from __future__ import annotations

@@ -2,9 +2,9 @@
 
     latentref ask "What is 2 + 3?" --latent_steps 6 --memory_rate 0.3 --show_thoughts
 
-Exit status: 0 done, 2 a mistake of the user's (its line on stderr, no traceback), 130 Ctrl-C;
-`check` and `leaderboard` have statuses of their own. What a subcommand needs is imported when it
-runs, so that `--help` is quick.
+Exit status: 0 done; 2 a user's mistake (one line on stderr, no traceback); 130 Ctrl-C. `check` and
+`leaderboard` have statuses of their own. Each subcommand imports what it needs when it runs, so
+that `--help` is quick.
 """
 
 from __future__ import annotations
@@ -31,17 +31,17 @@ from lm_eval_latentref.errors import LatentRefError, printable
 INTERRUPTED = 130
 PIPE_CLOSED = 141
 KEPT = {
-    "train": "the same command goes on from the state saved last",
-    "sweep": "what is finished is in the output folder, and the same command goes on",
-    "study": "what is finished is in the work folder, and the same command goes on",
-    "thoughts": "what is finished is in the work folder, and the same command goes on",
+    "train": "the same command continues from the last saved state",
+    "sweep": "finished work is in the output folder, and the same command continues from it",
+    "study": "finished work is in the work folder, and the same command continues from it",
+    "thoughts": "finished work is in the work folder, and the same command continues from it",
 }
-"""What Ctrl-C leaves behind, by subcommand."""
+"""The message after Ctrl-C, by subcommand."""
 
 MISTAKE = 2
-"""Exit status of a mistake, which is argparse's."""
+"""Exit status of a user's mistake; argparse uses the same."""
 OTHER_MISTAKES = {"check": 3, "leaderboard": 3}
-"""In `check` 2 is inconclusive."""
+"""Subcommands with another status for mistakes; in `check`, 2 means inconclusive."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -49,7 +49,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = list(sys.argv[1:] if argv is None else argv)
     mistake = OTHER_MISTAKES.get("".join(arguments[:1]), MISTAKE)
     try:
-        # What follows `run` is lm-eval's: argparse would take its options for ours.
+        # Arguments after `run` are lm-eval's; argparse would mistake them for ours.
         if arguments[:1] == ["run"]:
             return run(arguments[1:])
         args = parser().parse_args([no_flag(word) for word in arguments])
@@ -69,7 +69,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"interrupted: {kept}", file=sys.stderr)
         return INTERRUPTED
     except BrokenPipeError:
-        # `| head` has read enough; Python would complain once more when it closes the stream.
+        # The reader, such as `| head`, is gone; without this, closing stdout would fail again.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return PIPE_CLOSED
 
@@ -90,7 +90,7 @@ def tasks_path(args: argparse.Namespace) -> int:
 
 
 def ask(args: argparse.Namespace) -> int:
-    """Prints the answer to one question, and the size of each thought where that is asked."""
+    """Prints the answer to one question and, with --show_thoughts, the norm of each thought."""
     from lm_eval_latentref.checkpoints.loading import load
 
     answer = load(**_model_arguments(args)).ask(args.question, **_given(args, "max_new_tokens"))
@@ -111,7 +111,7 @@ def convert(args: argparse.Namespace) -> int:
 
 
 def train(args: argparse.Namespace) -> int:
-    """Trains by a recipe, and logs how far it is."""
+    """Trains by a recipe, and logs its progress."""
     import transformers
 
     from lm_eval_latentref.training.recipe import load_recipe
@@ -145,7 +145,7 @@ def sweep(args: argparse.Namespace) -> int:
 
     names = ("task", "output", "limit", "seed", "write", "include_path", "latent_steps")
     grids = ("memory_rates", "step_sizes", "search_steps")
-    # One row at a time, as lm-eval begins with, would undo most of what a sweep saves.
+    # With one row at a time, lm-eval's default, a sweep would be much slower.
     model_args = {"batch_size": 32, **_model_arguments(args)}
     result = sweep(model_args, metadata=_metadata(args.metadata), **_given(args, *names, *grids))
     _show(sweep_page(save_sweep(result, args.output, command=command())))
@@ -156,7 +156,7 @@ def sweep(args: argparse.Namespace) -> int:
 
 
 def study(args: argparse.Namespace) -> int:
-    """Writes the results' page, or the page of several tasks, and prints it."""
+    """Writes and prints the page of results of one or several tasks."""
     from lm_eval_latentref.evaluation.provenance import command
     from lm_eval_latentref.evaluation.report import OVERVIEW, STUDY, check_kind
     from lm_eval_latentref.evaluation.study import run_studies
@@ -175,7 +175,7 @@ def study(args: argparse.Namespace) -> int:
 
 
 def thoughts(args: argparse.Namespace) -> int:
-    """Writes what thoughts read as before and after refinement, and prints it."""
+    """Writes and prints a page of what thoughts decode to before and after refinement."""
     from lm_eval_latentref.evaluation.provenance import command
     from lm_eval_latentref.evaluation.thoughts import (
         check_file,
@@ -188,8 +188,8 @@ def thoughts(args: argparse.Namespace) -> int:
     check_file(args.output)
     options = _given(args, *names, "batch_size", "device", "dtype")
     options.setdefault("work", _work_folder("thoughts", args.output))
-    found = study_cases(args.folder, **options)
-    _show(save_thoughts(thoughts_json(found, command=command()), args.output))
+    cases = study_cases(args.folder, **options)
+    _show(save_thoughts(thoughts_json(cases, command=command()), args.output))
     return 0
 
 
@@ -198,14 +198,14 @@ def compare(args: argparse.Namespace) -> int:
     from lm_eval_latentref.evaluation.compare import as_json, as_text, compare, read_answers
 
     first, second = (read_answers(name, metric=args.metric) for name in (args.first, args.second))
-    found = compare(first, second, seed=args.seed)
-    _show(as_text(found))
-    print(json.dumps(as_json(found)))
+    comparisons = compare(first, second, seed=args.seed)
+    _show(as_text(comparisons))
+    print(json.dumps(as_json(comparisons)))
     return 0
 
 
 def leaderboard(args: argparse.Namespace) -> int:
-    """Prints the board and writes it; with --watch again whenever its files change."""
+    """Prints and writes the leaderboard; with --watch, again whenever its files change."""
     from lm_eval_latentref.evaluation.leaderboard_report import show
 
     show(args.results, **_given(args, *BOARD_OPTIONS))
@@ -213,32 +213,32 @@ def leaderboard(args: argparse.Namespace) -> int:
 
 
 def check(args: argparse.Namespace) -> int:
-    """Prints what the gate says, or writes its files anew; the status is the verdict's."""
+    """Prints the gate's report, or updates its files; the exit status is the verdict's."""
     from lm_eval_latentref.evaluation.gate import gate
 
     return gate(args.candidate, **_given(args, *CHECK_OPTIONS))
 
 
 def demo(args: argparse.Namespace) -> int:
-    """A first evaluation of what comes with the package."""
+    """Runs a first evaluation with the packaged models and tasks."""
     from lm_eval_latentref.evaluation.demo import run_demo
 
     return run_demo(output=args.output, limit=args.limit)
 
 
 def _show(text: str) -> None:
-    """Prints what may hold text of files or models: line by line, without control characters."""
+    """Prints text that may come from files or models, without control characters."""
     print("\n".join(map(printable, text.split("\n"))))
 
 
 def _work_folder(command: str, output: str) -> str:
-    """Where a command keeps its work: apart from that of another output."""
+    """The default work folder of a command, different for each output."""
     parts = [part for part in Path(output.removesuffix(".md")).parts if part not in ("/", "..")]
     return str(Path("out", command, "-".join(parts) or "here"))
 
 
 def _given(args: argparse.Namespace, *names: str) -> dict[str, Any]:
-    """Those of `names` that the user gave or that have a default; the library has the others'."""
+    """The options in `names` that the user gave or that have a default here."""
     return {name: value for name in names if (value := getattr(args, name)) is not None}
 
 
@@ -253,7 +253,7 @@ def _model_arguments(args: argparse.Namespace) -> dict[str, Any]:
                 f"--model_args {pair}: each argument is NAME=VALUE, separated by commas or "
                 "spaces; write for example --model_args pretrained=gpt2,latent_steps=6"
             )
-    # A sweep's --latent_steps are what it tries.
+    # A sweep's --latent_steps is a list of values to try, not an argument of the model.
     names = NAMES_OF_A_SET if args.command == "sweep" else tuple(MODEL_OPTIONS)
     own = _given(args, *names)
     return {**simple_parse_args_string(",".join(pairs)), **own}

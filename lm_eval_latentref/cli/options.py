@@ -1,9 +1,9 @@
-"""What each subcommand of `latentref` takes: every option once, and the parser made of them.
+"""The options of `latentref`, each declared once, and the parser of its subcommands.
 
     args = parser().parse_args(["ask", "What is 2 + 3?", "--latent-steps", "6"])
     args.command, args.latent_steps         # "ask", 6
 
-Names have lm-eval's underscores; hyphens may replace them. Imports nothing that takes time, so that
+Names have lm-eval's underscores; hyphens may replace them. Nothing slow is imported, so that
 `--help` is quick.
 """
 
@@ -20,10 +20,10 @@ MODEL_OPTIONS = {
     "pretrained": {"help": "hub id, folder or packaged set (default: smollm2-135m)"},
     "strong": {"help": "the reference to move towards: hub id, folder, adapter or state dict"},
     "weak": {"help": "the reference to move away from"},
-    "weights": {"help": "raw state dict laid over the backbone: a file, or REPO_ID:PATH/IN/REPO"},
+    "weights": {"help": "raw state dict to load into the backbone: a file or REPO_ID:PATH/IN/REPO"},
     "latent_steps": {"help": "number of thoughts"},
     "memory_rate": {"help": "residual mixing rate, 0 to 1"},
-    "search_step_size": {"help": "of the contrastive search: a number, or 0.3*d/2"},
+    "search_step_size": {"help": "step size of the contrastive search: a number, or 0.3*d/2"},
     "search_steps": {"help": "inner steps of the search"},
     "search_gradient": {"help": "detached or through"},
     "latent_markers": {"help": "auto or none"},
@@ -53,40 +53,40 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "output": {"required": True, "metavar": "FOLDER", "help": "where the results go"},
     "work": {
         "metavar": "FOLDER",
-        "help": "keeps what is done (default: in out/, named after the command and the output)",
+        "help": "keeps finished work (default: in out/, named after the command and the output)",
     },
     "memory_rates": {"type": float, "nargs": "+", "help": "0 to 1; 0 is always tried"},
     "step_sizes": {
         **{"type": _half_widths, "nargs": "+", "metavar": "X*d/2"},
-        "help": "such as 0.3*d/2 (0.3 means the same here); 0 is always tried",
+        "help": "for example 0.3*d/2 (0.3 means the same here); 0 is always tried",
     },
     "step_size": {
         **{"type": _half_widths, "metavar": "X*d/2"},
-        "help": "such as 0.3*d/2 (0.3 means the same here; default: what latentref.json says)",
+        "help": "for example 0.3*d/2 (0.3 means the same here; default: as in latentref.json)",
     },
-    "limit": {"type": int, "help": "the first so many documents only"},
-    "dev_limit": {"type": int, "help": "as --limit, of the dev split (default: --limit)"},
-    "seed": {"type": int, "default": 0, "help": "of the bootstrap (default: 0)"},
+    "limit": {"type": int, "help": "use only this many documents, from the first"},
+    "dev_limit": {"type": int, "help": "--limit for the dev split (default: --limit)"},
+    "seed": {"type": int, "default": 0, "help": "seed of the bootstrap (default: 0)"},
     "batch_size": {"type": int, "default": 100, "help": "rows in a forward (default: 100)"},
-    "device": {"help": "default: the GPU when there is one"},
-    "dtype": {"help": "of the models, for example bfloat16"},
+    "device": {"help": "default: the GPU if there is one"},
+    "dtype": {"help": "dtype of the models, for example bfloat16"},
     "num": {"type": int, "help": "how many"},
     "max_new_tokens": {
         **{"type": int},
-        "help": "at most (default: 256, or what fits the model if that is less)",
+        "help": "the most tokens to write (default: 256, or what fits the model if that is less)",
     },
-    "show_thoughts": {"action": "store_true", "help": "print the size of each thought"},
+    "show_thoughts": {"action": "store_true", "help": "print the norm of each thought"},
     "adapter": {"action": "store_true", "help": "keep adapters as adapters"},
-    "tuned_on": {"metavar": "SPLIT", "help": "what the settings were tuned on"},
+    "tuned_on": {"metavar": "SPLIT", "help": "the split that the settings were tuned on"},
     "split": {"default": "train", "help": "train (default), validation or test"},
-    "write": {"action": "store_true", "help": "recommended settings into latentref.json"},
-    "metadata": {"metavar": "JSON", "help": "of the task, as for lm-eval"},
+    "write": {"action": "store_true", "help": "write the chosen settings into latentref.json"},
+    "metadata": {"metavar": "JSON", "help": "the task's metadata, as for lm-eval"},
     "include_path": {"metavar": "FOLDER", "help": "your own task files"},
     "no_margins": {
         **{"dest": "margins", "action": "store_false"},
         "help": "judge answers alone: candidates of the test problems are not scored",
     },
-    "metric": {"help": "default: acc, exact_match, or the first there is"},
+    "metric": {"help": "default: acc, exact_match, or the run's first metric"},
     "baseline": {
         "metavar": "FOLDER|FILE.yaml",
         "help": "an earlier run with --log_samples, compared document by document, or accuracies "
@@ -102,15 +102,15 @@ OPTIONS: dict[str, dict[str, Any]] = {
     },
     "watch": {
         **{"nargs": "?", "type": float, "const": 10.0, "metavar": "SECONDS"},
-        "help": "look for new results so often, until Ctrl-C (default: every 10 seconds)",
+        "help": "look for new results at this interval, until Ctrl-C (default: 10 seconds)",
     },
     "max_drop": {
         "type": float,
-        "help": "drop that is accepted, absolute (default: as the YAML file says; paired: 0.02)",
+        "help": "largest accepted drop, absolute (default: as in the YAML file; paired: 0.02)",
     },
     "significance": {
         **{"type": float, "default": 0.05},
-        "help": "of the paired tests, over all metrics together (default: 0.05)",
+        "help": "level of the paired tests, over all metrics together (default: 0.05)",
     },
     "golden": {
         "metavar": "FILE.json",
@@ -118,10 +118,10 @@ OPTIONS: dict[str, dict[str, Any]] = {
     },
     "write_golden": {
         **{"nargs": "?", "const": True, "metavar": "FILE.json"},
-        "help": "make that file from CANDIDATE (default: the one --golden names); a second run as "
-        "--baseline measures its tolerance",
+        "help": "write this golden file from CANDIDATE (default: the file that --golden names); a "
+        "second run as --baseline measures its tolerance",
     },
-    "update": {"action": "store_true", "help": "make the baseline what CANDIDATE is"},
+    "update": {"action": "store_true", "help": "replace the baseline's values by CANDIDATE's"},
     "show_flips": {
         **{"type": int, "default": 0, "metavar": "N"},
         "help": "list N documents that changed",
@@ -131,19 +131,25 @@ OPTIONS: dict[str, dict[str, Any]] = {
         "help": "default: text",
     },
 }
-"""Every option once; a subcommand changes what differs there. Hyphens may replace underscores."""
+"""Every option, declared once; a subcommand may override parts. Hyphens may replace underscores."""
 
 SHORT = {"model_args": "-a", "output": "-o"}
 BOARD_OPTIONS = ("output", "baseline", "metric", "allow_different", "eval_results", "watch", "seed")
 CHECK_OPTIONS = (
-    *("baseline", "max_drop", "significance", "golden", "write_golden", "update"),
-    *("show_flips", "format"),
+    "baseline",
+    "max_drop",
+    "significance",
+    "golden",
+    "write_golden",
+    "update",
+    "show_flips",
+    "format",
 )
-LATENT_STEPS = {"type": int, "help": "number of thoughts (default: what latentref.json says)"}
+LATENT_STEPS = {"type": int, "help": "number of thoughts (default: as in latentref.json)"}
 
 
 def parser() -> argparse.ArgumentParser:
-    """The parser; `command` of what it returns is the name of the subcommand."""
+    """The parser; the `command` of its result is the name of the subcommand."""
     made = argparse.ArgumentParser(
         prog="latentref", description="Evaluate and use latent-reasoning language models."
     )
@@ -157,7 +163,7 @@ def parser() -> argparse.ArgumentParser:
     _add_checkpoint_commands(add)
     _add_training_commands(add)
     _add_evaluation_commands(add)
-    command = add("demo", "a first evaluation that needs nothing but this")
+    command = add("demo", "a first evaluation, offline, with the packaged model and tasks")
     _option(command, "output", required=False, default="results/demo")
     _option(command, "limit", default=50)
     return made
@@ -175,17 +181,17 @@ def _add_checkpoint_commands(add: Callable[..., Any]) -> None:
 def _add_training_commands(add: Callable[..., Any]) -> None:
     command = add("train", "train a set of checkpoints by a recipe")
     command.add_argument("recipe", metavar="RECIPE", help="a YAML file or a recipe of the package")
-    command.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="changes of the recipe")
+    command.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="changes to the recipe")
     command = add("data", "write generated problems to a file")
     command.add_argument("task", help="graph, arith, hops or prosqa_generated")
-    command.add_argument("options", nargs="*", metavar="KEY=VALUE", help="of the generator")
+    command.add_argument("options", nargs="*", metavar="KEY=VALUE", help="the generator's options")
     _option(command, "num", required=True, help="how many problems")
     _option(
         command,
         "seed",
         default=-1,
-        help="of the problems (default: -1); training with seed S draws epoch E, from 0, of seed "
-        "S * 1000000 + E, and the dev and test tasks are of seed 0",
+        help="seed of the problems (default: -1); training with seed S uses seed S * 1000000 + E "
+        "for epoch E (from 0), and the dev and test tasks use seed 0",
     )
     _option(command, "split")
     _option(command, "output", metavar="FILE", help=".json or .jsonl")
@@ -211,17 +217,17 @@ def _add_evaluation_commands(add: Callable[..., Any]) -> None:
     _options(command, "output", "memory_rates", "step_sizes", "dev_limit", "no_margins", "seed")
     _add_running(command)
 
-    command = add("thoughts", "what thoughts read as, before and after")
+    command = add("thoughts", "show what thoughts decode to, before and after refinement")
     command.add_argument("folder", metavar="FOLDER", help="a trained set with its references")
     _options(command, "task", "step_size")
     _option(command, "memory_rate", type=float)
-    _option(command, "num", default=6, help="cases, half of each kind (default: 6)")
+    _option(command, "num", default=6, help="number of cases, half of each kind (default: 6)")
     _option(command, "output", metavar="FILE.md", help="the page")
     _add_running(command)
 
     command = add("compare", "paired tests of two runs on the same documents")
     command.add_argument("first", help="folder or file of logged samples, or SWEEP.json::SETTING")
-    command.add_argument("second", help="likewise: what is compared with the first")
+    command.add_argument("second", help="the run to compare with the first; as `first`")
     _options(command, "metric", "seed")
 
     command = add(
@@ -237,7 +243,7 @@ def _add_evaluation_commands(add: Callable[..., Any]) -> None:
     kinds = ".txt, .md, .csv, .json or .html; a folder gets one of each"
     _option(command, "output", required=False, metavar="FILE|FOLDER", help=kinds)
     _option(command, "baseline", metavar="ROW", help="show each row's difference to this one")
-    ranked_by = "what tasks are ranked by, the first that a task has (default: acc exact_match)"
+    ranked_by = "each task is ranked by the first of these it has (default: acc exact_match)"
     _option(command, "metric", nargs="+", help=ranked_by)
     _options(command, *BOARD_OPTIONS[3:])
 
@@ -251,7 +257,7 @@ def _add_evaluation_commands(add: Callable[..., Any]) -> None:
 
 
 def _add_running(command: argparse.ArgumentParser) -> None:
-    """What evaluations share that keep what is done."""
+    """Adds the options shared by evaluations that keep finished work."""
     _option(command, "latent_steps", **LATENT_STEPS)
     _options(command, "work", "batch_size", "limit", "device", "dtype")
 
@@ -267,5 +273,5 @@ def _option(command: argparse.ArgumentParser, name: str, **changes: Any) -> None
 
 
 def no_flag(word: str) -> str:
-    """`-0.3*d/2` so that argparse takes it for a value, as it does -0.3."""
+    """`word`, changed if it is like `-0.3*d/2` so that argparse reads it as a value."""
     return f" {word}" if re.fullmatch(r"-[\d.]\S*\*\s*d\s*/\s*2", word) else word

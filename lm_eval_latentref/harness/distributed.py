@@ -1,6 +1,6 @@
-"""The process group of one run: formed on CPUs too, and left cleanly.
+"""Sets up the process group of one run, on CPUs as well, and ends it cleanly.
 
-prepare_processes()             # before accelerate is asked for the first time
+prepare_processes()             # before accelerate is used for the first time
 """
 
 from __future__ import annotations
@@ -13,9 +13,10 @@ import torch.distributed as dist
 
 
 def prepare_processes() -> None:
-    """Let processes that were started together find each other on CPUs, and part cleanly.
+    """Make processes that were started together find each other on CPUs, and end cleanly.
 
-    accelerate looks for others on CPUs only when asked to; else each would do the whole work.
+    On CPUs, accelerate forms a group only if ACCELERATE_USE_CPU is set; without it each process
+    would do all the work.
     """
     if int(os.environ.get("WORLD_SIZE", 1)) == 1:
         return

@@ -71,7 +71,7 @@ class RollingLM(SeamLM):
 
     @contextmanager
     def counting_cost(self) -> Iterator[None]:
-        """Count the cost of what is done while this is open; after a report it is counted anew."""
+        """Count the cost of this block; the first block after a report restarts the counters."""
         if self._is_reported:
             self.reasoner.accounting.restart()
             self._is_reported = False

@@ -1,9 +1,9 @@
-"""Mappings from files and command lines to dataclasses: every mistake is one line.
+"""Makes dataclasses from the values in files and command lines; reports a mistake in one line.
 
     from_mapping(Recipe, {"output": "out", "train": "graph", "seed": "3"}, where="graph.yaml")
     from_mapping(Manifest, {"latent_steps": 6}, where="out/latentref.json", reads_text=False)
 
-Checks names and types. What range a value must lie in is for the dataclass itself to say.
+It checks names and types; the dataclass checks ranges.
 """
 
 from __future__ import annotations
@@ -33,13 +33,13 @@ def from_mapping(
 
     Args:
         where: the file or other source of the values, named in messages.
-        domains: by field, what to say that a value must be, where that is more than its type.
-        reads_text: whether "6" means 6 and "a,b" two names, as on a command line and in YAML,
-            which reads 1e-3 as text.
+        domains: by field, the description of allowed values for messages; by default, the type.
+        reads_text: whether "6" is read as 6 and "a,b" as two names, as on a command line and in
+            YAML, which reads 1e-3 as text.
 
     Raises:
-        LatentRefError: an unknown key (with the nearest one), a missing one, or a value of another
-            type; a truth value is no integer, and NaN and infinity are no numbers.
+        LatentRefError: an unknown key (the message names the nearest), a missing key, or a value of
+            another type. A bool is not an integer; NaN and infinity are not numbers.
     """
     at = f"{where}: " if where else ""
     hints = typing.get_type_hints(cls)
@@ -69,7 +69,7 @@ def from_mapping(
 
 
 def _kinds(hint: Any) -> list[Any]:
-    """The plain types that a field's annotation allows: of `tuple[str, ...] | None` the two."""
+    """The plain types that an annotation allows; for `tuple[str, ...] | None`, tuple and None."""
     union = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
     return [typing.get_origin(kind) or kind for kind in union]
 
@@ -87,10 +87,10 @@ def _converted(value: Any, kinds: list[Any], reads_text: bool) -> Any:
 
 
 def shown(value: object) -> str:
-    """`value` as a message repeats it: whoever gave it knows it again by its beginning."""
+    """`value` for a message: its repr, of which a long one is cut off."""
     try:
         text = repr(value)
-    except ValueError:  # Python writes out no integer of more than 4,300 digits
+    except ValueError:  # Python does not print integers of more than 4,300 digits
         return f"a value of type {type(value).__name__}"
     return text if len(text) <= 80 else f"{text[:80]}..."
 

@@ -3,8 +3,8 @@
     data = load_data(recipe)
     for problem in encode(data.epoch(0), tokenizer): ...
 
-A file is Coconut's: a JSON list or JSON lines of objects with `question`, `steps` and `answer`.
-Questions that occur in a dev or test split are left out, rows that break a rule too; both are
+A file has Coconut's format: a JSON list or JSON lines of objects with `question`, `steps` and
+`answer`. Questions that occur in a dev or test split are left out, and so are bad rows; both are
 counted and logged.
 """
 
@@ -32,11 +32,11 @@ from lm_eval_latentref.training.recipe import Recipe
 logger = logging.getLogger(__name__)
 
 NUM_GENERATED = 10_000
-"""Fresh problems an epoch when the recipe does not say."""
+"""The default number of fresh problems in an epoch."""
 
 EPOCH_SEEDS = 1_000_000
-"""Seeds of one run's epochs start this far from those of the next seed's run: epoch e (from 0) of
-seed s is the train split of seed s * EPOCH_SEEDS + e. Below 0 are seeds that no run draws from."""
+"""Epoch e (from 0) of a run with seed s draws from the train split of seed s * EPOCH_SEEDS + e.
+No run uses negative seeds."""
 
 MOST_SHOWN = 10
 """The most places that a summary lists for each rule."""
@@ -44,7 +44,7 @@ MOST_SHOWN = 10
 
 @dataclass(frozen=True)
 class TrainingData:
-    """What is trained and validated on."""
+    """The data for training and validation."""
 
     validation_by_source: Mapping[str, Sequence[Example]]
     epoch: Callable[[int], list[Example]]

@@ -4,9 +4,9 @@
     save(trainee, "out/strong", Manifest(latent_steps=0))
     trainee = build(recipe, words=(), latent=True, start="out/strong")
 
-All weights are trained, or a LoRA adapter with the rows of the markers. A new model has one token
-for each word of its training data; a word is what lies between spaces, a newline is a word of its
-own, and text whose words are separated by single spaces or newlines survives encoding and decoding.
+Training updates either all weights or a LoRA adapter and the markers' rows. A new model has one
+token for each word of its training data. Words are separated by spaces; a newline is a word of its
+own. Encoding and decoding do not change text with single spaces or newlines between its words.
 """
 
 from __future__ import annotations

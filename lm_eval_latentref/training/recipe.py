@@ -3,9 +3,9 @@
     recipe = Recipe(output="out", train=("prosqa",), pretrained="gpt2", max_latent_stage=6)
     recipe = load_recipe("RECIPE.yaml", ["seed=1", "learning_rate=3e-4", "task.num_symbols=10"])
 
-A recipe of the package is found by its bare name. Fields that Coconut's published configuration
-files have too bear their names. Ranges and what goes together are checked here; what a name stands
-for is checked where it is used.
+A recipe in the package can be given by its bare name. Fields that Coconut's published configuration
+files also have keep their names. Ranges and combinations of fields are checked here; names of
+files, models and data are checked where they are used.
 """
 
 from __future__ import annotations

@@ -4,7 +4,7 @@
     saved = run.resume()             # None, or the state of the phase that was stopped
     run.save(learner)
 
-`phase` trains the models.
+`trainer` trains the models.
 """
 
 from __future__ import annotations

@@ -1,11 +1,8 @@
-"""What a training run does when: the stages of its phases, the rows of each, the learning rate, and
-which epochs of CoT become the strong and the weak reference.
+"""The schedule of a training run: stages, rows, learning rate, and the epochs for references.
 
-    for stage in stages(recipe, "coconut"):
-        rows = stage_rows(recipe, "coconut", stage, problems, rng)
-    weak, strong = choose([Epoch(1, 40, 500), Epoch(2, 350, 500)], chance=0.05)
-
-Reads no model and no file.
+for stage in stages(recipe, "coconut"):
+    rows = stage_rows(recipe, "coconut", stage, problems, rng)
+weak, strong = choose([Epoch(1, 40, 500), Epoch(2, 350, 500)], chance=0.05)
 """
 
 from __future__ import annotations

@@ -3,9 +3,9 @@
     folder = train(load_recipe("hops-small", ["output=out/hops", "seed=1"]))
     reasoner = load(str(folder))
 
-Runs on accelerate, on any number of processes. Killed at any moment, the same call goes on from the
-state saved last; on a CPU in float32 to the same weights, bit for bit. What outlives a phase, and
-what of it is saved, is in `run`.
+Training uses accelerate and runs on any number of processes. After a kill at any moment, the same
+call continues from the last saved state; on a CPU in float32 it ends with the same weights, bit for
+bit. `run` holds and saves the state that phases share.
 """
 
 from __future__ import annotations
