@@ -126,6 +126,27 @@ def save(content: Content, folder: str | os.PathLike[str], text: str) -> str:
     return text
 
 
+def save_as(content: Content, file: str | os.PathLike[str], text: str) -> str:
+    """Writes the page `file`, and all its content into the .json of the same name."""
+    check_file(file)
+    path = Path(file)
+    with saving(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_text(path.with_suffix(".json"), json.dumps(content, indent=1) + "\n")
+        write_text(path, text)
+    return text
+
+
+def check_file(file: str | os.PathLike[str]) -> None:
+    """Raises LatentRefError unless `file` can be a page that leaves its name to a .json beside."""
+    path = Path(file)
+    if path.suffix != ".md" or path.is_dir():
+        raise LatentRefError(
+            f"{path} is no name of a page; give a file that ends in .md, such as "
+            f"{path.with_suffix('')}/thoughts.md"
+        )
+
+
 def check_kind(folder: str | os.PathLike[str], wanted: str) -> None:
     """Raises LatentRefError if results.json in `folder` is of another kind than format `wanted`.
 

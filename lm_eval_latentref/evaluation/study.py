@@ -10,6 +10,7 @@ stopped. Its tables are in `report`.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -78,9 +79,9 @@ class Row:
     """Of a refined row, in the sweep's words."""
     scored: Run | None
     """By the log-likelihood of candidates; None where that is not asked."""
-    against_coconut: Comparison | None
+    against_coconut: Comparison | None = None
     """Of `run`, on the same problems; None for Coconut itself."""
-    scored_against: Comparison | None
+    scored_against: Comparison | None = None
     """Likewise of `scored`."""
 
     @property
@@ -236,7 +237,7 @@ class _SetStudy:
         self._check_unseen()
         swept = {task: self._sweep(task, manifest) for task in self.tasks}
         self._model = None  # its memory is for the rows
-        runs: dict[TaskNames, dict[str, _Ran]] = {task: {} for task in self.tasks}
+        runs: dict[TaskNames, dict[str, Row]] = {task: {} for task in self.tasks}
         evaluations = Runs(
             batch_size=self.options.batch_size,
             device=self.options.device,
@@ -252,7 +253,7 @@ class _SetStudy:
                     place = folder / task.scored
                     scored = evaluations.evaluate(args, task=task.scored, folder=place)
                 as_run = f"{name}{WITHOUT_STEPS}" if name in WRITES_STEPS and run.margins else name
-                runs[task][as_run] = _Ran(run, args, label, scored)
+                runs[task][as_run] = Row(run=run, model_args=args, setting=label, scored=scored)
         return {
             task: TrainedSet(
                 folder=self.folder,
@@ -335,33 +336,20 @@ class _SetStudy:
         return save_sweep(result, work, command=command())
 
 
-@dataclass(frozen=True)
-class _Ran:
-    """A row before it is compared."""
-
-    run: Run
-    model_args: Mapping[str, Any]
-    setting: str | None
-    scored: Run | None
+def _compared(rows: Mapping[str, Row], *, seed: int) -> dict[str, Row]:
+    """All rows, those beside Coconut's with what they are against it."""
+    coconut = rows[COCONUT]
+    return {
+        name: row if name == COCONUT else _against(coconut, row, seed) for name, row in rows.items()
+    }
 
 
-def _compared(ran: Mapping[str, _Ran], *, seed: int) -> dict[str, Row]:
-    coconut, rows = ran[COCONUT], {}
-    for name, one in ran.items():
-        against = scored_against = None
-        if name != COCONUT:
-            (against,) = compare(coconut.run.answers, one.run.answers, seed=seed)
-        if name != COCONUT and one.scored and coconut.scored:
-            (scored_against,) = compare(coconut.scored.answers, one.scored.answers, seed=seed)
-        rows[name] = Row(
-            run=one.run,
-            model_args=one.model_args,
-            setting=one.setting,
-            scored=one.scored,
-            against_coconut=against,
-            scored_against=scored_against,
-        )
-    return rows
+def _against(coconut: Row, row: Row, seed: int) -> Row:
+    (against,) = compare(coconut.run.answers, row.run.answers, seed=seed)
+    scored = None
+    if row.scored and coconut.scored:
+        (scored,) = compare(coconut.scored.answers, row.scored.answers, seed=seed)
+    return dataclasses.replace(row, against_coconut=against, scored_against=scored)
 
 
 def _weights_file(folder: str) -> str | None:

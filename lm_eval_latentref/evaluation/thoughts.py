@@ -13,7 +13,6 @@ Shape suffixes: B documents, T thoughts, D hidden size, V vocabulary.
 from __future__ import annotations
 
 import dataclasses
-import json
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -23,17 +22,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lm_eval_latentref.checkpoints.files import write_text
 from lm_eval_latentref.checkpoints.sets import CheckpointNames, resolve
-from lm_eval_latentref.errors import LatentRefError, saving
+from lm_eval_latentref.errors import LatentRefError
 from lm_eval_latentref.evaluation.dev_tasks import DevTask, load_task
 from lm_eval_latentref.evaluation.provenance import machine, versions
-from lm_eval_latentref.evaluation.report import THOUGHTS, Content, page, table
+from lm_eval_latentref.evaluation.report import THOUGHTS, Content, page, save_as, table
 from lm_eval_latentref.evaluation.settings import Outcome, Setting
 from lm_eval_latentref.evaluation.statistics import McNemar, mcnemar
 from lm_eval_latentref.evaluation.sweep import JOURNAL_NAME
 from lm_eval_latentref.evaluation.sweep_model import SweepModel
 from lm_eval_latentref.evaluation.sweep_run import GridRun
+from lm_eval_latentref.evaluation.wording import as_code
 from lm_eval_latentref.latent.batching import Tokens
 from lm_eval_latentref.latent.config import RefinementConfig
 from lm_eval_latentref.latent.networks import Network
@@ -379,23 +378,7 @@ def thoughts_page(content: Content) -> str:
 
 def save_thoughts(content: Content, file: str | os.PathLike[str]) -> str:
     """Writes and returns the page; everything is in the .json of the same name."""
-    check_file(file)
-    path, text = Path(file), thoughts_page(content)
-    with saving(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_text(path.with_suffix(".json"), json.dumps(content, indent=1) + "\n")
-        write_text(path, text)
-    return text
-
-
-def check_file(file: str | os.PathLike[str]) -> None:
-    """Raises LatentRefError unless `file` can be a page that leaves its name to a .json beside."""
-    path = Path(file)
-    if path.suffix != ".md" or path.is_dir():
-        raise LatentRefError(
-            f"{path} is no name of a page; give a file that ends in .md, such as "
-            f"{path.with_suffix('')}/thoughts.md"
-        )
+    return save_as(content, file, thoughts_page(content))
 
 
 _HEAD = (
@@ -414,9 +397,3 @@ def _row(step: int, thought: Content) -> Sequence[str]:
         f"{thought['moved']:.2f}",
         *(f"{raw:.2f} to {refined:.2f}" for raw, refined in distances),
     )
-
-
-def as_code(text: str) -> str:
-    # Pipes end a table's cell and backticks end code, whatever is around them.
-    shown = json.dumps(text, ensure_ascii=False).replace("|", "¦").replace("`", "'")
-    return f"`{shown}`"

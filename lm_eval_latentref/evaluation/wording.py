@@ -8,6 +8,7 @@ markdown("a|b")                                # "a\\|b"
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
@@ -47,6 +48,12 @@ def hide_secrets(word: str) -> str:
 def markdown(text: Any) -> str:
     """`plain` text for Markdown, in which nothing is markup."""
     return re.sub(r"([\\`*_{}\[\]<>#&~$!|])", r"\\\1", plain(text))
+
+
+def as_code(text: str) -> str:
+    """A JSON string as code in a Markdown table, where pipes end a cell and backticks end code."""
+    shown = json.dumps(text, ensure_ascii=False).replace("|", "¦").replace("`", "'")
+    return f"`{shown}`"
 
 
 def table(headers: Sequence[str], rows: Iterable[Sequence[str]], *, numbers_from: int) -> str:
