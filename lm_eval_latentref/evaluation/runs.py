@@ -52,7 +52,7 @@ _WORKING = ("encode", "think", "decode")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Run:
+class StudyRun:
     """A finished evaluation of one task."""
 
     command: str
@@ -149,7 +149,7 @@ class Runs:
         self._key: str | None = None
         self._model: LatentRefLM | None = None
 
-    def evaluate(self, model_args: Mapping[str, Any], *, task: str, folder: str | Path) -> Run:
+    def evaluate(self, model_args: Mapping[str, Any], *, task: str, folder: str | Path) -> StudyRun:
         """Runs `task` with lm-eval, its samples logged below `folder`, or reads what is there.
 
         Raises LatentRefError for what the model cannot use.
@@ -172,7 +172,7 @@ class Runs:
         (results,) = folder.rglob(RESULTS)
         with reading(results, advice):
             cost = read_json(results, advice)["config"]["latentref"]["cost"]
-        return Run(
+        return StudyRun(
             command=command,
             answers=read_answers(str(folder)),
             cost=cost,
@@ -243,7 +243,7 @@ def evaluate(
     folder: str | Path,
     batch_size: int = 100,
     limit: int | None = None,
-) -> Run:
+) -> StudyRun:
     """A single evaluation; see `Runs`."""
     runs = Runs(batch_size=batch_size, limit=limit)
     return runs.evaluate(model_args, task=task, folder=folder)

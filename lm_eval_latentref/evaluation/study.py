@@ -30,7 +30,7 @@ from lm_eval_latentref.evaluation.compare import Comparison, compare
 from lm_eval_latentref.evaluation.dev_tasks import load_task
 from lm_eval_latentref.evaluation.provenance import command
 from lm_eval_latentref.evaluation.report import SWEEP_RESULTS
-from lm_eval_latentref.evaluation.runs import Run, Runs
+from lm_eval_latentref.evaluation.runs import Runs, StudyRun
 from lm_eval_latentref.evaluation.settings import Grid
 from lm_eval_latentref.evaluation.sweep import load_model, save_sweep, sweep
 from lm_eval_latentref.evaluation.sweep_model import SweepModel
@@ -70,14 +70,14 @@ class TaskNames:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Row:
+class StudyRow:
     """One row of the table for one trained set."""
 
-    run: Run
+    run: StudyRun
     model_args: Mapping[str, Any]
     setting: str | None
     """Of a refined row, in the sweep's words."""
-    scored: Run | None
+    scored: StudyRun | None
     """By the log-likelihood of candidates; None where that is not asked."""
     against_coconut: Comparison | None = None
     """Of `run`, on the same problems; None for Coconut itself."""
@@ -85,7 +85,7 @@ class Row:
     """Likewise of `scored`."""
 
     @property
-    def choosing(self) -> Run | None:
+    def choosing(self) -> StudyRun | None:
         """The run that compared candidates, whether that is the task's own or a companion's."""
         return self.scored or (self.run if self.run.margins else None)
 
@@ -104,7 +104,7 @@ class TrainedSet:
     """As the training resolved it; empty where the folder has none."""
     trained_on: tuple[str, ...]
     """As latentref.json says."""
-    rows: Mapping[str, Row]
+    rows: Mapping[str, StudyRow]
     sweep: Mapping[str, Any]
     """The contents of sweep.json, the single documents left out."""
     heat_map: Path
@@ -237,7 +237,7 @@ class _SetStudy:
         self._check_unseen()
         swept = {task: self._sweep(task, manifest) for task in self.tasks}
         self._model = None  # its memory is for the rows
-        runs: dict[TaskNames, dict[str, Row]] = {task: {} for task in self.tasks}
+        runs: dict[TaskNames, dict[str, StudyRow]] = {task: {} for task in self.tasks}
         evaluations = Runs(
             batch_size=self.options.batch_size,
             device=self.options.device,
@@ -253,7 +253,9 @@ class _SetStudy:
                     place = folder / task.scored
                     scored = evaluations.evaluate(args, task=task.scored, folder=place)
                 as_run = f"{name}{WITHOUT_STEPS}" if name in WRITES_STEPS and run.margins else name
-                runs[task][as_run] = Row(run=run, model_args=args, setting=label, scored=scored)
+                runs[task][as_run] = StudyRow(
+                    run=run, model_args=args, setting=label, scored=scored
+                )
         return {
             task: TrainedSet(
                 folder=self.folder,
@@ -336,7 +338,7 @@ class _SetStudy:
         return save_sweep(result, work, command=command())
 
 
-def _compared(rows: Mapping[str, Row], *, seed: int) -> dict[str, Row]:
+def _compared(rows: Mapping[str, StudyRow], *, seed: int) -> dict[str, StudyRow]:
     """All rows, those beside Coconut's with what they are against it."""
     coconut = rows[COCONUT]
     return {
@@ -344,7 +346,7 @@ def _compared(rows: Mapping[str, Row], *, seed: int) -> dict[str, Row]:
     }
 
 
-def _against(coconut: Row, row: Row, seed: int) -> Row:
+def _against(coconut: StudyRow, row: StudyRow, seed: int) -> StudyRow:
     (against,) = compare(coconut.run.answers, row.run.answers, seed=seed)
     scored = None
     if row.scored and coconut.scored:

@@ -39,7 +39,7 @@ from lm_eval_latentref.evaluation.statistics import (
     paired_interval,
     standard_error,
 )
-from lm_eval_latentref.evaluation.study import COCONUT, Row, Study, TrainedSet
+from lm_eval_latentref.evaluation.study import COCONUT, Study, StudyRow, TrainedSet
 from lm_eval_latentref.training.data import leaves_questions_out
 from lm_eval_latentref.training.log import TrainingLog
 
@@ -134,7 +134,7 @@ def _training_json(log: TrainingLog) -> dict[str, Any]:
     }
 
 
-def _row_json(row: Row) -> dict[str, Any]:
+def _row_json(row: StudyRow) -> dict[str, Any]:
     run, scored, against = row.run, row.choosing, row.choosing_against
     return {
         "command": run.command,

@@ -1,6 +1,6 @@
 """One training run: the state that its phases share, saved and resumed.
 
-    run = Run(recipe)
+    run = TrainingRun(recipe)
     saved = run.resume()             # None, or the state of the phase that was stopped
     run.save(learner)
 
@@ -56,7 +56,7 @@ def _find_processes() -> Accelerator:
     return accelerator
 
 
-class Run:
+class TrainingRun:
     """One training run: everything that its phases share."""
 
     def __init__(self, recipe: Recipe) -> None:

@@ -39,7 +39,7 @@ from lm_eval_latentref.training.learner import Learner
 from lm_eval_latentref.training.loss import num_labelled
 from lm_eval_latentref.training.models import build, restore, save
 from lm_eval_latentref.training.recipe import Recipe
-from lm_eval_latentref.training.run import Run
+from lm_eval_latentref.training.run import TrainingRun
 from lm_eval_latentref.training.schedule import (
     LATENT_KINDS,
     Epoch,
@@ -67,13 +67,13 @@ def train(recipe: Recipe) -> Path:
     # Only the first of several processes writes.
     writes = int(os.environ.get("RANK", 0)) == 0
     with holding(recipe.output, "latentref train") if writes else contextlib.nullcontext():
-        run = Run(recipe)
+        run = TrainingRun(recipe)
         with logging_redirect_tqdm():
             _train(run)
     return run.folder.path
 
 
-def _train(run: Run) -> None:
+def _train(run: TrainingRun) -> None:
     saved = run.resume()
     if run.accelerator.num_processes > 1:
         logger.info("training in %d processes", run.accelerator.num_processes)
@@ -101,7 +101,7 @@ class Phase:
         saved: the state to continue from, if the run was stopped within this phase.
     """
 
-    def __init__(self, run: Run, name: str, saved: dict[str, Any] | None) -> None:
+    def __init__(self, run: TrainingRun, name: str, saved: dict[str, Any] | None) -> None:
         self._run, self._name = run, name
         self._recipe, self._progress, self._folder = run.recipe, run.progress, run.folder
         kind = LATENT_KINDS.get(name)
