@@ -13,7 +13,6 @@ from __future__ import annotations
 import dataclasses
 import logging
 import math
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -32,11 +31,6 @@ from lm_eval_latentref.evaluation.statistics import (
 )
 
 logger = logging.getLogger(__name__)
-
-METRICS = ("acc", "exact_match")
-"""What counts when no metric is named: the first of these that a task's samples have."""
-
-_SAMPLES_FILE = re.compile(r"samples_(?P<task>.+)_(?P<time>\d{4}-\d\d-\d\dT[\d.-]+)\.jsonl")
 
 
 @dataclass(frozen=True)
@@ -72,7 +66,7 @@ def read_answers(name: str, *, metric: str | None = None) -> Answers:
     Args:
         name: a path; a sweep's may end in ::SETTING, where SETTING is a row ("plain", "both": its
             best setting), a label ("T=6 alpha=0.3 eta=0") or "recommended" (the default).
-        metric: of the samples; None for the first of `METRICS`.
+        metric: of the samples; None for the first of `samples.METRICS`.
 
     Raises:
         LatentRefError: nothing of the kind is there, or it cannot be read.
@@ -105,14 +99,14 @@ def _sample_files(path: Path) -> dict[str, Path]:
     files = [path] if path.is_file() else sorted(path.rglob("samples_*.jsonl"))
     newest: dict[str, tuple[str, Path]] = {}
     for file in files:
-        match = _SAMPLES_FILE.fullmatch(file.name)
-        task, time = (match["task"], match["time"]) if match else (file.stem, "")
+        match = samples.SAMPLES_NAME.fullmatch(file.name)
+        task, time = (match["task"], match["date"]) if match else (file.stem, "")
         newest[task] = max(newest.get(task, ("", file)), (time, file))
     return {task: file for task, (_, file) in newest.items()}
 
 
 def _default_metric(sample: Mapping[str, Any], file: Path) -> str:
-    for metric in (*METRICS, *samples.metric_names(sample)):
+    for metric in (*samples.METRICS, *samples.metric_names(sample)):
         if metric in sample:
             return metric
     raise LatentRefError(

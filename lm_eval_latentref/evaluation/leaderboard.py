@@ -19,11 +19,9 @@ from lm_eval_latentref.errors import LatentRefError
 from lm_eval_latentref.evaluation.board import FIELDS, Board, Cell, Pair, Ranking, Row
 from lm_eval_latentref.evaluation.entries import Entry, entries_of, path_of
 from lm_eval_latentref.evaluation.results import Results, Score, Task, result_files
+from lm_eval_latentref.evaluation.samples import METRICS
 from lm_eval_latentref.evaluation.statistics import Interval, standard_error
 from lm_eval_latentref.evaluation.wording import plain
-
-METRICS = ("acc", "exact_match")
-"""By which a task is ranked: the first of these that it has, else its first metric."""
 
 
 def leaderboard(

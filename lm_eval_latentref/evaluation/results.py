@@ -25,9 +25,8 @@ import numpy as np
 
 from lm_eval_latentref.checkpoints.files import read_json_object, reading
 from lm_eval_latentref.errors import LatentRefError
-from lm_eval_latentref.evaluation.samples import Column, Samples, read_samples
+from lm_eval_latentref.evaluation.samples import SAMPLES_NAME, Column, Samples, read_samples
 
-SAMPLES_NAME = re.compile(r"samples_(?P<task>.+)_(?P<date>\d{4}-\d\d-\d\dT[\d.-]+)\.jsonl")
 BOARD_FORMAT = "lm-eval-latentref leaderboard"
 """With a number behind it, the `format` of a leaderboard in JSON."""
 _SUFFIXES = (".json", ".jsonl")

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -25,6 +26,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lm_eval_latentref.errors import LatentRefError
+
+SAMPLES_NAME = re.compile(r"samples_(?P<task>.+)_(?P<date>\d{4}-\d\d-\d\dT[\d.-]+)\.jsonl")
+"""Of the files of `--log_samples`."""
+METRICS = ("acc", "exact_match")
+"""By which a task is judged where no metric is named: the first of these that it has."""
 
 _FIRST = b'{"doc_id": '
 _LAST = b', "filter": '  # inside a text its quotes would be escaped, so this is always a key
