@@ -123,6 +123,11 @@ class SeamLM(HFLM):
 
     # HFLM's own names.
 
+    @property
+    def model(self) -> Any:
+        """The model as it is: nothing wraps it, and accelerate unwraps only modules."""
+        return self._model
+
     def _get_backend(self, *args: Any, **kwargs: Any) -> None:
         super()._get_backend(*args, **kwargs)
         self.check_backend()

@@ -62,6 +62,14 @@ def test_hflm_needs_nothing_of_a_model_while_it_is_set_up(folders, monkeypatch):
     assert seen == ["_LoadedLater"]
 
 
+def test_what_stands_for_a_model_while_it_is_set_up_needs_no_unwrapping():
+    """With several processes HFLM has an accelerator, which looks into whatever it unwraps."""
+    lm = object.__new__(SeamLM)
+    lm.accelerator = None
+    lm._model = object()
+    assert lm.model is lm._model
+
+
 def test_windows_of_whole_texts_are_scored_through_the_hook_of_pairs():
     # HFLM.loglikelihood_rolling: `self._loglikelihood_tokens(requests=batch_windows, ...)`
     text = source(HFLM.loglikelihood_rolling)
