@@ -1,10 +1,10 @@
-"""PEFT adapters: what an adapter's files hold, and several of them on one base model.
+"""Reads PEFT adapters' files, and attaches several adapters to one base model.
 
     facts = read_adapter("out/lora", config)
     attach(base_model, {"backbone": facts, "strong": other})    # a PeftModel with two adapters
 
-The base weights stay in memory once. PEFT only warns about keys that do not fit; here they are
-errors. Deliberately knows no names of checkpoints and no tokenizer.
+The base weights are in memory only once. PEFT only warns about keys that do not fit; here they are
+errors.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ SAFE_WEIGHTS = "adapter_model.safetensors"
 PICKLED_WEIGHTS = "adapter_model.bin"
 CONFIG = "adapter_config.json"
 
-# Under these names PEFT saves, beside an adapter, what belongs to the base model.
+# Under these names PEFT saves weights of the base model together with an adapter.
 _BASE_COPIES = ("base_layer", "token_adapter.base_layer", "original_module")
 _TOKEN_ROWS = "token_adapter.trainable_tokens_delta"
 
@@ -48,17 +48,17 @@ _TOKEN_ROWS = "token_adapter.trainable_tokens_delta"
 
 @dataclass(frozen=True)
 class Adapter:
-    """An adapter's files, read and understood, before it meets its base model."""
+    """The contents of an adapter's files, before it is attached to its base model."""
 
     path: str
     config: dict[str, Any]
     """adapter_config.json; an embedding saved beside the adapter is in its `modules_to_save`."""
 
     tensors: dict[str, Tensor]
-    """What belongs to the adapter, by the keys of its file."""
+    """The adapter's own tensors, by the keys of its file."""
 
     base_copies: dict[str, Tensor]
-    """Embedding and output layer of its base, by the base's names, where the file has them."""
+    """Embedding and output layer of its base, by the base's names, if the file has them."""
 
     is_rewritten: bool
     """Whether `config` and `tensors` differ from the files."""
@@ -83,7 +83,7 @@ class Adapter:
 
     @property
     def known_rows(self) -> int | None:
-        """Rows of the embedding the adapter was trained on, if its files tell."""
+        """The number of embedding rows the adapter was trained on; None if its files do not say."""
         copy_VD = self.base_copies.get(self.embedding)
         return self.exact_rows or (None if copy_VD is None else copy_VD.shape[0])
 
@@ -104,10 +104,10 @@ class Adapter:
 def read_adapter(path: str, base_config: Any, trust_remote_code: bool = False) -> Adapter:
     """Reads configuration and tensors of the adapter in the folder `path`; runs no code.
 
-    PEFT saves the whole embedding beside an adapter whenever its vocabulary was resized, and
-    loads it into the base, which here is shared. So it is made the adapter's own
-    (`modules_to_save`) or, where only single rows of it were trained, set apart as a copy of the
-    base's. Raises LatentRefError for damaged files and for adapters that prepend virtual tokens.
+    If the vocabulary was resized, PEFT saves the whole embedding with the adapter, and loads it
+    into the base, which is shared here. Therefore the embedding is made part of the adapter
+    (`modules_to_save`) or, if only single rows of it were trained, kept apart in `base_copies`.
+    Raises LatentRefError for damaged files and for adapters that prepend virtual tokens.
     """
     config = read_config(path)
     tensors = read_files(path)
@@ -154,13 +154,13 @@ def read_adapter(path: str, base_config: Any, trust_remote_code: bool = False) -
 def attach(
     model: Any, adapters: Mapping[str, Adapter], num_rows: int, *, is_shared: bool = False
 ) -> Any:
-    """A PeftModel with every one of `adapters` on `model`, by name; none of them is trainable.
+    """A PeftModel with all `adapters` on `model`, by name; none of them is trainable.
 
-    The embedding is given `num_rows` rows first. Raises LatentRefError for an adapter that was
-    made for another base, naming the key, and for one that changes a base it shares.
+    The embedding is first resized to `num_rows` rows. Raises LatentRefError for an adapter that was
+    made for another base, naming the key, and for an adapter that changes a shared base.
 
     Args:
-        is_shared: whether the base alone is used too; with several adapters it is shared anyhow.
+        is_shared: whether the base is also used alone; with several adapters it is always shared.
     """
     old_rows = len(model.get_input_embeddings().weight)
     if any(parameter.device.type == "meta" for parameter in model.parameters()):
@@ -187,7 +187,7 @@ def attach(
 
 
 def _attach_one(model: Any, peft_model: Any, name: str, adapter: Adapter, path: str) -> Any:
-    """`peft_model`, or a new one on `model`, with the adapter that PEFT finds in `path`."""
+    """`peft_model`, or a new PeftModel on `model`, with the adapter in `path` added."""
     from peft import PeftModel
 
     try:
@@ -217,10 +217,10 @@ def _changes_base(what: str, weight: str) -> str:
 
 
 def compute_in_one_dtype(peft_model: Any) -> None:
-    """Let all adapters of `peft_model`, which is not to be trained, compute in its base's dtype.
+    """Make all adapters of `peft_model`, which will not be trained, compute in its base's dtype.
 
-    PEFT loads them in float32, as training needs them; on a base in half precision each of their
-    products is then twice as large as the base's, and cast back and forth.
+    PEFT loads adapters in float32, which training needs. On a base in half precision their products
+    would then take twice the memory and be cast back and forth.
     """
     for layer in adapter_layers(peft_model):
         for name in getattr(layer, "adapter_layer_names", ()):
@@ -229,7 +229,7 @@ def compute_in_one_dtype(peft_model: Any) -> None:
 
 
 def _fill_new_rows(model: nn.Module, adapters: Mapping[str, Adapter], old_rows: int) -> None:
-    """New rows of the shared base come from the first adapter whose file has them."""
+    """Fill the new rows of the shared base from the first adapter whose file has them."""
     held = dict(model.named_parameters(remove_duplicate=False))
     filled: set[str] = set()
     for adapter in adapters.values():
@@ -241,9 +241,10 @@ def _fill_new_rows(model: nn.Module, adapters: Mapping[str, Adapter], old_rows: 
 
 
 def _check_base_copies(adapter: Adapter, model: nn.Module, old_rows: int) -> None:
-    """Raises unless the base's rows in the adapter's file are those of the base it is to share.
+    """Raises unless the base's rows in the adapter's file equal those of the shared base.
 
-    Rows trained one by one do not count, and new rows only where low-rank factors build on them.
+    Rows that were trained one by one are ignored. New rows are compared only if low-rank factors
+    are added to them.
     """
     held = dict(model.named_parameters(remove_duplicate=False))
     for weight, copy_VD in adapter.base_copies.items():
@@ -263,7 +264,7 @@ def _check_base_copies(adapter: Adapter, model: nn.Module, old_rows: int) -> Non
 
 
 def _as_files(adapter: Adapter, scratch: str) -> str:
-    """A folder that PEFT loads as `adapter`: its own, or a copy without what is the base's."""
+    """A folder that PEFT loads as `adapter`: its own, or a copy without the base's weights."""
     if not adapter.is_rewritten:
         return adapter.path
     os.makedirs(scratch)
@@ -274,19 +275,19 @@ def _as_files(adapter: Adapter, scratch: str) -> str:
 
 
 def _check_keys(peft_model: Any, name: str, adapter: Adapter) -> None:
-    """Raises unless the keys of the adapter's file are exactly those its configuration makes."""
+    """Raises unless the adapter's file has exactly the keys that its configuration implies."""
     from peft import get_peft_model_state_dict
 
     expected = get_peft_model_state_dict(
         peft_model, adapter_name=name, save_embedding_layers=False
     ).keys()
-    found = adapter.tensors.keys()
-    if wrapped := next(filter(training_wrapper, sorted(found - expected)), None):
+    present = adapter.tensors.keys()
+    if wrapped := next(filter(training_wrapper, sorted(present - expected)), None):
         raise LatentRefError(
             f"adapter {adapter.path} has key {wrapped!r} with {training_wrapper(wrapped)!r} in it, "
             "which a wrapper of training puts there; save the adapter of the unwrapped model again"
         )
-    for what, keys in (("missing", expected - found), ("unknown", found - expected)):
+    for what, keys in (("missing", expected - present), ("unknown", present - expected)):
         if keys:
             raise LatentRefError(
                 f"adapter {adapter.path} does not fit its base model: key {min(keys)!r} is {what}; "
@@ -295,7 +296,7 @@ def _check_keys(peft_model: Any, name: str, adapter: Adapter) -> None:
 
 
 def read_config(path: str) -> dict[str, Any]:
-    """adapter_config.json of the folder `path`; LatentRefError if it is not one of weights."""
+    """adapter_config.json of the folder `path`; LatentRefError unless it changes weights only."""
     config_path = os.path.join(path, CONFIG)
     config = read_json_object(config_path, "save the adapter again")
     kind = config.get("peft_type")
@@ -336,7 +337,7 @@ def read_files(path: str) -> dict[str, Tensor]:
 
 
 def _trained_ids(config: dict[str, Any], embedding: str) -> frozenset[int]:
-    """Ids whose input rows the adapter trains one by one."""
+    """Token ids whose input rows the adapter trains one by one."""
     indices = config.get("trainable_token_indices") or config.get("token_indices") or []
     if isinstance(indices, dict):
         lists = [ids for name, ids in indices.items() if _names_module(name, embedding)]
@@ -345,7 +346,7 @@ def _trained_ids(config: dict[str, Any], embedding: str) -> frozenset[int]:
 
 
 def _is_copy(key: str, weights: list[str], tied: bool) -> bool:
-    """Whether PEFT saved under `key` the base's weights, or the adapter's for a second time."""
+    """Whether `key` holds weights of the base, or a second copy of the adapter's weights."""
     for weight in weights:
         module = f"{PREFIX}{_module(weight)}"
         twice = [f"{module}.modules_to_save.weight"]

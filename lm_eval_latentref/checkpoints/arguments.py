@@ -1,9 +1,10 @@
-"""The model arguments: which of them are slips of ours, and one line for what others refuse.
+"""Checks model arguments for misspellings of ours, and reports others' errors in one line.
 
     check_known({"latent_step": 6}, config)     # LatentRefError: ... did you mean latent_steps?
 
-HFLM hands every argument it does not know to `from_pretrained`, and that to the model, which knows
-best what it takes. Here only those are refused that nearly are one of ours, before it costs time.
+HFLM passes every argument it does not know to `from_pretrained`, which passes it to the model; the
+model refuses unknown ones. Only arguments whose names are close to ours are refused here, before
+anything is loaded.
 """
 
 from __future__ import annotations
@@ -21,25 +22,25 @@ from lm_eval_latentref.latent.config import OPTION_NAMES
 OWN_NAMES = (*NAMES, *OPTION_NAMES)
 
 _MEANT = dict.fromkeys(("model", "model_name", "model_path", "path"), "pretrained")
-"""What other tools call our arguments."""
+"""Names that other tools use for our arguments."""
 
 _INSTEAD = dict.fromkeys(
     ("load_in_4bit", "load_in_8bit"),
     "is no argument of from_pretrained since transformers 5; give a checkpoint that was saved "
     "quantised, or, to `load` in Python, quantization_config=BitsAndBytesConfig(...)",
 )
-"""What to do for arguments that are gone and that many still give."""
+"""Advice for arguments that were removed but are still often given."""
 
 _NEAR = 0.82
-"""Ratio of equal letters, by difflib, from which on a name is taken for a slip."""
+"""Names with at least this ratio of equal letters, by difflib, count as misspellings."""
 
 
 def check_known(names: Iterable[str], config: Any, *, also: Iterable[str] = ()) -> None:
-    """Raise LatentRefError on a name that nearly is one of ours.
+    """Raise LatentRefError on a name that is close to one of ours.
 
     Args:
         config: the backbone's; `from_pretrained` takes each of its fields as an argument.
-        also: names that the caller takes beside ours, such as HFLM's.
+        also: further names that the caller accepts, such as HFLM's.
     """
     from transformers import PreTrainedModel
 
@@ -55,7 +56,7 @@ def check_known(names: Iterable[str], config: Any, *, also: Iterable[str] = ()) 
 
 
 def check_batch_size(batch_size: Any) -> None:
-    """Raise LatentRefError unless `batch_size` is one that HFLM understands."""
+    """Raise LatentRefError unless HFLM understands `batch_size`."""
     number = str(batch_size)
     if not number.startswith("auto") and not (number.isdigit() and int(number) > 0):
         raise LatentRefError(
@@ -66,7 +67,7 @@ def check_batch_size(batch_size: Any) -> None:
 
 @contextmanager
 def one_line_errors(name: str) -> Iterator[None]:
-    """What others raise while `name` is loaded becomes one line; the cause stays attached."""
+    """Turn other packages' errors while `name` is loaded into a LatentRefError, with its cause."""
     try:
         yield
     except LatentRefError:

@@ -1,14 +1,14 @@
-"""What adapters do to the base they are laid over: do its own weights stay as they were?
+"""Detects adapters that change the weights of the base they are attached to.
 
     before = Census(model)
     peft_model = PeftModel.from_pretrained(model, path)
     before.first_change(peft_model)      # None, or the name of a weight that was changed
     changes_base({"r": 8, "init_lora_weights": "pissa"})      # True, as tried on a single layer
 
-A census reads every weight once, where it lies: some 0.1 s for 135 million float32 weights on a
-CPU. What given settings of LoRA do is tried on a model of one layer, in milliseconds, before any
-weight is read; settings that PEFT refuses change nothing there, and are an error when the adapter
-is made on the model itself.
+A census reads every weight once, on its device: about 0.1 s for 135 million float32 weights on a
+CPU. `changes_base` tries settings of LoRA on a model of one layer, in milliseconds, before any
+weight is read. Settings that PEFT refuses count as no change there, and raise an error when the
+adapter is made on the model itself.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ _PLACES = {
     *("layers_to_transform", "layers_pattern", "layer_replication", "trainable_token_indices"),
     *("target_parameters", "fan_in_fan_out", "inference_mode", "task_type"),
 }
-"""Arguments of LoraConfig that say where an adapter lies and in what kind of model."""
+"""Arguments of LoraConfig that select the layers of an adapter and the kind of model."""
 
 _WIDTH = 16
 
@@ -39,7 +39,7 @@ class Census:
 
     def __init__(self, model: nn.Module) -> None:
         named = _named_tensors(model)
-        # The tensors are kept, for an id stands for one object only while that object lives.
+        # The tensors are kept, because an id identifies an object only while that object lives.
         self._members = {id(tensor): (name, tensor) for name, tensor in reversed(named)}
         self._places = Counter(id(tensor) for _, tensor in named)
         self._digests = {key: digest(tensor) for key, (_, tensor) in self._members.items()}
@@ -48,9 +48,9 @@ class Census:
         return id(tensor) in self._members
 
     def first_change(self, model: nn.Module) -> str | None:
-        """Name of a tensor with other bytes, or used in more or fewer places; None if all are kept.
+        """The name of a tensor that changed, or is used in more or fewer places; None if none.
 
-        `model` may hold further tensors, such as those of adapters, and other names.
+        `model` may hold further tensors, such as those of adapters, and may use other names.
         """
         places = Counter(id(tensor) for _, tensor in _named_tensors(model))
         for key, (name, tensor) in self._members.items():
@@ -87,7 +87,7 @@ def _named_tensors(model: nn.Module) -> list[tuple[str, Tensor]]:
 
 
 def changes_base(lora: Mapping[str, Any]) -> bool:
-    """Whether making the adapter changes weights of the model below it, or sets them to train."""
+    """Whether making the adapter changes weights of its base model or makes them trainable."""
     layer = _layer()
     before = Census(layer)
     model = _make(layer, lora, seed=0)
@@ -95,7 +95,7 @@ def changes_base(lora: Mapping[str, Any]) -> bool:
 
 
 def is_drawn_anew(lora: Mapping[str, Any]) -> bool:
-    """Whether what the adapter leaves of its base depends on the state of random numbers."""
+    """Whether making the adapter changes its base in a way that depends on the random state."""
     left = []
     for seed in (0, 1):
         layer = _layer()
@@ -107,7 +107,7 @@ def is_drawn_anew(lora: Mapping[str, Any]) -> bool:
 
 
 def touches_base(model: Any, before: Census) -> bool:
-    """Whether the PeftModel's base is no longer as it was `before`, or is to be trained."""
+    """Whether the PeftModel's base changed since `before`, or is trainable."""
     trained = (weight for weight in model.parameters() if weight.requires_grad)
     return any(weight in before for weight in trained) or before.first_change(model) is not None
 
@@ -122,7 +122,7 @@ def _layer() -> nn.Sequential:
 
 
 def _make(layer: nn.Sequential, lora: Mapping[str, Any], *, seed: int) -> Any:
-    """A PeftModel on `layer`, or None where PEFT refuses; random numbers go on as if it had not."""
+    """A PeftModel on `layer`; None if PEFT refuses. The global random state is not changed."""
     from peft import LoraConfig, get_peft_model
 
     known = {field.name for field in dataclasses.fields(LoraConfig)} - _PLACES

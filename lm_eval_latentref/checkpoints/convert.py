@@ -1,11 +1,10 @@
-"""One plain folder of any set of checkpoints, so that `pretrained=FOLDER` alone loads all of it.
+"""Writes any set of checkpoints as one plain folder that `pretrained=FOLDER` alone loads.
 
     convert(out="out/coconut", pretrained="gpt2", weights="checkpoint_41", strong="cot_25",
             weak="cot_1", latent_steps=6, memory_rate=0.3, tuned_on="mathqa dev")
 
 The backbone lies at the root, the references in `strong/` and `weak/`, the settings in
-latentref.json. With `adapter=True` the three stay adapters on their base. Deliberately knows
-nothing of evaluation.
+latentref.json. With `adapter=True` the three remain adapters on their base.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Files to plain values and back: whatever is wrong with a file ends in one line that names it.
+"""Reads and writes files; every problem with a file is reported in one line that names it.
 
 values = read_json("out/coconut/latentref.json", advice="repair or remove it")
 for number, row in read_json_lines("train.jsonl"): ...
@@ -38,20 +38,20 @@ _ESCAPED_SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
 
 
 def one_line(error: BaseException, limit: int = 200) -> str:
-    """The text of `error` without line breaks, or its class where it has none."""
+    """The text of `error` without line breaks; its class name if it has no text."""
     return printable(" ".join(str(error).split()))[:limit] or type(error).__name__
 
 
 @contextlib.contextmanager
 def reading(path: object, advice: str = "mend or replace the file") -> Iterator[None]:
-    """Turns whatever goes wrong while `path` is read into a LatentRefError.
+    """Turns any error while `path` is read into a LatentRefError.
 
-    A damaged file makes parsers raise exceptions of every class, so all of them are meant.
+    All classes of exceptions are caught, because parsers raise any of them on a damaged file.
     """
     try:
         yield
     except BaseException as error:
-        # The Rust parsers of tokenizers and safetensors panic with a class beside Exception.
+        # The Rust parsers of tokenizers and safetensors raise a class not derived from Exception.
         damaged = isinstance(error, Exception) or type(error).__name__ == "PanicException"
         if isinstance(error, LatentRefError) or not damaged:
             raise
@@ -61,7 +61,7 @@ def reading(path: object, advice: str = "mend or replace the file") -> Iterator[
 
 
 def read_text(path: PathLike, advice: str = "mend or replace the file") -> str:
-    """The UTF-8 text in `path`; a byte order mark at its beginning is left out."""
+    """The UTF-8 text in `path`, without a byte order mark."""
     with reading(path, advice):
         return Path(path).read_text(encoding="utf-8-sig")
 
@@ -74,7 +74,7 @@ def read_json(path: PathLike, advice: str = "mend or replace the file") -> Any:
 
 
 def read_json_object(path: PathLike, advice: str = "mend or replace the file") -> dict[str, Any]:
-    """`read_json` of a file that must hold one object."""
+    """The JSON object in `path`; LatentRefError if the file holds another value."""
     values = read_json(path, advice)
     if not isinstance(values, dict):
         raise LatentRefError(f"{path} must hold one JSON object; {advice}")
@@ -84,7 +84,7 @@ def read_json_object(path: PathLike, advice: str = "mend or replace the file") -
 def read_json_lines(
     path: PathLike, advice: str = "mend or replace it"
 ) -> Iterator[tuple[int, Any]]:
-    """Each line's number, from 1, and its JSON value; empty lines are left out."""
+    """Yields each line's number, from 1, and its JSON value; skips empty lines."""
     with reading(path, advice), Path(path).open("rb") as lines:
         for number, line in enumerate(lines, start=1):
             if line.strip():
@@ -94,7 +94,7 @@ def read_json_lines(
 
 
 def read_yaml(path: PathLike, advice: str = "correct it") -> dict[str, Any]:
-    """The mapping in the YAML file `path`; its keys are texts."""
+    """The mapping in the YAML file `path`; its keys are strings."""
     import yaml
 
     text = read_text(path, advice)
@@ -109,7 +109,7 @@ def read_yaml(path: PathLike, advice: str = "correct it") -> dict[str, Any]:
 
 
 def parse_json(text: str) -> Any:
-    """`text` as JSON in the strict sense; ValueError says what is wrong."""
+    """The value of `text`, which must be strict JSON; ValueError says what is wrong."""
     value = json.loads(text, parse_constant=_no_number, parse_float=_finite_number)
     if _ESCAPED_SURROGATE.search(text):
         json.dumps(value, ensure_ascii=False).encode("utf-8")
@@ -118,7 +118,7 @@ def parse_json(text: str) -> Any:
 
 @contextlib.contextmanager
 def replacing(target: PathLike) -> Iterator[Path]:
-    """A path beside `target` to write to, which takes its place when all is written."""
+    """Yields a temporary path to write to, which replaces `target` when the block ends."""
     path = Path(target)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
@@ -130,13 +130,13 @@ def replacing(target: PathLike) -> Iterator[Path]:
 
 
 def write_text(target: PathLike, text: str) -> None:
-    """Writes `text` to `target`, so that no reader ever sees half of it."""
+    """Writes `text` to `target` atomically: a reader never sees a part of it."""
     with saving(target), replacing(target) as temporary:
         temporary.write_text(text, encoding="utf-8")
 
 
 def sync(path: Path) -> None:
-    """Waits until `path` is on the disk: a power cut must not leave the new name on no content."""
+    """Waits until `path` is on the disk, so that a power cut cannot leave it empty."""
     if path.is_file():
         with open(path, "rb") as file:
             os.fsync(file.fileno())
@@ -144,10 +144,10 @@ def sync(path: Path) -> None:
 
 @contextlib.contextmanager
 def holding(folder: PathLike, command: str) -> Iterator[None]:
-    """Keeps other processes from working in `folder`, made if it is missing, while this is open.
+    """Locks `folder`, made if it is missing, against other processes inside this block.
 
-    Raises LatentRefError that names the process which holds it. The lock goes with its process,
-    however that ends.
+    Raises LatentRefError that names the process that holds the lock. The lock ends with its
+    process, even if that is killed.
     """
     folder = Path(folder)
     with saving(folder):
@@ -171,7 +171,7 @@ def holding(folder: PathLike, command: str) -> Iterator[None]:
 
 
 def file_digest(path: PathLike) -> str:
-    """sha256 of the file's bytes; remembered until its size or time of change differs."""
+    """sha256 of the file's bytes, cached until the file's size or modification time changes."""
     stat = os.stat(path)
     return _digest(os.path.realpath(path), stat.st_size, stat.st_mtime_ns)
 
@@ -179,8 +179,8 @@ def file_digest(path: PathLike) -> str:
 def folder_digest(folder: PathLike, gguf_file: str | None = None) -> str:
     """sha256 over weights, configuration and tokenizer at the top of `folder`.
 
-    With `gguf_file` that file alone counts, for it holds all three. latentref.json does not
-    count: it holds settings, which stand beside the identity.
+    With `gguf_file`, only that file is read, because it holds all three. latentref.json is left
+    out: it holds settings, which are recorded separately.
     """
     if gguf_file is not None:
         return file_digest(os.path.join(folder, gguf_file))

@@ -1,11 +1,11 @@
-"""Sources to models: opens a set of checkpoints and checks that its three models fit together.
+"""Loads a set of checkpoints and checks that its models fit together.
 
     plan = resolve(CheckpointNames(pretrained="out/coconut"))
     tokenizer = load_tokenizer(plan.backbone)
     loaded = load_set(plan, load_model=default_loader(dtype="float32"), tokenizer=tokenizer)
 
-What can be checked from configurations and tokenizers is checked before any weight is read.
-Whoever calls `load_set` says how a base is opened; `load` opens it by transformers alone.
+Configurations and tokenizers are checked before any weight is read. The caller of `load_set` says
+how a base model is opened; `load` opens it with transformers alone.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class _Facts:
-    """What is known of a source before its weights are read."""
+    """The facts about a source that are known before its weights are read."""
 
     role: str
     source: Source
@@ -72,7 +72,7 @@ class _Facts:
 
     @property
     def num_rows(self) -> int:
-        """Rows its input embedding is to have."""
+        """The number of rows that its input embedding will have."""
         if self.adapter is None:
             return self.base_rows
         own = len(self.tokenizer) if self.source.tokenizer and self.tokenizer is not None else 0
@@ -81,7 +81,7 @@ class _Facts:
 
     @property
     def is_exact(self) -> bool:
-        """Whether its adapter holds or adapts a whole embedding, so that the rows must be its."""
+        """Whether its adapter holds or adapts a whole embedding, which fixes the number of rows."""
         return self.adapter is not None and self.adapter.exact_rows is not None
 
     @property
@@ -98,18 +98,18 @@ def load(
     trust_remote_code: bool = False,
     **options: Any,
 ) -> Reasoner:
-    """Load a set of checkpoints by name; arguments as those of `lm_eval --model latentref`.
+    """Load a set of checkpoints by name; the arguments are those of `lm_eval --model latentref`.
 
     Args:
-        pretrained: the backbone; None for the trained set of this package, smollm2-135m. Or a whole
-            set that `resolve` has found.
-        device: where the models go; None for the GPU when there is one. Not used with `device_map`.
+        pretrained: the backbone; None for the trained set in this package, smollm2-135m. Or a whole
+            set returned by `resolve`.
+        device: where the models go; None: the GPU if there is one. Not used with `device_map`.
         options: the other names of checkpoints (`strong`, `weak`, `weights`, ...: the fields of
             `CheckpointNames`), the fields of `RefinementConfig`, and arguments of `from_pretrained`
             (`dtype`, `device_map`, `attn_implementation`, ...).
 
     Raises:
-        LatentRefError: something given cannot be used; the message says what and why.
+        LatentRefError: an argument cannot be used; the message says which and why.
     """
     started = time.perf_counter()
     refinement = {name: options.pop(name) for name in OPTION_NAMES if name in options}
@@ -132,19 +132,19 @@ def load(
 def load_set(
     plan: SetPlan, *, load_model: ModelLoader, tokenizer: Any, trust_remote_code: bool = False
 ) -> LoadedSet:
-    """Checks the set of `plan` and loads it; models on the same base share it in memory.
+    """Checks and loads the set of `plan`; models on the same base share it in memory.
 
-    `tokenizer` is the backbone's, from `load_tokenizer`. Raises LatentRefError, before any weight
-    is read where that is possible, for models that cannot work together.
+    `tokenizer` is the backbone's, from `load_tokenizer`. Raises LatentRefError for models that
+    cannot be used together, if possible before any weight is read.
     """
     facts = _learn_all(plan, tokenizer, trust_remote_code)
     _check_set(facts, tokenizer)
     loaded: dict[str, LoadedModel] = {}
     for members in _groups(list(facts.values())):
         loaded.update(_load_group(members, load_model))
-    for one in loaded.values():
-        if one.adapter is not None:
-            compute_in_one_dtype(one.model)
+    for member in loaded.values():
+        if member.adapter is not None:
+            compute_in_one_dtype(member.model)
     for role in facts.keys() - {"pretrained"}:
         loaded[role].borrowed_ids = _borrowed_ids(facts[role], tokenizer, trust_remote_code)
         if loaded[role].borrowed_ids:
@@ -161,7 +161,7 @@ def load_set(
 def check_set(
     plan: SetPlan, *, tokenizer: Any, trust_remote_code: bool = False
 ) -> dict[str, frozenset[int]]:
-    """Checks as `load_set` does, without loading; the ids each reference borrows, by its role."""
+    """Checks the set of `plan` without loading it; returns the ids that each reference borrows."""
     facts = _learn_all(plan, tokenizer, trust_remote_code)
     _check_set(facts, tokenizer)
     return {
@@ -213,7 +213,7 @@ def _check_set(facts: dict[str, _Facts], tokenizer: Any) -> None:
     for member in facts.values():
         if member.raw is not None:
             has_marker_rows(member.raw, member.config, tokenizer)
-        sizes = [one.config.get_text_config().hidden_size for one in (backbone, member)]
+        sizes = [each.config.get_text_config().hidden_size for each in (backbone, member)]
         if sizes[0] != sizes[1]:
             raise LatentRefError(
                 f"{backbone.label} has hidden size {sizes[0]} but {member.label} has {sizes[1]}; "
@@ -231,7 +231,7 @@ def _check_set(facts: dict[str, _Facts], tokenizer: Any) -> None:
 
 
 def _borrowed_ids(member: _Facts, tokenizer: Any, trust_remote_code: bool) -> frozenset[int]:
-    """Markers of the backbone for which this reference has no row made for them."""
+    """Ids of the backbone's markers that this reference has no own row for."""
     own = known_markers(member.tokenizer) if member.tokenizer is not None else {}
     base = own
     if member.adapter is not None:
@@ -253,11 +253,11 @@ def _borrowed_ids(member: _Facts, tokenizer: Any, trust_remote_code: bool) -> fr
 
 
 def _groups(facts: list[_Facts]) -> list[list[_Facts]]:
-    """Members that can share one base model; the backbone, which comes first, decides its rows.
+    """Groups of members that can share one base model; the first member determines its rows.
 
-    A reference's logits are never used, so it may live on a base with more rows than its own; a
-    base grown for a reference's sake would change the backbone's probabilities. Adapters that
-    train single rows of the embedding and adapters that hold all of it do not mix in PEFT.
+    A reference's logits are never used, so its base may have more rows than it needs. But rows
+    added for a reference would change the backbone's probabilities. PEFT does not allow adapters
+    that train single rows of the embedding together with adapters that hold all of it.
     """
     groups: list[list[_Facts]] = []
     for member in facts:
@@ -276,24 +276,25 @@ def _fits(group: list[_Facts], member: _Facts) -> bool:
         for other in group
     )
     fewer = member.num_rows < group[0].num_rows and not member.is_exact
-    kinds = {one.adapter.config["peft_type"] for one in (*group, member) if one.adapter is not None}
+    adapters = [each.adapter for each in (*group, member) if each.adapter is not None]
+    kinds = {adapter.config["peft_type"] for adapter in adapters}
     return len(kinds) < 2 and not mixes and (fewer or member.num_rows == group[0].num_rows)
 
 
 def _contiguous(module: Any, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
-    # `generate` gives the head the last column, a strided slice. Where no weight needs a gradient
-    # torch multiplies that as a batch of matrices, with a copy of the whole head for each row.
+    # `generate` passes the last column, a strided slice, to the head. If no weight needs a
+    # gradient, torch multiplies it as a batch of matrices, copying the whole head for each row.
     return inputs[0].contiguous(), *inputs[1:]
 
 
 def _load_group(members: list[_Facts], load_model: ModelLoader) -> dict[str, LoadedModel]:
-    """Opens one base model and lays over it what `members` bring."""
+    """Opens one base model and adds the raw weights and adapters of `members`."""
     leader = members[0]
     model = open_model(load_model, leader.source)
     if leader.raw is not None:
         lay(leader.raw, model)
     names = {"pretrained": "backbone", "strong": "strong", "weak": "weak"}
-    adapters = {names[one.role]: one.adapter for one in members if one.adapter is not None}
+    adapters = {names[each.role]: each.adapter for each in members if each.adapter is not None}
     if adapters:
         model = attach(model, adapters, leader.num_rows, is_shared=len(members) > 1)
     model.requires_grad_(False)
@@ -301,12 +302,12 @@ def _load_group(members: list[_Facts], load_model: ModelLoader) -> dict[str, Loa
     if (head := model.get_output_embeddings()) is not None:
         head.register_forward_pre_hook(_contiguous)
     return {
-        one.role: LoadedModel(
+        member.role: LoadedModel(
             model=model,
-            adapter=names[one.role] if one.adapter is not None else None,
-            identity=describe(one.source),
-            fingerprint=partial(fingerprint, one.source),
-            source=one.source,
+            adapter=names[member.role] if member.adapter is not None else None,
+            identity=describe(member.source),
+            fingerprint=partial(fingerprint, member.source),
+            source=member.source,
         )
-        for one in members
+        for member in members
     }

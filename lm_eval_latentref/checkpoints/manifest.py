@@ -1,9 +1,9 @@
-"""latentref.json: the settings a checkpoint folder recommends and where its references are.
+"""latentref.json: the settings that a checkpoint folder recommends, and its references.
 
     manifest = read_manifest("out/coconut/latentref.json")
     write_manifest("out/coconut", Manifest(latent_steps=6, strong="strong", weak="weak"))
 
-Knows the file's format only; what the names in it stand for is for `sets` to find out.
+This module only defines the file's format; `sets` resolves the names in it.
 """
 
 from __future__ import annotations
@@ -42,24 +42,24 @@ class Manifest:
     weak: str | None = None
 
     base: str | None = None
-    """What an adapter folder's base model is, where adapter_config.json does not say it well."""
+    """The base model of an adapter folder, if it is not the one in adapter_config.json."""
 
     tuned_on: str | None = None
     """The split that memory rate and step size were tuned on, for people to read."""
 
     trained_on: list[str] | None = None
-    """The splits ("mathqa train") that a training saw: no settings are chosen on them."""
+    """The splits used in training, such as "mathqa train"; no settings are chosen on them."""
 
     trained_questions: str | None = None
-    """File in the folder with hashes of the questions that a training saw (see `questions`). What
-    a generator drew is not among them: its splits are apart whatever the seed."""
+    """File in the folder with hashes of the questions used in training (see `questions`), without
+    generated ones: their splits are disjoint whatever the seed."""
 
     epoch: int | None = None
-    """Of a reference or a kept epoch: which of its stage it is, counted from 1."""
+    """For a reference or a kept epoch: its number within its stage, counted from 1."""
 
     writes_steps: bool | None = None
-    """Whether it was trained to write reasoning steps before its answer: then answers on offer
-    cannot be compared straight after the thoughts."""
+    """Whether it was trained to write reasoning steps before its answer. If so, candidate answers
+    cannot be scored right after the thoughts."""
 
     def settings(self) -> dict[str, object]:
         """The refinement options that the file sets, by their model-argument names."""
@@ -68,7 +68,7 @@ class Manifest:
 
 
 def read_manifest(path: str | os.PathLike[str]) -> Manifest:
-    """The manifest at `path`; LatentRefError names the file and the key that is wrong."""
+    """The manifest at `path`; a LatentRefError names the file and the wrong key."""
     values = read_json_object(path, "repair or remove it")
     version = values.pop("format_version", None)
     if version != FORMAT_VERSION or isinstance(version, bool):
@@ -82,7 +82,7 @@ def read_manifest(path: str | os.PathLike[str]) -> Manifest:
 
 
 def write_manifest(folder: str | os.PathLike[str], manifest: Manifest) -> Path:
-    """Writes `manifest` into `folder` in one step, so that no reader ever sees half of it."""
+    """Writes `manifest` into `folder` atomically: a reader never sees a part of it."""
     given = {
         name: str(value) if isinstance(value, HalfWidths) else value
         for name, value in dataclasses.asdict(manifest).items()

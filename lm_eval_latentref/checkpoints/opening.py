@@ -1,10 +1,10 @@
-"""Opens one source: its configuration, its tokenizer, its base model.
+"""Opens the configuration, the tokenizer and the base model of one source.
 
     tokenizer = load_tokenizer(source)
     model = open_model(default_loader(dtype="float32"), source)
 
-Whatever transformers raises about a bad checkpoint leaves here as one line. Deliberately does not
-know that a set has three models, nor what adapters are.
+Errors that transformers raises about a bad checkpoint are reported in one line. Sets of models and
+adapters are handled by `loading`.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ _NOT_GENERATIVE = (
 
 
 def load_tokenizer(source: Source, *, trust_remote_code: bool = False, **kwargs: Any) -> Any:
-    """The tokenizer of `source`, extended by the markers when its raw state dict has their rows.
+    """The tokenizer of `source`, with the markers added if its raw state dict has their rows.
 
     Further arguments go to AutoTokenizer.from_pretrained.
     """
@@ -55,7 +55,7 @@ def load_tokenizer(source: Source, *, trust_remote_code: bool = False, **kwargs:
 
 
 def default_loader(**from_pretrained_kwargs: Any) -> ModelLoader:
-    """Opens a source with `StrictAutoModel`; dtype is the checkpoint's own if none is given."""
+    """A loader with `StrictAutoModel`; the dtype is the checkpoint's own if none is given."""
 
     def load(source: Source) -> Any:
         where = {
@@ -71,14 +71,14 @@ def default_loader(**from_pretrained_kwargs: Any) -> ModelLoader:
 
 
 class StrictAutoModel:
-    """AutoModelForCausalLM, but a missing or wrongly shaped key is an error naming it."""
+    """AutoModelForCausalLM, but a missing or wrongly shaped key is an error that names it."""
 
     @staticmethod
     def from_pretrained(name: str, **kwargs: Any) -> Any:
-        """As AutoModelForCausalLM.from_pretrained; raises LatentRefError on a key that is off."""
+        """As AutoModelForCausalLM.from_pretrained; raises LatentRefError on a wrong key."""
         from transformers import AutoModelForCausalLM
 
-        # Mismatched keys are collected, to be named below, instead of one error without the name.
+        # Mismatched keys are collected and named below; transformers' own error has no names.
         strict = {"output_loading_info": True, "ignore_mismatched_sizes": True}
         model, info = AutoModelForCausalLM.from_pretrained(name, **{**kwargs, **strict})
         check_loading_info(info, name)
@@ -88,7 +88,7 @@ class StrictAutoModel:
 def check_loading_info(info: dict[str, Any], name: str) -> None:
     """Raises LatentRefError if from_pretrained's `output_loading_info` reports a bad key.
 
-    Keys that the architecture lacks are not used; that is a warning, as it is for `--model hf`.
+    Keys that the architecture lacks are not used and only give a warning, as with `--model hf`.
     """
     keys = {
         what: sorted(str(key[0] if isinstance(key, tuple) else key) for key in info[f"{what}_keys"])
@@ -117,12 +117,12 @@ def check_loading_info(info: dict[str, Any], name: str) -> None:
 
 
 def open_model(load_model: ModelLoader, source: Source) -> Any:
-    """The base model of `source` as `load_model` opens it, if it can do what the loop needs."""
+    """The base model of `source`, opened by `load_model`; checked for what the loop needs."""
     try:
         model = load_model(source)
     except (LatentRefError, torch.OutOfMemoryError):
         raise
-    except Exception as error:  # damaged files raise every kind
+    except Exception as error:  # damaged files raise any class
         raise LatentRefError(
             f"the model of {source.name or source.base} cannot be loaded ({one_line(error)}); "
             "check its files and the loading arguments"
@@ -132,7 +132,7 @@ def open_model(load_model: ModelLoader, source: Source) -> Any:
 
 
 def open_config(source: Source, role: str, trust_remote_code: bool = False) -> Any:
-    """The configuration of `source`, which must be that of a decoder-only language model."""
+    """The configuration of `source`; LatentRefError unless it is a decoder-only model's."""
     from transformers import AutoConfig
 
     label = f"{role}={source.name or source.base}"
@@ -150,7 +150,7 @@ def open_config(source: Source, role: str, trust_remote_code: bool = False) -> A
 
 
 def open_tokenizer(source: Source, trust_remote_code: bool = False, **kwargs: Any) -> Any:
-    """The tokenizer of `source` as its files have it."""
+    """The tokenizer in the files of `source`."""
     from transformers import AutoTokenizer
 
     at = {} if source.tokenizer is not None else _where(source)
@@ -165,7 +165,7 @@ def open_tokenizer(source: Source, trust_remote_code: bool = False, **kwargs: An
 
 
 def has_tokenizer(source: Source) -> bool:
-    """Whether `source` comes with tokenizer files of its own."""
+    """Whether `source` has tokenizer files of its own."""
     if source.tokenizer is not None or source.gguf_file is not None:
         return True
     folder = Folder(source.base, source.revision, source.subfolder)
@@ -175,14 +175,14 @@ def has_tokenizer(source: Source) -> bool:
 def has_marker_rows(raw: RawStateDict, config: Any, tokenizer: Any) -> bool:
     """Whether `raw` trained rows for the markers.
 
-    A Coconut file has the base's rows and three more; a CoT file has the base's, or as many as the
-    base model's padded embedding. Raises LatentRefError for any other number.
+    A Coconut file has the base's rows and three more. A CoT file has the base's rows, or as many as
+    the base model's padded embedding. Raises LatentRefError for any other number.
     """
     plain, padded = vocabulary.num_plain(tokenizer), config.get_text_config().vocab_size
     with_markers = plain + len(MARKERS)
     if raw.num_rows == with_markers and (raw.is_coconut or with_markers != padded):
         return True
-    if raw.num_rows == with_markers:  # as many rows as the base model: are they the markers'?
+    if raw.num_rows == with_markers:  # as many as the padded base: ask the tokenizer
         return bool(known_markers(tokenizer))
     if not raw.is_coconut and raw.num_rows in (plain, padded):
         return False
@@ -197,7 +197,7 @@ _headers: dict[tuple[str, str, int, int], Any] = {}
 
 
 def _read_once(read: Callable[[], Any], source: Source, what: str) -> Any:
-    """What `read` gives, or a copy of that: the header of a GGUF file takes seconds to parse."""
+    """The result of `read`, or a copy of an earlier one, as parsing a GGUF header takes seconds."""
     path = Path(source.base) / source.subfolder / (source.gguf_file or "")
     if source.gguf_file is None or not path.is_file():
         return read()

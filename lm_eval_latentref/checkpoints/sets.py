@@ -1,12 +1,12 @@
-"""A set of checkpoints by its names: resolved once into a plan, before anything is loaded.
+"""Resolves the names of a set of checkpoints into a plan, once, before anything is loaded.
 
     plan = resolve(CheckpointNames(pretrained="gpt2", weights="checkpoint_41", strong="cot_25"))
     plan = resolve(CheckpointNames(pretrained="out/coconut"))     # references from latentref.json
     plan, config = plan_run(plan, {"memory_rate": 0.3})           # settings from there as well
     splits, questions = learnt_from(plan)
 
-Here values from the user and from latentref.json meet. What a single name stands for is in
-`sources`; models are opened by `loading`, from the plan.
+Values from the user are combined with those in latentref.json. `sources` resolves single names;
+`loading` opens the models of a plan.
 """
 
 from __future__ import annotations
@@ -58,31 +58,31 @@ class CheckpointNames:
     package, smollm2-135m."""
     strong: str | None = None
     """The reference to move thoughts towards: as `pretrained`, or a raw state dict; None for the
-    one that latentref.json beside the backbone names."""
+    one named in the backbone's latentref.json."""
     weak: str | None = None
-    """The reference to move thoughts away from; likewise."""
+    """The reference to move thoughts away from, named in the same way."""
     weights: str | None = None
-    """A raw state dict laid over `pretrained`: a file, or REPO:PATH on the hub."""
+    """A raw state dict to load into `pretrained`: a file, or REPO:PATH on the hub."""
     peft: str | None = None
     """An adapter on `pretrained`."""
     gguf_file: str | None = None
     """The file of `pretrained` that holds its weights, in GGUF."""
     revision: str | None = None
-    """Of whatever is on the hub and names none of its own."""
+    """The revision of names on the hub that contain none of their own."""
     subfolder: str = ""
-    """Of `pretrained`."""
+    """The subfolder of `pretrained`."""
     tokenizer: str | None = None
-    """The backbone's, where it should not be the checkpoint's own."""
+    """A tokenizer to be used in place of the backbone's own."""
 
     @classmethod
     def of(cls, arguments: Mapping[str, Any]) -> CheckpointNames:
-        """Those among the model arguments, as text: lm-eval's command line makes numbers of 100."""
+        """The names among the model arguments, as text: lm-eval reads a name such as 100 as int."""
         given = {name: arguments.get(name) for name in NAMES}
         return cls(**{name: str(value) for name, value in given.items() if value is not None})
 
     @classmethod
     def taken_from(cls, arguments: dict[str, Any]) -> CheckpointNames:
-        """As `of`; they are removed from `arguments`."""
+        """The names among the model arguments, which are removed from `arguments`."""
         return cls.of({name: arguments.pop(name) for name in NAMES if name in arguments})
 
 
@@ -91,26 +91,26 @@ NAMES = tuple(field.name for field in dataclasses.fields(CheckpointNames))
 
 @dataclass(frozen=True, kw_only=True)
 class SetPlan:
-    """What is to be loaded, and what came with it."""
+    """The checkpoints to load, with the settings and records of their folders."""
 
     backbone: Source
     strong: Source | None = None
     weak: Source | None = None
 
     names: CheckpointNames = dataclasses.field(default_factory=CheckpointNames)
-    """What it was resolved from."""
+    """The names it was resolved from."""
 
     manifest: Manifest = dataclasses.field(default_factory=Manifest)
-    """latentref.json beside the backbone; empty where there is none."""
+    """The backbone's latentref.json; empty if there is none."""
 
     folder: Folder | None = None
-    """Where that file is or would be; None for a base model that needs no name."""
+    """The folder of that file, or where it would be; None for the default base model."""
 
     given: tuple[Folder, ...] = ()
     """The folders of references that were given by name, which have records of their own."""
 
     notes: tuple[str, ...] = ()
-    """One line for each checkpoint that was not given alone: where it came from."""
+    """Lines for the log that say where checkpoints came from."""
 
     @property
     def settings(self) -> dict[str, object]:
@@ -119,16 +119,17 @@ class SetPlan:
 
     @property
     def where(self) -> str:
-        """What to call latentref.json in messages."""
+        """The name of latentref.json in messages."""
         return f"{MANIFEST_NAME} of {without_place(self.folder.name)}" if self.folder else ""
 
 
 def take_names(
     pretrained: str | SetPlan | None, arguments: dict[str, Any]
 ) -> CheckpointNames | SetPlan:
-    """What `plan_run` takes, of `pretrained` and what `arguments`, which lose it, have beside it.
+    """The first argument of `plan_run`, from `pretrained` and the names in `arguments`.
 
-    Raises LatentRefError for names beside a plan, which was made of its own.
+    The names are removed from `arguments`. Raises LatentRefError if names are given together with a
+    plan, which has its own.
     """
     names = CheckpointNames.taken_from(arguments)
     if not isinstance(pretrained, SetPlan):
@@ -144,15 +145,15 @@ def take_names(
 
 
 def resolve(names: CheckpointNames) -> SetPlan:
-    """Finds every checkpoint of a set and what its latentref.json recommends.
+    """Resolves every checkpoint of a set, and reads the settings in its latentref.json.
 
-    A reference that is not given comes from latentref.json beside the backbone. Raises
-    LatentRefError for a name that stands for nothing.
+    A reference that is not given is taken from the backbone's latentref.json. Raises LatentRefError
+    for a name that is not a checkpoint.
     """
     notes = []
-    # What is laid over a model is laid over a plain one.
+    # `peft` and `weights` without `pretrained` go with a plain model, not with the packaged set.
     if names.pretrained is None and names.peft is None and names.weights is None:
-        # By its place: a folder of the same name in the working directory was not asked for.
+        # The full path, so that a folder of the same name in the working directory is not used.
         given = dataclasses.replace(names, pretrained=str(packaged_folder(DEFAULT_SET)))
         notes.append(f"pretrained={DEFAULT_SET}, the trained set of this package: none was given")
     else:
@@ -185,14 +186,15 @@ def resolve(names: CheckpointNames) -> SetPlan:
 def plan_run(
     given: CheckpointNames | SetPlan, options: Mapping[str, Any]
 ) -> tuple[SetPlan, RefinementConfig]:
-    """The checkpoints to load, references only if they are used, and the refinement.
+    """The checkpoints to load, with references only if they are used, and the refinement.
 
     Args:
-        given: the names, or what `resolve` made of them.
-        options: fields of `RefinementConfig` as given; they win over latentref.json.
+        given: the names, or the result of `resolve`.
+        options: fields of `RefinementConfig` as given; they override latentref.json.
 
-    Raises LatentRefError for a name that stands for nothing, a value outside its domain, or a
-    search without both references; warns of references and thoughts that are not used.
+    Raises LatentRefError for a name that is not a checkpoint, a value outside its domain, or a
+    search without both references. Logs a warning about references that are not used, and if there
+    are no thoughts.
     """
     plan = resolve(given) if isinstance(given, CheckpointNames) else given
     own = {k: v for k, v in options.items() if v is not None or k == "latent_markers"}
@@ -215,9 +217,9 @@ def plan_run(
 
 
 def learnt_from(plan: SetPlan) -> tuple[frozenset[str], Hashes]:
-    """The splits and the hashes of the questions that the checkpoints of `plan` learnt from.
+    """The splits, and the hashes of the questions, that the checkpoints of `plan` were trained on.
 
-    Read from each latentref.json and the hashes it names; references that latentref.json names
+    They come from each latentref.json and the hashes it names. References named in latentref.json
     were trained together with the backbone. Raises LatentRefError for hashes that cannot be read.
     """
     records = [(plan.folder, plan.manifest)]
@@ -241,7 +243,7 @@ def _check_references(plan: SetPlan, config: RefinementConfig) -> None:
 
 
 def _on_settings(plan: SetPlan, own: Collection[str]) -> list[str]:
-    """A line on each value of latentref.json: whether it is used, and what it was tuned on."""
+    """A line for each value of latentref.json: whether it is used, and what it was tuned on."""
     notes = [
         f"{option} as given; {plan.where} has {value}"
         if option in own
@@ -254,7 +256,7 @@ def _on_settings(plan: SetPlan, own: Collection[str]) -> list[str]:
 
 
 def _on_other_weights(backbone: Source) -> list[str]:
-    """What to know where the packaged set is laid over the hub's weights of its base."""
+    """A note if the packaged set is used with the hub's weights of its base."""
     own = packaged_folder(DEFAULT_SET)
     if backbone.base != DEFAULT_MODEL or own is None or backbone.adapter is None:
         return []
@@ -268,7 +270,7 @@ def _on_other_weights(backbone: Source) -> list[str]:
 
 
 def _backbone(names: CheckpointNames) -> tuple[Folder | None, Source]:
-    """The backbone and the folder whose latentref.json belongs to it, if there is one."""
+    """The folder whose latentref.json belongs to the backbone, if there is one; the backbone."""
     pretrained, peft, revision = names.pretrained, names.peft, names.revision
     if pretrained is None or pretrained == BASE_NAME:
         folder, source = None, default_source()
@@ -298,9 +300,9 @@ def _backbone(names: CheckpointNames) -> tuple[Folder | None, Source]:
 def _reference(
     role: str, name: str, backbone: Source, revision: str | None
 ) -> tuple[Folder | None, Source]:
-    """The source of `strong=` or `weak=`, and its folder.
+    """The folder and the source of `strong=` or `weak=`.
 
-    A raw state dict, which has none, is laid over the backbone's base.
+    A raw state dict has no folder; it is loaded into the backbone's base.
     """
     if name.endswith(".gguf") and is_file(name):
         return open_source(role, name, revision, "", None)
@@ -316,10 +318,10 @@ def _reference(
 
 
 def _recorded_reference(role: str, recorded: str, folder: Folder, backbone: Source) -> Source:
-    """The source of a reference that latentref.json names: relative to it, or any other name.
+    """The source of a reference that latentref.json names, by a relative path or any other name.
 
-    Raises LatentRefError for one that is the backbone itself, and for files of this machine that a
-    set from the hub names; says in one line where else than in the set's folder a reference is.
+    Raises LatentRefError if it is the backbone itself, or if a set from the hub names a local file.
+    Logs a warning if it lies outside the set's folder.
     """
     where = f"{role}={recorded!r} of {MANIFEST_NAME} in {folder.name}"
     source, is_inside = _find_recorded(role, recorded, folder, backbone, where)

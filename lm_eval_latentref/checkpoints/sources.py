@@ -1,12 +1,12 @@
-"""One name to one checkpoint: the folder or hub repository and the source in it, nothing loaded.
+"""Resolves one name to one checkpoint in a folder or hub repository, without loading it.
 
     folder, source = open_source("strong", "me/cot@epoch-25", None, "", None)
     folder.find("config.json")        # a local path, fetched if need be, or None
     fingerprint(source)               # a commit or a sha256
 
 A name is a folder, a hub id (REPO or REPO@REVISION), a PEFT adapter of either kind, a GGUF file,
-or a raw state dict (a file, or REPO:PATH on the hub). Fetches only the files asked for and reads no
-tensor; several names that belong together are for `sets`.
+or a raw state dict (a file, or REPO:PATH on the hub). Only the files asked for are fetched, and no
+tensor is read. `sets` resolves several names that belong together.
 """
 
 from __future__ import annotations
@@ -73,7 +73,7 @@ class Folder:
     subfolder: str = ""
 
     commit: str | None = field(default=None, init=False)
-    """The commit the first file came from; later files come from the same one."""
+    """The commit of the first file fetched; later files are taken from the same commit."""
 
     _offline: bool = field(default=False, init=False)
 
@@ -89,12 +89,12 @@ class Folder:
         relative = f"{self.subfolder}/{filename}" if self.subfolder else filename
         if self.is_local:
             path = os.path.join(self.name, relative)
-            # What is there but is no file that can be read ends in an error where it is read.
+            # A path that exists but is not a readable file is reported when it is read.
             return path if os.path.lexists(path) else None
         try:
             path = self._fetch(relative)
         except LocalEntryNotFoundError:
-            # No connection. Asking for one file after another would repeat the retries each time.
+            # No connection. Later files are not tried, as each would repeat the retries.
             self._offline = True
             return None
         except EntryNotFoundError:
@@ -113,7 +113,7 @@ class Folder:
         return next((path for name in filenames if (path := self.find(name))), None)
 
     def unreachable(self) -> LatentRefError:
-        """What to raise when the folder has none of the files that it must have."""
+        """The error for a folder that has none of the required files."""
         if self.is_local:
             where = os.path.join(self.name, self.subfolder)
             return LatentRefError(
@@ -149,7 +149,7 @@ class Folder:
 
 @dataclass(frozen=True, kw_only=True)
 class Source:
-    """One checkpoint as resolved; nothing is loaded yet."""
+    """One resolved checkpoint, not loaded yet."""
 
     base: str
     """Hub id or folder that from_pretrained opens."""
@@ -168,21 +168,21 @@ class Source:
     """Local path of a raw state dict that replaces the base's weights (already fetched)."""
 
     tokenizer: str | None = None
-    """Where the tokenizer is, when not at `base`."""
+    """Where the tokenizer is, if not at `base`."""
 
     name: str = ""
     """The checkpoint as the user gave it, for messages and results."""
 
     @property
     def base_key(self) -> tuple[str, str, str, str | None, str | None]:
-        """Equal for sources whose base weights are the same."""
+        """A key that is equal for sources with the same base weights."""
         base = os.path.realpath(self.base) if os.path.isdir(self.base) else self.base
         revision = "" if os.path.isdir(self.base) else self.revision or "main"
         return base, revision, self.subfolder, self.gguf_file, self.weights
 
 
 def describe(source: Source) -> dict[str, str]:
-    """Identity that costs nothing: names, revisions and commits as far as they are known."""
+    """The known names, revisions and commits of `source`; reads no file."""
     values = {
         "name": without_place(source.name or source.base),
         "base": without_place(source.base),
@@ -197,10 +197,10 @@ def describe(source: Source) -> dict[str, str]:
 
 
 def fingerprint(source: Source) -> str:
-    """Tells two checkpoints apart: commits for what is on the hub, sha256 for local files.
+    """Identifies a checkpoint: commits for files on the hub, sha256 for local files.
 
-    Reads every local weight file once (the digest is remembered), so call it when results are
-    written or a cache is opened, not before.
+    It reads every local weight file once (the digest is cached), so call it only when results are
+    written or a cache is opened.
     """
     parts = []
     if os.path.isdir(source.base):
@@ -228,7 +228,7 @@ def default_source() -> Source:
 def open_source(
     role: str, name: str, revision: str | None, subfolder: str, gguf_file: str | None
 ) -> tuple[Folder, Source]:
-    """The folder called `name` and the source it is."""
+    """The folder called `name`, and its source."""
     path = Path(name).expanduser()
     if path.is_file() and gguf_file is None:
         return Folder(str(path.parent)), Source(
@@ -262,7 +262,7 @@ def as_folder(role: str, name: str, revision: str | None) -> Folder:
 
 
 def source_of(folder: Folder) -> Source:
-    """A plain model, or an adapter when the folder has an adapter's configuration and no model."""
+    """The source in `folder`: an adapter if it has an adapter's configuration and no model."""
     if folder.find("config.json") and not _is_local_adapter(folder):
         return Source(base=folder.name, revision=folder.revision, subfolder=folder.subfolder)
     config_path = folder.find(ADAPTER_CONFIG)
@@ -272,7 +272,7 @@ def source_of(folder: Folder) -> Source:
 
 
 def _is_local_adapter(folder: Folder) -> bool:
-    """Whether a local folder holds an adapter and, beside a config.json, no model."""
+    """Whether a local folder holds an adapter and no model, even if it has a config.json."""
     if not folder.is_local or not folder.find(ADAPTER_CONFIG):
         return False
     inside = Path(folder.name) / folder.subfolder
@@ -313,7 +313,7 @@ def _base_source(base: str, folder: Folder | None) -> Source:
 
 
 def with_adapter(base: Source, folder: Folder) -> Source:
-    """`base` with the adapter in `folder`, fetched; the adapter's tokenizer, if any, wins."""
+    """`base` with the adapter in `folder`, which is fetched, and its tokenizer if it has one."""
     config_path = folder.find(ADAPTER_CONFIG)
     assert config_path is not None
     if not folder.find_any(ADAPTER_WEIGHTS):
@@ -322,25 +322,25 @@ def with_adapter(base: Source, folder: Folder) -> Source:
             "save the adapter again"
         )
     local = os.path.dirname(config_path)
-    found = [path for name in TOKENIZER_FILES if (path := folder.find(name))]
+    own_tokenizer = [path for name in TOKENIZER_FILES if (path := folder.find(name))]
     for extra in ("special_tokens_map.json", "added_tokens.json", "merges.txt"):
         folder.find(extra)
     return dataclasses.replace(
         base,
         adapter=local,
         adapter_revision=folder.commit,
-        tokenizer=local if found else base.tokenizer,
+        tokenizer=local if own_tokenizer else base.tokenizer,
         name=base.name or folder.name,
     )
 
 
 def is_file(name: str) -> bool:
-    """Whether `name` is a file of this machine."""
+    """Whether `name` is a local file."""
     return Path(name).expanduser().is_file()
 
 
 def is_state_dict(name: str) -> bool:
-    """Whether `name` is a file, or REPO:PATH on the hub."""
+    """Whether `name` is a local file, or REPO:PATH on the hub."""
     return is_file(name) or (not os.path.isdir(name) and _HUB_FILE.fullmatch(name) is not None)
 
 

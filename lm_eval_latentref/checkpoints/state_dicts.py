@@ -1,11 +1,11 @@
-"""Raw state dicts as facebookresearch/coconut's trainer saves them, laid over a base model.
+"""Loads raw state dicts, as facebookresearch/coconut's trainer saves them, into a base model.
 
     raw = read_raw("checkpoint_41", config)    # strict: every key and shape is checked here
     lay(raw, model)                            # model: the base, opened by from_pretrained
 
 A Coconut file has keys `base_causallm.*` and a copy `embedding.weight`; a CoT file has the model's
-own keys. Keys are compared with a model of the same configuration that holds no memory, so no
-family is named here. Deliberately knows no tokenizer and no names of checkpoints.
+own keys. Keys are compared with those of a model of the same configuration on the "meta" device, so
+no model family is named here.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ WRAPPER_PREFIX = "base_causallm."
 WRAPPER_COPY = "embedding.weight"
 PARALLEL_PREFIX = "module."
 TRAINING_WRAPPERS = ("_orig_mod.", "_fsdp_wrapped_module.", "_checkpoint_wrapped_module.")
-"""What torch.compile, FSDP and activation checkpointing put into keys, at any depth."""
+"""Names that torch.compile, FSDP and activation checkpointing insert into keys, at any depth."""
 
 # Legend of shape suffixes: V rows of the vocabulary.
 

@@ -1,8 +1,6 @@
-"""Vocabularies: how many plain tokens there are, and whether three tokenizers agree.
+"""Tokenizers: the number of plain tokens, marker tokens, and whether two vocabularies agree.
 
-    check_same_ids(("pretrained", "strong"), backbone_tokenizer, reference_tokenizer)
-
-Works on tokenizers alone; deliberately knows no weights and no files.
+check_same_ids(("pretrained", "strong"), backbone_tokenizer, reference_tokenizer)
 """
 
 from __future__ import annotations
@@ -12,7 +10,7 @@ from lm_eval_latentref.latent.protocol import MARKERS, Tokenizer, known_markers
 
 
 def num_plain(tokenizer: Tokenizer) -> int:
-    """Size of the vocabulary without markers at its end: the base's, before Coconut training."""
+    """Size of the vocabulary without markers at its end, that is before Coconut training."""
     size = len(tokenizer)
     markers = known_markers(tokenizer)
     return size - len(markers) if set(markers.values()) == _last(size, len(markers)) else size
@@ -21,7 +19,7 @@ def num_plain(tokenizer: Tokenizer) -> int:
 def add_markers(tokenizer: Tokenizer) -> None:
     """Adds the three markers as facebookresearch/coconut does: plain added tokens, in this order.
 
-    They get the ids that follow the vocabulary. Adds only what is missing.
+    They get the ids after the vocabulary. Markers that are present already are not added again.
     """
     tokenizer.add_tokens([marker for marker in MARKERS if marker not in tokenizer.get_vocab()])
 

@@ -1,10 +1,10 @@
-"""Whether a checkpoint that was written says the same as the one that was read.
+"""Checks that a written checkpoint gives the same log-likelihoods as the one it was made from.
 
     before_S = log_likelihoods(model, sample_ids(tokenizer))
     ...                                       # write it, open it again
     check_written("strong=out/cot", before_S, again, ids, torch.bfloat16)
 
-Asks transformers' own forward pass, row by row, so that nothing of the thought loop is involved.
+It uses transformers' own forward pass, row by row, and nothing of the thought loop.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from lm_eval_latentref.errors import LatentRefError
 from lm_eval_latentref.latent.protocol import known_markers
 
 SMALLEST_BOUND = 1e-4
-"""Nats for the log-likelihood of one sample; what float32 weights merged with an adapter keep."""
+"""The smallest bound, in nats per sample; float32 weights merged with an adapter stay within it."""
 
 _SAMPLES = (
     "The shop sold nine red kites, then four more.",
@@ -32,7 +32,7 @@ _MARGIN = 4
 
 
 def sample_ids(tokenizer: Any) -> list[list[int]]:
-    """A few short texts in the ids of `tokenizer`, and all its markers as one more."""
+    """Token ids of a few short texts, and of one more sample with all markers."""
     texts = [tokenizer(text, add_special_tokens=False).input_ids for text in _SAMPLES]
     markers = sorted(known_markers(tokenizer).values())
     return [*texts, [*texts[0][:4], *markers, *texts[0][4:8]]]
@@ -40,9 +40,9 @@ def sample_ids(tokenizer: Any) -> list[list[int]]:
 
 @torch.no_grad()
 def log_likelihoods(model: Any, samples: list[list[int]]) -> Tensor:
-    """Log-likelihood (S) of each sample but its first token, on the CPU, in float32.
+    """Log-likelihood (S) of each sample without its first token, on the CPU, in float32.
 
-    Ids for which the model has no row are left out.
+    Ids for which the model has no embedding row are left out.
     """
     embedding = model.get_input_embeddings().weight
     sums = []
@@ -57,12 +57,12 @@ def log_likelihoods(model: Any, samples: list[list[int]]) -> Tensor:
 def check_written(
     name: str, before_S: Tensor, again: Any, samples: list[list[int]], dtype: torch.dtype
 ) -> None:
-    """Raises LatentRefError unless `again`, opened from what was written, says the same.
+    """Raises LatentRefError unless `again`, opened from the written folder, agrees with `before_S`.
 
     Args:
-        before_S: what `log_likelihoods` gave of the checkpoint `name` that was read.
-        again: the model of the folder written; its weights are spoilt by the measurement.
-        dtype: of the weights written.
+        before_S: the `log_likelihoods` of the checkpoint `name` that was read.
+        again: the model of the written folder; measuring destroys its weights.
+        dtype: the dtype of the written weights.
     """
     now_S = log_likelihoods(again, samples)
     apart = (now_S - before_S).abs().max().item()
@@ -80,11 +80,11 @@ def check_written(
 
 @torch.no_grad()
 def rounding_bound(model: Any, samples: list[list[int]], dtype: torch.dtype) -> float:
-    """How far rounding of weights to `dtype` may move a sample's log-likelihood, in nats.
+    """A bound, in nats, on how much rounding weights to `dtype` changes a sample's log-likelihood.
 
-    Measured: each weight of `model`, which is spoilt, moves at random by one unit in its last
-    place in `dtype` or not at all, three times over. The largest change of a sample counts four
-    times, for each weight is rounded once or twice (base, then base and adapter together).
+    It is measured: three times, each weight of `model` is changed at random by one unit in its last
+    place in `dtype` or not at all, which destroys the weights. The bound is four times the largest
+    change of a sample, because each weight is rounded once or twice (base, then base and adapter).
     """
     exact_S = log_likelihoods(model, samples)
     weights = [weight for weight in model.parameters() if weight.is_floating_point()]
