@@ -3,8 +3,8 @@
     browser = open_browser()
     browser.get(file.as_uri())
 
-Debian's packages are `chromium chromium-driver`. Where they are missing the tests are skipped with
-the reason; with CI=true that is a failure.
+Debian's packages are `chromium` and `chromium-driver`. If they are missing, the tests are skipped
+with the reason or, with CI=true, fail.
 """
 
 from __future__ import annotations

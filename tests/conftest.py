@@ -1,6 +1,6 @@
-"""What holds for every test: no network, one thread a process, no time limits in hypothesis.
+"""Settings for all tests: no network, one thread per process, no time limits in hypothesis.
 
-Set here, before any test module imports torch or transformers, which read it at import.
+They are set here because torch and transformers read them when they are imported.
 """
 
 from __future__ import annotations

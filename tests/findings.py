@@ -1,12 +1,12 @@
-"""The figures that a FINDINGS.md quotes, looked up in what was written beside it.
+"""Checks the figures in a FINDINGS.md against the files in its folder.
 
     unsupported(Path("results/hops-small"))      # [] or ["12.5 %", ...]
 
-A figure is supported when a number of some JSON file of the folder, put into the figure's unit and
-rounded as it is printed, is the same, or when a page other than FINDINGS.md prints it with that
-unit. An unsigned figure also stands for a negative number ("loses 1.2 points"). Not looked at:
-code, names (SmolLM2, T=6), what is said in words, whole numbers of one digit without a unit
-(numbers of statements, counts), and bounds ("p < 0.05"), which only an assertion can hold.
+A figure is supported if some number in the folder's JSON files equals it, after conversion to the
+figure's unit and rounding, or if a page other than FINDINGS.md prints it with the same unit. An
+unsigned figure may also be a negative number ("loses 1.2 points"). Not checked: code, names
+(SmolLM2, T=6), numbers in words, one-digit whole numbers without a unit (numbers of statements,
+counts), and bounds ("p < 0.05"), which need an assertion.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""The composite action, step by step as GitHub runs it, and the models its own workflow judges.
+"""Runs the composite action step by step, as GitHub does, on the models of its own workflow.
 
-python tests/gate.py              # baselines and golden files of that workflow, written anew
-python tests/gate.py hops-small   # of one model: look at the difference before you keep it
+python tests/gate.py              # writes that workflow's baselines and golden files again
+python tests/gate.py hops-small   # for one model only; check the difference before committing it
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
-"""What hops-small answers on a fixed slice of its test task, for tests/golden/hops_small.json.
+"""The answers of hops-small on a fixed slice of its test task, in tests/golden/hops_small.json.
 
-python tests/golden_hops_small.py        # writes the file anew: look at the difference before
+python tests/golden_hops_small.py        # writes the file again; check the difference
 """
 
 from __future__ import annotations

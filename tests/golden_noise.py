@@ -1,9 +1,9 @@
-"""How far rounding alone moves golden log-likelihoods, for tests/golden/hops_small_noise.json.
+"""Measures how much rounding changes golden log-likelihoods, in tests/golden/hops_small_noise.json.
 
-python tests/golden_noise.py hops_small    # minutes; writes the file anew
+python tests/golden_noise.py hops_small    # takes minutes; writes the file again
 
-The same numbers are computed with other vector instructions, threads, batch sizes and kernels of
-attention, one changed at a time: what differs is the order in which floats are added up. The
+The same numbers are computed with other vector instructions, threads, batch sizes and attention
+kernels, one changed at a time; only the order in which floats are added up differs. The
 gradient through the references amplifies that from thought to thought, whichever operation rounded
 differently; without it nothing moves by more than 2e-5.
 """

@@ -1,8 +1,8 @@
-"""Writes what lm-eval writes, without running it: a results file and its samples.
+"""Writes the files that lm-eval writes, without running it: results and samples.
 
     write_run(tmp_path / "a", {"t": {"acc": [0, 1, 1]}}, name="org/model")
 
-The layout is that of lm-eval 0.4.8 to 0.4.13; what differs between them is an argument.
+The layout is that of lm-eval 0.4.8 to 0.4.13; differences between them are arguments.
 """
 
 from __future__ import annotations

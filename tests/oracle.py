@@ -1,6 +1,6 @@
 """The slow, obvious version: one example at a time, no cache, everything recomputed.
 
-Each step is written as the method states it. Nothing is shared with the package but the config.
+Each step is written as the method states it. It shares only the config with the package.
 """
 
 from __future__ import annotations

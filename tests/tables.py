@@ -1,10 +1,10 @@
-"""Tables of pages as tests look into them."""
+"""Helper for tests that read the tables of pages."""
 
 from __future__ import annotations
 
 
 def squeezed(page: str) -> str:
-    """`page` with table cells that are not padded: "| both | 24.20 |"."""
+    """`page` without padding in table cells: "| both | 24.20 |"."""
     return "\n".join(_row(line) if line.startswith("|") else line for line in page.split("\n"))
 
 

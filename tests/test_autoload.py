@@ -1,4 +1,4 @@
-"""The finder of the .pth file: registers us with lm-eval, costs nothing and breaks nothing."""
+"""The .pth file's finder registers the model class with lm-eval, quickly and harmlessly."""
 
 from __future__ import annotations
 

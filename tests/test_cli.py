@@ -1,4 +1,4 @@
-"""The `latentref` command: what reaches the library, what is printed, and the exit status."""
+"""The `latentref` command: arguments passed to the library, output, and exit status."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Any damage to any kind of file that is read gives a result or a one-line error, nothing else.
+"""Any damage to any kind of file that is read leads to a result or to a one-line error.
 
 pytest tests/test_damaged_files.py --fuzz_examples 1000      # more of each kind
 """

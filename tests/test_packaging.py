@@ -1,7 +1,7 @@
-"""What is built installs, is found by lm-eval in every way it is started, and goes without trace.
+"""The wheel installs, lm-eval finds it however it is started, and uninstalling leaves nothing.
 
-Each environment is a new one with only our wheel in it; the packages we depend on are lent by the
-one that runs the tests, through a .pth file, so that nothing is downloaded.
+Each environment is new and contains only our wheel; a .pth file makes the dependencies of the
+environment that runs the tests available, so that nothing is downloaded.
 """
 
 from __future__ import annotations

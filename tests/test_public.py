@@ -1,4 +1,4 @@
-"""What a stranger meets first: versions that fit together, and workflows that a checker accepts."""
+"""Public files of the repository: consistent versions, and workflows that a checker accepts."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Tiny random models and tokenizers of every family the tests run over. Nothing is downloaded."""
+"""Tiny random models and tokenizers of every family that is tested, without downloads."""
 
 from __future__ import annotations
 

@@ -28,7 +28,7 @@ START, END, LATENT = range(PLAIN_ROWS, MARKER_ROWS)
 def fresh_model(
     family: str = "gpt2", *, seed: int = 0, rows: int = PLAIN_ROWS, hidden_size: int = 16
 ) -> PreTrainedModel:
-    """A random float32 model with weights far enough from zero to tell two models apart."""
+    """A random float32 model with weights large enough that two models clearly differ."""
     shape: dict[str, Any] = {"vocab_size": rows, "bos_token_id": 0, "eos_token_id": 0}
     if family == "gpt2":
         config = transformers.GPT2Config(

@@ -1,4 +1,4 @@
-"""A recipe so small that a whole run takes seconds, and what reads its results."""
+"""A recipe so small that a run takes seconds, and functions that read its results."""
 
 from __future__ import annotations
 

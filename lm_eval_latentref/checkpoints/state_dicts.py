@@ -36,13 +36,13 @@ class RawStateDict:
 
     path: str
     tensors: dict[str, Tensor]
-    """By the model's own names."""
+    """The tensors by the model's own names."""
 
     num_rows: int
-    """Rows of its input embedding."""
+    """The number of rows of its input embedding."""
 
     is_coconut: bool
-    """Whether it was saved from the Coconut wrapper, so has rows for the three markers."""
+    """Whether it was saved from the Coconut wrapper and so has rows for the three markers."""
 
 
 def read_raw(path: str, config: Any, trust_remote_code: bool = False) -> RawStateDict:
@@ -151,7 +151,7 @@ def input_embedding_name(model: Any) -> str:
 
 
 def tied_names(model: nn.Module) -> list[set[str]]:
-    """Groups of names that stand for one parameter, such as the embedding and the output layer."""
+    """Groups of names of the same parameter, such as the embedding and a tied output layer."""
     groups: dict[int, set[str]] = {}
     for name, parameter in model.named_parameters(remove_duplicate=False):
         groups.setdefault(id(parameter), set()).add(name)
@@ -176,12 +176,12 @@ def _unwrap(path: str, tensors: dict[str, Tensor]) -> tuple[dict[str, Tensor], b
 
 
 def training_wrapper(key: str) -> str | None:
-    """What a wrapper of training put into `key`, if one did."""
+    """The name that a training wrapper inserted into `key`; None if there is none."""
     return next((wrapper for wrapper in TRAINING_WRAPPERS if wrapper in key), None)
 
 
 def _without_training_wrappers(path: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The tensors by the names they had before training wrapped the modules."""
+    """The tensors by their names without those of training wrappers."""
     plain: dict[str, Tensor] = {}
     for name, tensor in tensors.items():
         short = name

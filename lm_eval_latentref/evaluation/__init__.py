@@ -1,4 +1,4 @@
-"""Judging: sweeps, studies, comparisons, the leaderboard, the gate, and the pages of all of them.
+"""Evaluation: sweeps, studies, comparisons, the leaderboard, the gate, and the pages they write.
 
-Numbers stay typed until they are written; the prose of pages is in `templates`. Trains nothing.
+Numbers stay typed until they are written; the text of pages is in `templates`.
 """

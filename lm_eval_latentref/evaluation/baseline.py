@@ -1,4 +1,4 @@
-"""The accuracies that a repository keeps in a YAML file, in the form of vLLM's accuracy tests.
+"""Reads and writes baseline accuracies in a YAML file, in the format of vLLM's accuracy tests.
 
     baseline = read_baseline("baseline.yaml")
     baseline.metrics[0].task, baseline.metrics[0].metric, baseline.metrics[0].value

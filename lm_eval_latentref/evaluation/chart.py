@@ -1,9 +1,9 @@
-"""Accuracy against cost as places in an SVG, with the Pareto front.
+"""Computes the coordinates of an SVG chart of accuracy against cost, with the Pareto front.
 
     made = chart([("a", 2.0, 0.4, 0.01), ("b", 8.0, 0.5, 0.01)], "seconds a document")
     made.points[0].x, made.front
 
-Draws nothing: a template does.
+A template draws the chart.
 """
 
 from __future__ import annotations

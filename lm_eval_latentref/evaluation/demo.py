@@ -4,8 +4,7 @@
 
 The small set shows what thoughts are for: No-CoT, Coconut and Coconut refined in one table. Then
 the set on SmolLM2-135M by the plain command, without any model argument; the benchmark is picked by
-what can be reached from here. Commands are printed so that they
-can be copied and changed. Knows nothing of models and of what data mean.
+what can be reached from here. Commands are printed so that they can be copied and changed.
 """
 
 from __future__ import annotations
@@ -58,8 +57,8 @@ def run_demo(*, output: str, limit: int) -> int:
     done = subprocess.run([sys.executable, "-m", *command], env=environment, check=False)
     if done.returncode == 0:
         # A path of this machine means nothing to a reader.
-        told = shlex.join(command).replace(str(tasks_path()), '"$(latentref tasks-path)"')
-        write_report(Path(output), small, told, task, since=started)
+        shown = shlex.join(command).replace(str(tasks_path()), '"$(latentref tasks-path)"')
+        write_report(Path(output), small, shown, task, since=started)
     return done.returncode
 
 

@@ -1,11 +1,11 @@
-"""lm-eval tasks to choose settings on: requests as lm-eval builds them, and the gold answers.
+"""lm-eval tasks for choosing settings: lm-eval's own requests, and the gold answers.
 
     task = load_dev_task("latentref_mathqa_mc_dev")
     task.requests[0].args, task.documents[0].gold
 
-A task offers candidates, of which one is right, or its answer is free: then the one request of a
-document is its right answer as text. Settings are chosen on validation splits; test and training
-splits are refused. Deliberately knows no model and no setting.
+A task either offers candidates, of which one is right, or its answer is free text; then a document
+has one request, its right answer. Settings are chosen on validation splits; test and training
+splits are refused.
 """
 
 from __future__ import annotations

@@ -1,10 +1,10 @@
-"""Golden answers: what a tiny model's every document should score and read, for CI.
+"""Golden answers for CI: the log-likelihoods and texts expected from a tiny model.
 
     write_golden(Path("golden.json"), answers(files), made_with={"torch": "2.13.0"})
     compare_golden(read_golden(Path("golden.json")), answers(files))        # {} where all agree
 
-Far sharper than an accuracy: a log-likelihood that moved by more than a rounding error is a
-mismatch, whether or not the answer changed. Greedy texts must be equal.
+This test is much stricter than one of accuracy: a log-likelihood that changes by more than the
+tolerance for rounding is a mismatch, whether or not the answer changes. Greedy texts must be equal.
 """
 
 from __future__ import annotations

@@ -1,10 +1,10 @@
-"""Settings judged on a test task, all in one pass, each against the plain one on the same problems.
+"""Evaluates settings on a test task in one pass, and compares each with the plain setting.
 
     judged = judge(model, load_task("latentref_graph_mc"), settings, journal=Path("out/test.jsonl"))
     judged[0].difference.low, judged[0].by_steps[3].accuracy
 
-A problem is right if greedy decoding writes its gold answer straight after the thoughts; margins
-compare its candidates. Chooses nothing: settings come from a dev split.
+A problem counts as right if greedy decoding writes its gold answer right after the thoughts;
+margins compare its candidates. The settings are chosen beforehand, on a dev split.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ NUM_RESAMPLES = 2000
 
 @dataclass(frozen=True, kw_only=True)
 class Part:
-    """The problems of one number of steps."""
+    """The results on the problems with one number of steps."""
 
     num: int
     accuracy: float
@@ -44,7 +44,7 @@ class Judged:
     accuracy: float
     margin: float
     difference: Interval
-    """Of accuracy, this setting minus the plain one, over problems."""
+    """The difference of accuracy, this setting minus the plain one, over problems."""
     margin_difference: Interval
     """Likewise of margins, in nats."""
     gained: int
@@ -85,14 +85,15 @@ def judge(
         )
     by_setting = {outcome.setting: outcome for outcome in outcomes}
     steps_N = [document.num_steps for document in task.documents]
-    return _compared([by_setting[one] for one in settings], by_setting[plain], steps_N, seed)
+    judged = [by_setting[setting] for setting in settings]
+    return _compared(judged, by_setting[plain], steps_N, seed)
 
 
 def _compared(
     outcomes: Sequence[Outcome], plain: Outcome, steps_N: Sequence[int | None], seed: int
 ) -> list[Judged]:
-    correct_SN = np.array([one.correct for one in outcomes], dtype=float)
-    margins_SN = np.array([one.margins for one in outcomes])
+    correct_SN = np.array([outcome.correct for outcome in outcomes], dtype=float)
+    margins_SN = np.array([outcome.margins for outcome in outcomes])
     differences_SN = correct_SN - np.array(plain.correct, dtype=float)
     intervals = mean_intervals(
         np.concatenate([differences_SN, margins_SN - np.array(plain.margins)]),
@@ -101,17 +102,17 @@ def _compared(
     )
     return [
         Judged(
-            setting=one.setting,
-            accuracy=one.accuracy,
-            margin=one.margin,
+            setting=outcome.setting,
+            accuracy=outcome.accuracy,
+            margin=outcome.margin,
             difference=intervals[number],
             margin_difference=intervals[len(outcomes) + number],
             gained=int((differences_SN[number] > 0).sum()),
             lost=int((differences_SN[number] < 0).sum()),
             by_steps=_by_steps(correct_SN[number], differences_SN[number], steps_N),
-            correct=one.correct,
+            correct=outcome.correct,
         )
-        for number, one in enumerate(outcomes)
+        for number, outcome in enumerate(outcomes)
     ]
 
 
@@ -119,7 +120,7 @@ def _by_steps(
     correct_N: np.ndarray, differences_N: np.ndarray, steps_N: Sequence[int | None]
 ) -> dict[int, Part]:
     known = sorted({steps for steps in steps_N if steps is not None})
-    places = {steps: np.array([one == steps for one in steps_N]) for steps in known}
+    places = {steps: np.array([number == steps for number in steps_N]) for steps in known}
     return {
         steps: Part(
             num=int(place_N.sum()),

@@ -1,8 +1,8 @@
-"""Studies of several tasks on one page, beside what the paper reports.
+"""Puts studies of several tasks on one page, next to the figures of the paper.
 
     save_overview(run_studies(...), "results/smollm2-135m", command="latentref study ...")
 
-Each study has its own page in a subfolder; the page of all is made of the same JSON values.
+Each study also has its own page in a subfolder. All pages are made from the same JSON values.
 """
 
 from __future__ import annotations
@@ -138,10 +138,10 @@ def pooled(studies: Contents, number: int, name: str) -> dict[str, Any]:
 
 def benchmarks(studies: Contents) -> dict[str, Content]:
     """The first study of each benchmark, by the name of its plain task."""
-    found: dict[str, Content] = {}
+    by_benchmark: dict[str, Content] = {}
     for task, study in studies.items():
-        found.setdefault(task.removesuffix("_mc").removesuffix("_harness"), study)
-    return found
+        by_benchmark.setdefault(task.removesuffix("_mc").removesuffix("_harness"), study)
+    return by_benchmark
 
 
 def overview_page(studies: Contents, pages: Mapping[str, str], *, command: str) -> str:

@@ -2,7 +2,7 @@
 
     heat_map(result.outcomes, "sweep.png", title="latentref_mathqa_mc_dev, 447 documents")
 
-matplotlib is the extra `plots`. Deliberately knows no model and computes no statistics.
+matplotlib is installed with the extra `plots`.
 """
 
 from __future__ import annotations
@@ -22,21 +22,21 @@ def heat_map(outcomes: Sequence[Outcome], path: str | os.PathLike[str], *, title
     stays blank. Raises LatentRefError when matplotlib is missing.
     """
     panels = _panels(outcomes)
-    rates = sorted({one.setting.memory_rate for one in outcomes})
-    sizes = sorted({one.setting.step_size for one in outcomes})
+    rates = sorted({outcome.setting.memory_rate for outcome in outcomes})
+    sizes = sorted({outcome.setting.step_size for outcome in outcomes})
     width, height = 1.5 + 1.35 * len(sizes), 1.3 + 0.7 * len(rates)
     figure = figure_class()(figsize=(width, height * len(panels)), layout="constrained")
-    margins = [one.margin for one in outcomes]
+    margins = [outcome.margin for outcome in outcomes]
     for number, (steps, searches) in enumerate(panels, start=1):
         axes = figure.add_subplot(len(panels), 1, number)
         cells = _cells(outcomes, steps, searches, rates, sizes)
-        values = [[one.margin if one else float("nan") for one in row] for row in cells]
+        values = [[cell.margin if cell else float("nan") for cell in row] for row in cells]
         image = axes.imshow(values, vmin=min(margins), vmax=max(margins), aspect="auto")
         for row, members in enumerate(cells):
-            for column, one in enumerate(members):
-                if one:
-                    bright = image.norm(one.margin) > 0.5
-                    _write(axes, column, row, one, "black" if bright else "white")
+            for column, cell in enumerate(members):
+                if cell:
+                    bright = image.norm(cell.margin) > 0.5
+                    _write(axes, column, row, cell, "black" if bright else "white")
         axes.set_xticks(range(len(sizes)), [f"{size:g}*d/2" if size else "0" for size in sizes])
         axes.set_yticks(range(len(rates)), [f"{rate:g}" for rate in rates])
         axes.set_xlabel("search_step_size")
@@ -61,17 +61,17 @@ def figure_class() -> Any:
 def _panels(outcomes: Sequence[Outcome]) -> list[tuple[int, int]]:
     """Numbers of thoughts and of search steps, where there is anything to refine."""
     refined = {
-        (one.setting.latent_steps, one.setting.search_steps)
-        for one in outcomes
-        if one.setting.latent_steps
+        (outcome.setting.latent_steps, outcome.setting.search_steps)
+        for outcome in outcomes
+        if outcome.setting.latent_steps
     }
     searching = {
-        (one.setting.latent_steps, one.setting.search_steps)
-        for one in outcomes
-        if one.setting.step_size
+        (outcome.setting.latent_steps, outcome.setting.search_steps)
+        for outcome in outcomes
+        if outcome.setting.step_size
     }
     with_search = {steps for steps, _ in searching}
-    # Settings without search have S = 1, and need a panel of their own only when nothing has one.
+    # Settings without search have S = 1; they get a panel only if no setting has one.
     return sorted(searching | {pair for pair in refined if pair[0] not in with_search}) or [(0, 1)]
 
 
@@ -82,15 +82,16 @@ def _cells(
     rates: Sequence[float],
     sizes: Sequence[float],
 ) -> list[list[Outcome | None]]:
-    found = {one.setting: one for one in outcomes}
+    by_setting = {outcome.setting: outcome for outcome in outcomes}
     return [
-        [found.get(Setting.of(steps, rate, size, searches)) for size in sizes] for rate in rates
+        [by_setting.get(Setting.of(steps, rate, size, searches)) for size in sizes]
+        for rate in rates
     ]
 
 
-def _write(axes: Any, column: int, row: int, one: Outcome, colour: str) -> None:
+def _write(axes: Any, column: int, row: int, outcome: Outcome, colour: str) -> None:
     text = (
-        f"{one.margin:+.3f} ± {one.margin_error:.3f}\n"
-        f"{100 * one.accuracy:.1f} ± {100 * one.accuracy_error:.1f} %"
+        f"{outcome.margin:+.3f} ± {outcome.margin_error:.3f}\n"
+        f"{100 * outcome.accuracy:.1f} ± {100 * outcome.accuracy_error:.1f} %"
     )
     axes.text(column, row, text, ha="center", va="center", fontsize=8, color=colour)

@@ -1,8 +1,8 @@
-"""What a result file says about its own making: versions, machine, command.
+"""The origin of a result file: versions, machine and command.
 
     {"versions": versions(), "machine": machine(), "command": command()}
 
-Deliberately knows no result, and nothing that names a person or a place on disk.
+None of it names a person or a place on disk.
 """
 
 from __future__ import annotations

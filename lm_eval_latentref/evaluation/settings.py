@@ -1,4 +1,4 @@
-"""The settings a sweep tries, and which of them to use.
+"""The settings that a sweep tries, and the choice among them.
 
     grid = Grid(memory_rates=(0.3, 0.5), step_sizes=(0.1,), latent_steps=(6,))
     grid.settings()[0].label            # "T=6 alpha=0 eta=0"
@@ -6,10 +6,10 @@
     choice.best["both"].setting.label, choice.recommended.setting.label
 
 The grid has the paper's four rows: plain, residual only, search only, both. Step sizes are in units
-of d/2: 1 moves a thought by the whole way from the weak reference's hidden state to the strong
-one's, whatever the model's hidden size d. Settings are judged by the mean log-likelihood margin of
-the gold answer (gold minus the best other candidate, or gold alone where answers are free), which
-moves long before an accuracy does.
+of d/2: 1 moves a thought by the full vector from the weak reference's hidden state to the strong
+one's, whatever the model's hidden size d. Settings are compared by the mean log-likelihood margin
+of the gold answer (gold minus the best other candidate, or gold alone if answers are free text),
+which shows changes that are too small for an accuracy to show.
 """
 
 from __future__ import annotations

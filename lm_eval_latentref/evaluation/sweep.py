@@ -1,11 +1,11 @@
-"""Chooses a checkpoint set's settings on a dev split: a whole grid, what is shared done once.
+"""Chooses a checkpoint set's settings on a dev split from a grid; shared work is done once.
 
     result = sweep({"pretrained": FOLDER}, task="latentref_mathqa_mc_dev", output="sweeps/mathqa",
                    memory_rates=(0.3, 0.5), step_sizes=(0.1, 0.3))
     result.choice.recommended.setting.label
 
-Models are loaded once and contexts read once; finished work is kept in OUTPUT/sweep.jsonl, so the
-same call goes on where an interrupted one stopped. What is printed is in `report`.
+Models are loaded once and contexts are read once. Finished work is kept in OUTPUT/sweep.jsonl, so
+the same call continues where an interrupted one stopped. `report` makes the page.
 """
 
 from __future__ import annotations

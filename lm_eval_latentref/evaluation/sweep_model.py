@@ -1,11 +1,11 @@
-"""The lm-eval model class under many settings at once: one loading, one reading of each context.
+"""The lm-eval model class for many settings at once: models and contexts are read only once.
 
     model = SweepModel(pretrained=FOLDER, latent_steps=6, search_step_size=1.0)
     groups = group_by_context(model.encode(task.requests))
     for number, scores in model.score_under(groups[:8], configs, max_rows=8): ...
 
 Text becomes token ids as in `LatentRefLM`, so a setting gets the numbers that `lm_eval --model
-latentref` gives it. Deliberately knows no task and no grid.
+latentref` gives it.
 """
 
 from __future__ import annotations
