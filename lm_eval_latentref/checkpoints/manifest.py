@@ -57,6 +57,9 @@ class Manifest:
     epoch: int | None = None
     """For a reference or a kept epoch: its number within its stage, counted from 1."""
 
+    note: str | None = None
+    """What to know of the set before its figures are read; logged when it is loaded."""
+
     writes_steps: bool | None = None
     """Whether it was trained to write reasoning steps before its answer. If so, candidate answers
     cannot be scored right after the thoughts."""

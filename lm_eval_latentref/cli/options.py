@@ -82,6 +82,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "write": {"action": "store_true", "help": "write the chosen settings into latentref.json"},
     "metadata": {"metavar": "JSON", "help": "the task's metadata, as for lm-eval"},
     "include_path": {"metavar": "FOLDER", "help": "your own task files"},
+    "judge_on": {"metavar": "TASK", "help": "a test task: judge the best of each row there, once"},
     "no_margins": {
         **{"dest": "margins", "action": "store_false"},
         "help": "judge answers alone: candidates of the test problems are not scored",
@@ -165,7 +166,8 @@ def parser() -> argparse.ArgumentParser:
     _add_evaluation_commands(add)
     command = add("demo", "a first evaluation, offline, with the packaged model and tasks")
     _option(command, "output", required=False, default="results/demo")
-    _option(command, "limit", default=50)
+    _option(command, "limit", help="documents (default: 1000, with --smollm2 50)")
+    command.add_argument("--smollm2", action="store_true", help="the set on SmolLM2-135M instead")
     return made
 
 
@@ -183,7 +185,7 @@ def _add_training_commands(add: Callable[..., Any]) -> None:
     command.add_argument("recipe", metavar="RECIPE", help="a YAML file or a recipe of the package")
     command.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="changes to the recipe")
     command = add("data", "write generated problems to a file")
-    command.add_argument("task", help="graph, arith, hops or prosqa_generated")
+    command.add_argument("task", help="graph, arith or prosqa_generated")
     command.add_argument("options", nargs="*", metavar="KEY=VALUE", help="the generator's options")
     _option(command, "num", required=True, help="how many problems")
     _option(
@@ -205,7 +207,7 @@ def _add_evaluation_commands(add: Callable[..., Any]) -> None:
     _options(command, "model_args", *NAMES_OF_A_SET, "task", "output", "memory_rates", "step_sizes")
     _option(command, "latent_steps", **LATENT_STEPS, nargs="+", default=())
     _option(command, "search_steps", type=int, nargs="+", default=(1,))
-    _options(command, "limit", "seed", "write", "metadata", "include_path")
+    _options(command, "limit", "seed", "write", "metadata", "include_path", "judge_on")
 
     command = add("study", "every row of the results table on trained sets")
     command.add_argument("folders", nargs="+", metavar="FOLDER", help="trained sets")

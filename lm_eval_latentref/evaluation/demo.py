@@ -1,135 +1,139 @@
-"""The first run of a new user: the two trained sets that come with the package.
+"""The first run of a new user: the small set of the package, without any download.
 
     latentref demo --output results/demo
 
-The small set shows what thoughts are for: No-CoT, Coconut and Coconut refined in one table. Then
-the set on SmolLM2-135M by the plain command, without any model argument; the benchmark is picked by
-what can be reached from here. Commands are printed so that they can be copied and changed.
+No-CoT, CoT, Coconut, and Coconut refined with the paper's references and with the positive control,
+on the same problems; a picture beside the table, and one line of what it means. Commands are
+printed so that they can be copied and changed.
 """
 
 from __future__ import annotations
 
 import json
 import logging
-import os
-import shlex
-import subprocess
-import sys
-import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lm_eval_latentref.benchmarks import splits
-from lm_eval_latentref.benchmarks.documents import tasks_path
-from lm_eval_latentref.checkpoints.packaged import DEFAULT_SET
+from lm_eval_latentref.checkpoints.packaged import packaged_folder
+from lm_eval_latentref.errors import LatentRefError, saving
+from lm_eval_latentref.evaluation.plots import figure_class
+from lm_eval_latentref.evaluation.provenance import machine, versions
+from lm_eval_latentref.evaluation.runs import Run, Runs
+from lm_eval_latentref.evaluation.statistics import Interval, paired_interval, proportion_interval
+from lm_eval_latentref.evaluation.templates import render
 
 logger = logging.getLogger(__name__)
 
-REAL_TASK = "latentref_mathqa_harness"
-"""lm-eval's own `mathqa` on rows that `LATENTREF_DATA` may hold."""
+SET, TASK = "graph-small", "latentref_graph"
+PLAIN = "Coconut"
+REFINED, CONTROL = "refined, the paper's references", "refined, positive control"
+PICTURE = "demo.png"
 
-GENERATED_TASK = "latentref_prosqa_generated"
 
-SMALL_TASK = "latentref_hops"
-SMALL_PROBLEMS = 200
-SMALL_ROWS: dict[str, dict[str, Any]] = {
-    "No-CoT": {"pretrained": "hops-small/no_cot"},
-    "Coconut": {"pretrained": "hops-small", "memory_rate": 0.0, "search_step_size": 0.0},
-    "Coconut, refined": {"pretrained": "hops-small", "memory_rate": 0.05, "search_step_size": 6.4},
-}
+@dataclass(frozen=True, kw_only=True)
+class Row:
+    """One line of the demo."""
+
+    name: str
+    run: Run
+    accuracy: Interval
+    difference: Interval
+    """Of accuracy to plain Coconut, over the same problems."""
 
 
 def run_demo(*, output: str, limit: int) -> int:
-    """Shows the small set, then prints and runs SmolLM2's command; the exit status is lm-eval's.
+    """Evaluates every row on the first `limit` problems; prints the table, returns 0.
 
-    Results JSON go below the folder `output`, with all that was shown in its README.md; `limit` is
-    the number of documents for SmolLM2.
+    README.md, the picture and lm-eval's results JSON go into the folder `output`.
     """
-    small = show_small_set(output)
-    task = choose_task()
-    command = lm_eval_command(task, output=output, limit=limit)
-    print(f"$ {shlex.join(command)}", flush=True)
-    environment = dict(os.environ)
-    if task == GENERATED_TASK:
-        # Nothing of this run is on the hub: without this, libraries still wait for it.
-        environment["HF_HUB_OFFLINE"] = "1"
-    started = time.time()
-    done = subprocess.run([sys.executable, "-m", *command], env=environment, check=False)
-    if done.returncode == 0:
-        # A path of this machine means nothing to a reader.
-        shown = shlex.join(command).replace(str(tasks_path()), '"$(latentref tasks-path)"')
-        write_report(Path(output), small, shown, task, since=started)
-    return done.returncode
+    shown = _shown()
+    runs = Runs(batch_size=250, limit=limit)
+    finished = {
+        name: runs.evaluate(args, task=TASK, folder=Path(output) / SET / str(number))
+        for number, (name, args) in enumerate(model_arguments(shown).items())
+    }
+    rows = [_row(name, run, finished[PLAIN]) for name, run in finished.items()]
+    page = render(
+        "demo.md.j2",
+        rows=rows,
+        task=TASK,
+        num=limit,
+        why=shown["refined_why"],
+        meaning=meaning(rows),
+        picture=PICTURE if _draw(rows, Path(output) / PICTURE) else None,
+        versions=versions(),
+        machine=machine(),
+    )
+    with saving(Path(output) / "README.md"):
+        (Path(output) / "README.md").write_text(page, encoding="utf-8")
+    print(page, flush=True)
+    return 0
 
 
-def write_report(output: Path, small: str, command: str, task: str, *, since: float) -> None:
-    """Writes what the demo showed, and where it ran, into `output`/README.md."""
-    from lm_eval_latentref.evaluation.provenance import machine, versions
-
-    files = [path for path in output.rglob("results_*.json") if path.stat().st_mtime >= since]
-    results = json.loads(max(files, key=lambda path: path.stat().st_mtime).read_text())
-    numbers = results["results"][task]
-    metrics = sorted(name for name in numbers if "," in name and "_stderr" not in name)
-    table = [
-        f"| {name.split(',')[0]} | {numbers[name]:.4f} | "
-        f"{numbers[name.replace(',', '_stderr,')]:.4f} |"
-        for name in metrics
-    ]
-    num_documents = results["n-samples"][task]["effective"]
-    lines = [
-        *("# What `make demo` showed", "", "Written by the command itself.", ""),
-        *("```", small.strip(), "```", ""),
-        f"`{DEFAULT_SET}`, the trained set that `--model latentref` means by itself, on the first "
-        f"{num_documents} documents of `{task}`:",
-        *("", "```", f"$ {command}", "```", ""),
-        *("| metric | value | standard error |", "|---|---|---|", *table, ""),
-        f"Versions: {', '.join(f'{name} {version}' for name, version in versions().items())}.",
-        f"Machine: {', '.join(f'{name} {value}' for name, value in machine().items())}.",
-    ]
-    (output / "README.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
+def model_arguments(shown: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """Of each row, in order; `shown` is the set's demo.json."""
+    control = {"strong": f"{SET}/control", "weak": SET}
+    return {
+        "No-CoT": {"pretrained": f"{SET}/no_cot"},
+        "CoT": {"pretrained": f"{SET}/cot"},
+        PLAIN: {"pretrained": SET, "memory_rate": 0.0, "search_step_size": 0.0},
+        REFINED: {"pretrained": SET, **shown["refined"]},
+        CONTROL: {"pretrained": SET, **control, **shown["control"]},
+    }
 
 
-def show_small_set(output: str) -> str:
-    """Evaluates hops-small without thoughts, with and with refined ones; prints, returns a table.
-
-    Results JSON and samples go below the folder `output`.
-    """
-    from lm_eval_latentref.evaluation.runs import evaluate
-
-    lines = [f"{SMALL_TASK}, {SMALL_PROBLEMS} generated problems of five steps each", ""]
-    lines.append(f"{'':18}{'accuracy %':>16}{'tokens':>8}{'ms':>8}   (a problem)")
-    commands = []
-    for name, model_args in SMALL_ROWS.items():
-        part = name.replace(", ", "-").lower()
-        run = evaluate(
-            model_args,
-            task=SMALL_TASK,
-            folder=Path(output) / "hops-small" / part,
-            limit=SMALL_PROBLEMS,
-        )
-        accuracy = f"{100 * run.accuracy:.1f} +- {100 * run.accuracy_error:.1f}"
-        milliseconds = 1000 * run.seconds_per_document
-        lines.append(f"{name:18}{accuracy:>16}{run.tokens_per_document:8.1f}{milliseconds:8.1f}")
-        commands.append(f"$ {run.command}")
-    shown = "\n".join(["", *commands, "", *lines, ""])
-    print(shown, flush=True)
-    return shown
+def meaning(rows: Sequence[Row]) -> str:
+    """What the two refined rows say, in one line."""
+    by_name = {row.name: row.difference for row in rows}
+    return (
+        f"With the paper's references Coconut is {_verdict(by_name[REFINED])}; with a reference "
+        "that thinks better, the finished Coconut of the same training, it is "
+        f"{_verdict(by_name[CONTROL])}."
+    )
 
 
-def choose_task() -> str:
-    """MathQA from the folder `LATENTREF_DATA` or the hub; generated data where neither has it."""
+def _verdict(difference: Interval) -> str:
+    if difference.includes_zero:
+        return "neither better nor worse as far as these problems show"
+    points = f"{100 * abs(difference.mean):.1f} points"
+    return f"better by {points}" if difference.mean > 0 else f"worse by {points}"
+
+
+def _shown() -> dict[str, Any]:
+    folder = packaged_folder(SET)
+    assert folder is not None
+    content: dict[str, Any] = json.loads((folder / "demo.json").read_text(encoding="utf-8"))
+    return content
+
+
+def _row(name: str, run: Run, plain: Run) -> Row:
+    return Row(
+        name=name,
+        run=run,
+        accuracy=proportion_interval(run.values),
+        difference=paired_interval(run.values, plain.values, seed=0, num_resamples=2000),
+    )
+
+
+def _draw(rows: Sequence[Row], path: Path) -> bool:
+    """Draws every accuracy with its interval; False, and one line, without matplotlib."""
     try:
-        splits.read("mathqa", "test")
-        return REAL_TASK
-    except splits.DataMissingError as error:
+        figure = figure_class()(figsize=(7, 3), layout="constrained")
+    except LatentRefError as error:
         logger.warning("%s", error)
-    return GENERATED_TASK
-
-
-def lm_eval_command(task: str, *, output: str, limit: int) -> list[str]:
-    """The words of the demo's command, as a user would type them."""
-    return [
-        *("lm_eval", "run", "--model", "latentref"),
-        *("--include_path", str(tasks_path()), "--tasks", task),
-        *("--limit", str(limit), "--batch_size", "8", "--output_path", output),
-    ]
+        return False
+    axes = figure.add_subplot()
+    for place, row in enumerate(reversed(rows)):
+        low, high = row.accuracy.low, row.accuracy.high
+        axes.plot(
+            [100 * low, 100 * high], [place, place], color="tab:blue", linewidth=6, alpha=0.35
+        )
+        axes.plot(100 * row.accuracy.mean, place, "o", color="tab:blue")
+    axes.set_yticks(range(len(rows)), [row.name for row in reversed(rows)])
+    axes.set_xlabel("accuracy in per cent; bars are 95 % intervals")
+    axes.set_title(f"{SET} on {len(rows[0].run.values)} problems of {TASK}")
+    with saving(path):
+        figure.savefig(path, dpi=110)
+    return True

@@ -1,6 +1,6 @@
 """Evaluates settings on a test task in one pass, and compares each with the plain setting.
 
-    judged = judge(model, load_task("latentref_graph_mc"), settings, journal=Path("out/test.jsonl"))
+    judged = judge(model, load_task("latentref_graph_mc"), settings, plain=plain, journal=path)
     judged[0].difference.low, judged[0].by_steps[3].accuracy
 
 A problem counts as right if greedy decoding writes its gold answer right after the thoughts;
@@ -60,20 +60,19 @@ def judge(
     task: DevTask,
     settings: Sequence[Setting],
     *,
+    plain: Setting,
     journal: Path,
     seed: int = 0,
 ) -> list[Judged]:
-    """What each of `settings` does on `task`, in their order; the plain one joins them.
+    """What each of `settings` does on `task`, in their order.
 
     Args:
-        settings: all with the same number of thoughts.
+        plain: what each is compared with.
         journal: file of finished work; the same call goes on from it.
 
     Raises:
         LatentRefError: thoughts overflowed under some setting.
     """
-    (steps,) = {setting.latent_steps for setting in settings}
-    plain = Setting(latent_steps=steps)
     run = GridRun(model, task, list(dict.fromkeys([plain, *settings])), written=True)
     run.fill(journal)
     outcomes, overflowed = run.outcomes()

@@ -15,6 +15,8 @@ from typing import Any
 
 import numpy as np
 
+from lm_eval_latentref.checkpoints.manifest import MANIFEST_NAME, read_manifest
+from lm_eval_latentref.checkpoints.packaged import local_folder
 from lm_eval_latentref.evaluation.report import (
     OVERVIEW,
     RESULTS,
@@ -153,6 +155,7 @@ def overview_page(studies: Contents, pages: Mapping[str, str], *, command: str) 
     return page(
         "overview.md.j2",
         folders=", ".join(folders),
+        notes=[note for folder in folders if (note := _note(folder))],
         studies=studies,
         command=command,
         num_sets=len(_sets(studies)),
@@ -165,6 +168,13 @@ def overview_page(studies: Contents, pages: Mapping[str, str], *, command: str) 
         folder_of={task: Path(at).parent.as_posix() for task, at in pages.items()},
         origin=origin(made),
     )
+
+
+def _note(folder: str) -> str | None:
+    """What the set's latentref.json says before its figures are read."""
+    place = local_folder(folder)
+    path = place and place / MANIFEST_NAME
+    return read_manifest(path).note if path and path.is_file() else None
 
 
 @dataclasses.dataclass(frozen=True)

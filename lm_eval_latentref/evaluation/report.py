@@ -199,7 +199,46 @@ def sweep_page(content: Content) -> str:
         **{name: content[name] for name in ("task", "overflowed", "best_of_all", "rivals", "cost")},
         smallest=content["smallest_effect"],
         num_settings=len(content["settings"]) + len(content["overflowed"]),
+        judged=content["judged"],
+        judged_rows=table(_JUDGED, _judged_rows(content["judged"])) if content["judged"] else "",
     )
+
+
+_JUDGED = (
+    "row",
+    "setting",
+    "steps",
+    "documents",
+    "accuracy %",
+    "points",
+    "margin",
+    "gained",
+    "lost",
+)
+
+
+def _judged_rows(judged: Content) -> list[Sequence[str]]:
+    """A line for each row, then one for each number of steps, where there are several."""
+    lines: list[Sequence[str]] = []
+    for row, one in judged["rows"].items():
+        points = {name: 100 * value for name, value in one["difference"].items()}
+        lines.append(
+            (
+                *(ROW_NAMES[row], with_unit(one["label"]), "all", str(judged["documents"])),
+                *(percent(one["accuracy"]), nats(points, 2), nats(one["margin_difference"], 4)),
+                *(str(one["gained"]), str(one["lost"])),
+            )
+        )
+        parts = one["by_steps"] if len(one["by_steps"]) > 1 else {}
+        for steps, part in parts.items():
+            change = 100 * (part["gained"] - part["lost"]) / part["num"]
+            lines.append(
+                (
+                    *("", "", str(steps), str(part["num"]), percent(part["accuracy"])),
+                    *(f"{change:+.2f}", "", str(part["gained"]), str(part["lost"])),
+                )
+            )
+    return lines
 
 
 _SETTINGS = (

@@ -1,7 +1,7 @@
 """Evaluations through lm-eval, each kept in a folder and not done twice.
 
     runs = Runs(batch_size=100)
-    run = runs.evaluate({"pretrained": "hops-small"}, task="latentref_hops", folder="out/coconut")
+    run = runs.evaluate({"pretrained": "graph-small"}, task="latentref_graph", folder="out/coconut")
     run.accuracy, run.command, run.tokens_per_document
 
 A run whose folder already holds this command's results on these checkpoints and this data, by this

@@ -65,6 +65,15 @@ def standard_error(values: ArrayLike) -> float:
     return float(values_N.std(ddof=1) / math.sqrt(len(values_N)))
 
 
+def proportion_interval(values: ArrayLike) -> Interval:
+    """The mean of 0/1 values with Wilson's 95 % interval."""
+    from scipy.stats import binomtest
+
+    values_N = np.asarray(values, dtype=float)
+    bounds = binomtest(round(values_N.sum()), len(values_N)).proportion_ci(method="wilson")
+    return Interval(float(values_N.mean()), float(bounds.low), float(bounds.high))
+
+
 def mcnemar(
     first: Sequence[bool] | NDArray[Any],
     second: Sequence[bool] | NDArray[Any],

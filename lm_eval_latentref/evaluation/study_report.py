@@ -45,7 +45,7 @@ from lm_eval_latentref.training.log import TrainingLog
 
 _FIVE, _TWO = (1 / 5, "1 in 5: the choices"), (1 / 2, "1 in 2: the answers on offer")
 CHANCE = {
-    "latentref_hops": (1 / 11, "1 in 11: any of the 12 letters but the start"),
+    "latentref_graph": (0.5, "1 in 2: one of the two candidates"),
     "latentref_mathqa": _FIVE,
     "latentref_mathqa_harness": _FIVE,
     "latentref_aqua": _FIVE,

@@ -38,7 +38,8 @@ from lm_eval_latentref.checkpoints.sets import (
     resolve,
 )
 from lm_eval_latentref.errors import LatentRefError, saving
-from lm_eval_latentref.evaluation.dev_tasks import DevTask, load_dev_task
+from lm_eval_latentref.evaluation.dev_tasks import DevTask, load_dev_task, load_task
+from lm_eval_latentref.evaluation.judge import Judged, judge
 from lm_eval_latentref.evaluation.plots import heat_map
 from lm_eval_latentref.evaluation.provenance import machine, versions
 from lm_eval_latentref.evaluation.report import SWEEP, SWEEP_RESULTS
@@ -52,7 +53,7 @@ logger = logging.getLogger(__name__)
 
 MEMORY_RATES = (0.1, 0.3, 0.5, 0.7)
 STEP_SIZES = (0.03, 0.1, 0.3, 1.0)
-JOURNAL_NAME = "sweep.jsonl"
+JOURNAL_NAME, JUDGED_NAME = "sweep.jsonl", "judged.jsonl"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,6 +72,10 @@ class Sweep:
     cost: Cost
     """Of all that the journal holds for these settings, earlier runs' parts included."""
     written: Path | None
+    judge_task: DevTask | None = None
+    """The test task on which the best of each row was judged."""
+    judged: Mapping[str, Judged] = dataclasses.field(default_factory=dict)
+    """By row."""
 
 
 def sweep(
@@ -88,6 +93,7 @@ def sweep(
     metadata: Mapping[str, Any] | None = None,
     include_path: str | None = None,
     model: SweepModel | None = None,
+    judge_on: str | None = None,
 ) -> Sweep:
     """Runs the grid on `task` and judges it; see `Grid` for units and `settings.RULE`.
 
@@ -102,20 +108,22 @@ def sweep(
         seed: of the bootstrap.
         write: put the recommended setting into the checkpoint's latentref.json.
         model: what an earlier sweep of the same arguments loaded (`load_model`).
+        judge_on: a test task with candidates, on which the best of each row is judged once.
 
     Raises:
         LatentRefError: something given cannot be used, the task's documents are not for tuning, or
             another process sweeps into `output`.
     """
     started = _Start.of(model_args, latent_steps, memory_rates, step_sizes, search_steps, write)
-    dev_task = load_dev_task(
-        task,
-        limit=limit,
-        metadata=metadata,
-        include_path=include_path,
-        trained_on=started.trained_on,
-        trained_questions=started.trained_questions,
-    )
+    loading: dict[str, Any] = {
+        "limit": limit,
+        "metadata": metadata,
+        "include_path": include_path,
+        "trained_on": started.trained_on,
+        "trained_questions": started.trained_questions,
+    }
+    dev_task = load_dev_task(task, **loading)
+    test = load_task(judge_on, **loading) if judge_on else None
     grid = started.grid
     with holding(output, "latentref sweep"):
         model = model or load_model(model_args, grid, started.plan)
@@ -123,7 +131,17 @@ def sweep(
         cost = run.fill(Path(output) / JOURNAL_NAME)
     outcomes, overflowed = run.outcomes()
     choice = choose(outcomes, seed=seed)
+    judged: dict[str, Judged] = {}
+    if test is not None:
+        best = {row: outcome.setting for row, outcome in choice.best.items()}
+        journal = Path(output) / JUDGED_NAME
+        found = judge(
+            model, test, list(best.values()), plain=best["plain"], journal=journal, seed=seed
+        )
+        judged = dict(zip(best, found, strict=True))
     return Sweep(
+        judge_task=test,
+        judged=judged,
         task=dev_task,
         outcomes=tuple(outcomes),
         choice=choice,
@@ -300,6 +318,20 @@ def sweep_json(result: Sweep, *, command: str) -> dict[str, Any]:
         },
         "cost": dataclasses.asdict(result.cost),
         "written": result.written is not None,
+        "judged": _judged_json(result),
+    }
+
+
+def _judged_json(result: Sweep) -> dict[str, Any] | None:
+    if result.judge_task is None:
+        return None
+    rows = {row: dataclasses.asdict(one) for row, one in result.judged.items()}
+    for row, one in result.judged.items():
+        rows[row] |= {"label": one.setting.label, "correct": [int(x) for x in one.correct]}
+    return {
+        "task": result.judge_task.name,
+        "documents": len(result.judge_task.documents),
+        "rows": rows,
     }
 
 

@@ -1,8 +1,8 @@
 """Reads a trained folder's records: seconds, losses, data, references, and the command to retrain.
 
-    log = read_training("out/hops-s0")
+    log = read_training("out/graph-s0")
     log.seconds["cot"], log.references["weak"].accuracy
-    retrain_command("out/hops-s0")      # "latentref train hops-small output=out/hops-s0"
+    retrain_command("out/graph-s0")      # "latentref train graph-small output=out/graph-s0"
 
 The records are metrics.jsonl, training_data.yaml, recipe.yaml and latentref.json.
 """

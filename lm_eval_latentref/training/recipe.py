@@ -355,7 +355,7 @@ def _find(path: str) -> Path:
         Path(path),
         RECIPES / path,
         RECIPES / f"{path}.yaml",
-        PACKAGED_MODELS / path,  # such as hops-small/recipe.yaml
+        PACKAGED_MODELS / path,  # such as graph-small/recipe.yaml
     ):
         if candidate.is_file():
             return candidate

@@ -1,6 +1,6 @@
 """A training run's files: its state, its records, and folders that are complete or absent.
 
-    run = RunFolder("out/hops", recipe.to_dict())     # notices what cannot be written
+    run = RunFolder("out/graph", recipe.to_dict())     # notices what cannot be written
     state = run.load()
     run.append_metrics({"loss": 0.1}); run.save(state)
     with run.new_folder("strong") as folder: ...

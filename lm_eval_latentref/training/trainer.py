@@ -1,6 +1,6 @@
 """Training of the checkpoints the method needs: No-CoT, CoT with its snapshots, pause, Coconut.
 
-    folder = train(load_recipe("hops-small", ["output=out/hops", "seed=1"]))
+    folder = train(load_recipe("graph-small", ["output=out/graph", "seed=1"]))
     reasoner = load(str(folder))
 
 Training uses accelerate and runs on any number of processes. After a kill at any moment, the same

@@ -1,6 +1,6 @@
 """Runs the rows of a packaged set, and `hf` on the same base, and writes their leaderboard.
 
-    python results/board/make.py                            # hops-small: a minute on one core
+    python results/board/make.py                            # graph-small: a minute on one core
     python results/board/make.py smollm2-135m --limit 100   # SmolLM2: StrategyQA and MathQA's test
 
 To be run in the folder of the checkout. Rows, as far as the set has them: hf, No-CoT, CoT, Coconut,
@@ -32,7 +32,7 @@ class Subject:
 
 
 SUBJECTS = {
-    "hops-small": Subject(tasks="latentref_hops_mc,latentref_hops", limit=500, refined=""),
+    "graph-small": Subject(tasks="latentref_graph_mc,latentref_graph", limit=500, refined=""),
     "smollm2-135m": Subject(
         tasks="latentref_strategyqa_mc,latentref_mathqa_mc", limit=100, refined="memory_rate=0.1"
     ),
@@ -42,7 +42,7 @@ PLAIN = "memory_rate=0,search_step_size=0"
 
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("name", nargs="?", default="hops-small", choices=SUBJECTS)
+    parser.add_argument("name", nargs="?", default="graph-small", choices=SUBJECTS)
     parser.add_argument("--limit", type=int, help="documents of each task (default: the set's)")
     parser.add_argument("--tasks", help="instead of the set's")
     parser.add_argument("--batch_size", default="16")

@@ -110,6 +110,11 @@ class TaskPage:
             [scale * one["mean"] for one in found], [scale * interval_error(one) for one in found]
         )
 
+    def relative(self, rung: str, name: str) -> float:
+        """The difference in per cent of plain Coconut's accuracy."""
+        plain = self.accuracy(rung, "Coconut")
+        return 100 * self.difference(rung, name).value / plain if plain else math.nan
+
     def flips(self, rung: str, name: str) -> tuple[int, int]:
         rows = self.row(rung, name)
         return sum(one["gained"] for one in rows), sum(one["lost"] for one in rows)
@@ -178,6 +183,17 @@ class TaskPage:
             for rate in rates
         ]
 
+    def cell(self, rung: str, rate: float, size: float) -> float:
+        """One cell of `grid`."""
+        return self.grid(rung)[[0.0, *MEMORY_RATES].index(rate)][
+            sorted([0.0, *STEP_SIZES]).index(size)
+        ]
+
+    def earlier(self, rung: str) -> str:
+        """The epoch that self-contrast has as its weak reference."""
+        (found,) = [one.earlier for one in self.plan.rungs if one.name == rung]
+        return found
+
     def sign_of_eta(self, rung: str, contrast: str, size: float = 0.1) -> tuple[Mean, Mean]:
         """The differences at the step of this size towards strong, and away from it."""
         line = dict(self.line(rung, contrast))
@@ -230,6 +246,8 @@ def draw(page: TaskPage, path: Path) -> None:
                 alpha=0.25,
             )
         above.set_xscale("symlog", linthresh=0.05)
+        above.set_yscale("symlog", linthresh=1.0)  # small differences count, large ones stay
+        above.yaxis.set_major_formatter("{x:g}")
         above.set_xticks(sorted([0.0, *STEP_SIZES]), [f"{x:g}" for x in sorted([0.0, *STEP_SIZES])])
         above.tick_params(axis="x", labelrotation=60)
         above.set_title(f"{rung}: Coconut {page.accuracy(rung, 'Coconut'):.1f} %")
@@ -243,11 +261,14 @@ def draw(page: TaskPage, path: Path) -> None:
 
 
 def _heat(axes: Any, values: list[list[float]], figure: Any) -> None:
-    bound = max(0.5, float(np.nanmax(np.abs(values))))
-    image = axes.imshow(values, cmap="RdBu", vmin=-bound, vmax=bound, aspect="auto")
+    from matplotlib.colors import SymLogNorm
+
+    bound = max(1.0, float(np.nanmax(np.abs(values))))
+    norm = SymLogNorm(1.0, vmin=-bound, vmax=bound)
+    image = axes.imshow(values, cmap="RdBu", norm=norm, aspect="auto")
     for row, cells in enumerate(values):
         for column, value in enumerate(cells):
-            colour = "white" if abs(value) > 0.6 * bound else "black"
+            colour = "white" if abs(norm(value) - 0.5) > 0.35 else "black"
             axes.text(
                 column, row, f"{value:+.1f}", ha="center", va="center", fontsize=8, color=colour
             )
@@ -256,7 +277,8 @@ def _heat(axes: Any, values: list[list[float]], figure: Any) -> None:
     axes.set_yticks(range(len(rates)), [f"{rate:g}" for rate in rates])
     axes.set_xlabel("eta (units of d/2), the paper's references, validation problems")
     axes.set_ylabel("alpha")
-    figure.colorbar(image, ax=axes, label="points to plain Coconut")
+    bar = figure.colorbar(image, ax=axes, label="points to plain Coconut")
+    bar.ax.yaxis.set_major_formatter("{x:g}")
 
 
 def signed(value: float, digits: int = 1) -> str:

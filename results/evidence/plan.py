@@ -60,4 +60,15 @@ PLANS = {
             Rung(name="coconut-3-2", earlier="coconut-3-1", pause="pause-3-2"),
         ),
     ),
+    # Named when arith's rungs had turned out to be at the ceiling, and before anything of this one
+    # was trained.
+    "arith-brief": Plan(
+        recipe="arith-brief",
+        task="latentref_arith",
+        rungs=(
+            Rung(name="coconut-3-1", earlier="coconut-2-8", pause="pause-3-1"),
+            Rung(name="coconut-3-2", earlier="coconut-3-1", pause="pause-3-2"),
+            Rung(name="coconut-3-4", earlier="coconut-3-2", pause="pause-3-4"),
+        ),
+    ),
 }

@@ -168,7 +168,12 @@ class Unit:
             if contrast == "self":
                 line = []
             judged = judge(
-                model, test, [*rows.values(), *line], journal=place / "test.jsonl", seed=self.seed
+                model,
+                test,
+                [*rows.values(), *line],
+                plain=Setting(latent_steps=steps),
+                journal=place / "test.jsonl",
+                seed=self.seed,
             )
             found["latent_steps"] = steps
             found["rows"] |= dict(zip(rows, map(_as_json, judged), strict=False))

@@ -38,8 +38,8 @@ OPTIONS = [
 
 def main(argv: Sequence[str] | None = None) -> int:
     args = bench.parse(__doc__, argv, *OPTIONS, documents=16, batch_size=16)
-    task_name = "latentref_hops_mc_dev" if args.tiny else args.task
-    name = args.pretrained or ("hops-small" if args.tiny else "smollm2-135m")
+    task_name = "latentref_graph_mc_dev" if args.tiny else args.task
+    name = args.pretrained or ("graph-small" if args.tiny else "smollm2-135m")
     grid = Grid(
         latent_steps=(6,),
         memory_rates=(0.3,) if args.tiny else (0.1, 0.3, 0.7),

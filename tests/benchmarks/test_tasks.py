@@ -27,7 +27,7 @@ CHOOSING = [name for name in BENCHMARKS if name != "gsm8k"]
 GENERATING_TASKS = [f"latentref_{name}{dev}" for name in BENCHMARKS for dev in ("", "_dev")]
 CHOOSING_TASKS = [f"latentref_{name}_mc{dev}" for name in CHOOSING for dev in ("", "_dev")]
 HARNESS_TASKS = ["latentref_mathqa_harness", "latentref_mathqa_harness_dev"]
-GENERATED = ["prosqa_generated", "hops", "graph", "arith"]
+GENERATED = ["prosqa_generated", "graph", "arith"]
 GENERATED_TASKS = [f"latentref_{name}{mc}" for name in GENERATED for mc in ("", "_mc")]
 GENERATED_DEV_TASKS = [f"{name}_dev" for name in GENERATED_TASKS]
 ALL_TASKS = [*GENERATING_TASKS, *CHOOSING_TASKS, *HARNESS_TASKS, *GENERATED_TASKS]
@@ -258,7 +258,6 @@ def test_a_malformed_mathqa_row_stops_the_harness_variant(tmp_path, monkeypatch)
 def test_the_generated_tasks_have_the_problems_of_their_split(names, split, num, tasks):
     expected = {
         "prosqa": [documents.document("prosqa", row) for row in generate(500, seed=0, split=split)],
-        "hops": documents.generated_documents("hops", num=1000, seed=0, split=split),
         "graph": documents.generated_documents("graph", num=num, seed=0, split=split),
         "arith": documents.generated_documents("arith", num=num, seed=0, split=split),
     }
@@ -267,15 +266,14 @@ def test_the_generated_tasks_have_the_problems_of_their_split(names, split, num,
         assert tasks[name].has_test_docs() == (split == "test")
 
 
-def test_a_hops_document_offers_every_letter_and_follows_the_edges_to_its_answer():
-    for made in documents.generated_documents("hops", num=50, seed=3, split="validation"):
-        *edges, separator, num_hops, at = made["prompt"].split()
-        following = dict(edge.split(">") for edge in edges)
-        for _ in range(int(num_hops)):
-            at = following[at]
-        assert separator == ";"
-        assert made["choices"] == [f"### {letter}" for letter in sorted(following)]
-        assert made["choices"][made["gold"]] == made["answer_text"] == f"### {at}"
+def test_a_generated_document_offers_its_candidates_with_the_right_one_marked():
+    for name, options in (("graph", {}), ("arith", {"modulus": 7})):
+        for made in documents.generated_documents(
+            name, num=20, seed=3, split="validation", options=options
+        ):
+            assert made["prompt"] == made["question"] + "\n"
+            assert made["choices"] == [f"### {one}" for one in made["candidates"]]
+            assert made["choices"][made["gold"]] == made["answer_text"] == f"### {made['answer']}"
 
 
 def test_metadata_chooses_other_generated_problems():

@@ -176,7 +176,7 @@ def test_a_repository_that_does_not_exist_is_an_error(monkeypatch):
     monkeypatch.setattr("lm_eval_latentref.checkpoints.sources.hf_hub_download", fetch)
     message = failing(plan_of, pretrained="me/nothing")
     assert "no such repository" in message
-    assert "hops-small" in message
+    assert "graph-small" in message
 
 
 def test_a_raw_file_as_the_backbone_points_to_weights(tmp_path):

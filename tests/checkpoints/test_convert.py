@@ -179,13 +179,16 @@ def test_an_embedding_of_the_adapters_own_survives_a_tied_output_layer(tmp_path,
 
 
 def test_settings_beside_the_model_carry_over_and_given_ones_win(base, tmp_path):
-    write_manifest(base, Manifest(latent_steps=6, memory_rate=0.3, tuned_on="aqua dev"))
+    beside = Manifest(latent_steps=6, memory_rate=0.3, tuned_on="aqua dev", writes_steps=True)
+    write_manifest(base, beside)
     kept = convert(out=tmp_path / "kept", pretrained=base, latent_steps=4)
     assert read_manifest(kept / MANIFEST_NAME) == Manifest(
-        latent_steps=4, memory_rate=0.3, tuned_on="aqua dev"
+        latent_steps=4, memory_rate=0.3, tuned_on="aqua dev", writes_steps=True
     )
     retuned = convert(out=tmp_path / "retuned", pretrained=base, memory_rate=0.5)
-    assert read_manifest(retuned / MANIFEST_NAME) == Manifest(latent_steps=6, memory_rate=0.5)
+    assert read_manifest(retuned / MANIFEST_NAME) == Manifest(
+        latent_steps=6, memory_rate=0.5, writes_steps=True
+    )
 
 
 @pytest.mark.parametrize("adapter", [False, True])

@@ -28,8 +28,9 @@ from lm_eval_latentref.checkpoints.packaged import (
     PACKAGED_MODELS,
 )
 from lm_eval_latentref.checkpoints.questions import QUESTIONS_NAME, hash_questions, read_hashes
+from lm_eval_latentref.checkpoints.sets import CheckpointNames, plan_run
 from lm_eval_latentref.checkpoints.sources import Source, describe
-from lm_eval_latentref.evaluation import demo
+from lm_eval_latentref.evaluation import demo_smollm2
 
 FOLDER = PACKAGED_MODELS / DEFAULT_SET
 PARTS = ("", "strong", "weak", "no_cot")
@@ -98,9 +99,20 @@ def test_no_place_of_this_machine_is_written_into_results(stand_in):
 
 
 def test_the_demo_ends_with_the_plain_command(stand_in):
-    command = demo.lm_eval_command(demo.REAL_TASK, output="out", limit=4)
+    command = demo_smollm2.lm_eval_command(demo_smollm2.REAL_TASK, output="out", limit=4)
     assert "--model_args" not in command
     assert command[:4] == ["lm_eval", "run", "--model", "latentref"]
+
+
+def test_a_line_says_that_it_is_no_example_of_refinement(stand_in, caplog):
+    note = read_manifest(FOLDER / "latentref.json").note
+    assert "no example of what refinement does" in note
+    write_manifest(stand_in, Manifest(latent_steps=3, note=note))
+    with caplog.at_level("INFO", logger="lm_eval_latentref"):
+        plan_run(CheckpointNames(), {})
+    assert [record.message for record in caplog.records].count(note) == 1
+    page = PACKAGED_MODELS.parents[1] / "results" / DEFAULT_SET / "README.md"
+    assert not page.is_file() or f"\n**{note}.**\n" in page.read_text(encoding="utf-8")
 
 
 def test_on_the_hubs_weights_a_line_says_that_figures_will_differ(stand_in, monkeypatch):

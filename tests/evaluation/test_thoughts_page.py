@@ -18,15 +18,15 @@ from lm_eval_latentref.evaluation.thoughts import study_cases, thoughts_json, th
 from lm_eval_latentref.latent.reasoner import Reasoner
 from lm_eval_latentref.latent.refinement import contrastive_step, mix_residual
 
-SET = "hops-small"
+SET = "graph-small"
 OPTIONS = {"memory_rate": 0.6, "step_size": 0.8}
-CONTEXTS = ["c>h a>f h>a f>c ; 5 d\n", "b>c c>b ; 2 b\n"]
+CONTEXTS = ["c>h a>f h>k f>m k>b ; m b ; c\n", "b>c c>d ; d a ; b\n"]
 
 
 @pytest.fixture(scope="module")
 def found(tmp_path_factory):
     work = str(tmp_path_factory.mktemp("work"))
-    return study_cases(SET, task="latentref_hops_mc", work=work, limit=30, num=2, **OPTIONS)
+    return study_cases(SET, task="latentref_graph_mc", work=work, limit=30, num=2, **OPTIONS)
 
 
 def outcome(correct):
@@ -72,7 +72,7 @@ def test_a_case_is_a_document_whose_answer_refinement_changed(found):
 
 def test_a_step_towards_strong_is_one_away_from_weak(tmp_path):
     options = {"memory_rate": 0.0, "step_size": 2.0, "limit": 30, "num": 1}
-    found = study_cases(SET, task="latentref_hops_mc", work=str(tmp_path), **options)
+    found = study_cases(SET, task="latentref_graph_mc", work=str(tmp_path), **options)
     thoughts = [one for case in found.cases for one in case.thoughts]
     assert thoughts
     for thought in thoughts:
@@ -90,7 +90,7 @@ def test_readings_are_likeliest_first(found):
 
 def test_free_answers_are_written_and_the_page_has_them(tmp_path, capsys):
     page = tmp_path / "thoughts.md"
-    words = ["thoughts", SET, "--task", "latentref_hops", "--limit", "20", "-o", str(page)]
+    words = ["thoughts", SET, "--task", "latentref_graph", "--limit", "20", "-o", str(page)]
     words += ["--memory-rate", "0.6", "--step-size", "0.8", "--num", "1", "--work", str(tmp_path)]
     assert main(words) == 0
     content = json.loads(page.with_suffix(".json").read_text(encoding="utf-8"))
@@ -119,7 +119,7 @@ def test_answers_are_written_from_the_tokens_that_are_scored(tmp_path, monkeypat
 
     answer_before = Reasoner.answer
     monkeypatch.setattr(Reasoner, "answer", answer)
-    task = load_task("latentref_hops", limit=2)
+    task = load_task("latentref_graph", limit=2)
     # As a task of the user's own, whose contexts end in no newline.
     stripped = [
         dataclasses.replace(one, arguments=(one.args[0].strip(), one.args[1]))
@@ -128,7 +128,7 @@ def test_answers_are_written_from_the_tokens_that_are_scored(tmp_path, monkeypat
     changed = dataclasses.replace(task, requests=stripped)
     monkeypatch.setattr(cases, "load_task", lambda *_, **__: changed)
     monkeypatch.setattr(cases, "_changed", lambda *_: [0, 1])
-    found = study_cases(SET, task="latentref_hops", work=str(tmp_path), **OPTIONS)
+    found = study_cases(SET, task="latentref_graph", work=str(tmp_path), **OPTIONS)
     tokenizer = load(SET, device="cpu").tokenizer
     wanted = [tuple(tokenizer.encode(case.question)) for case in found.cases]
     assert asked == [wanted, wanted]
@@ -144,7 +144,7 @@ def test_an_answer_of_several_lines_or_with_backticks_stays_in_its_line(found):
 
 
 def test_a_page_that_could_not_be_written_is_refused_before_anything_runs(tmp_path, capsys):
-    words = ["thoughts", SET, "--task", "latentref_hops_mc", "--work", str(tmp_path / "work")]
+    words = ["thoughts", SET, "--task", "latentref_graph_mc", "--work", str(tmp_path / "work")]
     for output in ("page.json", "."):
         assert main([*words, "-o", str(tmp_path / output)]) != 0
         assert "ends in .md" in capsys.readouterr().err
@@ -153,7 +153,7 @@ def test_a_page_that_could_not_be_written_is_refused_before_anything_runs(tmp_pa
 
 def test_a_set_without_references_is_refused_in_its_own_words(tmp_path):
     with pytest.raises(LatentRefError, match="has no strong and weak reference"):
-        study_cases(f"{SET}/no_cot", task="latentref_hops_mc", work=str(tmp_path), **OPTIONS)
+        study_cases(f"{SET}/no_cot", task="latentref_graph_mc", work=str(tmp_path), **OPTIONS)
 
 
 @pytest.mark.parametrize(("finite", "named"), [(False, "without any refinement"), (True, "lower")])
@@ -163,7 +163,7 @@ def test_what_overflowed_is_what_is_named(tmp_path, monkeypatch, finite, named):
 
     monkeypatch.setattr(cases.GridRun, "fill", lambda *_: None)
     monkeypatch.setattr(cases.GridRun, "outcomes", outcomes)
-    options = {"task": "latentref_hops_mc", "work": str(tmp_path), "limit": 1, "latent_steps": 2}
+    options = {"task": "latentref_graph_mc", "work": str(tmp_path), "limit": 1, "latent_steps": 2}
     with pytest.raises(LatentRefError, match=named):
         study_cases(SET, **options, **OPTIONS)
 
@@ -171,4 +171,4 @@ def test_what_overflowed_is_what_is_named(tmp_path, monkeypatch, finite, named):
 def test_what_refines_nothing_is_refused(tmp_path):
     options = {"memory_rate": 0.0, "step_size": 0.0, "limit": 2}
     with pytest.raises(LatentRefError, match="nothing is refined"):
-        study_cases(SET, task="latentref_hops_mc", work=str(tmp_path), **options)
+        study_cases(SET, task="latentref_graph_mc", work=str(tmp_path), **options)

@@ -53,7 +53,7 @@ def run(*words, tasks=TASK):
         (["--samples", '{"latentref_prosqa_generated": [4]}'], ["no document 4", "0 to 3"]),
         (["--samples", '{"latentref_prosqa_generated": [-1]}'], ["no document -1"]),
         (["--samples", '{"latentref_prosqa_generated": "all"}'], ["list of document numbers"]),
-        (["--samples", '{"latentref_hops": [0]}'], ["latentref_hops", "does not ask"]),
+        (["--samples", '{"latentref_graph": [0]}'], ["latentref_graph", "does not ask"]),
         (["--samples", "[1]"], ["--samples", "JSON"]),
         (["--gen_kwargs", "foo=3,max_gen_toks=8"], ["foo=", "generation"]),
         (["--gen_kwargs", "num_beam=3"], ["num_beam=", "num_beams?"]),
@@ -82,7 +82,7 @@ def test_a_mistake_in_the_arguments(words, parts):
     [
         ("latentref_prosqa_generate", ["latentref_prosqa_generate:", "latentref_prosqa_generated"]),
         ("no_such_thing_at_all_xyz", ["no_such_thing_at_all_xyz", "lm_eval ls tasks"]),
-        (f"{TASK},latentref_hop", ["latentref_hop", "latentref_hops"]),
+        (f"{TASK},latentref_hop", ["latentref_hop", "latentref_graph"]),
         ("latentref,latentref_gsm8k", ["latentref and latentref_gsm8k", "give one of them"]),
     ],
 )

@@ -140,12 +140,12 @@ def test_the_index_of_tasks_knows_groups_members_and_files():
     # TaskManager.task_index: {name: Entry(name, kind, yaml_path, cfg, tags)}
     manager = TaskManager(include_path=[str(tasks_path())], include_defaults=False)
     assert lm_eval_seams.is_group(manager, "latentref")
-    assert not lm_eval_seams.is_group(manager, "latentref_hops")
+    assert not lm_eval_seams.is_group(manager, "latentref_graph")
     members = lm_eval_seams.leaves(manager, "latentref")
     assert "latentref_gsm8k" in members
-    assert lm_eval_seams.leaves(manager, "latentref_hops") == {"latentref_hops"}
-    file = lm_eval_seams.task_file(manager, "latentref_hops")
-    assert file == tasks_path() / "latentref_hops.yaml"
+    assert lm_eval_seams.leaves(manager, "latentref_graph") == {"latentref_graph"}
+    file = lm_eval_seams.task_file(manager, "latentref_graph")
+    assert file == tasks_path() / "latentref_graph.yaml"
 
 
 def test_the_cache_is_a_table_of_keys_and_pickles(tmp_path):

@@ -71,10 +71,10 @@ def test_a_set_of_the_package_is_told_by_its_name_and_trained_elsewhere(
     assert command == "latentref train ours/recipe.yaml output=out/ours-again"
     _, _, name, *overrides = shlex.split(command)
     assert load_recipe(name, overrides).output == "out/ours-again"
-    recipe = load_recipe("hops-small", [f"output={trained}"])
+    recipe = load_recipe("graph-small", [f"output={trained}"])
     (tmp_path / "ours" / "recipe.yaml").write_text(yaml.safe_dump(recipe.to_dict()))
     command = retrain_command(str(tmp_path / "ours"))
-    assert command == "latentref train hops-small output=out/ours"
+    assert command == "latentref train graph-small output=out/ours"
 
 
 def test_a_training_of_one_baseline_alone_has_no_references_and_needs_no_data(tmp_path):
@@ -112,20 +112,20 @@ def test_it_tells_the_problems_of_each_source_and_how_many_were_held_out(trained
 @pytest.mark.parametrize(
     ("changes", "expected"),
     [
-        ([], "latentref train hops-small output=FOLDER"),
-        (["seed=2"], "latentref train hops-small output=FOLDER seed=2"),
+        ([], "latentref train graph-small output=FOLDER"),
+        (["seed=2"], "latentref train graph-small output=FOLDER seed=2"),
         (["phases=[cot,coconut]", "learning_rate=1e-5"], None),
-        (["config.rms_norm_eps=1e-5", "task={num_symbols: 9}"], None),
+        (["config.rms_norm_eps=1e-5", "task={nodes: 9}"], None),
     ],
 )
 def test_the_command_names_the_packaged_recipe_and_trains_the_same(tmp_path, changes, expected):
-    recipe = load_recipe("hops-small", [*changes, f"output={tmp_path}"])
+    recipe = load_recipe("graph-small", [*changes, f"output={tmp_path}"])
     (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(recipe.to_dict()))
     command = retrain_command(str(tmp_path))
     if expected:
         assert command == expected.replace("FOLDER", str(tmp_path))
     program, train_word, name, *overrides = shlex.split(command)
-    assert (program, train_word, name) == ("latentref", "train", "hops-small")
+    assert (program, train_word, name) == ("latentref", "train", "graph-small")
     assert load_recipe(name, overrides) == recipe
 
 

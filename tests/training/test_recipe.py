@@ -123,5 +123,5 @@ def test_a_file_that_is_no_recipe_is_named(tmp_path, text):
 
 
 def test_a_missing_file_names_the_recipes_there_are():
-    with pytest.raises(LatentRefError, match="hops-small"):
+    with pytest.raises(LatentRefError, match="graph-small"):
         load_recipe("no-such-recipe")

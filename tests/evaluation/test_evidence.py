@@ -1,0 +1,159 @@
+"""The evidence: its scripts on a tiny model, its committed page, and a cell of the table again."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import math
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+
+from lm_eval_latentref.cli import main
+from lm_eval_latentref.evaluation.dev_tasks import load_task
+from lm_eval_latentref.evaluation.judge import judge
+from lm_eval_latentref.evaluation.settings import Grid, Setting
+from lm_eval_latentref.evaluation.sweep import load_model
+
+FOLDER = Path(__file__).parents[2] / "results" / "evidence"
+NUM_AGAIN = 500
+TINY = {
+    "output": "out",
+    "phases": ["no_cot", "cot", "pause", "coconut"],
+    "config": {
+        "model_type": "llama",
+        "hidden_size": 8,
+        "intermediate_size": 16,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+        "num_key_value_heads": 2,
+        "max_position_embeddings": 64,
+    },
+    "train": "arith",
+    "num_train": 400,
+    "num_validation": 10,
+    "max_new_tokens": 16,
+    "last_stage": 3,
+    "epochs_per_stage": 1,
+    "no_cot_epochs": 1,
+    "cot_epochs": 2,
+    "strong_epoch": 2,
+    "weak_epoch": 1,
+    "keep_epochs": ["coconut-2-1", "coconut-3-1", "pause-3-1"],
+    "batch_size": 100,
+}
+
+pytestmark = pytest.mark.skipif(not FOLDER.is_dir(), reason="results are not in the sdist")
+
+
+@pytest.fixture(scope="module")
+def scripts():
+    """The scripts as modules, by name."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(str(FOLDER))
+        yield {name: importlib.import_module(name) for name in ("plan", "unit", "page")}
+        for name in ("plan", "unit", "page"):
+            del sys.modules[name]
+
+
+@pytest.fixture(scope="module")
+def tiny_plan(scripts, tmp_path_factory):
+    recipe = tmp_path_factory.mktemp("recipe") / "tiny.yaml"
+    recipe.write_text(yaml.safe_dump(TINY))
+    rung = scripts["plan"].Rung(name="coconut-3-1", earlier="coconut-2-1", pause="pause-3-1")
+    return scripts["plan"].Plan(recipe=str(recipe), task="latentref_arith", rungs=(rung,))
+
+
+@pytest.fixture(scope="module")
+def made(scripts, tiny_plan, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("unit")
+    unit = scripts["unit"].Unit("arith", 0, folder / "work", plan=tiny_plan, limit=12)
+    content = unit.run()
+    (folder / "arith-0.json").write_text(json.dumps(content))
+    return folder, unit, content
+
+
+def test_a_unit_has_every_row_and_goes_on_without_doing_anything_twice(made, monkeypatch):
+    _, unit, content = made
+    (rung,) = content["rungs"]
+    assert list(rung["rows"]) == [
+        *("Coconut", "+ residual", "+ search", "both", "recommended", "control", "self-contrast")
+    ]
+    assert {len(rung["eta"][name]) for name in ("paper", "control")} == {8}
+    assert len(rung["dev"]["paper"]) == 5 * 9
+    assert rung["rows"]["Coconut"]["gained"] == rung["rows"]["Coconut"]["lost"] == 0
+    monkeypatch.setattr(type(unit), "_written", lambda *_: pytest.fail("done again"))
+    monkeypatch.setattr(type(unit), "_rung", lambda *_: pytest.fail("done again"))
+    assert unit.run()["rungs"] == content["rungs"]
+
+
+def test_the_page_is_made_of_the_units_that_are_there(made, scripts, tiny_plan, monkeypatch):
+    folder, _, content = made
+    page = scripts["page"]
+    monkeypatch.setitem(page.PLANS, "arith", tiny_plan)
+    second = {**content, "seed": 1}
+    (folder / "arith-1.json").write_text(json.dumps(second))
+    (task,) = page.read_units(folder)
+    text = page.render([task])
+    assert "Seeds on this page: arith 0, 1." in text
+    row = task.difference("coconut-3-1", "control")
+    assert f"{task.accuracy('coconut-3-1', 'control'):.1f} ({page.bounds(row)}" in text
+    assert row.over_seeds == 0.0  # the same unit twice
+    page.draw(task, folder / "arith.png")
+    assert (folder / "arith.png").stat().st_size > 10_000
+
+
+def test_the_interval_over_seeds_is_students(scripts):
+    found = scripts["page"].mean([1.0, 2.0, 3.0], [0.3, 0.4, 0.0])
+    assert found.value == 2.0
+    assert found.over_problems == pytest.approx(1.96 * 0.5 / 3)
+    assert found.over_seeds == pytest.approx(4.302653 / math.sqrt(3))
+
+
+def test_the_committed_page_is_that_of_the_committed_units(scripts):
+    page = scripts["page"]
+    text = (FOLDER / "README.md").read_text(encoding="utf-8")
+    assert text == page.render(page.read_units(FOLDER))
+
+
+@pytest.mark.parametrize("row", ["Coconut", "recommended"])
+def test_a_cell_of_the_table_is_found_again_on_the_packaged_set(row, scripts, tmp_path):
+    unit = json.loads((FOLDER / "graph-0.json").read_text(encoding="utf-8"))
+    (rung,) = [one for one in unit["rungs"] if one["name"] == "coconut-4-1"]
+    cell = rung["rows"][row]
+    setting = Setting(**cell["setting"])
+    grid = Grid(latent_steps=(setting.latent_steps,), step_sizes=(setting.step_size,))
+    model = load_model({"pretrained": "graph-small", "batch_size": 250, "device": "cpu"}, grid)
+    task = load_task("latentref_graph_mc", limit=NUM_AGAIN)
+    plain = Setting(latent_steps=setting.latent_steps)
+    (found,) = judge(model, task, [setting], plain=plain, journal=tmp_path / "journal.jsonl")
+    error = math.sqrt(cell["accuracy"] * (1 - cell["accuracy"]) / NUM_AGAIN)
+    assert abs(found.accuracy - cell["accuracy"]) < 1.96 * error
+    told = scripts["page"].bits(cell["correct"], rung["problems"])[:NUM_AGAIN]
+    assert np.sum(told != np.array(found.correct)) <= 1  # a tie may fall the other way elsewhere
+
+
+def test_a_sweep_judges_the_best_of_each_row_on_a_test_task_by_number_of_steps(tmp_path, capsys):
+    metadata = {"num_documents": 40, "generator_options": {"min_hops": 2}}
+    words = ["sweep", "--pretrained", "graph-small", "--task", "latentref_graph_mc_dev"]
+    words += ["--judge_on", "latentref_graph_mc", "-o", str(tmp_path)]
+    words += ["--strong", "graph-small/control", "--weak", "graph-small"]
+    words += ["--memory_rates", "0.3", "--step_sizes", "1", "--metadata", json.dumps(metadata)]
+    assert main(words) == 0
+    judged = json.loads((tmp_path / "sweep.json").read_text(encoding="utf-8"))["judged"]
+    assert (judged["task"], judged["documents"]) == ("latentref_graph_mc", 40)
+    assert list(judged["rows"]) == ["plain", "residual", "search", "both"]
+    plain = np.array(judged["rows"]["plain"]["correct"])
+    for row in judged["rows"].values():
+        correct = np.array(row["correct"])
+        assert row["difference"]["mean"] == pytest.approx(np.mean(correct - plain))
+        assert row["gained"] == np.sum(correct > plain)
+        parts = row["by_steps"].values()
+        assert sum(part["num"] for part in parts) == 40
+        right = sum(part["num"] * part["accuracy"] for part in parts)
+        assert right == pytest.approx(correct.sum())
+    out = capsys.readouterr().out
+    assert "The best of each row on latentref_graph_mc, 40 documents" in out
