@@ -20,7 +20,7 @@ from lm_eval_latentref.checkpoints.packaged import packaged_folder
 from lm_eval_latentref.errors import LatentRefError, saving
 from lm_eval_latentref.evaluation.plots import figure_class
 from lm_eval_latentref.evaluation.provenance import machine, versions
-from lm_eval_latentref.evaluation.runs import Run, Runs
+from lm_eval_latentref.evaluation.runs import Runs, StudyRun
 from lm_eval_latentref.evaluation.statistics import Interval, paired_interval, proportion_interval
 from lm_eval_latentref.evaluation.templates import render
 
@@ -37,7 +37,7 @@ class Row:
     """One line of the demo."""
 
     name: str
-    run: Run
+    run: StudyRun
     accuracy: Interval
     difference: Interval
     """Of accuracy to plain Coconut, over the same problems."""
@@ -108,7 +108,7 @@ def _shown() -> dict[str, Any]:
     return content
 
 
-def _row(name: str, run: Run, plain: Run) -> Row:
+def _row(name: str, run: StudyRun, plain: StudyRun) -> Row:
     return Row(
         name=name,
         run=run,
