@@ -1,4 +1,4 @@
-"""Measures how much rounding changes golden log-likelihoods, in tests/golden/graph_small_noise.json.
+"""Measures how rounding changes golden log-likelihoods, in tests/golden/graph_small_noise.json.
 
 python tests/golden_noise.py graph_small    # takes minutes; writes the file again
 
