@@ -1,4 +1,4 @@
-"""What a leaderboard is made of: cells and rows; which rows did the same work, and their ranks.
+"""The cells and rows of a leaderboard, the comparison of its rows, and their ranks.
 
     ranking = Ranking(rows, {"mathqa": "acc,none"})
     pairs = ranking.pairs(seed=0)
@@ -81,10 +81,10 @@ class Row:
     entry: Entry
     tasks: dict[str, dict[str, Cell]]
     mean: float | None
-    """Over the tasks that the board is ranked by; None where the row lacks one of them."""
+    """The mean over the tasks that the board is ranked by; None if the row lacks one of them."""
     mean_stderr: float | None
     normalised_mean: float | None
-    """Likewise of (value - chance) / (1 - chance), at least 0; None where a chance is unknown."""
+    """The mean of (value - chance) / (1 - chance), each at least 0; None if a chance is unknown."""
     rank: int | None = None
     """None without samples, and where the work is not the same as the other rows'."""
     rank_by_stderr: int | None = None
@@ -200,23 +200,23 @@ class Ranking:
         self._comparable, self._reference = self._same_work(baseline)
 
     def pairs(self, *, seed: int = 0) -> list[Pair]:
-        """Every two rows that did the same work: paired where both have samples."""
-        found = []
+        """All pairs of rows that did the same work; the test is paired if both have samples."""
+        tested = []
         for a, b in itertools.combinations(range(len(self.rows)), 2):
             if self._comparable[a, b]:
                 both = self._sampled[a] and self._sampled[b]
                 test = self._paired if both else self._unpaired
                 pair = test(self.rows[a], self.rows[b], seed)
-                found += [pair] if pair else []
+                tested += [pair] if pair else []
         return [
             dataclasses.replace(pair, adjusted_p=adjusted)
             for paired in (True, False)
-            if (kind := [pair for pair in found if pair.paired is paired])
+            if (kind := [pair for pair in tested if pair.paired is paired])
             for pair, adjusted in zip(kind, holm([pair.p for pair in kind]), strict=True)
         ]
 
     def rank(self, pairs: Sequence[Pair]) -> None:
-        """Sets the rank of each row with samples, in brackets that of each row without."""
+        """Sets the rank of each row; that of a row without samples is in brackets."""
         if self._reference is None:
             return
         ranked = [k for k in range(len(self.rows)) if self._comparable[self._reference, k]]

@@ -1,4 +1,4 @@
-"""A gate for CI: is a candidate worse than its baseline, or could this run not have shown it?
+"""A gate for CI: pass, fail, or inconclusive if the run was too short to show a drop.
 
     report = check("results/new", baseline="results/old", max_drop=0.02)
     report.verdict                          # pass, fail or inconclusive
@@ -6,7 +6,7 @@
     check("results/new", golden="golden.json")
 
 A folder with samples is compared document by document, a YAML file by its tolerance, a golden file
-to the rounding error. When a metric fails is in `check_rules`.
+up to rounding. `check_rules` decides when a metric fails.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ STATUS: Mapping[Verdict, int] = {"pass": 0, "fail": 1, "inconclusive": 2}
 
 @dataclass(frozen=True, kw_only=True)
 class Report:
-    """What the gate says about a candidate."""
+    """The gate's results for a candidate."""
 
     candidate: str
     baseline: str
@@ -61,7 +61,7 @@ class Report:
 
     @property
     def verdict(self) -> Verdict:
-        """That of the worst result; inconclusive is worse than pass."""
+        """The verdict of the worst result; inconclusive is worse than pass."""
         verdicts = {result.verdict for result in self.results}
         if "fail" in verdicts:
             return "fail"
@@ -141,7 +141,7 @@ def judge_by_file(
 def other_than_file(
     candidate: Measured, expected: ExpectedMetric, baseline: Baseline
 ) -> str | None:
-    """What the candidate lacks or did otherwise than the file says, in one phrase, or None."""
+    """How the candidate's work differs from the file's, in one phrase; None if it does not."""
     if (task := candidate.tasks.get(expected.task)) is None:
         return "the candidate has no such task"
     shots = baseline.num_fewshot
@@ -227,12 +227,12 @@ def read_measured(path: str | Path) -> Measured:
 
     Raises LatentRefError where a file there cannot be read, or nothing is there.
     """
-    found = read_results([path])
-    if found.problems:
-        raise LatentRefError(str(found.problems[0]))
+    results = read_results([path])
+    if results.problems:
+        raise LatentRefError(str(results.problems[0]))
     tasks: dict[str, Task] = {}
     runs: dict[str, Run] = {}
-    for run in sorted(found.runs, key=lambda run: (run.date or 0.0, run.file.name)):
+    for run in sorted(results.runs, key=lambda run: (run.date or 0.0, run.file.name)):
         for name, task in (run.tasks | run.groups).items():
             tasks[name], runs[name] = task, run
     if not tasks:
@@ -255,18 +255,18 @@ def judge_runs(
         if name not in baseline.runs[name].groups
         for metric in task.scores
     ]
-    adjusted = iter(holm([one.drop.p_value for one in compared if isinstance(one, _Pair)]))
+    adjusted = iter(holm([pair.drop.p_value for pair in compared if isinstance(pair, _Pair)]))
     limit = MAX_DROP if max_drop is None else max_drop
     return [
-        one
-        if isinstance(one, Result)
-        else _judged(one, next(adjusted), limit, significance, show_flips)
-        for one in compared
+        each
+        if isinstance(each, Result)
+        else _judged(each, next(adjusted), limit, significance, show_flips)
+        for each in compared
     ]
 
 
 def other_work(first: Task, second: Task) -> str | None:
-    """What the second run did otherwise than the first, in one phrase; None for the same work."""
+    """How the second run's work differs from the first's, in one phrase; None for the same work."""
     fields = {
         "task version": (first.version, second.version),
         "num_fewshot": (first.num_fewshot, second.num_fewshot),

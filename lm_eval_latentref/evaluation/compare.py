@@ -1,11 +1,11 @@
-"""Two runs on the same documents: by how much they differ, and whether that is more than noise.
+"""Compares two runs on the same documents: their difference, and whether it is more than noise.
 
     first = read_answers("results/plain")                   # folder of `lm_eval --log_samples`
     second = read_answers("sweeps/mathqa/sweep.json::both")  # a row's best setting of a sweep
     for comparison in compare(first, second, seed=0):
         print(comparison.task, comparison.difference, comparison.test.p_value)
 
-Paired throughout: documents are aligned by task and number and must be the same ones.
+All tests are paired: documents are aligned by task and number, and must be the same.
 """
 
 from __future__ import annotations
@@ -83,16 +83,16 @@ def read_answers(name: str, *, metric: str | None = None) -> Answers:
             f"{name}: no samples_*.jsonl and no sweep.json there; give what `lm_eval --log_samples "
             "--output_path FOLDER` or `latentref sweep` wrote"
         )
-    found = Answers(name)
+    answered = Answers(name)
     for task, file in files.items():
         for sample in samples.iterate(file):
             key = task if sample["filter"] == "none" else f"{task} ({sample['filter']})"
-            judged_by = found.metrics.setdefault(key, metric or _default_metric(sample, file))
-            answers = found.tasks.setdefault(key, {})
+            judged_by = answered.metrics.setdefault(key, metric or _default_metric(sample, file))
+            answers = answered.tasks.setdefault(key, {})
             if sample["doc_id"] in answers:
                 raise LatentRefError(f"{file}: document {sample['doc_id']} occurs twice")
             answers[sample["doc_id"]] = _answer(sample, judged_by, file)
-    return found
+    return answered
 
 
 def _sample_files(path: Path) -> dict[str, Path]:
@@ -121,9 +121,9 @@ def _answer(sample: Mapping[str, Any], metric: str, file: Path) -> Answer:
         recorded = ", ".join(samples.metric_names(sample)) or "none"
         raise LatentRefError(f"{file}: no metric {metric!r} per document; it has {recorded}")
     doc_hash = sample.get("doc_hash")
-    if (found := samples.candidates(sample)) is None:
+    if (candidates := samples.candidates(sample)) is None:
         return Answer(float(value), None, doc_hash)
-    values, gold = found
+    values, gold = candidates
     margin = values[gold] - max(other for place, other in enumerate(values) if place != gold)
     choice, tied = values.index(max(values)), values.count(max(values)) > 1
     return Answer(float(value), margin, doc_hash, choice, tied)
@@ -138,9 +138,9 @@ def _of_sweep(name: str, path: Path, setting: str, metric: str | None) -> Answer
         task, settings = content["task"], content["settings"]
         label = content["recommended"] if setting == "recommended" else setting
         label = content["best"].get(label, label)
-        for one in settings:
-            if one["label"] == label:
-                rows = zip(task["documents"], one["correct"], one["margins"], strict=True)
+        for tried in settings:
+            if tried["label"] == label:
+                rows = zip(task["documents"], tried["correct"], tried["margins"], strict=True)
                 answers = {
                     int(doc_id): Answer(
                         float(correct), float(margin), str(task["hashes"][str(doc_id)])
@@ -149,7 +149,7 @@ def _of_sweep(name: str, path: Path, setting: str, metric: str | None) -> Answer
                 }
                 name = f"{path}::{label}"
                 return Answers(name, {str(task["name"]): answers}, {str(task["name"]): "acc"})
-        labels = ", ".join(one["label"] for one in settings)
+        labels = ", ".join(tried["label"] for tried in settings)
     raise LatentRefError(
         f"{name}: no setting {setting!r}; give recommended, {', '.join(content['best'])}, "
         f"or one of: {labels}"
@@ -161,7 +161,7 @@ ALL = "all tasks"
 
 @dataclass(frozen=True, kw_only=True)
 class Comparison:
-    """The second run against the first on the documents of one task."""
+    """The second run compared with the first on the documents of one task."""
 
     task: str
     metric: str
@@ -171,22 +171,22 @@ class Comparison:
     second: float
     second_error: float
     difference: Interval
-    """Of the metric's mean, second minus first: paired bootstrap, 95 %."""
+    """Difference of the metric's mean, second minus first: paired bootstrap, 95 %."""
     margin_difference: Interval | None
-    """Of the mean margin of the gold answer in nats; None where candidates were not scored."""
+    """Difference of the gold answer's mean margin in nats; None if candidates were not scored."""
     test: McNemar | None
     """Exact McNemar; None for a metric that is not 0 or 1."""
     smallest: float | None
-    """The smallest difference that so many documents would show (`detectable_difference`)."""
+    """The smallest difference that this many documents can show (`detectable_difference`)."""
 
 
 def compare(first: Answers, second: Answers, *, seed: int) -> list[Comparison]:
-    """One comparison for each task that both runs have; one of all documents if there are several.
+    """A comparison for each task that both runs have, and one over all documents if several.
 
     Documents that only one run has are left out, with a warning.
 
     Raises:
-        LatentRefError: no task in common, or a document of the same number that is another one.
+        LatentRefError: no task in common, or different documents under the same number.
     """
     tasks = [task for task in first.tasks if task in second.tasks]
     if not tasks:
@@ -195,22 +195,22 @@ def compare(first: Answers, second: Answers, *, seed: int) -> list[Comparison]:
             f"{', '.join(second.tasks)}; compare runs of the same tasks"
         )
     pairs = {task: _align(task, first, second) for task in tasks}
-    found = [_compared(task, first.metrics[task], pairs[task], seed) for task in tasks]
+    comparisons = [_compared(task, first.metrics[task], pairs[task], seed) for task in tasks]
     if len(tasks) > 1:
         everything = [pair for task in tasks for pair in pairs[task]]
         metrics = ", ".join(dict.fromkeys(first.metrics[task] for task in tasks))
-        found.append(_compared(ALL, metrics, everything, seed))
-    return found
+        comparisons.append(_compared(ALL, metrics, everything, seed))
+    return comparisons
 
 
 def as_text(comparisons: Sequence[Comparison]) -> str:
     """A block of lines for each comparison."""
-    return "\n\n".join("\n".join(_block(one)) for one in comparisons)
+    return "\n\n".join("\n".join(_block(comparison)) for comparison in comparisons)
 
 
 def as_json(comparisons: Sequence[Comparison]) -> list[dict[str, Any]]:
     """All numbers, as JSON values."""
-    return [dataclasses.asdict(one) for one in comparisons]
+    return [dataclasses.asdict(comparison) for comparison in comparisons]
 
 
 def _align(task: str, first: Answers, second: Answers) -> list[tuple[Answer, Answer]]:
@@ -252,9 +252,7 @@ def _compared(
         second_error=standard_error(second),
         difference=paired_interval(second, first, seed=seed),
         margin_difference=_margin_difference(pairs, seed),
-        test=mcnemar([bool(one) for one in first], [bool(one) for one in second])
-        if is_accuracy
-        else None,
+        test=mcnemar(list(map(bool, first)), list(map(bool, second))) if is_accuracy else None,
         smallest=detectable_difference(len(pairs), discordant_share=share) if is_accuracy else None,
     )
 
@@ -271,22 +269,21 @@ def _margin_difference(pairs: Sequence[tuple[Answer, Answer]], seed: int) -> Int
     return paired_interval(second_margins, first_margins, seed=seed)
 
 
-def _block(one: Comparison) -> list[str]:
-    difference = one.difference
+def _block(this: Comparison) -> list[str]:
     lines = [
-        f"{one.task}: {one.num_documents} documents, {one.metric}",
-        f"  first  {one.first:.4f} +- {one.first_error:.4f}",
-        f"  second {one.second:.4f} +- {one.second_error:.4f}",
-        f"  second - first {_interval(difference)} (95 % paired bootstrap)",
+        f"{this.task}: {this.num_documents} documents, {this.metric}",
+        f"  first  {this.first:.4f} +- {this.first_error:.4f}",
+        f"  second {this.second:.4f} +- {this.second_error:.4f}",
+        f"  second - first {_interval(this.difference)} (95 % paired bootstrap)",
     ]
-    if one.margin_difference is not None:
-        lines.append(f"  margin of the gold answer {_interval(one.margin_difference)} nats")
-    if one.test is not None:
+    if this.margin_difference is not None:
+        lines.append(f"  margin of the gold answer {_interval(this.margin_difference)} nats")
+    if this.test is not None:
         lines.append(
-            f"  only the first right: {one.test.only_first}, only the second: "
-            f"{one.test.only_second}, exact McNemar p = {one.test.p_value:.4f}"
+            f"  only the first right: {this.test.only_first}, only the second: "
+            f"{this.test.only_second}, exact McNemar p = {this.test.p_value:.4f}"
         )
-        lines.append(f"  smallest difference that would show (80 % power): {one.smallest:.4f}")
+        lines.append(f"  smallest difference that would show (80 % power): {this.smallest:.4f}")
     return lines
 
 

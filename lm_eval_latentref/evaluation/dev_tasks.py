@@ -113,7 +113,7 @@ class _Task:
         task = self.task
         task.build_all_requests(limit=limit, rank=0, world_size=1)
         is_free = task.OUTPUT_TYPE == "generate_until"
-        requests = [_gold(task, one) for one in task.instances] if is_free else task.instances
+        requests = [_gold(task, each) for each in task.instances] if is_free else task.instances
         return DevTask(
             name=self.name,
             version=task.VERSION,
@@ -224,8 +224,8 @@ def _gold(task: Any, request: Any) -> Any:
 
 def _free_documents(task: Any) -> list[Document]:
     return [
-        Document(one.doc_id, _hash(one.doc), (number,), 0, _num_steps(one.doc))
-        for number, one in enumerate(task.instances)
+        Document(request.doc_id, _hash(request.doc), (number,), 0, _num_steps(request.doc))
+        for number, request in enumerate(task.instances)
     ]
 
 
@@ -233,7 +233,7 @@ def _documents(task: Any) -> list[Document]:
     members: dict[int, list[int]] = {}
     for number, request in enumerate(task.instances):
         members.setdefault(request.doc_id, []).append(number)
-    found = []
+    documents = []
     for doc_id, numbers in members.items():
         document = task.instances[numbers[0]].doc
         choices, gold = task.doc_to_choice(document), task.doc_to_target(document)
@@ -246,8 +246,8 @@ def _documents(task: Any) -> list[Document]:
         # A metric such as acc_mutual_info asks for more than the candidates; those come first.
         candidates = tuple(numbers[: len(choices)])
         steps = _num_steps(document)
-        found.append(Document(doc_id, _hash(document), candidates, gold, steps))
-    return found
+        documents.append(Document(doc_id, _hash(document), candidates, gold, steps))
+    return documents
 
 
 def _num_steps(document: Any) -> int | None:

@@ -1,9 +1,9 @@
-"""Runs as rows of a board: their names, settings, costs, and the command that repeats each.
+"""Makes the rows of a leaderboard from runs: names, settings, costs, and commands to repeat them.
 
     entries, left_out = entries_of(["results/", "plain=results/no_cot"], notes)
     entries[0].name, entries[0].cost["seconds_per_document"], entries[0].command
 
-Compares nothing.
+`board` compares the rows.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""`latentref check`: prints the gate's verdict for people and machines, or writes its files anew.
+"""`latentref check`: prints the gate's verdict for people and machines, or updates its files.
 
     status = gate("results/new", baseline="results/old", format="markdown")
     update_baseline("results/new", "baseline.yaml")     # or a folder, which then holds these files

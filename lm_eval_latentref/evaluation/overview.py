@@ -105,20 +105,20 @@ def overview_json(studies: Contents, pages: Mapping[str, str], *, command: str) 
             for task, study in studies.items()
         },
         "pooled": {
-            one.folder: {
-                name: pooled(studies, one.number, name) for name in _refined(studies, one.number)
+            each.folder: {
+                name: pooled(studies, each.number, name) for name in _refined(studies, each.number)
             }
-            for one in _sets(studies)
+            for each in _sets(studies)
         },
         "reported_by": SOURCE,
     }
 
 
 def pooled(studies: Contents, number: int, name: str) -> dict[str, Any]:
-    """Row `name` of the set of this number against Coconut, over the problems of all benchmarks.
+    """Row `name` of set `number` compared with Coconut, over the problems of all benchmarks.
 
-    A problem counts the same whatever its task, so large tasks weigh most. Of several prompts of
-    one benchmark the first counts: problems are what is resampled, and theirs are the same.
+    All problems have the same weight, so large tasks count most. If a benchmark has several
+    prompts, only the first is used, because their problems are the same.
     """
     gained = lost = total = 0
     for study in benchmarks(studies).values():
@@ -150,8 +150,8 @@ def overview_page(studies: Contents, pages: Mapping[str, str], *, command: str) 
     """Accuracy, what refinement buys, the paper's figures, what it costs, and where the rest is."""
     made: list[Any] = []
     for study in studies.values():
-        made += [one for one in study["made_with"] if one not in made]
-    folders = dict.fromkeys(Path(one.folder).name for one in _sets(studies))
+        made += [origins for origins in study["made_with"] if origins not in made]
+    folders = dict.fromkeys(Path(each.folder).name for each in _sets(studies))
     return page(
         "overview.md.j2",
         folders=", ".join(folders),
@@ -185,11 +185,11 @@ class _Set:
 
 def _sets(studies: Contents) -> list[_Set]:
     first = next(iter(studies.values()))
-    return [_Set(number, one["folder"]) for number, one in enumerate(first["sets"])]
+    return [_Set(number, trained["folder"]) for number, trained in enumerate(first["sets"])]
 
 
 def _names(studies: Contents) -> list[str]:
-    there = {name for one in studies.values() for name in one["mean_over_sets"]}
+    there = {name for study in studies.values() for name in study["mean_over_sets"]}
     rows = [f"{name}{how}" for name in (*BASELINES, COCONUT) for how in ("", WITHOUT_STEPS)]
     return [name for name in (*rows, *REFINED) if name in there]
 
@@ -216,18 +216,18 @@ def _gains(studies: Contents) -> str:
     rows = []
     for task, study in studies.items():
         for name in (name for name in REFINED if name in study["mean_over_sets"]):
-            found = [one["rows"][name] for one in study["sets"] if name in one["rows"]]
-            tests = [row["against_coconut"]["test"] for row in found]
+            of_sets = [each["rows"][name] for each in study["sets"] if name in each["rows"]]
+            tests = [row["against_coconut"]["test"] for row in of_sets]
             difference = points(study["mean_over_sets"][name]["against_coconut"])
             p_values = ", ".join(f"{test['p_value']:.3g}" for test in tests)
-            margins = "; ".join(filter(None, map(margin_gain, found)))
+            margins = "; ".join(filter(None, map(margin_gain, of_sets)))
             rows.append((task, name, difference, p_values, margins))
     if len(benchmarks(studies)) > 1:
-        for one in _sets(studies):
-            for name in _refined(studies, one.number):
-                all_of = pooled(studies, one.number, name)
+        for each in _sets(studies):
+            for name in _refined(studies, each.number):
+                all_of = pooled(studies, each.number, name)
                 difference, p_value = points(all_of["difference"]), all_of["test"]["p_value"]
-                rows.append((f"all tasks, {one.folder}", name, difference, f"{p_value:.3g}", ""))
+                rows.append((f"all tasks, {each.folder}", name, difference, f"{p_value:.3g}", ""))
     return table(["task", "row", "accuracy", "p", "margin"], rows)
 
 
@@ -266,8 +266,8 @@ def _costs(studies: Contents) -> str:
         for what, shown in _COSTS.items():
             cells = []
             for name in names:
-                found = [one["rows"][name] for one in study["sets"] if name in one["rows"]]
-                cells.append(" / ".join(filter(None, map(shown, found))))
+                of_sets = [each["rows"][name] for each in study["sets"] if name in each["rows"]]
+                cells.append(" / ".join(filter(None, map(shown, of_sets))))
             rows.append([task, what, *cells])
         if (paper := REPORTED.get(task)) and paper.tokens:
             theirs = paper.tokens

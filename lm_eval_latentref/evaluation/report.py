@@ -1,9 +1,9 @@
-"""What pages share: figures in words, tables, files; and the page of a sweep.
+"""Shared by all pages: formatting of figures, tables and files. Also the page of a sweep.
 
     page("study.md.j2", content=content)                    # the prose is in `templates`
     save(content, "results/mine", text)                     # results.json and README.md
 
-A page holds only what its JSON holds, so the JSON read back gives the same one.
+A page is made from its JSON alone, so the JSON read back gives the same page.
 """
 
 from __future__ import annotations

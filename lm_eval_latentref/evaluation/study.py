@@ -4,8 +4,8 @@
     study.sets[0].rows["both"].run.accuracy
 
 Settings of the refined rows are chosen by a sweep of each task's dev split; its test split is
-evaluated once with each. What is finished is kept in `work`, so the same call goes on where one
-stopped. Its tables are in `report`.
+evaluated once with each. Finished work is kept in `work`, so the same call continues where an
+earlier one stopped. `study_report` makes the tables.
 """
 
 from __future__ import annotations
@@ -112,7 +112,7 @@ class TrainedSet:
     weights_file: str | None = None
     """The GGUF file of the base, where it comes from one."""
     trainings: Mapping[str, TrainingLog] = field(default_factory=dict)
-    """What the folder, and each baseline's that was trained by itself, tell of their training."""
+    """The training records of the folder, and of each baseline that was trained separately."""
     train_commands: Sequence[str] = ()
     """What repeats them."""
 
@@ -180,12 +180,12 @@ def run_studies(
         _check_dev_task(task)
     places = [(folder, Path(work) / Path(folder).name) for folder in folders]
     with holding(work, "latentref study"):
-        found = [_SetStudy(folder, place, names, given).all_tasks() for folder, place in places]
+        of_sets = [_SetStudy(folder, place, names, given).all_tasks() for folder, place in places]
     return [
         Study(
             task=task.name,
             dev_task=task.dev,
-            sets=tuple(by_task[task] for by_task in found),
+            sets=tuple(by_task[task] for by_task in of_sets),
             seed=given.seed,
             batch_size=given.batch_size,
         )
@@ -278,10 +278,10 @@ class _SetStudy:
         return {name: log for name, log in logs.items() if log is not None}
 
     def _train_commands(self, trainings: Iterable[str]) -> list[str]:
-        # The folder's recipe tells how it was trained, even without a log.
+        # The folder's recipe says how it was trained, even without a log.
         names = dict.fromkeys([self.folder, *trainings])
-        found = [retrain_command(str(local_folder(name))) for name in names]
-        return [command for command in found if command is not None]
+        commands = [retrain_command(str(local_folder(name))) for name in names]
+        return [command for command in commands if command is not None]
 
     def _check_unseen(self) -> None:
         """Raises LatentRefError if the set was trained on documents that its rows answer."""
@@ -300,13 +300,13 @@ class _SetStudy:
                 args = {"pretrained": f"{self.folder}/{part}", **loading}
                 yield name, part, {task: (args, None) for task in swept}
         for name, key in REFINED.items():
-            found = {}
+            by_task = {}
             for task, content in swept.items():
                 if key in content["best"]:
                     setting = _setting(content, content["best"][key])
                     args = {"pretrained": self.folder, **loading, **_arguments(setting)}
-                    found[task] = args, setting["label"]
-            yield name, key, found
+                    by_task[task] = args, setting["label"]
+            yield name, key, by_task
 
     def _sweep_folder(self, task: TaskNames) -> Path:
         return self.work / "sweep" / task.dev
@@ -361,7 +361,7 @@ def _weights_file(folder: str) -> str | None:
 
 def _setting(swept: Mapping[str, Any], label: str) -> dict[str, Any]:
     settings: Iterable[dict[str, Any]] = swept["settings"]
-    return next(one for one in settings if one["label"] == label)
+    return next(setting for setting in settings if setting["label"] == label)
 
 
 def _arguments(setting: Mapping[str, Any]) -> dict[str, Any]:
@@ -373,8 +373,8 @@ def _arguments(setting: Mapping[str, Any]) -> dict[str, Any]:
 def _short(swept: Mapping[str, Any]) -> dict[str, Any]:
     left_out = ("correct", "margins")
     settings = [
-        {name: value for name, value in one.items() if name not in left_out}
-        for one in swept["settings"]
+        {name: value for name, value in setting.items() if name not in left_out}
+        for setting in swept["settings"]
     ]
     names = ("best", "recommended", "rule", "best_of_all", "rivals", "smallest_effect", "cost")
     task = swept["task"]

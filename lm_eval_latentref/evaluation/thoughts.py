@@ -1,11 +1,11 @@
-"""A case study: what thoughts read as before and after refinement, where it changes an answer.
+"""A case study: what thoughts decode to, before and after refinement, if it changes the answer.
 
-    found = study_cases("out/mine", task="latentref_mathqa_mc", work="out/cases", memory_rate=0.3)
-    found.cases[0].thoughts[2].refined          # tokens and how likely each is
-    save_thoughts(thoughts_json(found, command="latentref thoughts ..."), "thoughts.md")
+    study = study_cases("out/mine", task="latentref_mathqa_mc", work="out/cases", memory_rate=0.3)
+    study.cases[0].thoughts[2].refined          # tokens and their probabilities
+    save_thoughts(thoughts_json(study, command="latentref thoughts ..."), "thoughts.md")
 
-Documents that refinement turns from wrong to right, and from right to wrong: the first ones of the
-task, none picked by hand. Thoughts are read through the backbone's own output layer.
+The cases are the first documents of the task that refinement turns from wrong to right, and from
+right to wrong; none is picked by hand. Thoughts are decoded by the backbone's own output layer.
 
 Shape suffixes: B documents, T thoughts, D hidden size, V vocabulary.
 """
@@ -358,10 +358,10 @@ def _pair(values_2: Tensor) -> tuple[float, float]:
     return before, after
 
 
-def thoughts_json(found: CaseStudy, *, command: str) -> dict[str, Any]:
+def thoughts_json(study: CaseStudy, *, command: str) -> dict[str, Any]:
     """All of the case study as JSON values."""
     made = {"versions": versions(), "machine": machine()}
-    return {"format": THOUGHTS, "command": command, **made, **dataclasses.asdict(found)}
+    return {"format": THOUGHTS, "command": command, **made, **dataclasses.asdict(study)}
 
 
 def thoughts_page(content: Content) -> str:

@@ -1,4 +1,4 @@
-"""Names and texts of other people's files, made fit to be printed.
+"""Makes names and texts from other people's files safe and short enough to print.
 
 plain("a\\x1b[31mb\\n")                          # "a [31mb": one line, no control characters
 short_name("/data/models/gpt2-mathqa")         # "gpt2-mathqa"
