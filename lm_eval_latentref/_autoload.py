@@ -84,7 +84,7 @@ def _register_after(spec: ModuleSpec) -> None:
 
     def run_module_then_register(module: ModuleType) -> None:
         run_module(module)
-        # lm-eval works without us: no fault of ours may stand in its way.
+        # lm-eval works without us, so an error of ours must not stop it.
         try:
             register()
         except Exception:

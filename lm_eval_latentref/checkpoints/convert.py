@@ -157,8 +157,8 @@ def _copy_adapters(
         place = folder if role == "pretrained" else folder / role
         _copy_adapter(source, place, dtype, open_config(source, role, trust_remote_code))
         read, again = (
-            load_alone(one, load_model=loader, trust_remote_code=trust_remote_code).model
-            for one in (source, dataclasses.replace(source, adapter=str(place)))
+            load_alone(each, load_model=loader, trust_remote_code=trust_remote_code).model
+            for each in (source, dataclasses.replace(source, adapter=str(place)))
         )
         rounded_to = again.dtype if dtype == "auto" else getattr(torch, dtype)
         name = f"{role}={source.name or source.base}"
@@ -228,7 +228,7 @@ def _merge(peft_model: Any) -> Any:
     """
     base = peft_model.get_base_model()
     configs = (base.config, base.config.get_text_config())
-    tying = [one for one in configs if getattr(one, "tie_word_embeddings", False)]
+    tying = [config for config in configs if getattr(config, "tie_word_embeddings", False)]
     _untie(base)
     model = peft_model.merge_and_unload()
     output, inputs = model.get_output_embeddings(), model.get_input_embeddings()
@@ -323,13 +323,13 @@ def _copy_adapter(source: Source, folder: Path, dtype: str, base_config: Any) ->
             own.save_pretrained(folder)
 
 
-def _same_tokenizer(one: Any, other: Any) -> bool:
+def _same_tokenizer(own: Any, other: Any) -> bool:
     """Whether both know the same tokens and use the same of them to begin, end and pad."""
     return bool(
-        one.get_vocab() == other.get_vocab()
-        and one.special_tokens_map == other.special_tokens_map
-        and one.chat_template == other.chat_template
-        and one("").input_ids == other("").input_ids
+        own.get_vocab() == other.get_vocab()
+        and own.special_tokens_map == other.special_tokens_map
+        and own.chat_template == other.chat_template
+        and own("").input_ids == other("").input_ids
     )
 
 

@@ -45,8 +45,8 @@ def run_demo(*, output: str, limit: int) -> int:
     done = subprocess.run([sys.executable, "-m", *command], env=environment, check=False)
     if done.returncode == 0:
         # A path of this machine means nothing to a reader.
-        told = shlex.join(command).replace(str(tasks_path()), '"$(latentref tasks-path)"')
-        write_report(Path(output), told, task, since=started)
+        shown = shlex.join(command).replace(str(tasks_path()), '"$(latentref tasks-path)"')
+        write_report(Path(output), shown, task, since=started)
     return done.returncode
 
 

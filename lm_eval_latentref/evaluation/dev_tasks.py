@@ -197,7 +197,7 @@ def _check_questions(name: str, task: Any, trained: Hashes) -> None:
 
 
 def _questions(task: Any, document: Any) -> Iterator[str]:
-    """All that may be a document's question: its text, then each field that stands in it."""
+    """Texts that may be a document's question: its prompt, then each field that occurs in it."""
     text = task.doc_to_text(document)
     fields = [value for value in document.values() if isinstance(value, str)]
     if not isinstance(text, str):  # the number of a choice, in tasks that fill a gap

@@ -77,9 +77,9 @@ class Entry:
         run = self.runs[0]
         recorded = [(role, run.settings.get(role)) for role in ("backbone", "strong", "weak")]
         own = {
-            role: f"{plain(one.get('name'))} {str(one.get('fingerprint'))[:12]}"
-            for role, one in recorded
-            if isinstance(one, Mapping)
+            role: f"{plain(checkpoint.get('name'))} {str(checkpoint.get('fingerprint'))[:12]}"
+            for role, checkpoint in recorded
+            if isinstance(checkpoint, Mapping)
         }
         revision = run.config.get("model_sha") or run.config.get("model_revision")
         return own or {"model": plain(f"{run.name} {revision or ''}")}
@@ -221,7 +221,7 @@ def _scores(run: Run) -> dict[str, Any]:
 
 
 def _name(entries: list[Entry]) -> None:
-    """Names those without one by their model, and by what tells them apart where that is shared."""
+    """Names entries that have no name by their model and, if several share it, by differences."""
     for entry in entries:
         run = entry.runs[0]
         seeds = f" ({len(entry.runs)} seeds)" if len(entry.runs) > 1 else ""
@@ -277,9 +277,11 @@ def _day(seconds: float | None) -> str | None:
 
 def _data_hashes(data: Mapping[str, Any]) -> dict[str, str]:
     return {
-        plain(split): plain(one.get("sha256") or f"{one.get('origin')}, seed {one.get('seed')}")
-        for split, one in data.items()
-        if isinstance(one, Mapping)
+        plain(split): plain(
+            identity.get("sha256") or f"{identity.get('origin')}, seed {identity.get('seed')}"
+        )
+        for split, identity in data.items()
+        if isinstance(identity, Mapping)
     }
 
 

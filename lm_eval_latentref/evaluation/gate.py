@@ -53,7 +53,7 @@ def gate(
     format: str = "text",
     **options: Any,
 ) -> int:
-    """`latentref check`: prints the verdict, or writes its files anew; returns the exit status.
+    """`latentref check`: prints the verdict or updates its files; returns the exit status.
 
     Args:
         update: whether the baseline becomes what `candidate` measured.

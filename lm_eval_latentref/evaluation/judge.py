@@ -68,7 +68,7 @@ def judge(
 
     Args:
         plain: what each is compared with.
-        journal: file of finished work; the same call goes on from it.
+        journal: file of finished work, from which the same call continues.
 
     Raises:
         LatentRefError: thoughts overflowed under some setting.

@@ -21,14 +21,14 @@ PACKAGES = ("lm-eval-latentref", "lm-eval", "torch", "transformers", "peft", "nu
 
 
 def versions() -> dict[str, str]:
-    """Versions of Python and of the packages that decide a number; those installed only."""
-    found = {"python": platform.python_version()}
+    """Versions of Python and of the installed packages that influence results."""
+    installed = {"python": platform.python_version()}
     for name in PACKAGES:
         try:
-            found[name] = metadata.version(name)
+            installed[name] = metadata.version(name)
         except metadata.PackageNotFoundError:
             continue
-    return found
+    return installed
 
 
 def machine() -> dict[str, Any]:

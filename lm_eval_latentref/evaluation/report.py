@@ -46,10 +46,10 @@ def percent(share: float) -> str:
     return f"{100 * share:.2f}"
 
 
-def plus_minus(found: Content, name: str = "accuracy") -> str:
+def plus_minus(values: Content, name: str = "accuracy") -> str:
     """A share with its standard error, in percent."""
-    error = found[f"{name}_stderr"]
-    return f"{percent(found[name])} +- {percent(math.nan if error is None else error)}"
+    error = values[f"{name}_stderr"]
+    return f"{percent(values[name])} +- {percent(math.nan if error is None else error)}"
 
 
 def points(interval: Content) -> str:
@@ -154,10 +154,10 @@ def check_kind(folder: str | os.PathLike[str], wanted: str) -> None:
     """
     path = Path(folder) / RESULTS
     try:
-        found = json.loads(path.read_text("utf-8"))["format"]
+        present = json.loads(path.read_text("utf-8"))["format"]
     except (OSError, ValueError, KeyError, TypeError):
         return
-    kind, other = (name.rpartition(" ")[0] for name in (wanted, str(found)))
+    kind, other = (name.rpartition(" ")[0] for name in (wanted, str(present)))
     if kind != other:
         raise LatentRefError(
             f"{path} is a {other!r}, which a {kind!r} would overwrite; give another folder"
@@ -167,7 +167,7 @@ def check_kind(folder: str | os.PathLike[str], wanted: str) -> None:
 def see_also(folder: Path) -> str:
     """Links to what other commands wrote into the same folder."""
     pages = [*sorted(folder.glob("*.md")), *sorted(folder.glob(f"*/{PAGE}"))]
-    names = [one.relative_to(folder).as_posix() for one in pages if one != folder / PAGE]
+    names = [file.relative_to(folder).as_posix() for file in pages if file != folder / PAGE]
     links = "".join(f"- [{name}]({name})\n" for name in names)
     return f"\n## Beside this\n\n{links}" if names else ""
 
@@ -182,15 +182,15 @@ ROW_NAMES = {
 
 def sweep_page(content: Content) -> str:
     """The table, the best of each row, the recommendation, what the split could show, the cost."""
-    by_label = {one["label"]: one for one in content["settings"]}
+    by_label = {tried["label"]: tried for tried in content["settings"]}
     settings = sorted(
-        content["settings"], key=lambda one: (ROWS.index(one["row"]), setting_of(one))
+        content["settings"], key=lambda tried: (ROWS.index(tried["row"]), setting_of(tried))
     )
-    near = 1 + sum(one["within_noise"] for one in content["rivals"])
-    rival = [one for one in content["rivals"] if one["setting"] == content["recommended"]]
+    near = 1 + sum(tried["within_noise"] for tried in content["rivals"])
+    rival = [tried for tried in content["rivals"] if tried["setting"] == content["recommended"]]
     return page(
         "sweep.txt.j2",
-        settings=table(_SETTINGS, [_setting_row(content, one) for one in settings]),
+        settings=table(_SETTINGS, [_setting_row(content, tried) for tried in settings]),
         best={ROW_NAMES[row]: by_label[label] for row, label in content["best"].items()},
         recommended=by_label[content["recommended"]],
         rival=rival[0] if rival else None,
@@ -220,16 +220,20 @@ _JUDGED = (
 def _judged_rows(judged: Content) -> list[Sequence[str]]:
     """A line for each row, then one for each number of steps, where there are several."""
     lines: list[Sequence[str]] = []
-    for row, one in judged["rows"].items():
-        points = {name: 100 * value for name, value in one["difference"].items()}
+    for row, outcome in judged["rows"].items():
+        points = {name: 100 * value for name, value in outcome["difference"].items()}
         lines.append(
             (
-                *(ROW_NAMES[row], with_unit(one["label"]), "all", str(judged["documents"])),
-                *(percent(one["accuracy"]), nats(points, 2), nats(one["margin_difference"], 4)),
-                *(str(one["gained"]), str(one["lost"])),
+                *(ROW_NAMES[row], with_unit(outcome["label"]), "all", str(judged["documents"])),
+                *(
+                    percent(outcome["accuracy"]),
+                    nats(points, 2),
+                    nats(outcome["margin_difference"], 4),
+                ),
+                *(str(outcome["gained"]), str(outcome["lost"])),
             )
         )
-        parts = one["by_steps"] if len(one["by_steps"]) > 1 else {}
+        parts = outcome["by_steps"] if len(outcome["by_steps"]) > 1 else {}
         for steps, part in parts.items():
             change = 100 * (part["gained"] - part["lost"]) / part["num"]
             lines.append(
@@ -247,17 +251,17 @@ _SETTINGS = (
 )
 
 
-def _setting_row(content: Content, one: Content) -> Sequence[str]:
-    setting, is_plain = setting_of(one), one["label"] == content["best"]["plain"]
-    marks = ["best"] * (one["label"] == content["best"][one["row"]])
-    marks += ["recommended"] * (one["label"] == content["recommended"])
-    margin_error = math.nan if one["margin_stderr"] is None else one["margin_stderr"]
+def _setting_row(content: Content, tried: Content) -> Sequence[str]:
+    setting, is_plain = setting_of(tried), tried["label"] == content["best"]["plain"]
+    marks = ["best"] * (tried["label"] == content["best"][tried["row"]])
+    marks += ["recommended"] * (tried["label"] == content["recommended"])
+    margin_error = math.nan if tried["margin_stderr"] is None else tried["margin_stderr"]
     return (
-        ROW_NAMES[one["row"]],
+        ROW_NAMES[tried["row"]],
         *(str(setting.latent_steps), f"{setting.memory_rate:g}", setting.eta),
-        *(str(setting.search_steps), plus_minus(one)),
-        f"{one['margin']:+.4f} +- {margin_error:.4f}",
-        "" if is_plain else nats(one["margin_against_plain"], 4),
-        "" if is_plain else f"{one['mcnemar_against_plain']['p_value']:.3f}",
+        *(str(setting.search_steps), plus_minus(tried)),
+        f"{tried['margin']:+.4f} +- {margin_error:.4f}",
+        "" if is_plain else nats(tried["margin_against_plain"], 4),
+        "" if is_plain else f"{tried['mcnemar_against_plain']['p_value']:.3f}",
         *(", ".join(marks), setting.model_args),
     )

@@ -186,11 +186,11 @@ def read_results(paths: Iterable[str | Path], *, samples: bool = True) -> Result
                 results.runs.append(read_run(file))
         except LatentRefError as error:
             results.problems.append(Problem(file, str(error)))
-    for one in logged:
+    for samples_file in logged:
         try:
-            _join(one, results.runs)
+            _join(samples_file, results.runs)
         except LatentRefError as error:
-            results.problems.append(Problem(one.file, str(error)))
+            results.problems.append(Problem(samples_file.file, str(error)))
     return results
 
 

@@ -95,14 +95,14 @@ class StudyRun:
     @property
     def tied(self) -> float | None:
         """Share of documents whose likeliest candidates are equal; None if none were scored."""
-        found = [answer.tied for answer in self._by_document() if answer.tied is not None]
-        return sum(found) / len(found) if found else None
+        tied = [answer.tied for answer in self._by_document() if answer.tied is not None]
+        return sum(tied) / len(tied) if tied else None
 
     @property
     def commonest_choice(self) -> float | None:
-        """Share of documents with the place that is chosen most often; likewise."""
-        found = [answer.choice for answer in self._by_document() if answer.choice is not None]
-        return Counter(found).most_common(1)[0][1] / len(found) if found else None
+        """Share of documents with the most frequently chosen place; None if none were scored."""
+        chosen = [answer.choice for answer in self._by_document() if answer.choice is not None]
+        return Counter(chosen).most_common(1)[0][1] / len(chosen) if chosen else None
 
     @property
     def tokens_per_document(self) -> float:
@@ -127,8 +127,8 @@ class StudyRun:
         return Counter(self.targets).most_common(1)[0][1] / len(self.targets)
 
     def _by_document(self) -> list[Answer]:
-        (found,) = self.answers.tasks.values()
-        return [found[number] for number in sorted(found)]
+        (answers,) = self.answers.tasks.values()
+        return [answers[number] for number in sorted(answers)]
 
 
 class Runs:

@@ -48,7 +48,7 @@ RULE = (
 
 @dataclass(frozen=True, kw_only=True, order=True)
 class Setting:
-    """One point of the grid, in the form that tells equal ones: what has no effect is 0 or 1."""
+    """One point of the grid; values without effect are 0 or 1, so that equal settings match."""
 
     latent_steps: int
     memory_rate: float = 0.0
@@ -200,7 +200,7 @@ def choose(outcomes: Sequence[Outcome], *, seed: int) -> Choice:
     best = {
         row: max(members, key=_preference)
         for row in ROWS
-        if (members := [one for one in outcomes if one.setting.row == row])
+        if (members := [outcome for outcome in outcomes if outcome.setting.row == row])
     }
     if "plain" not in best:
         raise LatentRefError(
@@ -211,7 +211,8 @@ def choose(outcomes: Sequence[Outcome], *, seed: int) -> Choice:
     rivals = _rivals(best_of_all, outcomes, seed)
     near = {rival.setting for rival in rivals if rival.within_noise} | {best_of_all.setting}
     recommended = min(
-        (one for one in outcomes if one.setting in near), key=lambda one: _complexity(one.setting)
+        (outcome for outcome in outcomes if outcome.setting in near),
+        key=lambda outcome: _complexity(outcome.setting),
     )
     smallest_accuracy, smallest_margin = _smallest(best)
     return Choice(
@@ -239,25 +240,28 @@ def _preference(outcome: Outcome) -> tuple[float, ...]:
 
 def _rivals(best: Outcome, outcomes: Sequence[Outcome], seed: int) -> list[Rival]:
     others = sorted(
-        (one for one in outcomes if one is not best), key=lambda one: _complexity(one.setting)
+        (outcome for outcome in outcomes if outcome is not best),
+        key=lambda outcome: _complexity(outcome.setting),
     )
     if not others:
         return []
-    differences_SN = np.array([one.margins for one in others]) - np.array(best.margins)
+    differences_SN = np.array([outcome.margins for outcome in others]) - np.array(best.margins)
     return [
         Rival(
-            setting=one.setting,
+            setting=outcome.setting,
             margin=interval,
-            accuracy_difference=one.accuracy - best.accuracy,
-            test=mcnemar(best.correct, one.correct),
+            accuracy_difference=outcome.accuracy - best.accuracy,
+            test=mcnemar(best.correct, outcome.correct),
             within_noise=interval.high >= 0.0,
         )
-        for one, interval in zip(others, joint_intervals(differences_SN, seed=seed), strict=True)
+        for outcome, interval in zip(
+            others, joint_intervals(differences_SN, seed=seed), strict=True
+        )
     ]
 
 
 def _smallest(best: dict[str, Outcome]) -> tuple[float, float]:
-    plain, others = best["plain"], [one for row, one in best.items() if row != "plain"]
+    plain, others = best["plain"], [outcome for row, outcome in best.items() if row != "plain"]
     num_documents = len(plain.correct)
     if not others:
         return detectable_difference(num_documents, discordant_share=0.0), float("nan")

@@ -71,34 +71,34 @@ def study_json(study: Study, *, command: str) -> dict[str, Any]:
         "majority_answer": run.majority,
         # A companion with candidates has the chance of its task.
         "chance": CHANCE.get(study.task.removesuffix("_mc"), (None, ""))[0],
-        "sets": [_set_json(number, one) for number, one in enumerate(study.sets)],
+        "sets": [_set_json(number, trained) for number, trained in enumerate(study.sets)],
         "mean_over_sets": {name: _mean_json(study, name) for name in _names(study)},
     }
 
 
 def made_with(study: Study) -> list[dict[str, Any]]:
     """Versions and machines that the rows were run with, each once."""
-    found: list[dict[str, Any]] = []
-    for run in (row.run for one in study.sets for row in one.rows.values()):
-        if run.made_with not in found:
-            found.append(dict(run.made_with))
-    return found
+    origins: list[dict[str, Any]] = []
+    for run in (row.run for trained in study.sets for row in trained.rows.values()):
+        if run.made_with not in origins:
+            origins.append(dict(run.made_with))
+    return origins
 
 
 def mean_difference(study: Study, name: str) -> Interval:
     """Of row `name` against Coconut over all sets that have it: problems are what is resampled."""
-    sets = [one for one in study.sets if name in one.rows]
-    rows_N = np.mean([one.rows[name].run.values for one in sets], axis=0)
-    coconut_N = np.mean([one.rows[COCONUT].run.values for one in sets], axis=0)
+    sets = [trained for trained in study.sets if name in trained.rows]
+    rows_N = np.mean([trained.rows[name].run.values for trained in sets], axis=0)
+    coconut_N = np.mean([trained.rows[COCONUT].run.values for trained in sets], axis=0)
     return paired_interval(rows_N, coconut_N, seed=study.seed)
 
 
 def _names(study: Study) -> Iterable[str]:
-    return dict.fromkeys(name for one in study.sets for name in one.rows)
+    return dict.fromkeys(name for trained in study.sets for name in trained.rows)
 
 
 def _mean_json(study: Study, name: str) -> dict[str, Any]:
-    runs = [one.rows[name].run for one in study.sets if name in one.rows]
+    runs = [trained.rows[name].run for trained in study.sets if name in trained.rows]
     return {
         "sets": len(runs),
         "accuracy": float(np.mean([run.accuracy for run in runs])),
@@ -107,17 +107,17 @@ def _mean_json(study: Study, name: str) -> dict[str, Any]:
     }
 
 
-def _set_json(number: int, one: TrainedSet) -> dict[str, Any]:
+def _set_json(number: int, trained: TrainedSet) -> dict[str, Any]:
     return {
-        "folder": one.folder,
-        "recipe": dict(one.recipe),
-        "trained_on": list(one.trained_on),
-        "heat_map": HEAT_MAP.format(number) if one.heat_map.is_file() else None,
-        "rows": {name: _row_json(row) for name, row in one.rows.items()},
-        "sweep": dict(one.sweep),
-        "weights_file": one.weights_file,
-        "train_commands": list(one.train_commands),
-        "trainings": {name: _training_json(log) for name, log in one.trainings.items()},
+        "folder": trained.folder,
+        "recipe": dict(trained.recipe),
+        "trained_on": list(trained.trained_on),
+        "heat_map": HEAT_MAP.format(number) if trained.heat_map.is_file() else None,
+        "rows": {name: _row_json(row) for name, row in trained.rows.items()},
+        "sweep": dict(trained.sweep),
+        "weights_file": trained.weights_file,
+        "train_commands": list(trained.train_commands),
+        "trainings": {name: _training_json(log) for name, log in trained.trainings.items()},
     }
 
 
@@ -177,9 +177,9 @@ def save_studies(studies: Sequence[Study], folder: str | os.PathLike[str], *, co
 def _save(study: Study, path: Path, content: dict[str, Any]) -> str:
     with saving(path):
         path.mkdir(parents=True, exist_ok=True)
-        for number, one in enumerate(study.sets):
-            if one.heat_map.is_file():
-                shutil.copyfile(one.heat_map, path / HEAT_MAP.format(number))
+        for number, trained in enumerate(study.sets):
+            if trained.heat_map.is_file():
+                shutil.copyfile(trained.heat_map, path / HEAT_MAP.format(number))
     return save(content, path, study_page(content))
 
 
@@ -199,9 +199,9 @@ def study_page(content: Content) -> str:
     """The page: what was measured, the mean over seeds, each seed, settings, commands."""
     chance = CHANCE.get(content["task"].removesuffix("_mc"), (None, ""))
     trainings = {
-        set_name(one) if folder == one["folder"] else folder: log
-        for one in content["sets"]
-        for folder, log in one["trainings"].items()
+        set_name(trained) if folder == trained["folder"] else folder: log
+        for trained in content["sets"]
+        for folder, log in trained["trainings"].items()
     }
     return page(
         "study.md.j2",
@@ -213,29 +213,29 @@ def study_page(content: Content) -> str:
         means=table(_MEANS, [_mean_row(content, name) for name in content["mean_over_sets"]]),
         sets=[
             {
-                "name": set_name(one),
-                "table": table(_TABLE, [_row(name, row) for name, row in one["rows"].items()]),
-                "choices": _choices(one),
-                "settings": _tried(one["sweep"]),
-                **one,
+                "name": set_name(trained),
+                "table": table(_TABLE, [_row(name, row) for name, row in trained["rows"].items()]),
+                "choices": _choices(trained),
+                "settings": _tried(trained["sweep"]),
+                **trained,
             }
-            for one in content["sets"]
+            for trained in content["sets"]
         ],
         trainings=trainings,
         training=_training(trainings),
         own_margins={
             row["margin_command"]
-            for one in content["sets"]
-            for row in one["rows"].values()
+            for trained in content["sets"]
+            for row in trained["rows"].values()
             if row["margin_command"] == row["command"]
         },
         origin=origin(content["made_with"]),
     )
 
 
-def set_name(one: Content) -> str:
-    seed = one["recipe"].get("seed")
-    return str(one["folder"]) if seed is None else f"{one['folder']}, training seed {seed}"
+def set_name(trained: Content) -> str:
+    seed = trained["recipe"].get("seed")
+    return str(trained["folder"]) if seed is None else f"{trained['folder']}, training seed {seed}"
 
 
 _MEANS = ("row", "accuracy %", "each seed", "against Coconut, points", "margin, each seed, nats")
@@ -243,7 +243,7 @@ _MEANS = ("row", "accuracy %", "each seed", "against Coconut, points", "margin, 
 
 def _mean_row(content: Content, name: str) -> Sequence[str]:
     mean = content["mean_over_sets"][name]
-    rows = [one["rows"][name] for one in content["sets"] if name in one["rows"]]
+    rows = [trained["rows"][name] for trained in content["sets"] if name in trained["rows"]]
     return (
         *(name, plus_minus(mean), ", ".join(percent(row["accuracy"]) for row in rows)),
         "" if name == "Coconut" else points(mean["against_coconut"]),
@@ -273,8 +273,10 @@ def _p_value(against: Content) -> str:
     return f"{against['test']['p_value']:.3g}" if against["test"] else ""
 
 
-def _choices(one: Content) -> str:
-    scored = {name: row for name, row in one["rows"].items() if row["choice_accuracy"] is not None}
+def _choices(trained: Content) -> str:
+    scored = {
+        name: row for name, row in trained["rows"].items() if row["choice_accuracy"] is not None
+    }
     if not scored:
         return ""
     return table(
@@ -294,15 +296,15 @@ def _choices(one: Content) -> str:
 def _tried(sweep: Content) -> str:
     best = {label: row for row, label in sweep["best"].items()}
     rows = []
-    for one in sweep["settings"]:
-        mark = f" (best of {best[one['label']]})" if one["label"] in best else ""
+    for tried in sweep["settings"]:
+        mark = f" (best of {best[tried['label']]})" if tried["label"] in best else ""
         rows.append(
             (
-                with_unit(one["label"]) + mark,
-                percent(one["accuracy"]),
-                f"{one['margin']:+.3f} +- {one['margin_stderr']:.3f}",
-                nats(one["margin_against_plain"]),
-                setting_of(one).model_args,
+                with_unit(tried["label"]) + mark,
+                percent(tried["accuracy"]),
+                f"{tried['margin']:+.3f} +- {tried['margin_stderr']:.3f}",
+                nats(tried["margin_against_plain"]),
+                setting_of(tried).model_args,
             )
         )
     head = ("setting", "accuracy %", "margin", "margin against plain", "--model_args")
@@ -331,11 +333,14 @@ def _reference(epoch: Content | None) -> str:
     return f"epoch {epoch['epoch']}, {percent(epoch['accuracy'])} % of {epoch['problems']}"
 
 
-def _model(one: Content) -> str:
-    recipe: Content = one["recipe"]
+def _model(trained: Content) -> str:
+    recipe: Content = trained["recipe"]
     config: Content = recipe.get("config") or {}
     if not config:
-        name, weights = str(recipe.get("pretrained", one["folder"])), one.get("weights_file")
+        name, weights = (
+            str(recipe.get("pretrained", trained["folder"])),
+            trained.get("weights_file"),
+        )
         return name if weights is None else f"{name}, the weights of {weights}"
     return (
         f"{config['model_type']} from scratch, {config.get('num_hidden_layers')} layers, width "
@@ -343,11 +348,11 @@ def _model(one: Content) -> str:
     )
 
 
-def _trained_on(one: Content) -> str:
+def _trained_on(trained: Content) -> str:
     """What follows the list of splits: how the questions were held apart, or what came before."""
-    recipe, train = one["recipe"], one["recipe"].get("train") or []
+    recipe, train = trained["recipe"], trained["recipe"].get("train") or []
     names = [train] if isinstance(train, str) else train
-    if names and len(one["trained_on"]) > len(names):
+    if names and len(trained["trained_on"]) > len(names):
         return (
             f" In part before, as {recipe.get('pretrained')}: all else that this page says of the "
             "training is of the last one alone."
@@ -370,7 +375,7 @@ def _power(content: Content) -> str:
         for row in first["rows"].values()
         if row["setting"] and row["against_coconut"]
     ]
-    shares = [(one["only_first"] + one["only_second"]) / num for one in tests if one]
+    shares = [(test["only_first"] + test["only_second"]) / num for test in tests if test]
     changed = max(shares, default=0.0)
     if changed <= at_best:
         return f"{text}; refinement changes fewer here, {percent(changed)} % at most."

@@ -260,7 +260,7 @@ class Journal:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        # What could not be written is tried once more here; the first failure has been told.
+        # Closing tries a failed write again; its first failure has already been reported.
         with contextlib.suppress(OSError) if kind is not None else saving(self._path):
             self._file.close()
 
