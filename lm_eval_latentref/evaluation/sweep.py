@@ -297,15 +297,15 @@ def sweep_json(result: Sweep, *, command: str) -> dict[str, Any]:
             "version": task.version,
             "free_answers": task.is_free,
             "splits": task.splits,
-            "documents": [one.doc_id for one in task.documents],
-            "hashes": {one.doc_id: one.doc_hash for one in task.documents},
+            "documents": [document.doc_id for document in task.documents],
+            "hashes": {document.doc_id: document.doc_hash for document in task.documents},
         },
         "settings": [
             _setting_json(result, outcome, interval)
             for outcome, interval in zip(result.outcomes, intervals, strict=True)
         ],
-        "overflowed": {one.label: num for one, num in result.overflowed.items()},
-        "best": {row: one.setting.label for row, one in choice.best.items()},
+        "overflowed": {setting.label: num for setting, num in result.overflowed.items()},
+        "best": {row: outcome.setting.label for row, outcome in choice.best.items()},
         "recommended": choice.recommended.setting.label,
         "rule": RULE,
         "best_of_all": choice.best_of_all.setting.label,
@@ -325,9 +325,9 @@ def sweep_json(result: Sweep, *, command: str) -> dict[str, Any]:
 def _judged_json(result: Sweep) -> dict[str, Any] | None:
     if result.judge_task is None:
         return None
-    rows = {row: dataclasses.asdict(one) for row, one in result.judged.items()}
-    for row, one in result.judged.items():
-        rows[row] |= {"label": one.setting.label, "correct": [int(x) for x in one.correct]}
+    rows = {row: dataclasses.asdict(outcome) for row, outcome in result.judged.items()}
+    for row, outcome in result.judged.items():
+        rows[row] |= {"label": outcome.setting.label, "correct": [int(x) for x in outcome.correct]}
     return {
         "task": result.judge_task.name,
         "documents": len(result.judge_task.documents),
@@ -348,7 +348,7 @@ def _setting_json(result: Sweep, outcome: Outcome, interval: Interval) -> dict[s
         "margin_stderr": _finite(outcome.margin_error),
         "margin_against_plain": dataclasses.asdict(interval),
         "mcnemar_against_plain": dataclasses.asdict(mcnemar(plain.correct, outcome.correct)),
-        "correct": [int(one) for one in outcome.correct],
+        "correct": [int(value) for value in outcome.correct],
         "margins": list(outcome.margins),
     }
 
@@ -356,7 +356,7 @@ def _setting_json(result: Sweep, outcome: Outcome, interval: Interval) -> dict[s
 def _against_plain(result: Sweep) -> list[Interval]:
     """Of each setting's mean margin minus the best plain one's, each for itself."""
     plain = result.choice.best["plain"]
-    margins_SN = np.array([one.margins for one in result.outcomes])
+    margins_SN = np.array([outcome.margins for outcome in result.outcomes])
     return mean_intervals(margins_SN - np.array(plain.margins), seed=result.seed)
 
 
@@ -368,7 +368,7 @@ def last_line(result: Sweep) -> dict[str, Any]:
         "recommended": dataclasses.asdict(result.configs[recommended.setting]),
         "accuracy": recommended.accuracy,
         "margin": recommended.margin,
-        "best": {row: one.setting.label for row, one in result.choice.best.items()},
+        "best": {row: outcome.setting.label for row, outcome in result.choice.best.items()},
         "seconds": round(result.cost.seconds, 3),
     }
 

@@ -83,7 +83,7 @@ class GridRun:
             )
         options = {"search_gradient": base.search_gradient, "latent_markers": base.latent_markers}
         hidden_size = model.reasoner.backbone.hidden_size
-        self.configs = {one: one.config(hidden_size, **options) for one in settings}
+        self.configs = {setting: setting.config(hidden_size, **options) for setting in settings}
         self.identity = {
             name: value
             for name, value in model.reasoner.settings().items()
@@ -91,8 +91,10 @@ class GridRun:
         }
         self.pairs = model.encode(task.requests, ending=self.written)
         self.groups = group_by_context(self.pairs)
-        self.keys = {one: self._key(one) for one in self.configs}
-        self.found: dict[Setting, dict[int, Score | None]] = {one: {} for one in self.configs}
+        self.keys = {setting: self._key(setting) for setting in self.configs}
+        self.found: dict[Setting, dict[int, Score | None]] = {
+            setting: {} for setting in self.configs
+        }
 
     def fill(self, path: Path) -> Cost:
         """Takes from the journal at `path` what is there, and does the rest.
@@ -118,14 +120,16 @@ class GridRun:
         """What each setting did; the settings that overflowed, with the number of documents."""
         outcomes, overflowed = [], {}
         for setting, values in self.found.items():
-            rows = [[values[number] for number in one.requests] for one in self.task.documents]
+            rows = [
+                [values[number] for number in document.requests] for document in self.task.documents
+            ]
             num_bad = sum(None in row for row in rows)
             if num_bad:
                 overflowed[setting] = num_bad
                 continue
             judged = [
-                _judge([value for value in row if value is not None], one.gold, self.written)
-                for row, one in zip(rows, self.task.documents, strict=True)
+                _judge([value for value in row if value is not None], document.gold, self.written)
+                for row, document in zip(rows, self.task.documents, strict=True)
             ]
             correct, margins = zip(*judged, strict=True)
             outcomes.append(Outcome(setting=setting, correct=correct, margins=margins))
