@@ -51,7 +51,7 @@ def test_smollm2_with_refined_thoughts_is_as_it_was(tmp_path):
 
 @pytest.mark.slow
 def test_a_candidate_that_was_made_worse_fails(small, tmp_path):
-    worse = f"{ROWS[SMALL]['model_args']},latent_steps=2"
+    worse = ROWS[SMALL]["model_args"].replace("search_step_size=19.2", "search_step_size=-6400")
     inputs = inputs_of(ROWS[SMALL], model_args=worse, baseline=small.results, golden="")
     runner = evaluated(tmp_path, inputs)
     assert runner.step("Check", inputs) == 1
