@@ -166,8 +166,13 @@ def holding(folder: PathLike, command: str) -> Iterator[None]:
             (folder / HOLDER).write_text(holder, encoding="utf-8")
         yield
     finally:
-        (folder / HOLDER).unlink(missing_ok=True)
+        # Before the release: whoever opens the file afterwards makes a new one.
+        for name in (HOLDER, LOCK):
+            with contextlib.suppress(OSError):  # Windows keeps open files
+                (folder / name).unlink()
         lock.release()
+        with contextlib.suppress(OSError):  # there is work in it
+            folder.rmdir()
 
 
 def file_digest(path: PathLike) -> str:

@@ -51,7 +51,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     run = GridRun(model, task, grid.settings())
     reasoner = model.reasoner
     before = sum(reasoner.accounting.report()["columns_read"].values())
-    with TemporaryDirectory() as folder:
+    with TemporaryDirectory() as folder, reasoner.accounting.working():
         together, _ = bench.timed(lambda: run.fill(Path(folder) / "sweep.jsonl"))
     columns = {SWEEP: sum(reasoner.accounting.report()["columns_read"].values()) - before}
     chosen = evenly(list(run.configs), args.separate)

@@ -112,7 +112,7 @@ def new_learner(model: Any, args: Any, kind: str) -> Learner:
     """Gradients are not clipped, as published."""
     batch_size = args.batch_size
     recipe = Recipe(
-        output="", train=("bench",), pretrained="gpt2", batch_size=batch_size, max_grad_norm=0.0
+        output="out", train=("bench",), pretrained="gpt2", batch_size=batch_size, max_grad_norm=0.0
     )
     trainee = Trainee(model=model, tokenizer=None)
     accelerator = Accelerator()

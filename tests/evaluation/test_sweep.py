@@ -524,7 +524,7 @@ def test_the_command_prints_the_table_and_ends_with_one_json_line(folders, tasks
 def test_the_command_says_how_to_go_on_after_ctrl_c(folders, tasks, tmp_path, capsys, stops_after):
     stops_after(2)
     assert main(words(folders, tasks, tmp_path)) == 130
-    assert "the same command goes on" in capsys.readouterr().err
+    assert "the same command continues" in capsys.readouterr().err
 
 
 def test_metadata_must_be_an_object(folders, tasks, tmp_path, capsys):

@@ -52,7 +52,7 @@ def test_writing_goes_on_from_the_pauses():
 
 @pytest.mark.parametrize("option", [{"memory_rate": 0.5}, {"search_step_size": 1.0}])
 def test_pause_tokens_are_not_refined(option):
-    with pytest.raises(LatentRefError, match="could be refined"):
+    with pytest.raises(LatentRefError, match="cannot be refined"):
         RefinementConfig(latent_steps=3, latent_kind="pause", **option)
 
 

@@ -1,4 +1,4 @@
-"""`latentref leaderboard` on many samples: seconds, memory and page grow with what they must."""
+"""`latentref leaderboard` on many samples: memory and page grow with what they must."""
 
 from __future__ import annotations
 
@@ -12,16 +12,13 @@ def measured(capsys, *arguments):
     return json.loads(capsys.readouterr().out)
 
 
-def test_seconds_and_memory_of_a_real_board_are_within_bounds(capsys):
+def test_memory_and_page_of_a_real_board_are_within_bounds(capsys):
     run = measured(capsys, "--runs", "4", "--tasks", "4", "--documents", "1000")
     assert 0.03 < run["gigabytes_read"] < 0.06
-    # 3 GB in 60 s would be 0.8 s; importing and starting takes most of it.
-    assert run["processor_seconds"] < 8
     assert run["peak_gigabytes"] < 0.5
     assert run["page_megabytes"] < 5
 
 
-def test_two_hundred_runs_without_samples_are_read_in_seconds(capsys):
+def test_the_page_of_two_hundred_runs_is_small(capsys):
     run = measured(capsys, "--runs", "200", "--tasks", "5", "--documents", "100", "--no_samples")
-    assert run["processor_seconds"] < 10
     assert run["page_megabytes"] < 5

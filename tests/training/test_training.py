@@ -232,7 +232,7 @@ def test_the_curriculum_starts_from_the_best_cot_or_where_cot_started(tmp_path, 
 def test_the_learning_rate_rises_stays_and_falls():
     recipe = parse_recipe(
         {
-            **{"output": "", "train": "graph", "pretrained": "gpt2", "epochs_per_stage": 4},
+            **{"output": "out", "train": "graph", "pretrained": "gpt2", "epochs_per_stage": 4},
             **{"learning_rate": 1.0, "latent_learning_rate": 0.5, "warmup_steps": 3, "decay": 0.25},
         }
     )
