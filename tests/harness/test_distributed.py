@@ -36,7 +36,7 @@ def folders(tmp_path_factory):
 
 def evaluation(folders, output, *, start=(), limit=5, extra=()):
     """Command and environment of one lm_eval run."""
-    settings = "latent_steps=2,memory_rate=0.4,search_step_size=48,max_length=256,dtype=float32"
+    settings = "latent_steps=2,memory_rate=0.4,search_step_size=48,max_length=2048,dtype=float32"
     models = ",".join(
         f"{argument}={folders / name}"
         for argument, name in (("pretrained", "backbone"), ("strong", "strong"), ("weak", "weak"))
