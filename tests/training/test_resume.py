@@ -28,6 +28,9 @@ from lm_eval_latentref.training.trainer import train
 
 # Dropout (in the recipe of the helpers) makes every random number count.
 CHANGES = {"phases": ["no_cot", "cot", "coconut"], "uniform_prob": 0.3, "weak_epoch": 1}
+MANY = {"nodes": 6, "extra": 0, "min_hops": 2, "max_hops": 2, "symbols": 12}
+"""Options of `graph` that give thousands of problems."""
+
 NUM_STEPS = 28
 """Of the whole run: 7 epochs of 64 problems in batches of 16."""
 
@@ -288,7 +291,7 @@ def finish(process):
 
 @pytest.mark.slow
 def test_kill_9_at_any_moment_changes_nothing_in_the_end(tmp_path):
-    changes = {"num_train": 640}  # so that the run outlasts the kills
+    changes = {"num_train": 640, "task": MANY}  # so that the run outlasts the kills
     whole = train(small_recipe(tmp_path / "whole", **CHANGES, **changes))
     command = ["lm_eval_latentref", "train", recipe_file(tmp_path, tmp_path / "out", **changes)]
     for num_lines in (1, 3, 5):
@@ -313,7 +316,7 @@ def two_processes(*arguments):
 
 @pytest.mark.slow
 def test_kill_9_of_two_processes_changes_nothing_in_the_end(tmp_path):
-    changes = {"num_train": 320}
+    changes = {"num_train": 320, "task": MANY}
     (tmp_path / "parts").mkdir()
     whole = two_processes("train", recipe_file(tmp_path, tmp_path / "whole", **changes))
     assert "in 2 processes" in finish(start(*whole))
