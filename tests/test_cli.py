@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 import subprocess
 import sys
 from types import ModuleType, SimpleNamespace
@@ -11,6 +12,7 @@ import pytest
 import torch
 
 from lm_eval_latentref import cli
+from lm_eval_latentref.__main__ import main as guarded
 from lm_eval_latentref.benchmarks import splits
 from lm_eval_latentref.benchmarks.documents import tasks_path
 from lm_eval_latentref.cli import main
@@ -205,8 +207,64 @@ def test_step_sizes_are_units_of_half_d_with_the_unit_or_without():
     sizes = ["-0.3", "0.3*d/2", "-1*d/2", "1"]
     words = ["sweep", "--task", "t", "-o", "o", "--step_sizes", *map(cli.no_flag, sizes)]
     assert cli.parser().parse_args(words).step_sizes == [-0.3, 0.3, -1.0, 1.0]
-    with pytest.raises(SystemExit):
+    with pytest.raises(LatentRefError, match=r"a finite number such as 20, or 0\.3\*d/2"):
         cli.parser().parse_args([*words, "0.3*w"])
+
+
+@pytest.mark.parametrize(
+    ("words", "status", "part"),
+    [
+        ([], 2, "COMMAND"),
+        (["blue"], 2, "'ask'"),
+        (["ask"], 2, "question"),
+        (["ask", "q", "r"], 2, "unrecognized arguments: r"),
+        (["ask", "q", "--pretrainde", "x"], 2, "--pretrainde"),
+        (["ask", "q", "--max_new_tokens", "many"], 2, "--max_new_tokens"),
+        (["data", "graph", "--num", "3.5", "-o", "d.json"], 2, "--num"),
+        (["sweep", "--task", "t"], 2, "--output"),
+        (["sweep", "--task", "t", "-o", "s", "--memory_rates", "half"], 2, "--memory_rates"),
+        (["sweep", "--task", "t", "-o", "s", "--step_sizes", "inf"], 2, "search_step_size"),
+        (["compare", "a"], 2, "second"),
+        (["leaderboard"], 3, "RESULTS"),
+        (["leaderboard", "a", "--watch", "often"], 3, "--watch"),
+        (["check", "a", "--format", "xml"], 3, "'junit'"),
+    ],
+)
+def test_wrong_words_are_one_line_that_names_the_help(capsys, words, status, part):
+    assert main(words) == status
+    out, err = capsys.readouterr()
+    (line,) = err.splitlines()
+    assert out == ""
+    assert part in line
+    assert "--help` says what it takes" in line
+
+
+def test_every_help_says_what_each_option_is_for_and_what_the_status_means():
+    (commands,) = (one for one in cli.parser()._actions if one.choices)
+    for name, command in commands.choices.items():
+        assert "Exit status: " in command.format_help()
+        for action in command._actions:
+            assert action.help, (name, action.dest)
+            has_default = action.option_strings and action.default not in (None, [], (), False)
+            if has_default and action.dest not in ("help", "margins"):
+                assert "default" in action.help, (name, action.dest)
+
+
+@pytest.mark.parametrize("code", ["raise KeyboardInterrupt", "main = lambda: 130"])
+def test_ctrl_c_is_status_130_from_the_first_line_to_the_last(monkeypatch, capsys, code):
+    """While the command itself is imported, and while Python shuts down after it."""
+    module, handlers = ModuleType("lm_eval_latentref.cli"), []
+    monkeypatch.setattr("signal.signal", lambda *handler: handlers.append(handler))
+    if code.startswith("raise"):
+        finder = SimpleNamespace(find_spec=lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        monkeypatch.delitem(sys.modules, module.__name__)
+        monkeypatch.setattr(sys, "meta_path", [finder, *sys.meta_path])
+    else:
+        exec(code, module.__dict__)
+        monkeypatch.setitem(sys.modules, module.__name__, module)
+    assert guarded() == 130
+    assert handlers == [(signal.SIGINT, signal.SIG_DFL)]
+    assert capsys.readouterr().err.count("\n") == (1 if code.startswith("raise") else 0)
 
 
 @pytest.mark.parametrize(

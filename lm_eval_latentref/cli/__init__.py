@@ -2,9 +2,8 @@
 
     latentref ask "What is 2 + 3?" --latent_steps 6 --memory_rate 0.3 --show_thoughts
 
-Exit status: 0 done; 2 a user's mistake (one line on stderr, no traceback); 130 Ctrl-C. `check` and
-`leaderboard` have statuses of their own. Each subcommand imports what it needs when it runs, so
-that `--help` is quick.
+`options` says what the exit status means. What a subcommand needs is imported when it
+runs, so that `--help` is quick.
 """
 
 from __future__ import annotations
@@ -39,7 +38,7 @@ KEPT = {
 """The message after Ctrl-C, by subcommand."""
 
 MISTAKE = 2
-"""Exit status of a user's mistake; argparse uses the same."""
+"""Exit status of a mistake, in the words of the command line or in what they name."""
 OTHER_MISTAKES = {"check": 3, "leaderboard": 3}
 """Subcommands with another status for mistakes; in `check`, 2 means inconclusive."""
 
@@ -60,10 +59,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     except LatentRefError as error:
         print(printable(str(error)), file=sys.stderr)
         return mistake
-    except SystemExit as error:  # argparse's: its own mistakes, and --help
-        if error.code == MISTAKE:
-            error.code = mistake
-        raise
     except KeyboardInterrupt:
         kept = KEPT.get("".join(arguments[:1]), "nothing was written")
         print(f"interrupted: {kept}", file=sys.stderr)

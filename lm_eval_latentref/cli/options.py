@@ -12,23 +12,55 @@ from __future__ import annotations
 import argparse
 import re
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NoReturn
 
 from lm_eval_latentref.errors import LatentRefError
 
-MODEL_OPTIONS = {
-    "pretrained": {"help": "hub id, folder or packaged set (default: smollm2-135m)"},
-    "strong": {"help": "the reference to move towards: hub id, folder, adapter or state dict"},
-    "weak": {"help": "the reference to move away from"},
-    "weights": {"help": "raw state dict to load into the backbone: a file or REPO_ID:PATH/IN/REPO"},
-    "latent_steps": {"help": "number of thoughts"},
-    "memory_rate": {"help": "residual mixing rate, 0 to 1"},
-    "search_step_size": {"help": "step size of the contrastive search: a number, or 0.3*d/2"},
-    "search_steps": {"help": "inner steps of the search"},
-    "search_gradient": {"help": "detached or through"},
-    "latent_markers": {"help": "auto or none"},
-    "latent_kind": {"help": "continuous or pause"},
+MODEL_OPTIONS: dict[str, dict[str, Any]] = {
+    "pretrained": {
+        **{"metavar": "NAME"},
+        "help": "the model: hub id, folder, adapter, .gguf file or packaged set "
+        "(default: smollm2-135m)",
+    },
+    "strong": {
+        **{"metavar": "NAME"},
+        "help": "the reference that thoughts move towards: hub id, folder, adapter or state dict",
+    },
+    "weak": {"metavar": "NAME", "help": "the reference that thoughts move away from, likewise"},
+    "weights": {
+        **{"metavar": "FILE"},
+        "help": "raw state dict to load into the model: a file or REPO_ID:PATH/IN/REPO",
+    },
+    "latent_steps": {"metavar": "T", "help": "number of thoughts before the answer; 0: none"},
+    "memory_rate": {
+        **{"metavar": "ALPHA"},
+        "help": "share of the thought before that each thought keeps, 0 to 1; 0: off",
+    },
+    "search_step_size": {
+        **{"metavar": "ETA"},
+        "help": "how far the contrastive search moves a thought: a number, or 0.3*d/2, that is 0.3 "
+        "of the way from weak to strong; 0: off",
+    },
+    "search_steps": {"metavar": "S", "help": "moves of the search for each thought, 1 or more"},
+    "search_gradient": {
+        **{"metavar": "KIND"},
+        "help": "detached: the references' outputs are constants in the search; through: it also "
+        "differentiates them, which is slower",
+    },
+    "latent_markers": {
+        **{"metavar": "KIND"},
+        "help": "auto: marker tokens around the thoughts if the tokenizer has them; none: never",
+    },
+    "latent_kind": {
+        **{"metavar": "KIND"},
+        "help": "continuous: a thought is the hidden state before it; pause: a pause token, for "
+        "checkpoints trained as that control",
+    },
 }
+DEFAULTS_OF_A_SET = """\
+Settings that are not given are those of the model's latentref.json; without one, latent_steps,
+memory_rate and search_step_size are 0, search_steps 1, search_gradient detached, latent_markers
+auto and latent_kind continuous."""
 NAMES_OF_A_SET = ("pretrained", "strong", "weak", "weights")
 
 
@@ -47,47 +79,90 @@ OPTIONS: dict[str, dict[str, Any]] = {
     **MODEL_OPTIONS,
     "model_args": {
         **{"nargs": "+", "default": [], "metavar": "NAME=VALUE"},
-        "help": "the model's arguments, as for lm-eval",
+        "help": "any argument of the model, as for lm_eval --model_args: those above, dtype=, "
+        "device=, trust_remote_code= and more; an option of its own wins",
     },
-    "task": {"required": True, "help": "for example latentref_mathqa_mc_dev"},
-    "output": {"required": True, "metavar": "FOLDER", "help": "where the results go"},
+    "task": {
+        **{"required": True, "metavar": "TASK"},
+        "help": "a dev task that settings are chosen on, for example latentref_mathqa_mc_dev",
+    },
+    "output": {"required": True, "metavar": "FOLDER", "help": "folder that the results go to"},
     "work": {
         "metavar": "FOLDER",
-        "help": "keeps finished work (default: in out/, named after the command and the output)",
+        "help": "keeps what is done, so that the same command goes on after a stop (default: in "
+        "out/, named after the command and the output)",
     },
-    "memory_rates": {"type": float, "nargs": "+", "help": "0 to 1; 0 is always tried"},
+    "memory_rates": {
+        **{"type": float, "nargs": "+", "metavar": "ALPHA"},
+        "help": "memory rates to try, 0 to 1 each; 0 is always tried (default: a few)",
+    },
     "step_sizes": {
         **{"type": _half_widths, "nargs": "+", "metavar": "X*d/2"},
-        "help": "for example 0.3*d/2 (0.3 means the same here); 0 is always tried",
+        "help": "step sizes of the search to try, such as 0.3*d/2 (0.3 means the same here); 0 is "
+        "always tried (default: a few)",
     },
     "step_size": {
         **{"type": _half_widths, "metavar": "X*d/2"},
-        "help": "for example 0.3*d/2 (0.3 means the same here; default: as in latentref.json)",
+        "help": "of the search, such as 0.3*d/2 (0.3 means the same here; default: what "
+        "latentref.json says)",
     },
-    "limit": {"type": int, "help": "use only this many documents, from the first"},
-    "dev_limit": {"type": int, "help": "--limit for the dev split (default: --limit)"},
-    "seed": {"type": int, "default": 0, "help": "seed of the bootstrap (default: 0)"},
-    "batch_size": {"type": int, "default": 100, "help": "rows in a forward (default: 100)"},
-    "device": {"help": "default: the GPU if there is one"},
-    "dtype": {"help": "dtype of the models, for example bfloat16"},
-    "num": {"type": int, "help": "how many"},
+    "limit": {
+        **{"type": int, "metavar": "N"},
+        "help": "the first N documents only, 1 or more (default: all)",
+    },
+    "dev_limit": {
+        **{"type": int, "metavar": "N"},
+        "help": "the first N documents of the dev split only (default: --limit)",
+    },
+    "seed": {
+        **{"type": int, "default": 0, "metavar": "N"},
+        "help": "of the bootstrap that intervals come from, 0 or more (default: 0)",
+    },
+    "batch_size": {
+        **{"type": int, "default": 100, "metavar": "N"},
+        "help": "rows in one forward pass, at most (default: 100)",
+    },
+    "device": {"help": "cpu, cuda, cuda:N or mps (default: the GPU when there is one)"},
+    "dtype": {"help": "of the weights, for example bfloat16 (default: as the model is stored)"},
+    "num": {"type": int, "metavar": "N"},
     "max_new_tokens": {
-        **{"type": int},
-        "help": "the most tokens to write (default: 256, or what fits the model if that is less)",
+        **{"type": int, "metavar": "N"},
+        "help": "most tokens of the answer (default: 256, or what fits the model if that is less)",
     },
-    "show_thoughts": {"action": "store_true", "help": "print the norm of each thought"},
-    "adapter": {"action": "store_true", "help": "keep adapters as adapters"},
-    "tuned_on": {"metavar": "SPLIT", "help": "the split that the settings were tuned on"},
+    "show_thoughts": {
+        **{"action": "store_true"},
+        "help": "print the Euclidean norm of each thought before the answer",
+    },
+    "adapter": {
+        **{"action": "store_true"},
+        "help": "write adapters as adapters, not merged into their base (default: merged)",
+    },
+    "tuned_on": {
+        **{"metavar": "SPLIT"},
+        "help": "note in latentref.json what the settings were tuned on, for people to read",
+    },
     "split": {"default": "train", "help": "train (default), validation or test"},
-    "write": {"action": "store_true", "help": "write the chosen settings into latentref.json"},
-    "metadata": {"metavar": "JSON", "help": "the task's metadata, as for lm-eval"},
-    "include_path": {"metavar": "FOLDER", "help": "your own task files"},
+    "write": {
+        **{"action": "store_true"},
+        "help": "write the recommended settings into the model's latentref.json",
+    },
+    "metadata": {
+        **{"metavar": "JSON"},
+        "help": "of the task, as for lm-eval: one object such as '{\"num_documents\": 1000}'",
+    },
+    "include_path": {
+        **{"metavar": "FOLDER"},
+        "help": "folder of your own task files, as for lm-eval (default: the packaged tasks alone)",
+    },
     "judge_on": {"metavar": "TASK", "help": "a test task: judge the best of each row there, once"},
     "no_margins": {
         **{"dest": "margins", "action": "store_false"},
         "help": "judge answers alone: candidates of the test problems are not scored",
     },
-    "metric": {"help": "default: acc, exact_match, or the run's first metric"},
+    "metric": {
+        **{"metavar": "NAME"},
+        "help": "what is compared (default: acc, exact_match, or the first there is)",
+    },
     "baseline": {
         "metavar": "FOLDER|FILE.yaml",
         "help": "an earlier run with --log_samples, compared document by document, or accuracies "
@@ -95,7 +170,8 @@ OPTIONS: dict[str, dict[str, Any]] = {
     },
     "allow_different": {
         **{"nargs": "+", "metavar": "FIELD"},
-        "help": "compare runs that differ in version, num_fewshot, limit or documents",
+        "help": "compare runs although they differ in version, num_fewshot, limit or documents "
+        "(default: such runs are not compared)",
     },
     "eval_results": {
         "metavar": "FOLDER",
@@ -103,15 +179,18 @@ OPTIONS: dict[str, dict[str, Any]] = {
     },
     "watch": {
         **{"nargs": "?", "type": float, "const": 10.0, "metavar": "SECONDS"},
-        "help": "look for new results at this interval, until Ctrl-C (default: 10 seconds)",
+        "help": "look for new results every so many seconds, until Ctrl-C (10 if the option has "
+        "no value; default: look once)",
     },
     "max_drop": {
-        "type": float,
-        "help": "largest accepted drop, absolute (default: as in the YAML file; paired: 0.02)",
+        **{"type": float, "metavar": "X"},
+        "help": "drop of a metric that is accepted, absolute: 0.02 is two points of a hundred "
+        "(default: as the YAML file says; paired: 0.02)",
     },
     "significance": {
-        **{"type": float, "default": 0.05},
-        "help": "level of the paired tests, over all metrics together (default: 0.05)",
+        **{"type": float, "default": 0.05, "metavar": "P"},
+        "help": "level of the paired tests, over all metrics together, above 0 and below 1 "
+        "(default: 0.05)",
     },
     "golden": {
         "metavar": "FILE.json",
@@ -125,14 +204,31 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "update": {"action": "store_true", "help": "replace the baseline's values by CANDIDATE's"},
     "show_flips": {
         **{"type": int, "default": 0, "metavar": "N"},
-        "help": "list N documents that changed",
+        "help": "list N documents whose answers changed (default: 0)",
     },
     "format": {
         **{"choices": ("text", "json", "markdown", "junit"), "default": "text"},
-        "help": "default: text",
+        "help": "of the report (default: text)",
     },
 }
 """Every option, declared once; a subcommand may override parts. Hyphens may replace underscores."""
+
+STATUSES = """\
+Exit status: 0 done, 1 results that could not be written, 2 a mistake (one line says which), 130
+Ctrl-C, 141 a closed pipe."""
+EXAMPLES = {
+    "ask": 'latentref ask "What is 2 + 3?" --latent_steps 6 --memory_rate 0.3 --show_thoughts',
+    "convert": "latentref convert --pretrained gpt2 --weights checkpoint_41 -o out/set",
+    "train": "latentref train graph-small output=out/graph seed=1",
+    "data": "latentref data graph nodes=12 --num 1000 -o graph.jsonl",
+    "sweep": "latentref sweep --pretrained out/graph --task latentref_graph_dev -o results/sweep",
+    "study": "latentref study out/graph --task latentref_graph -o results/study",
+    "thoughts": "latentref thoughts out/graph --task latentref_graph -o thoughts.md",
+    "compare": "latentref compare results/before results/after",
+    "leaderboard": "latentref leaderboard plain=results/a refined=results/b -o board.md",
+    "check": "latentref check results/new --baseline results/main --max_drop 0.01",
+    "demo": "latentref demo --limit 20",
+}
 
 SHORT = {"model_args": "-a", "output": "-o"}
 BOARD_OPTIONS = ("output", "baseline", "metric", "allow_different", "eval_results", "watch", "seed")
@@ -146,18 +242,34 @@ CHECK_OPTIONS = (
     "show_flips",
     "format",
 )
-LATENT_STEPS = {"type": int, "help": "number of thoughts (default: as in latentref.json)"}
+LATENT_STEPS = {
+    "type": int,
+    "help": "number of thoughts, 1 or more (default: what latentref.json says)",
+}
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        """A mistake in the words of a command line is one line, as every other is."""
+        raise LatentRefError(f"{self.prog}: {message}; `{self.prog} --help` says what it takes")
 
 
 def parser() -> argparse.ArgumentParser:
-    """The parser; the `command` of its result is the name of the subcommand."""
-    made = argparse.ArgumentParser(
-        prog="latentref", description="Evaluate and use latent-reasoning language models."
+    """The parser; `command` of what it returns is the name of the subcommand."""
+    made = _Parser(
+        **{"prog": "latentref", "epilog": f"`latentref COMMAND --help` says more.\n\n{STATUSES}"},
+        **{"description": "Evaluate and use latent-reasoning language models."},
+        **{"formatter_class": argparse.RawDescriptionHelpFormatter},
     )
     commands = made.add_subparsers(dest="command", metavar="COMMAND", required=True)
 
-    def add(name: str, help: str, **settings: Any) -> Any:
-        return commands.add_parser(name, help=help, **settings)
+    def add(name: str, help: str, epilog: str = STATUSES) -> Any:
+        example = f"Example: {EXAMPLES[name]}\n\n" if name in EXAMPLES else ""
+        return commands.add_parser(
+            *(name,),
+            **{"help": help, "description": f"{help[0].upper()}{help[1:]}."},
+            **{"epilog": example + epilog, "formatter_class": argparse.RawDescriptionHelpFormatter},
+        )
 
     add("run", "lm-eval's `run` with this package's model and tasks")  # only for the help
     add("tasks-path", "print the folder for lm-eval's --include_path")
@@ -165,29 +277,33 @@ def parser() -> argparse.ArgumentParser:
     _add_training_commands(add)
     _add_evaluation_commands(add)
     command = add("demo", "a first evaluation, offline, with the packaged model and tasks")
-    _option(command, "output", required=False, default="results/demo")
-    _option(command, "limit", help="documents (default: 1000, with --smollm2 50)")
+    where = "folder that the results go to (default: results/demo)"
+    _option(command, "output", required=False, default="results/demo", help=where)
+    _option(command, "limit", help="documents, 1 or more (default: 1000, with --smollm2 50)")
     command.add_argument("--smollm2", action="store_true", help="the set on SmolLM2-135M instead")
     return made
 
 
 def _add_checkpoint_commands(add: Callable[..., Any]) -> None:
-    command = add("ask", "think about one question and print the answer")
-    command.add_argument("question")
-    _options(command, "model_args", *MODEL_OPTIONS, "max_new_tokens", "show_thoughts")
-    command = add("convert", "write any set of checkpoints as one folder")
-    _options(command, "model_args", *MODEL_OPTIONS, "adapter", "tuned_on")
+    epilog = f"{DEFAULTS_OF_A_SET}\n\n{STATUSES}"
+    command = add("ask", "think about one question and print the answer", epilog)
+    command.add_argument("question", help="text, put to the model as it is")
+    _options(command, *MODEL_OPTIONS, "model_args", "max_new_tokens", "show_thoughts")
+    command = add("convert", "write any set of checkpoints as one folder", epilog)
+    _options(command, *MODEL_OPTIONS, "model_args", "adapter", "tuned_on")
     _option(command, "output", help="a new folder")
 
 
 def _add_training_commands(add: Callable[..., Any]) -> None:
     command = add("train", "train a set of checkpoints by a recipe")
     command.add_argument("recipe", metavar="RECIPE", help="a YAML file or a recipe of the package")
-    command.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="changes to the recipe")
+    changes = "fields of the recipe to change, such as seed=1 or config.hidden_size=64"
+    command.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help=changes)
     command = add("data", "write generated problems to a file")
     command.add_argument("task", help="graph, arith or prosqa_generated")
-    command.add_argument("options", nargs="*", metavar="KEY=VALUE", help="the generator's options")
-    _option(command, "num", required=True, help="how many problems")
+    of_task = "arguments of the generator, such as nodes=12 (default: those of the packaged task)"
+    command.add_argument("options", nargs="*", metavar="KEY=VALUE", help=of_task)
+    _option(command, "num", required=True, help="how many problems, 1 or more")
     _option(
         command,
         "seed",
@@ -196,17 +312,18 @@ def _add_training_commands(add: Callable[..., Any]) -> None:
         "for epoch E (from 0), and the dev and test tasks use seed 0",
     )
     _option(command, "split")
-    _option(command, "output", metavar="FILE", help=".json or .jsonl")
+    _option(command, "output", metavar="FILE", help="the file to write, .json or .jsonl")
 
 
 def _add_evaluation_commands(add: Callable[..., Any]) -> None:
     command = add(
         *("sweep", "choose a checkpoint set's settings on a dev split"),
-        epilog="batch_size in --model_args is 32 if it is not given",
+        epilog=f"batch_size in --model_args is 32 if it is not given.\n\n{STATUSES}",
     )
     _options(command, "model_args", *NAMES_OF_A_SET, "task", "output", "memory_rates", "step_sizes")
     _option(command, "latent_steps", **LATENT_STEPS, nargs="+", default=())
-    _option(command, "search_steps", type=int, nargs="+", default=(1,))
+    moves = "moves of the search for each thought to try, 1 or more (default: 1)"
+    _option(command, "search_steps", type=int, nargs="+", default=(1,), help=moves)
     _options(command, "limit", "seed", "write", "metadata", "include_path", "judge_on")
 
     command = add("study", "every row of the results table on trained sets")
@@ -214,7 +331,7 @@ def _add_evaluation_commands(add: Callable[..., Any]) -> None:
     _option(
         *(command, "task"),
         action="append",
-        help="for example latentref_mathqa; give it again for more tasks, on one page",
+        help="a test task, for example latentref_mathqa; give it again for more, on one page",
     )
     _options(command, "output", "memory_rates", "step_sizes", "dev_limit", "no_margins", "seed")
     _add_running(command)
@@ -222,14 +339,15 @@ def _add_evaluation_commands(add: Callable[..., Any]) -> None:
     command = add("thoughts", "show what thoughts decode to, before and after refinement")
     command.add_argument("folder", metavar="FOLDER", help="a trained set with its references")
     _options(command, "task", "step_size")
-    _option(command, "memory_rate", type=float)
-    _option(command, "num", default=6, help="number of cases, half of each kind (default: 6)")
+    kept = MODEL_OPTIONS["memory_rate"]["help"]
+    _option(command, "memory_rate", type=float, help=f"{kept} (default: what latentref.json says)")
+    _option(command, "num", default=6, help="problems, half mended, half broken (default: 6)")
     _option(command, "output", metavar="FILE.md", help="the page")
     _add_running(command)
 
     command = add("compare", "paired tests of two runs on the same documents")
-    command.add_argument("first", help="folder or file of logged samples, or SWEEP.json::SETTING")
-    command.add_argument("second", help="the run to compare with the first; as `first`")
+    command.add_argument("first", help="folder or file of --log_samples, or sweep.json::SETTING")
+    command.add_argument("second", help="likewise: what is compared with the first")
     _options(command, "metric", "seed")
 
     command = add(
@@ -242,10 +360,10 @@ def _add_evaluation_commands(add: Callable[..., Any]) -> None:
         help="folders or files of lm_eval --output_path, of any model; NAME=FOLDER names its row, "
         "and the same name again adds tasks or seeds to it",
     )
-    kinds = ".txt, .md, .csv, .json or .html; a folder gets one of each"
+    kinds = "what to write: .txt, .md, .csv, .json or .html; a folder gets one of each"
     _option(command, "output", required=False, metavar="FILE|FOLDER", help=kinds)
-    _option(command, "baseline", metavar="ROW", help="show each row's difference to this one")
-    ranked_by = "each task is ranked by the first of these it has (default: acc exact_match)"
+    _option(command, "baseline", metavar="ROW", help="the row that others are shown against")
+    ranked_by = "what tasks are ranked by, the first that a task has (default: acc exact_match)"
     _option(command, "metric", nargs="+", help=ranked_by)
     _options(command, *BOARD_OPTIONS[3:])
 
@@ -254,7 +372,7 @@ def _add_evaluation_commands(add: Callable[..., Any]) -> None:
         epilog="Exit status: 0 pass, 1 fail, 2 inconclusive, 3 a mistake, wrong options included. "
         "With --update and --write_golden: 0 written, 3 a mistake.",
     )
-    command.add_argument("candidate", metavar="CANDIDATE", help="folder of lm_eval --output_path")
+    command.add_argument("candidate", metavar="CANDIDATE", help="a run of lm_eval --output_path")
     _options(command, *CHECK_OPTIONS)
 
 
