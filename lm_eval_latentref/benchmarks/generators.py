@@ -37,4 +37,8 @@ def generate(
     if unknown := sorted(options.keys() - known):
         allowed = f"they are {', '.join(sorted(known))}" if known else "it has none"
         raise LatentRefError(f"{unknown[0]!r} is not an option of {name}; {allowed}")
+    for option, value in options.items():
+        # All options of all generators are counts.
+        if type(value) is not int:
+            raise LatentRefError(f"{option}={value!r}: it must be an integer")
     return list(GENERATORS[name](num, seed=seed, split=split, **options))

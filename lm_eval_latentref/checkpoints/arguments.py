@@ -55,6 +55,25 @@ def check_known(names: Iterable[str], config: Any, *, also: Iterable[str] = ()) 
             raise LatentRefError(f"{name}= is no argument of latentref; did you mean {meant}?")
 
 
+def check_device(device: Any) -> None:
+    """Raise LatentRefError unless `device` is one of this machine."""
+    import torch
+
+    try:
+        wanted = torch.device(device)
+    except (RuntimeError, TypeError) as error:
+        raise LatentRefError(
+            f"device={device}: no such kind of device; give cpu, cuda, cuda:N or mps"
+        ) from error
+    if wanted.type in ("cpu", "meta"):
+        return
+    accelerator = torch.accelerator.current_accelerator(check_available=True)
+    num = torch.accelerator.device_count() if accelerator else 0
+    if accelerator is None or wanted.type != accelerator.type or (wanted.index or 0) >= num:
+        there = f"{num} of {accelerator.type}" if accelerator else "no accelerator"
+        raise LatentRefError(f"device={device}: there is {there} on this machine; give device=cpu")
+
+
 def check_batch_size(batch_size: Any) -> None:
     """Raise LatentRefError unless HFLM understands `batch_size`."""
     number = str(batch_size)

@@ -52,7 +52,7 @@ from lm_eval_latentref.checkpoints.sets import (
 from lm_eval_latentref.checkpoints.sources import Source, default_source
 from lm_eval_latentref.checkpoints.state_dicts import make_skeleton, read_tensors
 from lm_eval_latentref.checkpoints.written import check_written, log_likelihoods, sample_ids
-from lm_eval_latentref.errors import LatentRefError
+from lm_eval_latentref.errors import LatentRefError, saving
 from lm_eval_latentref.latent.config import RefinementConfig
 from lm_eval_latentref.latent.protocol import END_LATENT, START_LATENT, known_markers
 
@@ -119,9 +119,10 @@ def convert(
 @contextmanager
 def _appearing_whole(target: Path) -> Iterator[Path]:
     """A folder beside `target` that takes its name at the end, or vanishes after an error."""
-    target.parent.mkdir(parents=True, exist_ok=True)
     temporary = target.parent / f".{target.name}.{os.getpid()}.partial"
-    temporary.mkdir()
+    with saving(target):
+        target.parent.mkdir(parents=True, exist_ok=True)
+        temporary.mkdir()
     try:
         yield temporary
         if target.exists():

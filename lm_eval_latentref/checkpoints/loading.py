@@ -26,7 +26,7 @@ from lm_eval_latentref.checkpoints.adapters import (
     compute_in_one_dtype,
     read_adapter,
 )
-from lm_eval_latentref.checkpoints.arguments import check_known
+from lm_eval_latentref.checkpoints.arguments import check_device, check_known
 from lm_eval_latentref.checkpoints.opening import (
     ModelLoader,
     default_loader,
@@ -114,9 +114,15 @@ def load(
     started = time.perf_counter()
     refinement = {name: options.pop(name) for name in OPTION_NAMES if name in options}
     plan, config = plan_run(take_names(pretrained, options), refinement)
+    if not isinstance(trust_remote_code, bool):
+        raise LatentRefError(f"trust_remote_code={trust_remote_code}: it must be True or False")
+    if max_length is not None and (type(max_length) is not int or max_length < 1):
+        raise LatentRefError(f"max_length={max_length}: it must be an integer >= 1")
     check_known(options, open_config(plan.backbone, "pretrained", trust_remote_code))
     loading = {"dtype": "auto", "trust_remote_code": trust_remote_code, **options}
     if "device_map" not in loading:
+        if device is not None:
+            check_device(device)
         loading["device_map"] = device or ("cuda" if torch.cuda.is_available() else "cpu")
     loaded = load_set(
         plan,

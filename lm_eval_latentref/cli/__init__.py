@@ -22,9 +22,9 @@ from lm_eval_latentref.cli.options import (
     CHECK_OPTIONS,
     MODEL_OPTIONS,
     NAMES_OF_A_SET,
-    no_flag,
     parser,
 )
+from lm_eval_latentref.cli.values import no_flag
 from lm_eval_latentref.errors import LatentRefError, printable
 
 INTERRUPTED = 130

@@ -10,10 +10,10 @@ Names have lm-eval's underscores; hyphens may replace them. Nothing slow is impo
 from __future__ import annotations
 
 import argparse
-import re
 from collections.abc import Callable
 from typing import Any, NoReturn
 
+from lm_eval_latentref.cli.values import count, from_zero, half_widths, place, seconds
 from lm_eval_latentref.errors import LatentRefError
 
 MODEL_OPTIONS: dict[str, dict[str, Any]] = {
@@ -63,18 +63,6 @@ memory_rate and search_step_size are 0, search_steps 1, search_gradient detached
 auto and latent_kind continuous."""
 NAMES_OF_A_SET = ("pretrained", "strong", "weak", "weights")
 
-
-def _half_widths(text: str) -> float:
-    """A step size in units of d/2; `0.3` is short for `0.3*d/2`."""
-    from lm_eval_latentref.latent.config import RefinementConfig
-
-    full = text if "*" in text else f"{text}*d/2"
-    try:
-        return float(RefinementConfig.parse({"search_step_size": full}).search_step_size)
-    except LatentRefError as error:
-        raise argparse.ArgumentTypeError(str(error)) from None
-
-
 OPTIONS: dict[str, dict[str, Any]] = {
     **MODEL_OPTIONS,
     "model_args": {
@@ -86,7 +74,12 @@ OPTIONS: dict[str, dict[str, Any]] = {
         **{"required": True, "metavar": "TASK"},
         "help": "a dev task that settings are chosen on, for example latentref_mathqa_mc_dev",
     },
-    "output": {"required": True, "metavar": "FOLDER", "help": "folder that the results go to"},
+    "output": {
+        "required": True,
+        "type": place,
+        "metavar": "FOLDER",
+        "help": "folder that the results go to",
+    },
     "work": {
         "metavar": "FOLDER",
         "help": "keeps what is done, so that the same command goes on after a stop (default: in "
@@ -97,36 +90,36 @@ OPTIONS: dict[str, dict[str, Any]] = {
         "help": "memory rates to try, 0 to 1 each; 0 is always tried (default: a few)",
     },
     "step_sizes": {
-        **{"type": _half_widths, "nargs": "+", "metavar": "X*d/2"},
+        **{"type": half_widths, "nargs": "+", "metavar": "X*d/2"},
         "help": "step sizes of the search to try, such as 0.3*d/2 (0.3 means the same here); 0 is "
         "always tried (default: a few)",
     },
     "step_size": {
-        **{"type": _half_widths, "metavar": "X*d/2"},
+        **{"type": half_widths, "metavar": "X*d/2"},
         "help": "of the search, such as 0.3*d/2 (0.3 means the same here; default: what "
         "latentref.json says)",
     },
     "limit": {
-        **{"type": int, "metavar": "N"},
+        **{"type": count, "metavar": "N"},
         "help": "the first N documents only, 1 or more (default: all)",
     },
     "dev_limit": {
-        **{"type": int, "metavar": "N"},
+        **{"type": count, "metavar": "N"},
         "help": "the first N documents of the dev split only (default: --limit)",
     },
     "seed": {
-        **{"type": int, "default": 0, "metavar": "N"},
+        **{"type": from_zero, "default": 0, "metavar": "N"},
         "help": "of the bootstrap that intervals come from, 0 or more (default: 0)",
     },
     "batch_size": {
-        **{"type": int, "default": 100, "metavar": "N"},
+        **{"type": count, "default": 100, "metavar": "N"},
         "help": "rows in one forward pass, at most (default: 100)",
     },
     "device": {"help": "cpu, cuda, cuda:N or mps (default: the GPU when there is one)"},
     "dtype": {"help": "of the weights, for example bfloat16 (default: as the model is stored)"},
-    "num": {"type": int, "metavar": "N"},
+    "num": {"type": count, "metavar": "N"},
     "max_new_tokens": {
-        **{"type": int, "metavar": "N"},
+        **{"type": count, "metavar": "N"},
         "help": "most tokens of the answer (default: 256, or what fits the model if that is less)",
     },
     "show_thoughts": {
@@ -178,7 +171,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
         "help": "write .eval_results/*.yaml of the Hugging Face Hub for each row",
     },
     "watch": {
-        **{"nargs": "?", "type": float, "const": 10.0, "metavar": "SECONDS"},
+        **{"nargs": "?", "type": seconds, "const": 10.0, "metavar": "SECONDS"},
         "help": "look for new results every so many seconds, until Ctrl-C (10 if the option has "
         "no value; default: look once)",
     },
@@ -203,7 +196,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
     },
     "update": {"action": "store_true", "help": "replace the baseline's values by CANDIDATE's"},
     "show_flips": {
-        **{"type": int, "default": 0, "metavar": "N"},
+        **{"type": from_zero, "default": 0, "metavar": "N"},
         "help": "list N documents whose answers changed (default: 0)",
     },
     "format": {
@@ -243,7 +236,7 @@ CHECK_OPTIONS = (
     "format",
 )
 LATENT_STEPS = {
-    "type": int,
+    "type": from_zero,
     "help": "number of thoughts, 1 or more (default: what latentref.json says)",
 }
 
@@ -256,19 +249,20 @@ class _Parser(argparse.ArgumentParser):
 
 def parser() -> argparse.ArgumentParser:
     """The parser; `command` of what it returns is the name of the subcommand."""
+    raw = argparse.RawDescriptionHelpFormatter
     made = _Parser(
-        **{"prog": "latentref", "epilog": f"`latentref COMMAND --help` says more.\n\n{STATUSES}"},
-        **{"description": "Evaluate and use latent-reasoning language models."},
-        **{"formatter_class": argparse.RawDescriptionHelpFormatter},
+        prog="latentref",
+        description="Evaluate and use latent-reasoning language models.",
+        epilog=f"`latentref COMMAND --help` says more.\n\n{STATUSES}",
+        formatter_class=raw,
     )
     commands = made.add_subparsers(dest="command", metavar="COMMAND", required=True)
 
     def add(name: str, help: str, epilog: str = STATUSES) -> Any:
         example = f"Example: {EXAMPLES[name]}\n\n" if name in EXAMPLES else ""
+        about = f"{help[0].upper()}{help[1:]}."
         return commands.add_parser(
-            *(name,),
-            **{"help": help, "description": f"{help[0].upper()}{help[1:]}."},
-            **{"epilog": example + epilog, "formatter_class": argparse.RawDescriptionHelpFormatter},
+            name, help=help, description=about, epilog=example + epilog, formatter_class=raw
         )
 
     add("run", "lm-eval's `run` with this package's model and tasks")  # only for the help
@@ -298,15 +292,16 @@ def _add_training_commands(add: Callable[..., Any]) -> None:
     command = add("train", "train a set of checkpoints by a recipe")
     command.add_argument("recipe", metavar="RECIPE", help="a YAML file or a recipe of the package")
     changes = "fields of the recipe to change, such as seed=1 or config.hidden_size=64"
-    command.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help=changes)
+    command.add_argument("overrides", nargs="*", default=[], metavar="KEY=VALUE", help=changes)
     command = add("data", "write generated problems to a file")
     command.add_argument("task", help="graph, arith or prosqa_generated")
     of_task = "arguments of the generator, such as nodes=12 (default: those of the packaged task)"
-    command.add_argument("options", nargs="*", metavar="KEY=VALUE", help=of_task)
+    command.add_argument("options", nargs="*", default=[], metavar="KEY=VALUE", help=of_task)
     _option(command, "num", required=True, help="how many problems, 1 or more")
     _option(
         command,
         "seed",
+        type=int,
         default=-1,
         help="seed of the problems (default: -1); training with seed S uses seed S * 1000000 + E "
         "for epoch E (from 0), and the dev and test tasks use seed 0",
@@ -390,8 +385,3 @@ def _options(command: argparse.ArgumentParser, *names: str) -> None:
 def _option(command: argparse.ArgumentParser, name: str, **changes: Any) -> None:
     flags = [f"--{name}", f"--{name.replace('_', '-')}", *([SHORT[name]] if name in SHORT else [])]
     command.add_argument(*dict.fromkeys(flags), **{**OPTIONS[name], **changes})
-
-
-def no_flag(word: str) -> str:
-    """`word`, changed if it is like `-0.3*d/2` so that argparse reads it as a value."""
-    return f" {word}" if re.fullmatch(r"-[\d.]\S*\*\s*d\s*/\s*2", word) else word

@@ -53,6 +53,8 @@ def leaderboard(
     left_out = [plain(problem) for problem in read.problems]
     if not entries:
         raise LatentRefError("; ".join(["no results that can be read", *left_out]))
+    if metrics != METRICS:
+        _check_metrics(metrics, entries)
     return _Builder(entries, notes, left_out, allow_different, metrics, seed).board(baseline)
 
 
@@ -201,6 +203,16 @@ class _Builder:
                     f"rows differ in {what}: {', '.join(sorted(map(plain, values)))}; "
                     "rounding alone can change answers"
                 )
+
+
+def _check_metrics(metrics: Sequence[str], entries: Iterable[Entry]) -> None:
+    """Raise LatentRefError on a metric that no task has: another would take its place unsaid."""
+    keys = {key for e in entries for tasks in e.tasks.values() for t in tasks for key in t.scores}
+    names = sorted(keys | {key.partition(",")[0] for key in keys})
+    if unknown := [metric for metric in metrics if metric not in names]:
+        raise LatentRefError(
+            f"--metric {unknown[0]}: no task has it; it must be one of {', '.join(names)}"
+        )
 
 
 def _preferred(tasks: Sequence[Task], metrics: Sequence[str]) -> str:

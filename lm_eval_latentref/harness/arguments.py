@@ -19,6 +19,7 @@ from typing import Any
 import torch
 from lm_eval.models.huggingface import HFLM
 
+from lm_eval_latentref.checkpoints.arguments import check_device
 from lm_eval_latentref.checkpoints.sets import NAMES
 from lm_eval_latentref.errors import LatentRefError
 from lm_eval_latentref.harness.lm_eval_seams import DEFAULT_DEVICE
@@ -114,23 +115,6 @@ def device_or_default(device: Any) -> str:
         return "cuda" if torch.cuda.is_available() else "cpu"
     check_device(device)
     return str(device)
-
-
-def check_device(device: Any) -> None:
-    """Raise LatentRefError unless `device` is one of this machine."""
-    try:
-        wanted = torch.device(device)
-    except (RuntimeError, TypeError) as error:
-        raise LatentRefError(
-            f"device={device}: no such kind of device; give cpu, cuda, cuda:N or mps"
-        ) from error
-    if wanted.type in ("cpu", "meta"):
-        return
-    accelerator = torch.accelerator.current_accelerator(check_available=True)
-    num = torch.accelerator.device_count() if accelerator else 0
-    if accelerator is None or wanted.type != accelerator.type or (wanted.index or 0) >= num:
-        there = f"{num} of {accelerator.type}" if accelerator else "no accelerator"
-        raise LatentRefError(f"device={device}: there is {there} on this machine; give device=cpu")
 
 
 def _is_a(value: Any, kind: Any) -> bool:

@@ -69,8 +69,8 @@ def _silence() -> Any:
 
 
 def _check_model(config: Any, *, explicit_device: str | None) -> None:
-    from lm_eval_latentref.checkpoints.arguments import check_batch_size
-    from lm_eval_latentref.harness.arguments import check_device, check_values
+    from lm_eval_latentref.checkpoints.arguments import check_batch_size, check_device
+    from lm_eval_latentref.harness.arguments import check_values
     from lm_eval_latentref.latent.decoding import check_names
 
     check_batch_size(config.batch_size)

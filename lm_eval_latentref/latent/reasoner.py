@@ -205,6 +205,8 @@ class Reasoner:
         self, questions: Sequence[str], *, max_new_tokens: int | None = None
     ) -> list[Answer]:
         """`ask` for a batch of questions."""
+        for question in questions:
+            _check_text(question)
         contexts = [tuple(self.tokenizer.encode(prompt(question))) for question in questions]
         if max_new_tokens is None:
             rooms = [self.room(context) for context in contexts]
@@ -371,3 +373,14 @@ def _identity(loaded: LoadedModel) -> dict[str, str]:
 def _pad_id(tokenizer: Any) -> int | None:
     pad_id = tokenizer.pad_token_id
     return pad_id if pad_id is not None else tokenizer.eos_token_id
+
+
+def _check_text(question: str) -> None:
+    if not question.strip():
+        raise LatentRefError("the question is empty; give some text")
+    try:
+        question.encode()
+    except UnicodeEncodeError as error:
+        raise LatentRefError(
+            f"the question holds {question[error.start]!a}, which is no character; give UTF-8 text"
+        ) from error

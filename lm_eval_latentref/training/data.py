@@ -188,6 +188,8 @@ def write_generated(
     task: str, path: str, *, num: int, seed: int, split: str, options: Mapping[str, Any]
 ) -> int:
     """Writes `num` problems of a generated task to `path`; returns their number."""
+    if not path.endswith((".json", ".jsonl")):
+        raise LatentRefError(f"output={path}: give a name that ends in .json or .jsonl")
     return write_rows(path, generate(task, num, seed=seed, split=split, options=options))
 
 

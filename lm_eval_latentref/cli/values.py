@@ -1,0 +1,63 @@
+"""What single words of a command line mean; a wrong one is argparse's error and says the range.
+
+count("20"), from_zero("0"), place("out/set"), half_widths("0.3*d/2")     # 20, 0, "out/set", 0.3
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import re
+import threading
+
+from lm_eval_latentref.errors import LatentRefError
+
+
+def count(text: str) -> int:
+    """An integer from 1 up."""
+    return _integer(text, 1)
+
+
+def from_zero(text: str) -> int:
+    """An integer from 0 up."""
+    return _integer(text, 0)
+
+
+def seconds(text: str) -> float:
+    """A time above 0."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not 0 < value <= threading.TIMEOUT_MAX:
+        raise argparse.ArgumentTypeError(f"{text!r}: give a number of seconds above 0")
+    return value
+
+
+def place(text: str) -> str:
+    """The name of a file or folder: an empty one would mean the working directory."""
+    if not text.strip():
+        raise argparse.ArgumentTypeError("it is empty; give the name of a file or folder")
+    return text
+
+
+def half_widths(text: str) -> float:
+    """A step size in units of d/2; `0.3` is short for `0.3*d/2`."""
+    from lm_eval_latentref.latent.config import RefinementConfig
+
+    full = text if "*" in text else f"{text}*d/2"
+    try:
+        return float(RefinementConfig.parse({"search_step_size": full}).search_step_size)
+    except LatentRefError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+
+
+def no_flag(word: str) -> str:
+    """Returns `-0.3*d/2` with a space before it: argparse takes it for a value, as it does -0.3."""
+    return f" {word}" if re.fullmatch(r"-[\d.]\S*\*\s*d\s*/\s*2", word) else word
+
+
+def _integer(text: str, smallest: int) -> int:
+    if not re.fullmatch(r"\s*[+-]?\d{1,18}\s*", text) or int(text) < smallest:
+        raise argparse.ArgumentTypeError(f"{text!r}: give an integer, {smallest} or more")
+    return int(text)

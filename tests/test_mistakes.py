@@ -1,0 +1,140 @@
+"""Mistakes at the door of each command: one line that says what is wrong, and its exit status."""
+
+from __future__ import annotations
+
+import pytest
+from lm_eval_files import write_run
+from tiny_checkpoints import fresh_model, save_folder
+
+from lm_eval_latentref.cli import main
+
+
+@pytest.fixture
+def places(tmp_path, once_a_run, monkeypatch):
+    """A model and two runs by name, in a working directory of their own."""
+
+    def make(folder):
+        save_folder(fresh_model("llama"), folder / "model", markers=False)
+        write_run(folder / "a", {"t": {"acc": [0, 1, 1, 0]}})
+        write_run(folder / "b", {"t": {"acc": [1, 1, 1, 0]}})
+        write_run(folder / "c", {"u": {"acc": [1, 1]}})
+
+    for folder in once_a_run("mistakes", make).iterdir():
+        (tmp_path / folder.name).symlink_to(folder)
+    (tmp_path / "text.yaml").write_text("a: text\n")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+
+
+def mistake(capsys, words):
+    """The exit status and the line that says what is wrong; notes on the way come before it."""
+    status = main(words)
+    err = capsys.readouterr().err
+    assert "Traceback" not in err
+    return status, err.splitlines()[-1]
+
+
+ASK = ["ask", "why?", "--pretrained", "model", "--latent_steps", "2"]
+SWEEP = ["sweep", "--task", "latentref_graph_dev", "--pretrained", "model", "-o", "out"]
+DATA = ["data", "--num", "3", "-o", "out.json", "graph"]
+
+
+@pytest.mark.parametrize(
+    ("words", "part"),
+    [
+        (["ask", "\udcff", *ASK[2:]], "no character; give UTF-8"),
+        (["ask", " ", *ASK[2:]], "the question is empty"),
+        ([*ASK, "--max_new_tokens", "0"], "give an integer, 1 or more"),
+        ([*ASK, "--max_new_tokens", "999"], "lower max_new_tokens"),
+        ([*ASK, "-a", "max_length=many"], "max_length=many: it must be an integer >= 1"),
+        ([*ASK, "-a", "trust_remote_code=perhaps"], "it must be True or False"),
+        ([*ASK, "-a", "device=nowhere"], "device=nowhere: no such kind of device"),
+        ([*ASK, "-a", "device=cuda:77"], "device=cuda:77: there is"),
+        ([*ASK, "-a", "dtype=float99"], "float99"),
+        ([*ASK, "-a", "model=x"], "did you mean pretrained?"),
+        ([*ASK, "-a", "load_in_4bit=True"], "quantised"),
+        ([*ASK, "--latent_steps", "1e30"], "at most 10000"),
+        ([*ASK, "--memory_rate", "nan"], "memory_rate='nan'"),
+        ([*ASK, "--search_step_size", "0.3*d/3"], "0.3*d/2"),
+        ([*ASK, "--strong", "."], "neither config.json nor adapter_config.json"),
+        ([*ASK, "--weights", "text.yaml"], "cannot be read as a state dict"),
+        (["ask", "why?", "--pretrained", ""], "pretrained="),
+        (["ask", "why?", "--pretrained", "text.yaml"], "is a file"),
+        (["convert", "--pretrained", "model", "-o", "model"], "give a new one"),
+        (["convert", "--pretrained", "model", "-o", ""], "it is empty"),
+        (["convert", "--pretrained", "model", "-o", "/dev/null/x"], "cannot be written"),
+        (["convert", "--pretrained", "model", "--adapter", "-o", "x"], "is no adapter"),
+        ([*DATA, "--num", "0"], "give an integer, 1 or more"),
+        ([*DATA, "--split", "dev"], "train"),
+        ([*DATA, "-o", "out.txt"], "ends in .json or .jsonl"),
+        ([*DATA, "-o", ""], "it is empty"),
+        ([*DATA, "-o", "/dev/null/x.json"], "cannot be written"),
+        ([*DATA, "nodes=many"], "nodes='many': it must be an integer"),
+        ([*DATA, "nodes=99"], "from 2 to 52"),
+        ([*DATA, "size=3"], "'size' is not an option of graph"),
+        ([*DATA, "nodes"], "KEY=VALUE"),
+        ([*DATA[:-1], "graf"], "no generated task 'graf'"),
+        (["train", "nowhere.yaml"], "no such recipe"),
+        (["train", "text.yaml"], "unknown key 'a'"),
+        (["train", "graph-small", "output=''"], "name a folder"),
+        (["train", "graph-small", "learning_rate=.inf"], "finite"),
+        (["train", "graph-small", "output=out", "leraning_rate=1"], "did you mean learning_rate?"),
+        (["train", "graph-small", "output=/dev/null/x"], "cannot be written"),
+        ([*SWEEP, "--limit", "0"], "give an integer, 1 or more"),
+        ([*SWEEP], "nothing is thought"),
+        ([*SWEEP, "--latent_steps", "2", "--memory_rates", "2"], "memory_rate"),
+        ([*SWEEP, "--latent_steps", "2", "--search_steps", "0"], "search_steps=0"),
+        ([*SWEEP, "--metadata", "[]"], "one JSON object"),
+        (["study", "model", "--task", "t", "-o", "out", "--batch_size", "0"], "1 or more"),
+        (["study", "nowhere", "--task", "latentref_graph", "-o", "out"], "nowhere"),
+        (["thoughts", "model", "--task", "t", "-o", "out.html"], "out.html"),
+        (["thoughts", "model", "--task", "t", "-o", "out.md", "--num", "0"], "1 or more"),
+        (["compare", "a", "nowhere"], "nowhere"),
+        (["compare", "a", "model"], "model"),
+        (["compare", "a", "c"], "no task in common"),
+        (["compare", "a", "b", "--metric", "f1"], "f1"),
+        (["compare", "a", "b", "--seed", "-1"], "give an integer, 0 or more"),
+        (["compare", "text.yaml", "b"], "text.yaml"),
+        (["demo", "--limit", "0"], "give an integer, 1 or more"),
+        (["tasks-path", "x"], "unrecognized arguments: x"),
+    ],
+    ids=lambda value: " ".join(value[:1]) if isinstance(value, list) else None,
+)
+def test_a_mistake_is_status_two_and_one_line(places, capsys, words, part):
+    status, line = mistake(capsys, words)
+    assert status == 2
+    assert part in line
+
+
+@pytest.mark.parametrize(
+    ("words", "part"),
+    [
+        (["leaderboard", "nowhere"], "nowhere"),
+        (["leaderboard", "model"], "model"),
+        (["leaderboard", "a", "b", "--metric", "f1"], "one of acc, acc,none"),
+        (["leaderboard", "a", "b", "--baseline", "d"], "d"),
+        (["leaderboard", "a", "b", "-o", "board.pdf"], ".html"),
+        (["leaderboard", "a", "b", "-o", "/dev/null/b.md"], "cannot be written"),
+        (["leaderboard", "a", "b", "-o", ""], "it is empty"),
+        (["leaderboard", "a", "b", "--watch", "-1"], "above 0"),
+        (["leaderboard", "a", "b", "--watch", "nan"], "above 0"),
+        (["leaderboard", "a", "b", "--allow_different", "hair"], "hair"),
+        (["check", "nowhere", "--baseline", "a"], "nowhere"),
+        (["check", "a"], "baseline"),
+        (["check", "a", "--baseline", "nowhere"], "nowhere"),
+        (["check", "a", "--baseline", "text.yaml"], "text.yaml"),
+        (["check", "a", "--baseline", "b", "--max_drop", "-1"], "max_drop"),
+        (["check", "a", "--baseline", "b", "--max_drop", "nan"], "max_drop"),
+        (["check", "a", "--baseline", "b", "--significance", "0"], "significance"),
+        (["check", "a", "--baseline", "b", "--show_flips", "-1"], "0 or more"),
+        (["check", "a", "--golden", "nowhere.json"], "nowhere.json"),
+        (["check", "a", "--golden", "text.yaml"], "text.yaml"),
+        (["check", "a", "--write_golden"], "golden"),
+        (["check", "a", "--update"], "baseline"),
+    ],
+    ids=lambda value: " ".join(value[:1]) if isinstance(value, list) else None,
+)
+def test_a_mistake_of_a_gate_or_a_board_is_status_three_and_one_line(places, capsys, words, part):
+    status, line = mistake(capsys, words)
+    assert status == 3
+    assert part in line
