@@ -22,7 +22,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from lm_eval_latentref.checkpoints.census import Census, is_drawn_anew
-from lm_eval_latentref.checkpoints.files import one_line, read_json_object
+from lm_eval_latentref.checkpoints.files import one_line, read_json_object, reading
 from lm_eval_latentref.checkpoints.state_dicts import (
     input_embedding_name,
     make_skeleton,
@@ -109,9 +109,14 @@ def read_adapter(path: str, base_config: Any, trust_remote_code: bool = False) -
     (`modules_to_save`) or, if only single rows of it were trained, kept apart in `base_copies`.
     Raises LatentRefError for damaged files and for adapters that prepend virtual tokens.
     """
+    skeleton = make_skeleton(base_config, trust_remote_code)
+    with reading(os.path.join(path, CONFIG), "save the adapter again"):
+        return _read_for(skeleton, path)
+
+
+def _read_for(skeleton: Any, path: str) -> Adapter:
     config = read_config(path)
     tensors = read_files(path)
-    skeleton = make_skeleton(base_config, trust_remote_code)
     embedding = input_embedding_name(skeleton)
     output_layer = skeleton.get_output_embeddings()
     modules = skeleton.named_modules(remove_duplicate=False)
