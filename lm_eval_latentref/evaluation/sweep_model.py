@@ -70,6 +70,7 @@ class SweepModel(LatentRefLM):
                 backbone=reasoner.backbone,
                 references=reasoner.references,
                 markers=reasoner.markers,
+                kind=reasoner.kind,
             ):
                 scores = score(thoughts, [g.continuations for g in groups], max_rows=max_rows)
                 finite_B = thoughts.finite_BT3.flatten(1).all(1).tolist()

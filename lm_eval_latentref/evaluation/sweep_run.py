@@ -76,10 +76,9 @@ class GridRun:
         self.model, self.task = model, task
         self.written = written or task.is_free
         base = model.reasoner.config
-        if base.latent_kind != "continuous":
+        if why := model.reasoner.kind.why_not_refined:
             raise LatentRefError(
-                f"latent_kind={base.latent_kind}: pause tokens are no thoughts that could be "
-                "refined; sweep a checkpoint with continuous thoughts"
+                f"latent_kind={base.latent_kind}: {why}; sweep a checkpoint of another kind"
             )
         options = {"search_gradient": base.search_gradient, "latent_markers": base.latent_markers}
         hidden_size = model.reasoner.backbone.hidden_size

@@ -330,7 +330,7 @@ def _reading(
     """`network` having read the contexts with their start marker, and its last states (B, D)."""
     context = Context.pad(contexts, device=network.device)
     if reasoner.markers is not None:
-        context = context.then(reasoner.markers.start_id)
+        context = context.then(reasoner.markers.opening)
     stream = Stream(network)
     return stream, stream.feed(network.embed(context.ids_BC), context.mask_BC)[:, -1]
 

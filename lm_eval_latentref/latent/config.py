@@ -15,11 +15,12 @@ from dataclasses import dataclass
 from typing import Any
 
 from lm_eval_latentref.errors import LatentRefError
+from lm_eval_latentref.latent.kinds import KINDS
 from lm_eval_latentref.latent.mapping import from_mapping, shown
 
 SEARCH_GRADIENTS = ("detached", "through")
 LATENT_MARKERS = ("auto", "none")
-LATENT_KINDS = ("continuous", "pause")
+LATENT_KINDS = tuple(KINDS)
 MAX_STEPS = 10_000
 """Of thoughts, and of updates per thought: more is a slip that would never end."""
 
@@ -93,11 +94,11 @@ class RefinementConfig:
         self._check("search_gradient", self.search_gradient in SEARCH_GRADIENTS)
         self._check("latent_markers", self.latent_markers in LATENT_MARKERS)
         self._check("latent_kind", self.latent_kind in LATENT_KINDS)
-        if self.latent_kind == "pause" and (self.memory_rate or self.search_step_size):
+        why = KINDS[self.latent_kind].why_not_refined
+        if why and (self.memory_rate or self.search_step_size):
             raise LatentRefError(
                 f"memory_rate={self.memory_rate:g}, search_step_size={self.search_step_size:g} "
-                "with latent_kind='pause': pause tokens are not thoughts and cannot be refined; "
-                "set both to 0, or latent_kind=continuous"
+                f"with latent_kind={self.latent_kind!r}: {why}; set both to 0, or give another kind"
             )
 
     def _check(self, name: str, allowed: bool) -> None:

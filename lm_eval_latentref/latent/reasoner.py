@@ -27,16 +27,11 @@ from lm_eval_latentref.latent.accounting import Accounting
 from lm_eval_latentref.latent.batching import Tokens, give_back_memory
 from lm_eval_latentref.latent.config import RefinementConfig
 from lm_eval_latentref.latent.decoding import check_decoding
+from lm_eval_latentref.latent.kinds import KINDS, Kind, Materials
 from lm_eval_latentref.latent.lengths import check_length
 from lm_eval_latentref.latent.loaded import LoadedModel, LoadedSet
 from lm_eval_latentref.latent.networks import Network
-from lm_eval_latentref.latent.protocol import (
-    LATENT,
-    extract_answer,
-    marker_ids,
-    prompt,
-    single_token,
-)
+from lm_eval_latentref.latent.protocol import extract_answer, marker_ids, prompt
 from lm_eval_latentref.latent.scoring import Score, score
 from lm_eval_latentref.latent.thoughts import Context, Markers, References, Thoughts, think
 
@@ -92,6 +87,7 @@ class Reasoner:
             self.references = References(
                 _network(loaded.strong, self.backbone), _network(loaded.weak, self.backbone)
             )
+        self.kind = make_kind(loaded.tokenizer, self.backbone, config)
         self.markers = find_markers(loaded.tokenizer, config)
         self._max_length = max_length
         for member in (loaded.backbone, loaded.strong, loaded.weak):
@@ -109,7 +105,9 @@ class Reasoner:
     @property
     def num_extra_columns(self) -> int:
         """The number of columns between context and continuation: markers and thoughts."""
-        return self.config.latent_steps + (2 if self.markers else 0)
+        markers = self.markers
+        around = len(markers.opening) + len(markers.closing) if markers else 0
+        return self.config.latent_steps + around
 
     @property
     def thinks(self) -> bool:
@@ -136,7 +134,7 @@ class Reasoner:
         return thoughts
 
     def _think_in_parts(self, context: Context) -> Thoughts:
-        settings: Any = {"config": self.config, "markers": self.markers}
+        settings: Any = {"config": self.config, "markers": self.markers, "kind": self.kind}
         on_cpu = self.backbone.device.type == "cpu"
         parts = context.in_parts(MAX_COLUMNS_ON_CPU) if on_cpu else [context]
         thoughts = []
@@ -315,7 +313,7 @@ class Reasoner:
         thoughts = (context[-1],) * self.config.latent_steps
         if self.markers is None:
             return (*context, *thoughts)
-        return (*context, self.markers.start_id, *thoughts, self.markers.end_id)
+        return (*context, *self.markers.opening, *thoughts, *self.markers.closing)
 
     def _check_finite(self, thoughts: Thoughts) -> None:
         if thoughts.finite_BT3.all():
@@ -336,18 +334,14 @@ class Reasoner:
 
 
 def find_markers(tokenizer: Any, config: RefinementConfig) -> Markers | None:
-    """The markers that `config` asks for; None if there are none.
-
-    Raises LatentRefError if `config` asks for pause tokens and the tokenizer lacks a marker.
-    """
+    """The markers that `config` asks for; None if there are none."""
     ids = marker_ids(tokenizer, config.latent_markers)
-    pause_id = single_token(tokenizer, LATENT)
-    if config.latent_kind == "pause" and (ids is None or pause_id is None):
-        raise LatentRefError(
-            f"latent_kind='pause' needs both markers and {LATENT} as single tokens; give a "
-            "checkpoint that was trained with pause tokens, or latent_kind=continuous"
-        )
-    return Markers(*ids, pause_id) if ids else None
+    return Markers(ids[:1], ids[1:]) if ids else None
+
+
+def make_kind(tokenizer: Any, network: Network, config: RefinementConfig) -> Kind:
+    """The kind of thoughts that `config` asks for; raises LatentRefError if it cannot be had."""
+    return KINDS[config.latent_kind].of(Materials(network=network, tokenizer=tokenizer))
 
 
 def _network(loaded: LoadedModel, lender: Network | None = None) -> Network:

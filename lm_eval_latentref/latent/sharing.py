@@ -17,6 +17,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from lm_eval_latentref.latent.config import RefinementConfig
+from lm_eval_latentref.latent.kinds import CONTINUOUS, Kind
 from lm_eval_latentref.latent.networks import Network
 from lm_eval_latentref.latent.thoughts import Context, Markers, References, Thinking, Thoughts
 
@@ -30,6 +31,7 @@ def think_under(
     backbone: Network,
     references: References | None,
     markers: Markers | None,
+    kind: Kind = CONTINUOUS,
 ) -> Iterator[tuple[int, Thoughts]]:
     """Yields the index of each config and the thoughts under it, not in the order of `configs`.
 
@@ -37,14 +39,18 @@ def think_under(
     the caller keeps it.
 
     Args:
-        configs: with the same `search_gradient`, and none with pause tokens.
+        configs: with the same `search_gradient`.
         references: needed if any config searches.
+        kind: what is fed as a thought.
     """
     assert len({config.search_gradient for config in configs}) <= 1
-    assert all(config.latent_kind == "continuous" for config in configs)
     searching = [config for config in configs if config.searches]
     base = Thinking(
-        context, backbone=backbone, references=references if searching else None, markers=markers
+        context,
+        backbone=backbone,
+        references=references if searching else None,
+        markers=markers,
+        kind=kind,
     )
     by_steps = {number: configs[number].latent_steps for number in range(len(configs))}
     thoughtless = [number for number, steps in by_steps.items() if steps == 0]

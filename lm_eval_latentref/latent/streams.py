@@ -120,3 +120,10 @@ class Stream:
         if mask_BL is None:
             mask_BL = torch.ones(num_rows, num_new, dtype=torch.bool, device=device)
         self.mask_BK = torch.cat([past_BK, mask_BL.to(device)], dim=1)
+
+
+def extended(mask_BL: Tensor | None, num_columns: int) -> Tensor | None:
+    """`mask_BL` with further columns, which are real; None stays None."""
+    if mask_BL is None:
+        return None
+    return torch.nn.functional.pad(mask_BL, (0, num_columns), value=True)

@@ -5,8 +5,8 @@
 
 Inference and training use the same loop: it is differentiable, and the caller switches gradients
 off. `Thinking` is the state of the loop, for callers that continue from one reading in several
-ways. Continuous thoughts are Coconut's (Hao et al., arXiv:2412.06769); the two refinements are
-those of Wang et al. (arXiv:2506.08552).
+ways. What is fed as a thought is the business of `kinds`; the two refinements are those of Wang et
+al. (arXiv:2506.08552).
 
 Shape suffixes: B batch, C context columns, P pending columns, T thoughts, D hidden size.
 """
@@ -14,6 +14,7 @@ Shape suffixes: B batch, C context columns, P pending columns, T thoughts, D hid
 from __future__ import annotations
 
 import copy
+import dataclasses
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -22,9 +23,11 @@ import torch
 from torch import Tensor
 
 from lm_eval_latentref.latent.config import RefinementConfig
+from lm_eval_latentref.latent.kinds import CONTINUOUS, Kind, State
 from lm_eval_latentref.latent.networks import Network
+from lm_eval_latentref.latent.references import ReferenceStream as _Reference
 from lm_eval_latentref.latent.refinement import contrastive_loss, contrastive_step, mix_residual
-from lm_eval_latentref.latent.streams import Stream
+from lm_eval_latentref.latent.streams import Stream, extended
 
 
 @dataclass(frozen=True)
@@ -60,23 +63,19 @@ class Context:
             for ids_BC, mask_BC in zip(self.ids_BC.tensor_split(num_parts), masks, strict=True)
         ]
 
-    def then(self, token_id: int) -> Context:
-        """These contexts with one more token at the end of each."""
-        ids_BC = torch.nn.functional.pad(self.ids_BC, (0, 1), value=token_id)
-        mask_BC = self.mask_BC
-        if mask_BC is not None:
-            mask_BC = torch.nn.functional.pad(mask_BC, (0, 1), value=True)
-        return Context(ids_BC, mask_BC)
+    def then(self, ids: Sequence[int]) -> Context:
+        """These contexts with the tokens `ids` at the end of each."""
+        new_BL = self.ids_BC.new_tensor(ids).expand(len(self.ids_BC), -1)
+        ids_BC = torch.cat([self.ids_BC, new_BL], dim=1)
+        return Context(ids_BC, extended(self.mask_BC, len(ids)))
 
 
 @dataclass(frozen=True)
 class Markers:
-    """Ids of the tokens before and after the thoughts."""
+    """Ids of the tokens before and after the thoughts; one of the two may be empty."""
 
-    start_id: int
-    end_id: int
-    pause_id: int | None = None
-    """The token in place of each thought when `latent_kind` is "pause"."""
+    opening: tuple[int, ...]
+    closing: tuple[int, ...]
 
 
 @dataclass(frozen=True)
@@ -141,20 +140,21 @@ def think(
     references: References | None,
     config: RefinementConfig,
     markers: Markers | None,
+    kind: Kind = CONTINUOUS,
 ) -> Thoughts:
     """Think `config.latent_steps` thoughts about each context.
 
     Args:
         references: needed if `config.searches`.
         markers: None if the thoughts follow the context directly.
+        kind: what is fed as a thought.
     """
-    if config.latent_kind == "pause":
-        return _pause(context, backbone, markers, config.latent_steps)
     thinking = Thinking(
         context,
         backbone=backbone,
         references=references if config.searches else None,
         markers=markers,
+        kind=kind,
     )
     for _ in range(config.latent_steps):
         thinking.step(config)
@@ -174,14 +174,15 @@ class Thinking:
         backbone: Network,
         references: References | None,
         markers: Markers | None,
+        kind: Kind = CONTINUOUS,
     ) -> None:
         if markers is not None:
-            context = context.then(markers.start_id)
-        self._markers = markers
+            context = context.then(markers.opening)
+        self._markers, self._kind = markers, kind
         self._stream = Stream(backbone)
         self._pending_BPD = backbone.embed(context.ids_BC)
         self._pending_mask_BP = context.mask_BC
-        self._raw_BD: Tensor | None = None
+        self._state: State | None = None
         self._search = _Search(references, context) if references else None
         self._thoughts: list[Tensor] = []
         self._finite: list[Tensor] = []
@@ -206,15 +207,18 @@ class Thinking:
         raw thought as well; later thoughts are mixed with their predecessor before the references
         see them.
         """
-        raw_BD = self._raw()
+        state = self._read_state()
         if self._search is not None and config.searches and not self._thoughts:
-            self._search.foresee(raw_BD, config)
+            self._search.foresee(self._kind.vector(state), config)
 
     def step(self, config: RefinementConfig) -> None:
         """Think one more thought and refine it as `config` says."""
-        raw_BD = self._raw()
+        state = self._read_state()
         if not config.searches:
             self._search = None  # references that are not asked need not read the thoughts
+        raw_BD = self._kind.vector(state)
+        if self._search is not None:
+            self._search.move = _Move(self._kind, state, raw_BD)
         refined_BD, states_finite_B = _refine(raw_BD, self._thoughts, self._search, config)
         thought_BD = refined_BD.to(self._stream.network.dtype)
         self._thoughts.append(thought_BD)
@@ -222,7 +226,7 @@ class Thinking:
         self._finite.append(torch.stack(flags, -1))
         if self._search is not None:
             self._search.commit(thought_BD)
-        self._pending_BPD, self._raw_BD = thought_BD.unsqueeze(1), None
+        self._append(thought_BD)
 
     def finish(self) -> Thoughts:
         """The thoughts so far, closed by the end marker; fork first to think further."""
@@ -236,12 +240,23 @@ class Thinking:
         thoughts_BTD, finite_BT3 = torch.stack(self._thoughts, 1), torch.stack(self._finite, 1)
         return Thoughts(self._stream, pending_BPD, mask_BP, thoughts_BTD, finite_BT3)
 
-    def _raw(self) -> Tensor:
-        """The thought (B, D) that the backbone would think next, in float32."""
-        if self._raw_BD is None:
-            # Column -1 is real in every row, because padding is on the left only.
-            self._raw_BD = self._feed(self._pending_BPD.shape[1])[:, -1].float()
-        return self._raw_BD
+    def _read_state(self) -> State:
+        """What the next thought is a function of."""
+        if self._state is None:
+            hidden_BD = None
+            if self._kind.reads_state:
+                # Column -1 is real in every row, because padding is on the left only.
+                hidden_BD = self._feed(self._pending_BPD.shape[1])[:, -1].float()
+            network, num_rows = self._stream.network, len(self._pending_BPD)
+            self._state = State(network=network, num_rows=num_rows, hidden=hidden_BD)
+        return self._state
+
+    def _append(self, thought_BD: Tensor) -> None:
+        """Let the thought be read next."""
+        new_BPD = thought_BD.unsqueeze(1)
+        self._pending_BPD = torch.cat([self._pending_BPD, new_BPD.to(self._pending_BPD)], dim=1)
+        self._pending_mask_BP = extended(self._pending_mask_BP, 1)
+        self._state = None
 
     def _feed(self, num_columns: int) -> Tensor:
         read_BPD, self._pending_BPD = (
@@ -252,20 +267,28 @@ class Thinking:
         return self._stream.feed(read_BPD, None if mask_BP is None else mask_BP[:, :num_columns])
 
 
-def _pause(
-    context: Context, backbone: Network, markers: Markers | None, num_tokens: int
-) -> Thoughts:
-    """The pause token's embedding in place of every thought; all are read in one pass."""
-    assert markers is not None, "pause tokens need markers around them"
-    assert markers.pause_id is not None
-    context = context.then(markers.start_id)
-    for _ in range(num_tokens):
-        context = context.then(markers.pause_id)
-    embeds_BCD = backbone.embed(context.ids_BC)
-    pending_BPD, mask_BP = _append_end(embeds_BCD, context.mask_BC, backbone, markers)
-    paused_BTD = embeds_BCD[:, embeds_BCD.shape[1] - num_tokens :]
-    no_flags_BT3 = torch.ones(*paused_BTD.shape[:2], 3, dtype=torch.bool)
-    return Thoughts(Stream(backbone), pending_BPD, mask_BP, paused_BTD, no_flags_BT3)
+@dataclass(frozen=True)
+class _Move:
+    """How a moved hidden state moves the vector that is fed.
+
+    The search moves the hidden state, where its squared error has a meaning. Where the vector is
+    the hidden state itself, both are one.
+    """
+
+    kind: Kind
+    state: State
+    raw_BD: Tensor
+
+    def start(self, mixed_BD: Tensor) -> Tensor:
+        """The hidden state (B, D) from which the search starts."""
+        return mixed_BD if self.kind.is_identity else self.state.hidden_BD
+
+    def vector(self, hidden_BD: Tensor, mixed_BD: Tensor) -> Tensor:
+        """The vector (B, D) to feed once the search is at `hidden_BD`."""
+        if self.kind.is_identity:
+            return hidden_BD
+        moved_BD = self.kind.vector(dataclasses.replace(self.state, hidden=hidden_BD))
+        return mixed_BD + (moved_BD - self.raw_BD)
 
 
 def _refine(
@@ -283,9 +306,12 @@ def _refine(
 class _Search:
     """Contrastive reasoning feedback search; both references read the refined thoughts."""
 
+    move: _Move
+    """Of the thought at hand."""
+
     def __init__(self, references: References, context: Context) -> None:
-        self._strong = _Reference(references.strong, context)
-        self._weak = _Reference(references.weak, context)
+        self._strong = _Reference(references.strong, context.ids_BC, context.mask_BC)
+        self._weak = _Reference(references.weak, context.ids_BC, context.mask_BC)
 
     def fork(self) -> _Search:
         branch = copy.copy(self)
@@ -305,85 +331,37 @@ class _Search:
                 reference.foresee(thought_BD)
 
     def run(self, thought_BD: Tensor, config: RefinementConfig) -> tuple[Tensor, Tensor]:
-        step = self._through if config.search_gradient == "through" else self._detached
+        ask = self._through if config.search_gradient == "through" else self._detached
         finite_B = torch.ones_like(thought_BD[:, 0], dtype=torch.bool)
+        mixed_BD, hidden_BD = thought_BD, self.move.start(thought_BD)
         for _ in range(config.search_steps):
-            thought_BD, step_finite_B = step(thought_BD, config.search_step_size)
+            hidden_BD, step_finite_B = ask(hidden_BD, thought_BD, mixed_BD, config)
+            thought_BD = self.move.vector(hidden_BD, mixed_BD)
             finite_B = finite_B & step_finite_B
         return thought_BD, finite_B
 
-    def _detached(self, thought_BD: Tensor, step_size: float) -> tuple[Tensor, Tensor]:
+    def _detached(
+        self, hidden_BD: Tensor, thought_BD: Tensor, _: Tensor, config: RefinementConfig
+    ) -> tuple[Tensor, Tensor]:
         good_BD = self._strong.probe(thought_BD).to(thought_BD.device)
         bad_BD = self._weak.probe(thought_BD).to(thought_BD.device)
-        refined_BD = contrastive_step(thought_BD, good_BD, bad_BD, step_size=step_size)
-        return refined_BD, _finite(good_BD) & _finite(bad_BD)
+        step_size = config.search_step_size
+        moved_BD = contrastive_step(hidden_BD, good_BD, bad_BD, step_size=step_size)
+        return moved_BD, _finite(good_BD) & _finite(bad_BD)
 
-    def _through(self, thought_BD: Tensor, step_size: float) -> tuple[Tensor, Tensor]:
+    def _through(
+        self, hidden_BD: Tensor, _: Tensor, mixed_BD: Tensor, config: RefinementConfig
+    ) -> tuple[Tensor, Tensor]:
         with torch.enable_grad():
-            leaf_BD = thought_BD.detach().requires_grad_()
-            good_BD = self._strong.probe_with_gradient(leaf_BD).to(leaf_BD.device)
-            bad_BD = self._weak.probe_with_gradient(leaf_BD).to(leaf_BD.device)
+            leaf_BD = hidden_BD.detach().requires_grad_()
+            fed_BD = self.move.vector(leaf_BD, mixed_BD)
+            good_BD = self._strong.probe_with_gradient(fed_BD).to(leaf_BD.device)
+            bad_BD = self._weak.probe_with_gradient(fed_BD).to(leaf_BD.device)
             # Rows do not mix, so the gradient of the sum is each row's own gradient.
             loss = contrastive_loss(leaf_BD, good_BD, bad_BD).sum()
             (gradient_BD,) = torch.autograd.grad(loss, leaf_BD)
-        refined_BD = thought_BD - step_size * gradient_BD
-        return refined_BD, _finite(good_BD) & _finite(bad_BD)
-
-
-class _Reference:
-    """A reference that reads the context and the committed thoughts and is probed at the next one.
-
-    A committed thought is read together with the next probe, so that a reference needs one forward
-    for each thought, like the backbone.
-    """
-
-    def __init__(self, network: Network, context: Context) -> None:
-        self._network = network
-        self._stream = Stream(network, can_crop=True)
-        self._unread_BLD: Tensor | None = network.embed(context.ids_BC)
-        self._unread_mask_BL = context.mask_BC
-        self._foreseen: tuple[Tensor, Tensor] | None = None
-
-    def fork(self) -> _Reference:
-        branch = copy.copy(self)
-        branch._stream = self._stream.fork()
-        return branch
-
-    def commit(self, thought_BD: Tensor) -> None:
-        self._foreseen = None
-        self._unread_BLD, self._unread_mask_BL = thought_BD.unsqueeze(1), None
-
-    def foresee(self, thought_BD: Tensor) -> None:
-        """Probe `thought_BD` now, so that forks that probe this very tensor need no forward."""
-        self._foreseen = thought_BD, self.probe(thought_BD)
-
-    def read(self) -> None:
-        """Read the committed columns now instead of with the next probe."""
-        if self._unread_BLD is not None:
-            with torch.no_grad():
-                self._stream.feed(self._unread_BLD, self._unread_mask_BL)
-            self._unread_BLD = None
-
-    def probe(self, thought_BD: Tensor) -> Tensor:
-        """The hidden state (B, D) with `thought_BD` as the next input, which is not kept."""
-        if self._foreseen is not None and self._foreseen[0] is thought_BD:
-            return self._foreseen[1]
-        columns_BLD = thought_BD.unsqueeze(1).to(self._network.device, self._network.dtype)
-        mask_BL = None
-        if self._unread_BLD is not None:
-            columns_BLD = torch.cat([self._unread_BLD.to(columns_BLD), columns_BLD], dim=1)
-            if self._unread_mask_BL is not None:
-                mask_BL = torch.nn.functional.pad(self._unread_mask_BL, (0, 1), value=True)
-            self._unread_BLD = None
-        hidden_BLD = self._stream.feed(columns_BLD, mask_BL)
-        self._stream.crop(1)
-        return hidden_BLD[:, -1]
-
-    def probe_with_gradient(self, thought_BD: Tensor) -> Tensor:
-        """The hidden state (B, D) of `probe`, differentiable with respect to `thought_BD` only."""
-        self.read()
-        # On a fork, so that the cache keeps no autograd graph.
-        return self._stream.fork().feed(thought_BD.unsqueeze(1))[:, -1]
+        moved_BD = hidden_BD - config.search_step_size * gradient_BD
+        return moved_BD, _finite(good_BD) & _finite(bad_BD)
 
 
 def _append_end(
@@ -391,12 +369,9 @@ def _append_end(
 ) -> tuple[Tensor, Tensor | None]:
     if markers is None:
         return columns_BLD, mask_BL
-    end_B1 = torch.full(
-        (len(columns_BLD), 1), markers.end_id, dtype=torch.long, device=backbone.device
-    )
-    if mask_BL is not None:
-        mask_BL = torch.nn.functional.pad(mask_BL, (0, 1), value=True)
-    return torch.cat([columns_BLD, backbone.embed(end_B1).to(columns_BLD)], dim=1), mask_BL
+    end_L = torch.tensor(markers.closing, dtype=torch.long, device=backbone.device)
+    end_BLD = backbone.embed(end_L.expand(len(columns_BLD), -1)).to(columns_BLD)
+    return torch.cat([columns_BLD, end_BLD], dim=1), extended(mask_BL, len(end_L))
 
 
 def _finite(rows_BD: Tensor) -> Tensor:

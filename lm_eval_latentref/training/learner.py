@@ -20,6 +20,7 @@ from torch import Tensor
 
 from lm_eval_latentref.errors import LatentRefError
 from lm_eval_latentref.latent.config import RefinementConfig
+from lm_eval_latentref.latent.kinds import CONTINUOUS, Kind
 from lm_eval_latentref.latent.protocol import Example, extract_answer, prompt
 from lm_eval_latentref.latent.thoughts import Markers
 from lm_eval_latentref.training.curriculum import Row, micro_batches, share
@@ -36,7 +37,7 @@ class Learner:
 
     Args:
         markers: None for a model without thoughts.
-        latent_kind: the kind of thoughts, as in `RefinementConfig`.
+        kind: what is fed as a thought.
     """
 
     def __init__(
@@ -46,12 +47,12 @@ class Learner:
         recipe: Recipe,
         accelerator: Accelerator,
         markers: Markers | None,
-        latent_kind: str = "continuous",
+        kind: Kind = CONTINUOUS,
     ) -> None:
         trainee.model.to(accelerator.device)
         self.trainee = trainee
         self._recipe, self._accelerator = recipe, accelerator
-        self._markers, self._kind = markers, latent_kind
+        self._markers, self._kind = markers, kind
         self._network = trainee.network()
         self._weights = list(trainee.trained.values())
         self.reset_optimizer()
@@ -101,7 +102,7 @@ class Learner:
                     micro_batch,
                     network=self._network,
                     markers=self._markers,
-                    latent_kind=self._kind,
+                    kind=self._kind,
                 )
             (loss / num_tokens).backward()
             total += loss.detach()
@@ -144,7 +145,7 @@ class Learner:
         return self.trainee.reasoner(self._config(0)).max_length
 
     def _config(self, latent_steps: int) -> RefinementConfig:
-        return RefinementConfig(latent_steps=latent_steps, latent_kind=self._kind)
+        return RefinementConfig(latent_steps=latent_steps, latent_kind=self._kind.name)
 
     def _sum_over_processes(self, loss: Tensor) -> float:
         """Replace the gradients by their sum over all processes; returns the sum of the losses."""

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from lm_eval_latentref.latent.config import RefinementConfig
+from lm_eval_latentref.latent.kinds import CONTINUOUS, Kind
 from lm_eval_latentref.latent.networks import Network
 from lm_eval_latentref.latent.thoughts import Context, Markers, think
 from lm_eval_latentref.training.curriculum import Row
@@ -33,22 +34,23 @@ def loss_sum(
     *,
     network: Network,
     markers: Markers | None,
-    latent_kind: str = "continuous",
+    kind: Kind = CONTINUOUS,
 ) -> Tensor:
     """Sum of the cross-entropies, in float32 or more, of all labelled tokens of `rows`.
 
     Args:
         rows: with equal numbers of thoughts.
         markers: None for rows without thoughts that are trained without markers.
-        latent_kind: the kind of thoughts, as in `RefinementConfig`.
+        kind: what is fed as a thought.
     """
     (num_thoughts,) = {row.num_thoughts for row in rows}
     thoughts = think(
         Context.pad([row.context for row in rows], device=network.device),
         backbone=network,
         references=None,
-        config=RefinementConfig(latent_steps=num_thoughts, latent_kind=latent_kind),
+        config=RefinementConfig(latent_steps=num_thoughts),
         markers=markers,
+        kind=kind,
     )
     target_BL, labelled_M = _pad_right([row.target for row in rows], network.device)
     # The last pending column predicts the first token, and the last token predicts nothing. The

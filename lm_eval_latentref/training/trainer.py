@@ -32,7 +32,7 @@ from lm_eval_latentref.checkpoints.questions import (
 )
 from lm_eval_latentref.errors import LatentRefError
 from lm_eval_latentref.latent.config import RefinementConfig
-from lm_eval_latentref.latent.reasoner import find_markers
+from lm_eval_latentref.latent.reasoner import find_markers, make_kind
 from lm_eval_latentref.training.curriculum import Problem, Row, epoch_batches
 from lm_eval_latentref.training.data import encode
 from lm_eval_latentref.training.learner import Learner
@@ -115,7 +115,7 @@ class Phase:
             recipe=self._recipe,
             accelerator=run.accelerator,
             markers=find_markers(trainee.tokenizer, config) if kind else None,
-            latent_kind=config.latent_kind,
+            kind=make_kind(trainee.tokenizer, trainee.network(), config),
         )
         self._encoded: tuple[Sequence[Any], list[Problem]] = ([], [])
         self._check_room()

@@ -26,6 +26,7 @@ from torch import Tensor
 from transformers import DynamicCache, GPT2Config, GPT2LMHeadModel, PreTrainedModel
 
 from lm_eval_latentref.benchmarks import prosqa
+from lm_eval_latentref.latent.kinds import CONTINUOUS, Kind, Pause
 from lm_eval_latentref.latent.networks import Network
 from lm_eval_latentref.latent.protocol import answer_text, prompt
 from lm_eval_latentref.latent.thoughts import Markers
@@ -42,7 +43,8 @@ TOLERANCE = 1e-4
 """Largest relative difference of the losses in float32, without dropout."""
 LEARNING_RATE = 1e-4
 VOCABULARY = 50257
-MARKERS = Markers(start_id=VOCABULARY, end_id=VOCABULARY + 1, pause_id=VOCABULARY + 2)
+MARKERS = Markers((VOCABULARY,), (VOCABULARY + 1,))
+LATENT_ID = VOCABULARY + 2
 NOT_LABELLED = -100
 
 
@@ -52,7 +54,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     small = (1, 64) if args.tiny else (12, 768)
     model = new_model(args.layers or small[0], args.width or small[1])
     rows = prosqa_rows(args.rounds * args.documents + bench.NUM_WARM_UP)
-    learner, pausing = (new_learner(model, args, kind) for kind in ("continuous", "pause"))
+    learner, pausing = (new_learner(model, args, kind) for kind in (CONTINUOUS, Pause(LATENT_ID)))
     difference = relative_difference(model, rows[:2])
     steps: dict[str, Callable[..., Any]] = {
         PUBLISHED: partial(published_step, model, new_adamw(model)),
@@ -108,7 +110,7 @@ def new_model(layers: int, width: int) -> GPT2LMHeadModel:
     return GPT2LMHeadModel(config).train().to(bench.device())
 
 
-def new_learner(model: Any, args: Any, kind: str) -> Learner:
+def new_learner(model: Any, args: Any, kind: Kind) -> Learner:
     """Gradients are not clipped, as published."""
     batch_size = args.batch_size
     recipe = Recipe(
@@ -116,9 +118,7 @@ def new_learner(model: Any, args: Any, kind: str) -> Learner:
     )
     trainee = Trainee(model=model, tokenizer=None)
     accelerator = Accelerator()
-    return Learner(
-        trainee, recipe=recipe, accelerator=accelerator, markers=MARKERS, latent_kind=kind
-    )
+    return Learner(trainee, recipe=recipe, accelerator=accelerator, markers=MARKERS, kind=kind)
 
 
 def new_adamw(model: Any) -> torch.optim.Optimizer:
@@ -157,12 +157,11 @@ def published_step(model: Any, optimizer: torch.optim.Optimizer, batch: Sequence
 
 def published_loss(model: PreTrainedModel, rows: Sequence[Row], markers: Markers) -> Tensor:
     """Mean cross-entropy of the labelled tokens of `rows`, which have equal numbers of thoughts."""
-    latent_id = markers.pause_id
     columns = {
         name: torch.tensor(one, device=model.device)
         for name, one in _collated(rows, markers).items()
     }
-    places = [[at.item() for at in (row == latent_id).nonzero()[:, 0]] for row in columns["ids"]]
+    places = [[at.item() for at in (row == LATENT_ID).nonzero()[:, 0]] for row in columns["ids"]]
     embeds_BLD = model.get_input_embeddings()(columns["ids"])
     cache = DynamicCache(config=model.config)
     logits: list[Tensor] = []
@@ -197,8 +196,8 @@ def _collated(rows: Sequence[Row], markers: Markers) -> dict[str, list[list[int]
     num_text = max(len(row.target) for row in rows)
     for row in rows:
         before, after = num_context - len(row.context), num_text - len(row.target)
-        thoughts = [markers.pause_id or 0] * row.num_thoughts
-        ids = [*row.context, markers.start_id, *thoughts, markers.end_id, *row.target]
+        thoughts = [LATENT_ID] * row.num_thoughts
+        ids = [*row.context, *markers.opening, *thoughts, *markers.closing, *row.target]
         unlabelled = [NOT_LABELLED] * (len(ids) - len(row.target))
         columns["ids"].append([0] * before + ids + [0] * after)
         columns["mask"].append([0] * before + [1] * len(ids) + [0] * after)

@@ -32,7 +32,7 @@ BOTH = RefinementConfig(latent_steps=3, memory_rate=0.4, search_step_size=3.0 * 
 THROUGH = dataclasses.replace(BOTH, search_gradient="through")
 PLAIN = RefinementConfig(latent_steps=3)
 FAMILIES = ("gpt2", "llama", "qwen3", "gemma3")
-MARKERS = Markers(start_id=290, end_id=291, pause_id=292)
+MARKERS = Markers((290,), (291,))
 WHOLE = 1.0
 
 
@@ -50,7 +50,7 @@ def on(device, family, config, *, dtype=torch.float32, batch_size=5, max_rows=4)
                 backbone=backbone,
                 references=References(strong, weak) if config.searches else None,
                 config=config,
-                markers=Markers(*MARKER_IDS),
+                markers=Markers(MARKER_IDS[:1], MARKER_IDS[1:]),
             )
             found += score(thoughts, CONTINUATIONS[rows], max_rows=max_rows)
     return found
@@ -215,7 +215,7 @@ def test_a_thought_waits_for_nothing(waits):
         Context.pad([random_ids(9, seed=1), random_ids(9, seed=2)], device=CUDA),
         backbone=backbone,
         references=References(strong, weak),
-        markers=Markers(*MARKER_IDS),
+        markers=Markers(MARKER_IDS[:1], MARKER_IDS[1:]),
     )
     with torch.no_grad():
         thinking.step(BOTH)

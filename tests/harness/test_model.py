@@ -71,7 +71,7 @@ def assert_close(found, wanted):
 
 def oracle_scores(lm, config, models, continuations=CONTINUATIONS):
     tokenizer = lm.tokenizer
-    markers = (lm.reasoner.markers.start_id, lm.reasoner.markers.end_id)
+    markers = (*lm.reasoner.markers.opening, *lm.reasoner.markers.closing)
     wanted = []
     for context in CONTEXTS:
         ids = tokenizer.encode(context) or [tokenizer.bos_token_id]
@@ -145,7 +145,7 @@ def test_batch_size_and_order_of_requests_change_nothing(folders, batch_size):
 @pytest.mark.parametrize("batch_size", [1, 4])
 def test_greedy_text_equals_the_oracle(folders, markers, batch_size):
     lm = latentref(folders, **REFINED, latent_markers=markers, batch_size=batch_size)
-    ids = lm.reasoner.markers and (lm.reasoner.markers.start_id, lm.reasoner.markers.end_id)
+    ids = lm.reasoner.markers and (*lm.reasoner.markers.opening, *lm.reasoner.markers.closing)
     models = [tiny_model("gpt2", seed) for seed in range(3)]
     wanted = []
     for context in CONTEXTS:
@@ -178,7 +178,7 @@ def test_stop_strings_end_text_and_are_left_out(folders):
 def test_max_gen_toks_counts_text_tokens_only(folders):
     lm = latentref(folders, **REFINED)
     models = [tiny_model("gpt2", seed) for seed in range(3)]
-    markers = (lm.reasoner.markers.start_id, lm.reasoner.markers.end_id)
+    markers = (*lm.reasoner.markers.opening, *lm.reasoner.markers.closing)
     prefix = oracle.prefix_embeds(
         lm.tokenizer.encode(CONTEXTS[0]), RefinementConfig(**REFINED), markers, *models
     )
@@ -306,7 +306,7 @@ def test_contexts_of_one_document_share_one_cut(folders, latent_steps, caplog):
     room = 20 + 1 - 2 - latent_steps - longest
     models = [tiny_model("gpt2", 0)]
     config = RefinementConfig(latent_steps=latent_steps)
-    markers = (lm.reasoner.markers.start_id, lm.reasoner.markers.end_id)
+    markers = (*lm.reasoner.markers.opening, *lm.reasoner.markers.closing)
     prefix = oracle.prefix_embeds(ids[-room:], config, markers, *models)
     wanted = [
         oracle.log_likelihood(

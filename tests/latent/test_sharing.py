@@ -17,7 +17,7 @@ from lm_eval_latentref.latent.scoring import score
 from lm_eval_latentref.latent.sharing import think_under
 from lm_eval_latentref.latent.thoughts import Context, Markers, References, think
 
-MARKERS = Markers(*MARKER_IDS)
+MARKERS = Markers(MARKER_IDS[:1], MARKER_IDS[1:])
 GRID = Grid(
     latent_steps=(0, 1, 2, 4), memory_rates=(0.3, 1.0), step_sizes=(1.0, -0.5), search_steps=(1, 2)
 )

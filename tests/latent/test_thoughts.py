@@ -62,7 +62,7 @@ def run(family, config, *, markers, batch_size=5, order=None, max_rows=4, max_co
                     backbone=network,
                     references=references,
                     config=config,
-                    markers=Markers(*MARKER_IDS) if markers else None,
+                    markers=Markers(MARKER_IDS[:1], MARKER_IDS[1:]) if markers else None,
                 )
                 for part in Context.pad([CONTEXTS[row] for row in rows]).in_parts(max_columns)
             ]
@@ -234,7 +234,7 @@ def test_detached_search_takes_one_forward_a_thought_of_each_model():
             backbone=backbone,
             references=References(strong, weak),
             config=config,
-            markers=Markers(*MARKER_IDS),
+            markers=Markers(MARKER_IDS[:1], MARKER_IDS[1:]),
         )
         thoughts.stream.feed(thoughts.pending_BPD, thoughts.pending_mask_BP)
     # The backbone's fifth reads the last thought and the end marker, for the continuation.

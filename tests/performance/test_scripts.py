@@ -35,7 +35,7 @@ SCRIPTS = (choices, device, generation, growth, memory, refinement, sweep, train
 OTHERS = ("bench", "leaderboard")
 """What scripts share, and the one that is tested beside its own command."""
 FOLDER = Path(bench.__file__).parent
-MARKERS = Markers(start_id=290, end_id=291, pause_id=292)
+MARKERS = Markers((290,), (291,))
 
 
 @pytest.fixture(autouse=True)

@@ -8,12 +8,14 @@ import torch
 from tiny import random_ids, tiny_model
 
 from lm_eval_latentref.latent.config import RefinementConfig
+from lm_eval_latentref.latent.kinds import Pause
 from lm_eval_latentref.latent.networks import Network
 from lm_eval_latentref.latent.thoughts import Markers
 from lm_eval_latentref.training.curriculum import Curriculum, Problem, cot_row
 from lm_eval_latentref.training.loss import loss_sum, num_labelled
 
-MARKERS = Markers(start_id=290, end_id=291, pause_id=292)
+MARKERS = Markers((290,), (291,))
+PAUSE_ID = 292
 
 PROBLEMS = [
     Problem(
@@ -46,7 +48,7 @@ def assert_equal_gradients(found, expected):
 def oracle_loss(row, model, markers):
     """One row, no cache, everything recomputed for each thought."""
     config = RefinementConfig(latent_steps=row.num_thoughts)
-    ids = (markers.start_id, markers.end_id) if markers else None
+    ids = (*markers.opening, *markers.closing) if markers else None
     prefix = oracle.prefix_embeds(row.context, config, ids, model)
     text = oracle.embed(model, row.target[:-1])
     logits = model(inputs_embeds=torch.cat([prefix, text])[None], use_cache=False).logits[0]
@@ -73,7 +75,7 @@ def test_stage_0_equals_cot_training_by_the_models_own_loss(markers):
     rows = [Curriculum().row(problem, 0) for problem in PROBLEMS]
     ours, theirs = trainable("gpt2"), trainable("gpt2")
     (loss_sum(rows, network=Network(ours), markers=markers) / num_labelled(rows)).backward()
-    around = [markers.start_id, markers.end_id] if markers else []
+    around = [*markers.opening, *markers.closing] if markers else []
     expected = 0.0
     for problem in PROBLEMS:
         row = cot_row(problem)
@@ -89,17 +91,17 @@ def test_pause_tokens_are_one_pass_over_the_ids_of_the_pause_token():
     row = Curriculum(max_latent_stage=2).row(PROBLEMS[1], 2)
     ours, theirs = trainable("llama"), trainable("llama")
     network = Network(ours)
-    loss = loss_sum([row], network=network, markers=MARKERS, latent_kind="pause")
+    loss = loss_sum([row], network=network, markers=MARKERS, kind=Pause(PAUSE_ID))
     loss.backward()
     assert network.num_forwards == 1
-    before = [*row.context, MARKERS.start_id, *[MARKERS.pause_id] * 2, MARKERS.end_id]
+    before = [*row.context, *MARKERS.opening, *[PAUSE_ID] * 2, *MARKERS.closing]
     ids = torch.tensor([[*before, *row.target]])
     labels = torch.tensor([[*[-100] * len(before), *row.target]])
     expected = theirs(input_ids=ids, labels=labels).loss * len(row.target)
     expected.backward()
     torch.testing.assert_close(loss, expected, check_dtype=False)
     assert_equal_gradients(gradients(ours), gradients(theirs))
-    assert gradients(ours)["model.embed_tokens.weight"][MARKERS.pause_id].abs().sum() > 0
+    assert gradients(ours)["model.embed_tokens.weight"][PAUSE_ID].abs().sum() > 0
 
 
 def test_masks_and_positions_hide_the_padding():
