@@ -18,7 +18,7 @@ from typing import Any
 
 import torch
 
-from lm_eval_latentref.checkpoints import vocabulary
+from lm_eval_latentref.checkpoints import unpacked, vocabulary
 from lm_eval_latentref.checkpoints.files import one_line, reading
 from lm_eval_latentref.checkpoints.sources import TOKENIZER_FILES, Folder, Source
 from lm_eval_latentref.checkpoints.state_dicts import RawStateDict, read_raw, training_wrapper
@@ -80,6 +80,7 @@ class StrictAutoModel:
 
         # Mismatched keys are collected and named below; transformers' own error has no names.
         strict = {"output_loading_info": True, "ignore_mismatched_sizes": True}
+        name, kwargs = unpacked.weights(name, kwargs)
         model, info = AutoModelForCausalLM.from_pretrained(name, **{**kwargs, **strict})
         check_loading_info(info, name)
         return model
@@ -138,13 +139,8 @@ def open_config(source: Source, role: str, trust_remote_code: bool = False) -> A
     label = f"{role}={source.name or source.base}"
     advice = "give a folder made by save_pretrained or a hub id"
     with reading(f"the configuration of {label}", advice):
-        config = _read_once(
-            lambda: AutoConfig.from_pretrained(
-                source.base, **_where(source), trust_remote_code=trust_remote_code
-            ),
-            source,
-            "config",
-        )
+        options = {**_where(source), "trust_remote_code": trust_remote_code}
+        config = _read_once(AutoConfig, source.base, options, source)
         _check_causal(config, label)
     return config
 
@@ -160,8 +156,7 @@ def open_tokenizer(source: Source, trust_remote_code: bool = False, **kwargs: An
     with reading(f"the tokenizer of {name}", advice):
         if source.tokenizer is not None:
             return AutoTokenizer.from_pretrained(name, **options)
-        what = f"tokenizer {sorted(options.items(), key=str)}"
-        return _read_once(lambda: AutoTokenizer.from_pretrained(name, **options), source, what)
+        return _read_once(AutoTokenizer, name, options, source)
 
 
 def has_tokenizer(source: Source) -> bool:
@@ -196,16 +191,22 @@ def has_marker_rows(raw: RawStateDict, config: Any, tokenizer: Any) -> bool:
 _headers: dict[tuple[str, str, int, int], Any] = {}
 
 
-def _read_once(read: Callable[[], Any], source: Source, what: str) -> Any:
-    """The result of `read`, or a copy of an earlier one, as parsing a GGUF header takes seconds."""
+def _read_once(auto: Any, name: str, options: dict[str, Any], source: Source) -> Any:
+    """What `auto` reads; a copy of an earlier result where it is the header of a GGUF file."""
     path = Path(source.base) / source.subfolder / (source.gguf_file or "")
     if source.gguf_file is None or not path.is_file():
-        return read()
+        return _read(auto, name, options)
     stat = path.stat()
+    what = f"{auto.__name__} {sorted(options.items(), key=str)}"
     key = (what, os.path.realpath(path), stat.st_size, stat.st_mtime_ns)
     if key not in _headers:
-        _headers[key] = read()
+        _headers[key] = _read(auto, name, options)
     return copy.deepcopy(_headers[key])
+
+
+def _read(auto: Any, name: str, options: dict[str, Any]) -> Any:
+    name, options = unpacked.header(name, options)
+    return auto.from_pretrained(name, **options)
 
 
 def _where(source: Source) -> dict[str, Any]:

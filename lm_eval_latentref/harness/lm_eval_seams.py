@@ -23,6 +23,8 @@ from lm_eval.tasks import TaskManager
 from lm_eval.tasks._index import Kind
 from torch import Tensor
 
+from lm_eval_latentref.checkpoints import unpacked
+
 Request = tuple[Any, list[int], list[int]]
 """A request to score: its texts, the ids of the context, the ids of the continuation."""
 
@@ -131,6 +133,10 @@ class SeamLM(HFLM):
     def _get_backend(self, *args: Any, **kwargs: Any) -> None:
         super()._get_backend(*args, **kwargs)
         self.check_backend()
+
+    def _get_config(self, pretrained: str, **where: Any) -> None:
+        name, where = unpacked.header(pretrained, where)
+        super()._get_config(name, **where)
 
     def _create_tokenizer(self, pretrained: Any, tokenizer: Any, **kwargs: Any) -> None:
         self.tokenizer = self.open_tokenizer(

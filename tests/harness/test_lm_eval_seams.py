@@ -31,6 +31,8 @@ def source(function):
 
 
 HOOKS = {
+    # HFLM.__init__: `self._get_config(pretrained, revision=..., gguf_file=..., ...)`
+    "_get_config": "self._get_config(pretrained,revision=",
     # HFLM.__init__: `self._get_backend(config=self.config, ...)`
     "_get_backend": "self._get_backend(config=",
     # HFLM.__init__: `self._create_tokenizer(pretrained, tokenizer, ...)`

@@ -1,0 +1,208 @@
+"""GGUF files, unpacked once into the user's cache folder and loaded from there.
+
+    name, where = unpacked.header("models/q4", {"gguf_file": "model.gguf"})
+    config = AutoConfig.from_pretrained(name, **where)       # tokenizers likewise
+    name, kwargs = unpacked.weights("models/q4", {"gguf_file": "model.gguf", "dtype": "bfloat16"})
+    model = AutoModelForCausalLM.from_pretrained(name, **kwargs)
+
+transformers takes seconds to parse such a file and does so at every call. An entry is keyed by the
+file's sha256 and the versions of gguf and transformers, its weights by the dtype asked for too:
+they are what transformers made of the file in that dtype, so nothing is rounded twice. What cannot
+be unpacked, or reads back otherwise, is parsed as before. Knows nothing of sets and adapters.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import shutil
+from collections.abc import Callable
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+from filelock import FileLock
+from huggingface_hub import constants
+from safetensors import SafetensorError
+
+from lm_eval_latentref.checkpoints.files import file_digest, one_line, read_json
+from lm_eval_latentref.checkpoints.sources import Folder
+from lm_eval_latentref.checkpoints.state_dicts import make_skeleton
+from lm_eval_latentref.errors import LatentRefError
+
+logger = logging.getLogger(__name__)
+
+WRITTEN = "written.json"
+"""Lists an entry's files with their sizes and times of change; whoever changes one changes that."""
+
+_LOCATION = ("revision", "subfolder", "gguf_file")
+
+_refused: set[Path] = set()
+"""Entries that could not be made; each is reported once a process, and not tried again."""
+
+
+class _Differs(Exception):
+    """What is read back from an entry is not what parsing the file gave."""
+
+
+def header(name: str, where: dict[str, Any]) -> tuple[str, dict[str, Any]]:
+    """`name` and `where` as AutoConfig and AutoTokenizer are to get them."""
+    return _unpacked(name, where, "header", _write_header)
+
+
+def weights(name: str, kwargs: dict[str, Any]) -> tuple[str, dict[str, Any]]:
+    """`name` and `kwargs` as AutoModelForCausalLM is to get them.
+
+    Weights that are to stay quantised, and those in a dtype for each module, are not unpacked.
+    """
+    dtype = kwargs.get("dtype") or "auto"
+    if kwargs.get("quantization_config") is not None or isinstance(dtype, dict):
+        return name, kwargs
+    dtype = str(dtype).removeprefix("torch.")
+    return _unpacked(name, kwargs, dtype, lambda at, folder: _write_weights(at, dtype, folder))
+
+
+def cache_folder() -> Path:
+    """Where entries lie: beside the hub's own cache, so `HF_HOME` moves both."""
+    return Path(constants.HF_HOME) / "latentref" / "gguf"
+
+
+def _unpacked(
+    name: str, kwargs: dict[str, Any], part: str, write: Callable[[dict[str, Any], Path], None]
+) -> tuple[str, dict[str, Any]]:
+    """The folder of `part`, made by `write` if need be, and `kwargs` without the file's place."""
+    at = {key: kwargs[key] for key in _LOCATION if kwargs.get(key)}
+    if "gguf_file" not in at:
+        return name, kwargs
+    folder = Folder(name, at.get("revision"), at.get("subfolder", ""))
+    if (path := folder.find(at["gguf_file"])) is None:
+        return name, kwargs
+    entry = cache_folder() / _key(path) / part
+    try:
+        if entry not in _refused:
+            _ensure(entry, lambda target: write({"name": name, **at}, target), at["gguf_file"])
+    except (OSError, SafetensorError, _Differs) as error:
+        _refused.add(entry)
+        logger.warning(
+            "%s is parsed at every start, as %s cannot be kept (%s)",
+            *(at["gguf_file"], entry, one_line(error)),
+        )
+    if entry in _refused:
+        return name, kwargs
+    return str(entry), {key: value for key, value in kwargs.items() if key not in _LOCATION}
+
+
+def _key(path: str) -> str:
+    return f"{file_digest(path)}-gguf{version('gguf')}-transformers{version('transformers')}"
+
+
+def _ensure(entry: Path, write: Callable[[Path], None], label: str) -> None:
+    """Makes `entry` unless it is there whole; other processes wait, and find it."""
+    if _is_whole(entry):
+        return
+    entry.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(entry.with_name(f".{entry.name}.lock")):
+        if _is_whole(entry):
+            return
+        temporary = entry.with_name(f".{entry.name}.tmp")
+        for remains in (temporary, entry):  # of a process that was stopped; of a damaged entry
+            if remains.exists():
+                shutil.rmtree(remains)
+        logger.info("%s is unpacked, once, to %s", label, entry)
+        try:
+            temporary.mkdir()
+            write(temporary)
+            _write_list(temporary)
+            os.replace(temporary, entry)
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _is_whole(entry: Path) -> bool:
+    try:
+        listed = read_json(entry / WRITTEN)
+    except LatentRefError:
+        return False
+    return bool(listed == _facts(entry))
+
+
+def _write_list(folder: Path) -> None:
+    for path in folder.iterdir():
+        with path.open("rb") as file:
+            os.fsync(file.fileno())
+    (folder / WRITTEN).write_text(json.dumps(_facts(folder)), encoding="utf-8")
+
+
+def _facts(folder: Path) -> dict[str, list[int]]:
+    """Size in bytes and time of change in nanoseconds of each file in `folder`."""
+    stats = {path.name: path.stat() for path in folder.iterdir() if path.name != WRITTEN}
+    return {name: [stat.st_size, stat.st_mtime_ns] for name, stat in stats.items()}
+
+
+def _write_header(at: dict[str, Any], folder: Path) -> None:
+    from transformers import AutoConfig, AutoTokenizer
+
+    name, where = at["name"], {key: at[key] for key in _LOCATION if key in at}
+    config = AutoConfig.from_pretrained(name, **where)
+    tokenizer = AutoTokenizer.from_pretrained(name, **where)
+    config.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    own = {"_name_or_path": None, "transformers_version": None}
+    if config.to_dict() | own != AutoConfig.from_pretrained(folder).to_dict() | own:
+        raise _Differs("its configuration reads back otherwise")
+    if tokenizer_facts(tokenizer) != tokenizer_facts(AutoTokenizer.from_pretrained(folder)):
+        raise _Differs("its tokenizer reads back otherwise")
+
+
+def tokenizer_facts(tokenizer: Any) -> dict[str, Any]:
+    """All that decides which ids a text gets, and which text ids are."""
+    return {
+        "class": type(tokenizer).__name__,
+        "backend": tokenizer.backend_tokenizer.to_str(),
+        "special tokens": tokenizer.special_tokens_map,
+        "added tokens": {i: repr(token) for i, token in tokenizer.added_tokens_decoder.items()},
+        "chat template": tokenizer.chat_template,
+        "length": tokenizer.model_max_length,
+        "sides": (tokenizer.padding_side, tokenizer.truncation_side),
+        "cleans up": tokenizer.clean_up_tokenization_spaces,
+    }
+
+
+def _write_weights(at: dict[str, Any], dtype: str, folder: Path) -> None:
+    """Saves what transformers makes of the file, and reads it back to see that it is the same."""
+    from transformers import AutoModelForCausalLM
+
+    where = {key: at[key] for key in _LOCATION if key in at}
+    model = AutoModelForCausalLM.from_pretrained(at["name"], **where, dtype=dtype, **_dense())
+    as_plain_model(model).save_pretrained(folder)
+    again = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype)
+    expected, actual = model.state_dict(), again.state_dict()
+    same = expected.keys() == actual.keys() and all(
+        actual[name].dtype == tensor.dtype and torch.equal(actual[name], tensor)
+        for name, tensor in expected.items()
+    )
+    if not same:
+        raise _Differs("its weights read back otherwise")
+
+
+def _dense() -> dict[str, Any]:
+    """Asks for plain weights where transformers could leave them in the file's blocks."""
+    import transformers
+
+    if not hasattr(transformers, "GgufConfig"):
+        return {}
+    return {"quantization_config": transformers.GgufConfig(dequantize=True)}
+
+
+def as_plain_model(model: Any) -> Any:
+    """A model for saving that shares the weights of `model` and does not know they were GGUF."""
+    config = type(model.config).from_dict(model.config.to_dict())
+    if hasattr(config, "quantization_config"):
+        del config.quantization_config
+    plain = make_skeleton(config)
+    plain.load_state_dict(model.state_dict(), assign=True)
+    plain.tie_weights()
+    plain.generation_config = model.generation_config
+    return plain
