@@ -17,6 +17,7 @@ import memory
 import oracle
 import pytest
 import refinement
+import starting
 import sweep
 import torch
 import train
@@ -24,6 +25,7 @@ from bench import Report, Side
 from tiny import random_ids, tiny_model
 from torch.utils.flop_counter import FlopCounterMode
 
+from lm_eval_latentref.checkpoints.packaged import PACKAGED_MODELS
 from lm_eval_latentref.errors import LatentRefError
 from lm_eval_latentref.latent.config import RefinementConfig
 from lm_eval_latentref.latent.networks import Network
@@ -31,7 +33,7 @@ from lm_eval_latentref.latent.thoughts import Markers
 from lm_eval_latentref.training.curriculum import Row
 from lm_eval_latentref.training.loss import loss_sum, num_labelled
 
-SCRIPTS = (choices, device, generation, growth, memory, refinement, sweep, train)
+SCRIPTS = (choices, device, generation, growth, memory, refinement, starting, sweep, train)
 OTHERS = ("bench", "leaderboard")
 """What scripts share, and the one that is tested beside its own command."""
 FOLDER = Path(bench.__file__).parent
@@ -44,7 +46,9 @@ def without_a_gpu(monkeypatch):
 
 
 @pytest.mark.parametrize("script", SCRIPTS, ids=lambda script: script.__name__)
-def test_a_tiny_run_agrees_judges_no_target_and_writes_its_page(script, tmp_path, capsys):
+def test_a_tiny_run_agrees_judges_no_target_and_writes_its_page(
+    script, tmp_path, capsys, few_built_in_tasks
+):
     output = tmp_path / "new" / f"{script.__name__}.json"
     assert script.main(["--tiny", "-o", str(output)]) == 0
     *table, line = capsys.readouterr().out.splitlines()
@@ -55,6 +59,11 @@ def test_a_tiny_run_agrees_judges_no_target_and_writes_its_page(script, tmp_path
     page = output.with_suffix(".md").read_text()
     assert table[0] in page
     assert record["command"] in page
+
+
+def test_importing_brings_no_package_that_hf_does_without_except_that_of_adapters():
+    _, names = starting.importing(str(PACKAGED_MODELS / "graph-small"))
+    assert {"lm_eval_latentref"} <= set(names) <= {"lm_eval_latentref", "peft", "transformers"}
 
 
 def test_every_script_says_what_it_takes():

@@ -1,0 +1,134 @@
+"""Seconds from the command to its end with one document: the default set, against `--model hf`.
+
+    python results/performance/starting.py -o results/performance/starting.json
+
+`lm_eval --model latentref` opens the packaged set, whose base is a GGUF file that its first start
+unpacks into a cache folder, made for this script. `--model hf` opens the same base, saved as a
+plain folder. Both answer one question of a task of this script's own. Then the seconds that
+importing this package takes in a process that has imported what a run of `--model hf` does.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import bench
+
+from lm_eval_latentref.checkpoints.loading import load
+from lm_eval_latentref.checkpoints.packaged import BASE_NAME, DEFAULT_SET
+from lm_eval_latentref.errors import LatentRefError
+from lm_eval_latentref.harness.lm_eval_seams import parse_run
+
+HF, OURS = "--model hf", "--model latentref"
+MOST_MORE, MOST_IMPORTING = 1.5, 0.3
+"""Seconds."""
+
+TASK = """
+task: one_question
+dataset_path: json
+dataset_kwargs: {{data_files: {{test: {file}}}}}
+test_split: test
+output_type: multiple_choice
+doc_to_text: "{{{{question}}}}"
+doc_to_target: 0
+doc_to_choice: ["a", "b"]
+"""
+
+IMPORTING = """
+import json, sys, time
+import lm_eval.evaluator
+from lm_eval.models.huggingface import HFLM
+HFLM(sys.argv[1], device="cpu")
+before, started = set(sys.modules), time.perf_counter()
+import lm_eval_latentref.harness.model
+seconds = time.perf_counter() - started
+names = {name.partition(".")[0] for name in set(sys.modules) - before}
+print(json.dumps([seconds, sorted(names - sys.stdlib_module_names)]))
+"""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    args = bench.parse(__doc__, argv, rounds=5)
+    call = _here if args.tiny else in_fresh_process
+    with TemporaryDirectory() as folder:
+        plain = _write(Path(folder), args)
+        options = ["--tasks", "one_question", "--include_path", folder, "--batch_size", "1"]
+        options += ["--device", "cpu", "--limit", "1", "--model_args"]
+        commands = {
+            HF: ["--model", "hf", *options, f"pretrained={plain}"],
+            OURS: ["--model", "latentref", *options, f"pretrained={_set(args)}"],
+        }
+        first = bench.timed(call, commands[OURS], folder)[0]
+        seconds: dict[str, list[float]] = {HF: [], OURS: []}
+        for number in range(args.rounds):
+            for name in (HF, OURS) if number % 2 == 0 else (OURS, HF):
+                seconds[name].append(bench.timed(call, commands[name], folder)[0])
+        imports = [] if args.tiny else [importing(plain)[0] for _ in range(args.rounds)]
+    more = [ours - hf for hf, ours in zip(seconds[HF], seconds[OURS], strict=True)]
+    report = bench.Report(
+        name="starting",
+        header=("", "seconds: median (range)"),
+        rows=[
+            (f"{OURS}, first start", f"{first:.3g}"),
+            *((name, bench.spread(values)) for name, values in seconds.items()),
+        ],
+        record={"first": first, "seconds": seconds, "imports": imports},
+    )
+    report.judge("seconds more than --model hf", more, at_most=MOST_MORE, tiny=args.tiny)
+    if imports:
+        report.judge("seconds of imports", imports, at_most=MOST_IMPORTING)
+    return report.finish(args)
+
+
+def in_fresh_process(command: Sequence[str], folder: str) -> None:
+    """Runs `lm_eval` with these arguments; its cache is in `folder`."""
+    environment = {**os.environ, "HF_HOME": f"{folder}/cache", "HF_HUB_OFFLINE": "1"}
+    _run(["-m", "lm_eval", *command], environment)
+
+
+def _here(command: Sequence[str], folder: str) -> None:
+    with contextlib.redirect_stdout(io.StringIO()):
+        given, execute = parse_run(command)
+        execute(given)
+
+
+def importing(plain: str) -> tuple[float, list[str]]:
+    """Seconds of importing this package beside `--model hf`, and the packages that come with it."""
+    seconds, names = json.loads(_run(["-c", IMPORTING, plain], os.environ).splitlines()[-1])
+    return seconds, names
+
+
+def _run(arguments: Sequence[str], environment: Any) -> str:
+    done = subprocess.run(
+        [sys.executable, *arguments], env=environment, capture_output=True, text=True
+    )
+    if done.returncode:
+        raise LatentRefError(f"lm_eval failed: {done.stderr.strip().splitlines()[-1]}")
+    return done.stdout
+
+
+def _set(args: Any) -> str:
+    return "graph-small" if args.tiny else DEFAULT_SET
+
+
+def _write(folder: Path, args: Any) -> str:
+    """Writes the task, and the base of the set as a plain folder, whose name is returned."""
+    (folder / "one.json").write_text(json.dumps([{"question": "Question: a or b?\n"}]))
+    (folder / "one.yaml").write_text(TASK.format(file=folder / "one.json"))
+    loaded = load("graph-small" if args.tiny else BASE_NAME, latent_steps=0).loaded
+    loaded.backbone.model.save_pretrained(folder / "plain")
+    loaded.tokenizer.save_pretrained(folder / "plain")
+    return str(folder / "plain")
+
+
+if __name__ == "__main__":
+    bench.run(main)
