@@ -45,6 +45,14 @@ def _of_attention(config: Any) -> Iterator[tuple[int, str]]:
                 f"beyond {field}={limit} columns it attends to those that score highest, which "
                 "depend on padding",
             )
+    scale = getattr(config, "floor_scale", None)
+    if scale and getattr(config, "attn_temperature_tuning", False):
+        # A row is padded on its left to the longest context, on its right to the longest choice.
+        yield (
+            int(scale - 1) // 2,
+            f"from floor_scale={scale:g} columns on, padding included, it scales attention by the "
+            "number of a column, and padding can double a row",
+        )
 
 
 def _of_positions(config: Any) -> Iterator[tuple[int, str]]:
