@@ -25,6 +25,7 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 from transformers import DynamicCache, PreTrainedModel
 
+from lm_eval_latentref.errors import LatentRefError
 from lm_eval_latentref.latent import transformers_seams as seams
 from lm_eval_latentref.latent.peft_seams import AdapterSwitch
 
@@ -82,11 +83,22 @@ class Network:
 
     @contextmanager
     def watching_states(self) -> Iterator[list[Tensor]]:
-        """Yields a list that gains, at each forward, which rows' last states are finite, (B,)."""
+        """Yields a list that gains, at each forward, which rows' last states are finite, (B,).
+
+        Raises LatentRefError if a forward after the first reads more than one column: thoughts have
+        no ids, so a model that empties its cache and reads all ids again would not see them.
+        """
         finite: list[Tensor] = []
 
         def hook(module: nn.Module, args: Any, output: Any) -> None:
-            finite.append(output[0][:, -1].isfinite().all(-1))
+            states_BLD = output[0]
+            if finite and (num_columns := states_BLD.shape[1]) > 1:
+                raise LatentRefError(
+                    f"{type(self.causal_lm).__name__} reads all {num_columns} columns again while "
+                    "it generates, and thoughts are no tokens that can be read twice; give "
+                    f"max_length={num_columns - 1} or less"
+                )
+            finite.append(states_BLD[:, -1].isfinite().all(-1))
 
         handle = self._decoder.register_forward_hook(hook)
         try:

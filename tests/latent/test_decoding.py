@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import pytest
-from tiny import tiny_model, tiny_tokenizer
+import torch
+import transformers
+from tiny import random_ids, tiny_model, tiny_tokenizer
 from transformers import GenerationConfig
 
 from lm_eval_latentref.errors import LatentRefError
@@ -15,6 +17,10 @@ from lm_eval_latentref.latent.reasoner import Reasoner
 NAMES = sorted(vars(GenerationConfig()))
 ON = 7
 """A value that switches anything on."""
+_PHI3 = {
+    **{"vocab_size": 300, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2},
+    **{"num_attention_heads": 4, "bos_token_id": 0, "eos_token_id": 299, "pad_token_id": 0},
+}
 
 
 def own(**values):
@@ -76,6 +82,20 @@ def test_the_library_refuses_what_the_models_own_config_asks_for():
     reasoner = reasoner_of(model)
     with pytest.raises(LatentRefError, match="prompt_lookup_num_tokens=3"):
         reasoner.answer([(5, 6, 7)], max_new_tokens=4)
+
+
+def test_a_model_that_reads_columns_again_while_it_generates_gives_no_text():
+    """Phi-3 empties its cache at the length where its RoPE may change, even if it does not."""
+    config = transformers.Phi3Config(
+        **_PHI3, original_max_position_embeddings=20, max_position_embeddings=64
+    )
+    torch.manual_seed(0)
+    reasoner = reasoner_of(transformers.Phi3ForCausalLM(config).eval())
+    reasoner.answer([random_ids(14, seed=1)], max_new_tokens=3)
+    with pytest.raises(LatentRefError, match=r"reads all 21 columns again.* max_length=20 or less"):
+        reasoner.answer([random_ids(14, seed=1)], max_new_tokens=4)
+    with pytest.raises(LatentRefError, match="not finite"):
+        reasoner.answer([random_ids(17, seed=1)], max_new_tokens=4)
 
 
 def test_a_penalty_on_repetition_does_not_see_padding():
