@@ -147,17 +147,23 @@ def keeps_columns(causal_lm: PreTrainedModel) -> bool:
 def narrow_windows(causal_lm: PreTrainedModel, num_columns: int) -> Iterator[None]:
     """Windows and chunks of attention are `num_columns` wide at most while this is open.
 
-    Masks and caches are made by what the configuration says when they are made.
+    Masks and caches are made by what the configuration says when they are made. Flash attention
+    takes no mask, but the width that each layer has copied from the configuration.
     """
-    config = causal_lm.config.get_text_config()
-    usual = {name: getattr(config, name) for name in WINDOWS if getattr(config, name, None)}
+    places = [causal_lm.config.get_text_config(), *causal_lm.modules()]
+    usual = [
+        (place, name, width)
+        for place in places
+        for name in WINDOWS
+        if type(width := getattr(place, name, None)) is int
+    ]
     try:
-        for name, width in usual.items():
-            setattr(config, name, min(width, num_columns))
+        for place, name, width in usual:
+            setattr(place, name, min(width, num_columns))
         yield
     finally:
-        for name, width in usual.items():
-            setattr(config, name, width)
+        for place, name, width in usual:
+            setattr(place, name, width)
 
 
 def takes_any_mask(causal_lm: PreTrainedModel) -> bool:
@@ -217,7 +223,7 @@ def generation_inputs(
     """Arguments with which `generate` reads the pending columns and continues from there.
 
     `generate` takes the embeddings of all columns and cuts off as many as the cache has read. Those
-    are never used, so they are given as zeros.
+    are not used; they are given as nan, so that a model which reads them again gives no text.
 
     Args:
         columns_BK: ids for logits processors; `generate` appends the new tokens to them.
@@ -229,7 +235,7 @@ def generation_inputs(
         "input_ids": columns_BK,
         "attention_mask": mask_BK.long(),
         "inputs_embeds": torch.cat(
-            [pending_BPD.new_zeros(num_rows, num_read, size), pending_BPD], dim=1
+            [pending_BPD.new_full((num_rows, num_read, size), torch.nan), pending_BPD], dim=1
         ),
         own_cache_argument(): cache,
         # The cache above is used, not one of the kind that the model's generation config names.

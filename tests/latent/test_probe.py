@@ -5,129 +5,19 @@ from __future__ import annotations
 import logging
 import warnings
 
+import flash
 import pytest
 import torch
 import transformers
+from odd import OddConfig, OddForCausalLM, odd_model
 from tiny import FAMILIES, tiny_model
-from torch import nn
-from transformers import DynamicCache, GenerationMixin, PreTrainedConfig, PreTrainedModel
-from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
+from tiny_checkpoints import save_folder
+from transformers import AutoModelForCausalLM, dynamic_module_utils
 
+from lm_eval_latentref.checkpoints.loading import load
 from lm_eval_latentref.errors import LatentRefError
 from lm_eval_latentref.latent.lengths import check_length
 from lm_eval_latentref.latent.probe import check_model
-
-
-class OddConfig(PreTrainedConfig):
-    """Of a decoder as people write them, with one trait that makes it differ."""
-
-    model_type = "odd"
-
-    def __init__(self, trait="", **kwargs):
-        self.trait, self.vocab_size, self.hidden_size = trait, 300, 32
-        self.num_hidden_layers, self.num_attention_heads = 2, 4
-        if trait == "has windows in its cache alone":
-            self.sliding_window = 32  # more than the probe reads
-        super().__init__(**kwargs)
-
-
-class OddModel(PreTrainedModel):
-    config_class = OddConfig
-    base_model_prefix = "model"
-
-    def __init__(self, config):
-        super().__init__(config)
-        self.words = nn.Embedding(config.vocab_size, config.hidden_size)
-        self.places = nn.Embedding(64, config.hidden_size)
-        self.others = nn.Embedding(config.vocab_size, config.hidden_size)
-        self.mix = nn.ModuleList(nn.Linear(32, 96) for _ in range(config.num_hidden_layers))
-        self.post_init()
-
-    def get_input_embeddings(self):
-        return self.words
-
-    def forward(
-        self,
-        input_ids=None,
-        attention_mask=None,
-        position_ids=None,
-        cache=None,
-        inputs_embeds=None,
-        use_cache=None,
-    ):
-        x = self.words(input_ids) if inputs_embeds is None else inputs_embeds
-        trait, columns = self.config.trait, x.shape[1]
-        if trait == "looks ids up by their embeddings":
-            nearest = (x.unsqueeze(2) - self.words.weight).norm(dim=-1).min(-1)
-            if nearest.values.max() > 0.01:
-                raise ValueError("no token has this embedding")
-        if trait == "scales what it embeds" and input_ids is not None:
-            x = x * 3
-        if trait == "looks ids up a second time" and input_ids is not None:
-            x = x + 0 * self.others(input_ids)
-        if trait == "keeps no cache":
-            cache = None
-        past = 0 if cache is None else cache.get_seq_length()
-        if position_ids is None or trait == "counts positions by columns":
-            position_ids = torch.arange(past, past + columns)[None]
-        x = x + self.places(position_ids)
-        sees = torch.ones(columns, past + columns, dtype=torch.bool).tril(past)
-        if trait == "attends to what comes later":
-            sees = torch.ones_like(sees)
-        if attention_mask is not None and trait != "ignores the mask":
-            sees = sees & attention_mask.bool()[:, None, None, :]
-            sees = sees | torch.eye(columns, past + columns, dtype=torch.bool).roll(past, 1)
-        for number, mix in enumerate(self.mix):
-            query, key, value = mix(x).view(len(x), columns, 3, 4, 8).permute(2, 0, 3, 1, 4)
-            if cache is not None:
-                key, value = cache.update(key, value, number)
-            mixed = nn.functional.scaled_dot_product_attention(query, key, value, attn_mask=sees)
-            x = x + mixed.transpose(1, 2).reshape(x.shape)
-        return BaseModelOutputWithPast(last_hidden_state=x, cache=cache)
-
-
-class OddForCausalLM(PreTrainedModel, GenerationMixin):
-    config_class = OddConfig
-    base_model_prefix = "model"
-
-    def __init__(self, config):
-        super().__init__(config)
-        self.model = OddModel(config)
-        self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
-        self.post_init()
-
-    def get_input_embeddings(self):
-        return self.model.words
-
-    def forward(
-        self,
-        input_ids=None,
-        attention_mask=None,
-        position_ids=None,
-        cache=None,
-        inputs_embeds=None,
-        use_cache=None,
-        return_dict=None,
-    ):
-        given = (input_ids, attention_mask, position_ids, cache, inputs_embeds, use_cache)
-        if use_cache and cache is None:
-            cache = DynamicCache()
-        read = self.model(*given)  # by position, as some do
-        return CausalLMOutputWithPast(logits=self.lm_head(read.last_hidden_state), cache=read.cache)
-
-    def prepare_inputs_for_generation(self, *args, inputs_embeds=None, **kwargs):
-        if self.config.trait == "drops embeddings":
-            inputs_embeds = None
-        return super().prepare_inputs_for_generation(*args, inputs_embeds=inputs_embeds, **kwargs)
-
-
-def odd_model(trait=""):
-    torch.manual_seed(0)
-    model = OddForCausalLM(OddConfig(trait=trait))
-    with torch.no_grad():
-        for weight in model.parameters():
-            weight.normal_(0, 0.3)
-    return model.eval()
 
 
 @pytest.mark.parametrize(
@@ -141,6 +31,7 @@ def odd_model(trait=""):
         ("attends to what comes later", "in two steps"),
         ("counts positions by columns", "padding"),
         ("ignores the mask", "padding"),
+        ("lets branches see each other", "branches"),
         ("drops embeddings", "`generate` takes embeddings"),
     ],
 )
@@ -156,10 +47,36 @@ def test_a_head_that_calls_its_decoder_by_position_is_read_right():
     check_model(odd_model(), "some/model")
 
 
+@pytest.mark.parametrize("trait", ["", "counts positions by columns", "keeps no cache"])
+def test_remote_code_is_probed_when_its_folder_is_loaded(trait, tmp_path, monkeypatch):
+    monkeypatch.setattr(dynamic_module_utils, "HF_MODULES_CACHE", str(tmp_path / "modules"))
+    monkeypatch.syspath_prepend(str(tmp_path / "modules"))
+    model = odd_model(trait)
+    OddConfig.register_for_auto_class()
+    OddForCausalLM.register_for_auto_class("AutoModelForCausalLM")
+    folder = save_folder(model, tmp_path / "folder")
+    if not trait:
+        load(folder, trust_remote_code=True, device="cpu")
+        return
+    with pytest.raises(LatentRefError, match=r"folder \(odd\) cannot be used"):
+        load(folder, trust_remote_code=True, device="cpu")
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("family", FAMILIES)
 def test_every_supported_family_passes(family, dtype):
     check_model(tiny_model(family).to(dtype), family)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_families_pass_with_attention_that_takes_windows_and_no_masks(family):
+    flash.register()
+    config = tiny_model(family).config
+    model = AutoModelForCausalLM.from_config(config, attn_implementation=flash.NAME).eval()
+    model.load_state_dict(tiny_model(family).state_dict())
+    widths = [getattr(module, "sliding_window", None) for module in model.modules()]
+    check_model(model, family)
+    assert widths == [getattr(module, "sliding_window", None) for module in model.modules()]
 
 
 def test_it_takes_few_short_forwards_and_is_neither_seen_nor_remembered(caplog, capsys):
@@ -188,6 +105,7 @@ _LONGROPE = {"rope_type": "longrope", "original_max_position_embeddings": 20}
     [
         ({"index_topk": 8}, 8),
         ({"keep_window_size": 8}, 8),
+        ({"attn_temperature_tuning": True, "floor_scale": 41}, 20),
         ({"rope_parameters": _LONGROPE}, 20),
         ({"rope_parameters": {"full_attention": _LONGROPE}}, 20),
         ({"rope_parameters": {"rope_type": "dynamic", "factor": 2.0}}, 64),
