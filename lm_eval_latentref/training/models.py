@@ -33,6 +33,7 @@ from lm_eval_latentref.errors import LatentRefError
 from lm_eval_latentref.latent.config import RefinementConfig
 from lm_eval_latentref.latent.loaded import LoadedModel, LoadedSet
 from lm_eval_latentref.latent.networks import Network
+from lm_eval_latentref.latent.probe import check_model
 from lm_eval_latentref.latent.protocol import answer_text, known_markers
 from lm_eval_latentref.latent.reasoner import Reasoner
 from lm_eval_latentref.training.recipe import Recipe
@@ -169,6 +170,7 @@ def _make(recipe: Recipe, words: Iterable[str]) -> Trainee:
             "configuration class of its model_type in transformers"
         ) from error
     _scale(model, recipe)
+    check_model(model.eval(), "config")
     return Trainee(model=model, tokenizer=tokenizer)
 
 

@@ -21,6 +21,7 @@ from lm_eval_latentref.training.trainer import train
         ({"task": {"nodes": 1}}, "nodes=1"),
         ({"learning_rate": float("inf")}, "learning_rate=inf"),
         ({"config": {"model_type": "no-such-type"}}, "no-such-type"),
+        ({"config": {"model_type": "mamba", "hidden_size": 16, "num_hidden_layers": 1}}, "state"),
         ({"config": {**SMALL["config"], "max_position_embeddings": 8}}, "max_new_tokens=8"),
     ],
 )
