@@ -25,8 +25,10 @@ from lm_eval_latentref.errors import LatentRefError
 from lm_eval_latentref.harness.lm_eval_seams import DEFAULT_DEVICE
 from lm_eval_latentref.latent.config import OPTION_NAMES
 
-DESCRIBED = frozenset([*NAMES, *OPTION_NAMES, "dtype", "attn_implementation"])
-"""Arguments that the settings of a run already describe: what is loaded, and how it thinks."""
+DESCRIBED = frozenset([*NAMES, *OPTION_NAMES, "attn_implementation"])
+"""Arguments that the settings of a run already describe: what is loaded, and how it thinks.
+
+Of dtypes they describe the backbone's only; with `auto` those of its references may differ."""
 
 WITHOUT_EFFECT = frozenset(
     # First batch sizes and devices, then how files are fetched; tokens are secrets.
@@ -86,8 +88,9 @@ def tokenizer_digest(tokenizer: Any) -> str:
 
 
 def weights_digest(model: torch.nn.Module) -> str:
-    """sha256 of a loaded model's weights and configuration."""
-    total = hashlib.sha256(str(getattr(model, "config", None)).encode())
+    """sha256 of a loaded model's weights and configurations."""
+    configs = [str(getattr(model, name, None)) for name in ("config", "generation_config")]
+    total = hashlib.sha256("\n".join(configs).encode())
     for name, tensor in model.state_dict().items():
         total.update(name.encode())
         total.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())

@@ -18,6 +18,7 @@ from functools import partial
 from typing import Any
 
 import torch
+from lm_eval.api.model import CacheHook
 from lm_eval.models.huggingface import HFLM
 from tqdm import tqdm
 from transformers import PreTrainedModel
@@ -125,9 +126,10 @@ class LatentRefLM(GeneratingLM):
         """Use `config` from now on, and restart the cost counters.
 
         If `config` searches, the references must be loaded already, that is the model must have
-        been made with a search.
+        been made with a search. A response cache in use is left: its answers are of other settings.
         """
         self._refinement = config
+        super().set_cache_hook(CacheHook(None))
         self.reasoner = Reasoner(self.reasoner.loaded, config, max_length=self._max_length)
 
     # Loading: HFLM opens each base model, so that its placement and quantisation options apply to
@@ -336,8 +338,8 @@ class LatentRefLM(GeneratingLM):
         """Take lm-eval's response cache, unless it holds answers made under other settings."""
         config = self.model.config
         settings = {
-            **self._deciding,
             **self.reasoner.settings(),
+            **self._deciding,  # its dtype as given: that of the settings is the backbone's alone
             "tokenizer": tokenizer_digest(self.tokenizer),
             "attn_implementation": config._attn_implementation,
             "quantization": str(getattr(config, "quantization_config", None)),

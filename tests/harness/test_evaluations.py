@@ -23,9 +23,11 @@ from test_model import (
     requests,
 )
 from tiny import tiny_model, tiny_tokenizer
+from transformers import AutoModelForCausalLM
 
 from lm_eval_latentref.benchmarks.documents import tasks_path
 from lm_eval_latentref.harness.model import LatentRefLM
+from lm_eval_latentref.latent.config import RefinementConfig
 
 __all__ = ["folders"]
 
@@ -102,6 +104,33 @@ def test_a_cut_that_depends_on_what_is_asked_together_is_not_cached(folders, tmp
     )
     assert len(cached.loglikelihood(asked[:1] * 2)) == 2
     cached.dbdict.close()
+
+
+def test_other_settings_of_the_same_model_do_not_write_into_its_cache(folders, tmp_path):
+    lm = latentref(folders, **REFINED)
+    wanted = lm.loglikelihood(pairs())
+    cached = CachingLM(lm, str(tmp_path / "cache_rank0.db"))
+    assert_close(cached.loglikelihood(pairs()), wanted)
+    lm.refine(RefinementConfig(**PLAIN))
+    lm.loglikelihood(pairs())
+    cached.dbdict.close()
+    again = CachingLM(latentref(folders, **REFINED), str(tmp_path / "cache_rank0.db"))
+    assert_close(again.loglikelihood(pairs()), wanted)
+    again.dbdict.close()
+
+
+def test_references_of_another_dtype_have_a_cache_of_their_own(folders, tmp_path):
+    names = dict(folders)
+    for name in ("strong", "weak"):
+        half = AutoModelForCausalLM.from_pretrained(folders[name], dtype=torch.bfloat16)
+        half.save_pretrained(tmp_path / name)
+        names[name] = str(tmp_path / name)
+    file = str(tmp_path / "cache_rank0.db")
+    as_saved = latentref(names, **REFINED, dtype="auto")
+    CachingLM(as_saved, file).dbdict.close()
+    in_full = latentref(names, **REFINED, dtype="float32")
+    assert as_saved.reasoner.settings() == in_full.reasoner.settings()
+    expect_mistake(lambda: CachingLM(in_full, file), "--use_cache", "dtype=auto", "float32")
 
 
 @pytest.mark.parametrize("name", ["plain", "marked"])
@@ -191,10 +220,13 @@ def test_a_model_that_is_loaded_already_gives_what_its_folder_gives(folders, set
     by_name = latentref(folders, "plain", **settings)
     assert_close(lm.loglikelihood(pairs()), by_name.loglikelihood(pairs()))
     assert lm.generate_until(TEXTS) == by_name.generate_until(TEXTS)
-    before = lm.reasoner.settings()["backbone"]["fingerprint"]
+    prints = [lm.reasoner.settings()["backbone"]["fingerprint"]]
     with torch.no_grad():
         model.transformer.wte.weight[0, 0] += 1
-    assert lm.reasoner.settings()["backbone"]["fingerprint"] != before
+    prints.append(lm.reasoner.settings()["backbone"]["fingerprint"])
+    model.generation_config.repetition_penalty = 1.5
+    prints.append(lm.reasoner.settings()["backbone"]["fingerprint"])
+    assert len(set(prints)) == 3
 
 
 def without_mask(model):
