@@ -160,6 +160,7 @@ def study(args: argparse.Namespace) -> int:
     names = ("work", "latent_steps", "memory_rates", "step_sizes", "limit", "dev_limit", "margins")
     options = _given(args, *names, "seed", "batch_size", "device", "dtype")
     check_kind(args.output, OVERVIEW if len(args.task) > 1 else STUDY)
+    options["contrasts"] = dict(args.contrast or ())
     options.setdefault("work", _work_folder("study", args.output))
     studies = run_studies(args.folders, tasks=args.task, **options)
     if len(studies) > 1:

@@ -62,6 +62,8 @@ class StudyRun:
     """As `accounting.Accounting.report` gives it."""
     targets: tuple[str, ...]
     """Each document's right answer."""
+    num_steps: tuple[int | None, ...]
+    """Of each document's gold reasoning; None where the task's documents have none."""
     made_with: Mapping[str, Any]
     """`versions` and `machine` of the process that ran it."""
     checkpoints: tuple[str, ...]
@@ -172,11 +174,13 @@ class Runs:
         (results,) = folder.rglob(RESULTS)
         with reading(results, advice):
             cost = read_json(results, advice)["config"]["latentref"]["cost"]
+        samples = _samples(folder)
         return StudyRun(
             command=command,
             answers=read_answers(str(folder)),
             cost=cost,
-            targets=_targets(folder),
+            targets=tuple(str(sample["target"]) for sample in samples),
+            num_steps=tuple(_num_steps(sample) for sample in samples),
             made_with=read_json(folder / DONE, advice)["made_with"],
             checkpoints=tuple(prints),
         )
@@ -271,7 +275,14 @@ def _is_at_hand(data: Mapping[str, Mapping[str, Any]]) -> bool:
     )
 
 
-def _targets(folder: Path) -> tuple[str, ...]:
+def _samples(folder: Path) -> list[dict[str, Any]]:
+    """A logged sample of each document, in the documents' order."""
     (file,) = folder.rglob(SAMPLES)
     with reading(file):
-        return tuple(str(sample["target"]) for _, sample in read_json_lines(file))
+        samples = {int(sample["doc_id"]): sample for _, sample in read_json_lines(file)}
+        return [samples[number] for number in sorted(samples)]
+
+
+def _num_steps(sample: Mapping[str, Any]) -> int | None:
+    steps = sample["doc"].get("steps") if isinstance(sample["doc"], dict) else None
+    return len(steps) if isinstance(steps, list) else None

@@ -11,6 +11,7 @@ earlier one stopped. `study_report` makes the tables.
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -109,6 +110,8 @@ class TrainedSet:
     """The contents of sweep.json, the single documents left out."""
     heat_map: Path
     """The sweep's figure; drawn where matplotlib is installed."""
+    contrast_sweeps: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    """Likewise of each row with references of its own."""
     weights_file: str | None = None
     """The GGUF file of the base, where it comes from one."""
     trainings: Mapping[str, TrainingLog] = field(default_factory=dict)
@@ -146,6 +149,9 @@ class Options:
     """The first so many documents of each test."""
     dev_limit: int | None = None
     """The first so many documents of each sweep; None for `limit`."""
+    contrasts: Mapping[str, tuple[str, str]] = field(default_factory=dict)
+    """More rows of search alone, by name, each with its own strong and weak: a part of the set,
+    "." for the set itself, or a checkpoint. A control has a reference known to think better."""
     margins: bool = True
     """Whether a generation task's candidates are scored too, which takes as long again."""
     seed: int = 0
@@ -178,6 +184,7 @@ def run_studies(
     _check_apart("folder", [Path(folder).name for folder in folders])
     for task in names:
         _check_dev_task(task)
+    _check_contrasts(given)
     places = [(folder, Path(work) / Path(folder).name) for folder in folders]
     with holding(work, "latentref study"):
         of_sets = [_SetStudy(folder, place, names, given).all_tasks() for folder, place in places]
@@ -216,6 +223,21 @@ def _check_dev_task(task: TaskNames) -> None:
         )
 
 
+def _check_contrasts(options: Options) -> None:
+    """Each has a row, and a folder in `work`, of its name; its sweep needs a step to choose."""
+    taken = {*BASELINES, *BASELINES.values(), *REFINED, *REFINED.values(), "sweep"}
+    for name in options.contrasts:
+        if name in taken or not re.fullmatch(r"[\w-]+", name):
+            raise LatentRefError(
+                f"contrast {name!r}: give it a name of letters, digits, - and _ that no other row "
+                "has, such as control"
+            )
+    if options.contrasts and not any(options.step_sizes):
+        raise LatentRefError(
+            "a contrast is a row of search, and all step sizes are 0; give --step_sizes others"
+        )
+
+
 @dataclass
 class _SetStudy:
     """One trained folder under all rows and tasks; each of its models is loaded once."""
@@ -236,6 +258,11 @@ class _SetStudy:
         manifest, trainings = read_manifest(root / MANIFEST_NAME), self._trainings()
         self._check_unseen()
         swept = {task: self._sweep(task, manifest) for task in self.tasks}
+        contrasts: dict[TaskNames, dict[str, Any]] = {task: {} for task in self.tasks}
+        for name in self.options.contrasts:
+            self._model = None  # it has other references
+            for task in self.tasks:
+                contrasts[task][name] = self._sweep(task, manifest, contrast=name)
         self._model = None  # its memory is for the rows
         runs: dict[TaskNames, dict[str, StudyRow]] = {task: {} for task in self.tasks}
         evaluations = Runs(
@@ -244,7 +271,7 @@ class _SetStudy:
             limit=self.options.limit,
         )
         # Rows outside, tasks inside: neighbours share a model.
-        for name, part, by_task in self._rows(swept):
+        for name, part, by_task in self._rows(swept, contrasts):
             for task, (args, label) in by_task.items():
                 folder = self.work / part
                 run = evaluations.evaluate(args, task=task.name, folder=folder / task.name)
@@ -263,6 +290,7 @@ class _SetStudy:
                 trained_on=tuple(manifest.trained_on or ()),
                 rows=_compared(runs[task], seed=self.options.seed),
                 sweep=_short(swept[task]),
+                contrast_sweeps={name: _short(one) for name, one in contrasts[task].items()},
                 heat_map=(self._sweep_folder(task) / SWEEP_RESULTS).with_suffix(".png"),
                 weights_file=_weights_file(self.folder),
                 trainings=trainings,
@@ -291,7 +319,9 @@ class _SetStudy:
             load_task(task.name, limit=limit, trained_on=splits, trained_questions=questions)
 
     def _rows(
-        self, swept: Mapping[TaskNames, Mapping[str, Any]]
+        self,
+        swept: Mapping[TaskNames, Mapping[str, Any]],
+        contrasts: Mapping[TaskNames, Mapping[str, Mapping[str, Any]]],
     ) -> Iterator[tuple[str, str, dict[TaskNames, tuple[dict[str, Any], str | None]]]]:
         """Each row's name, folder of results, and model arguments and setting by task."""
         loading = self.options.loading
@@ -307,19 +337,43 @@ class _SetStudy:
                     args = {"pretrained": self.folder, **loading, **_arguments(setting)}
                     by_task[task] = args, setting["label"]
             yield name, key, by_task
+        for name in self.options.contrasts:
+            by_task = {}
+            for task, by_name in contrasts.items():
+                setting = _setting(by_name[name], by_name[name]["best"]["search"])
+                args = {**self._names(name), **loading, **_arguments(setting)}
+                by_task[task] = args, setting["label"]
+            yield name, name, by_task
 
-    def _sweep_folder(self, task: TaskNames) -> Path:
-        return self.work / "sweep" / task.dev
+    def _names(self, contrast: str | None) -> dict[str, Any]:
+        """The checkpoints of a row, as model arguments."""
+        if contrast is None:
+            return {"pretrained": self.folder}
+        strong, weak = map(self._part, self.options.contrasts[contrast])
+        return {"pretrained": self.folder, "strong": strong, "weak": weak}
 
-    def _sweep(self, task: TaskNames, manifest: Manifest) -> dict[str, Any]:
+    def _part(self, name: str) -> str:
+        """A reference's name: a part of the set before anything else of that name."""
+        if name == ".":
+            return self.folder
+        part = f"{self.folder}/{name}"
+        return part if local_folder(part) else name
+
+    def _sweep_folder(self, task: TaskNames, contrast: str | None = None) -> Path:
+        return self.work / "sweep" / (f"{task.dev}-{contrast}" if contrast else task.dev)
+
+    def _sweep(
+        self, task: TaskNames, manifest: Manifest, *, contrast: str | None = None
+    ) -> dict[str, Any]:
+        """The contents of sweep.json; of a contrast, the grid without residual mixing."""
         # The journal makes this quick when it was done before.
-        options, work = self.options, self._sweep_folder(task)
-        args: dict[str, Any] = {"pretrained": self.folder, "batch_size": options.batch_size}
+        options, work = self.options, self._sweep_folder(task, contrast)
+        args = {**self._names(contrast), "batch_size": options.batch_size}
         args |= options.loading | ({"device": options.device} if options.device else {})
         steps = manifest.latent_steps if options.latent_steps is None else options.latent_steps
         grid = Grid(
             latent_steps=(steps or 0,),
-            memory_rates=tuple(options.memory_rates),
+            memory_rates=(0.0,) if contrast else tuple(options.memory_rates),
             step_sizes=tuple(options.step_sizes),
         )
         if self._model is None and steps:

@@ -33,6 +33,7 @@ from lm_eval_latentref.evaluation.report import (
     table,
     with_unit,
 )
+from lm_eval_latentref.evaluation.runs import StudyRun
 from lm_eval_latentref.evaluation.statistics import (
     Interval,
     detectable_difference,
@@ -113,8 +114,11 @@ def _set_json(number: int, trained: TrainedSet) -> dict[str, Any]:
         "recipe": dict(trained.recipe),
         "trained_on": list(trained.trained_on),
         "heat_map": HEAT_MAP.format(number) if trained.heat_map.is_file() else None,
-        "rows": {name: _row_json(row) for name, row in trained.rows.items()},
+        "rows": {
+            name: _row_json(row, trained.rows[COCONUT].run) for name, row in trained.rows.items()
+        },
         "sweep": dict(trained.sweep),
+        "contrast_sweeps": {name: dict(sweep) for name, sweep in trained.contrast_sweeps.items()},
         "weights_file": trained.weights_file,
         "train_commands": list(trained.train_commands),
         "trainings": {name: _training_json(log) for name, log in trained.trainings.items()},
@@ -134,7 +138,7 @@ def _training_json(log: TrainingLog) -> dict[str, Any]:
     }
 
 
-def _row_json(row: StudyRow) -> dict[str, Any]:
+def _row_json(row: StudyRow, coconut: StudyRun) -> dict[str, Any]:
     run, scored, against = row.run, row.choosing, row.choosing_against
     return {
         "command": run.command,
@@ -142,6 +146,7 @@ def _row_json(row: StudyRow) -> dict[str, Any]:
         "model_args": dict(row.model_args),
         "accuracy": run.accuracy,
         "accuracy_stderr": run.accuracy_error,
+        "by_steps": _by_steps(run, coconut),
         "tokens_per_problem": run.tokens_per_document,
         "seconds_per_problem": run.seconds_per_document,
         "peak_memory_bytes": run.peak_memory,
@@ -156,6 +161,20 @@ def _row_json(row: StudyRow) -> dict[str, Any]:
         "margin_mean": float(np.mean(scored.margins)) if scored else None,
         "margin_against_coconut": against and dataclasses.asdict(against),
     }
+
+
+def _by_steps(run: StudyRun, coconut: StudyRun) -> dict[str, Content]:
+    """Results by the number of gold steps; empty where the documents have no steps."""
+    values_N, coconut_N = np.array(run.values), np.array(coconut.values)
+    by_steps = {}
+    for num in sorted({num for num in run.num_steps if num is not None}):
+        place_N = np.array([steps == num for steps in run.num_steps])
+        by_steps[str(num)] = {
+            "problems": int(place_N.sum()),
+            "accuracy": float(values_N[place_N].mean()),
+            "against_coconut": float((values_N - coconut_N)[place_N].mean()),
+        }
+    return by_steps
 
 
 def save_study(study: Study, folder: str | os.PathLike[str], *, command: str) -> str:
@@ -216,7 +235,12 @@ def study_page(content: Content) -> str:
                 "name": set_name(trained),
                 "table": table(_TABLE, [_row(name, row) for name, row in trained["rows"].items()]),
                 "choices": _choices(trained),
+                "by_steps": _steps_table(trained["rows"]),
                 "settings": _tried(trained["sweep"]),
+                "contrasts": {
+                    name: _tried(sweep)
+                    for name, sweep in trained.get("contrast_sweeps", {}).items()
+                },
                 **trained,
             }
             for trained in content["sets"]
@@ -291,6 +315,19 @@ def _choices(trained: Content) -> str:
             for name, row in scored.items()
         ],
     )
+
+
+def _steps_table(rows: Mapping[str, Content]) -> str:
+    """Accuracy and difference from Coconut, a column for each number of steps; empty for one."""
+    columns = rows[COCONUT].get("by_steps", {})
+    if len(columns) < 2:
+        return ""
+    head = ("row", *(f"{num} steps ({part['problems']})" for num, part in columns.items()))
+    return table(head, [(name, *map(_part, row["by_steps"].values())) for name, row in rows.items()])
+
+
+def _part(part: Content) -> str:
+    return f"{percent(part['accuracy'])} ({100 * part['against_coconut']:+.1f})"
 
 
 def _tried(sweep: Content) -> str:

@@ -430,3 +430,69 @@ def test_every_benchmark_has_a_dev_task_to_choose_settings_on(name):
 def test_a_task_without_a_dev_split_is_refused(folders, tmp_path):
     with pytest.raises(LatentRefError, match="there is no latentref_graph_dev_dev"):
         run_study(folders, task="latentref_graph_dev", work=str(tmp_path))
+
+
+# Rows with references of their own.
+
+
+@pytest.fixture(scope="module")
+def contrasted(folders, tmp_path_factory):
+    return run_study(
+        folders[:1],
+        task="latentref_graph",
+        work=str(tmp_path_factory.mktemp("contrasted")),
+        memory_rates=(0.3,),
+        step_sizes=(-0.3, 0.3),
+        contrasts={"control": ("control", "."), "same": ("weak", "weak")},
+        batch_size=30,
+        limit=30,
+        margins=False,
+    )
+
+
+def test_a_contrast_is_a_row_of_search_with_its_own_references(contrasted, folders):
+    (trained,) = contrasted.sets
+    assert list(trained.rows) == [*ROWS, "control", "same"]
+    args = trained.rows["control"].model_args
+    assert (args["strong"], args["weak"]) == (f"{folders[0]}/control", folders[0])
+    assert args["memory_rate"] == 0
+    assert args["search_step_size"]
+    tried = trained.contrast_sweeps["control"]["settings"]
+    assert {setting["memory_rate"] for setting in tried} == {0}
+    assert len(tried) == 3
+
+
+def test_a_contrast_of_a_reference_with_itself_changes_nothing(contrasted):
+    rows = contrasted.sets[0].rows
+    assert rows["same"].run.values == rows["Coconut"].run.values
+    tried = contrasted.sets[0].contrast_sweeps["same"]["settings"]
+    assert len({setting["margin"] for setting in tried}) == 1
+
+
+def test_contrasts_are_on_the_page_with_all_that_was_tried(contrasted):
+    page = as_markdown(contrasted, command="latentref study")
+    assert "| control |" in page
+    assert ", control:\n" in page
+
+
+@pytest.mark.parametrize("name", ["strong", "both", "sweep", "a/b", "", "a,b"])
+def test_a_contrast_has_a_name_of_its_own(folders, tmp_path, name):
+    with pytest.raises(LatentRefError, match="give it a name"):
+        run_study(
+            folders[:1],
+            task="latentref_graph",
+            work=str(tmp_path),
+            contrasts={name: ("strong", "weak")},
+        )
+
+
+def test_accuracy_by_steps_adds_up_to_the_rows_accuracy(contrasted):
+    content = study_json(contrasted, command="latentref study")
+    coconut = content["sets"][0]["rows"]["Coconut"]
+    for row in content["sets"][0]["rows"].values():
+        parts = row["by_steps"].values()
+        assert sum(part["problems"] for part in parts) == 30
+        mean = sum(part["problems"] * part["accuracy"] for part in parts) / 30
+        assert mean == pytest.approx(row["accuracy"])
+        change = sum(part["problems"] * part["against_coconut"] for part in parts) / 30
+        assert change == pytest.approx(row["accuracy"] - coconut["accuracy"])
