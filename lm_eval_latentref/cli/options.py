@@ -13,7 +13,7 @@ import argparse
 from collections.abc import Callable
 from typing import Any, NoReturn
 
-from lm_eval_latentref.cli.values import count, from_zero, half_widths, place, seconds
+from lm_eval_latentref.cli.values import contrast, count, from_zero, half_widths, place, seconds
 from lm_eval_latentref.errors import LatentRefError
 
 MODEL_OPTIONS: dict[str, dict[str, Any]] = {
@@ -148,6 +148,11 @@ OPTIONS: dict[str, dict[str, Any]] = {
         "help": "folder of your own task files, as for lm-eval (default: the packaged tasks alone)",
     },
     "judge_on": {"metavar": "TASK", "help": "a test task: judge the best of each row there, once"},
+    "contrast": {
+        **{"metavar": "NAME=STRONG,WEAK", "type": contrast, "action": "append"},
+        "help": "one more row of search alone, NAME, with references of its own: parts of the set "
+        "(such as control), . for the set itself, or checkpoints; may be given again",
+    },
     "no_margins": {
         **{"dest": "margins", "action": "store_false"},
         "help": "judge answers alone: candidates of the test problems are not scored",
@@ -328,7 +333,8 @@ def _add_evaluation_commands(add: Callable[..., Any]) -> None:
         action="append",
         help="a test task, for example latentref_mathqa; give it again for more, on one page",
     )
-    _options(command, "output", "memory_rates", "step_sizes", "dev_limit", "no_margins", "seed")
+    _options(command, "output", "memory_rates", "step_sizes", "contrast", "dev_limit")
+    _options(command, "no_margins", "seed")
     _add_running(command)
 
     command = add("thoughts", "show what thoughts decode to, before and after refinement")

@@ -1,6 +1,7 @@
 """What single words of a command line mean; a wrong one is argparse's error and says the range.
 
-count("20"), from_zero("0"), place("out/set"), half_widths("0.3*d/2")     # 20, 0, "out/set", 0.3
+count("20"), place("out/set"), half_widths("0.3*d/2")     # 20, "out/set", 0.3
+contrast("control=out/best,out/set")                      # ("control", ("out/best", "out/set"))
 """
 
 from __future__ import annotations
@@ -50,6 +51,15 @@ def half_widths(text: str) -> float:
         return float(RefinementConfig.parse({"search_step_size": full}).search_step_size)
     except LatentRefError as error:
         raise argparse.ArgumentTypeError(str(error)) from None
+
+
+def contrast(text: str) -> tuple[str, tuple[str, str]]:
+    """`control=STRONG,WEAK`: the name of a row, and its two references."""
+    name, _, references = text.partition("=")
+    strong, comma, weak = references.partition(",")
+    if not (name.strip() and comma and strong.strip() and weak.strip()):
+        raise argparse.ArgumentTypeError(f"{text!r}: give NAME=STRONG,WEAK")
+    return name.strip(), (strong.strip(), weak.strip())
 
 
 def no_flag(word: str) -> str:

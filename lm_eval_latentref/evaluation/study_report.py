@@ -166,7 +166,7 @@ def _row_json(row: StudyRow, coconut: StudyRun) -> dict[str, Any]:
 def _by_steps(run: StudyRun, coconut: StudyRun) -> dict[str, Content]:
     """Results by the number of gold steps; empty where the documents have no steps."""
     values_N, coconut_N = np.array(run.values), np.array(coconut.values)
-    by_steps = {}
+    by_steps: dict[str, Content] = {}
     for num in sorted({num for num in run.num_steps if num is not None}):
         place_N = np.array([steps == num for steps in run.num_steps])
         by_steps[str(num)] = {
@@ -323,7 +323,9 @@ def _steps_table(rows: Mapping[str, Content]) -> str:
     if len(columns) < 2:
         return ""
     head = ("row", *(f"{num} steps ({part['problems']})" for num, part in columns.items()))
-    return table(head, [(name, *map(_part, row["by_steps"].values())) for name, row in rows.items()])
+    return table(
+        head, [(name, *map(_part, row["by_steps"].values())) for name, row in rows.items()]
+    )
 
 
 def _part(part: Content) -> str:

@@ -18,6 +18,7 @@ from lm_eval_latentref.checkpoints.manifest import read_manifest, write_manifest
 from lm_eval_latentref.checkpoints.packaged import PACKAGED_MODELS
 from lm_eval_latentref.checkpoints.questions import QUESTIONS_NAME, hash_questions, write_hashes
 from lm_eval_latentref.cli import main
+from lm_eval_latentref.cli.options import parser
 from lm_eval_latentref.errors import LatentRefError
 from lm_eval_latentref.evaluation import overview, runs
 from lm_eval_latentref.evaluation.overview import REPORTED, pooled
@@ -496,3 +497,14 @@ def test_accuracy_by_steps_adds_up_to_the_rows_accuracy(contrasted):
         assert mean == pytest.approx(row["accuracy"])
         change = sum(part["problems"] * part["against_coconut"] for part in parts) / 30
         assert change == pytest.approx(row["accuracy"] - coconut["accuracy"])
+
+
+def test_a_contrast_is_given_as_name_strong_and_weak():
+    words = ["study", "out/graph", "--task", "latentref_graph", "-o", "page"]
+    args = parser().parse_args(
+        [*words, "--contrast", "control=control,.", "--contrast", "s=.,weak"]
+    )
+    assert dict(args.contrast) == {"control": ("control", "."), "s": (".", "weak")}
+    for wrong in ("control", "control=a", "=a,b", "control=,b"):
+        with pytest.raises(LatentRefError, match="NAME=STRONG,WEAK"):
+            parser().parse_args([*words, "--contrast", wrong])
