@@ -11,8 +11,10 @@ in the folder `tasks_path()` say which split is scored how.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -90,8 +92,8 @@ def generated_documents(
     # `latentref train` records these tasks by the same name.
     identity = {"origin": "generated", "rows": num, "seed": seed, **(options or {})}
     _record(f"{name} {split}", identity)
-    rows = generate(name, num, seed=seed, split=split, options=options or {})
-    return [_generated_document(name, row) for row in rows]
+    given = json.dumps(options or {}, sort_keys=True, default=repr)
+    return [dict(made) for made in _generated_documents(name, num, seed, split, given)]
 
 
 def harness_documents(split: str) -> list[Document]:
@@ -120,6 +122,15 @@ def exact_match(document: Mapping[str, Any], results: Sequence[str]) -> dict[str
     """lm-eval's `process_results`: 1 if the answer in the generated text is the gold one."""
     gold = extract_answer(document["answer_text"])
     return {"exact_match": float(extract_answer(results[0]) == gold)}
+
+
+@lru_cache(maxsize=16)
+def _generated_documents(
+    name: str, num: int, seed: int, split: str, options: str
+) -> tuple[Document, ...]:
+    """The documents, made once: each evaluation loads its task anew, and thousands take seconds."""
+    rows = generate(name, num, seed=seed, split=split, options=json.loads(options))
+    return tuple(_generated_document(name, row) for row in rows)
 
 
 def _generated_document(name: str, row: Mapping[str, Any]) -> Document:

@@ -16,6 +16,7 @@ from test_splits import EXPECTED_EXAMPLES, mathqa_row, published_files, write_fo
 
 from lm_eval_latentref.benchmarks import documents, splits
 from lm_eval_latentref.benchmarks.documents import tasks_path
+from lm_eval_latentref.benchmarks.generators import generate as generate_rows
 from lm_eval_latentref.benchmarks.prosqa import generate
 from lm_eval_latentref.benchmarks.rows import BENCHMARKS
 from lm_eval_latentref.benchmarks.splits import load_split
@@ -274,6 +275,26 @@ def test_a_generated_document_offers_its_candidates_with_the_right_one_marked():
             assert made["prompt"] == made["question"] + "\n"
             assert made["choices"] == [f"### {one}" for one in made["candidates"]]
             assert made["choices"][made["gold"]] == made["answer_text"] == f"### {made['answer']}"
+
+
+def test_problems_are_generated_once_in_a_process(monkeypatch):
+    made: list[int] = []
+
+    def counted(name, num, **given):
+        made.append(num)
+        return generate_rows(name, num, **given)
+
+    monkeypatch.setattr(documents, "generate", counted)
+    first, again = (
+        documents.generated_documents("arith", num=17, seed=91, split="test") for _ in range(2)
+    )
+    assert first == again
+    first[0]["gold"] = None
+    third = documents.generated_documents("arith", num=17, seed=91, split="test")
+    assert third == again
+    other = documents.generated_documents("arith", num=17, seed=91, split="validation")
+    assert other != again
+    assert made == [17, 17]
 
 
 def test_metadata_chooses_other_generated_problems():
