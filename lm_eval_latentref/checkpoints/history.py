@@ -11,6 +11,7 @@ import os
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import yaml
 
@@ -63,9 +64,10 @@ def _copy_reference_record(origin: Path, folder: Path) -> None:
     questions = recorded.trained_questions and origin / recorded.trained_questions
     if questions and questions.is_file():
         write_hashes(folder, read_hashes(questions))
+    ways_to_refine = ("memory_rate", "search_step_size", "search_steps", "search_gradient")
+    settings: dict[str, Any] = recorded.settings()
     manifest = Manifest(
-        latent_steps=recorded.latent_steps,
-        latent_kind=recorded.latent_kind,
+        **{name: value for name, value in settings.items() if name not in ways_to_refine},
         trained_on=recorded.trained_on,
         trained_questions=QUESTIONS_NAME if questions and questions.is_file() else None,
         epoch=recorded.epoch,

@@ -35,6 +35,19 @@ class Manifest:
     search_gradient: str | None = None
     latent_markers: str | None = None
     latent_kind: str | None = None
+    latent_stop: str | None = None
+    stop_entropy: float | None = None
+    stop_patience: int | None = None
+    mixture_temperature: float | None = None
+    mixture_top_k: int | None = None
+    mixture_top_p: float | None = None
+    mixture_min_p: float | None = None
+    mixture_tokens: int | None = None
+    realign: str | None = None
+    thought_scale: float | None = None
+    thought_temperature: float | None = None
+    thought_noise: float | None = None
+    thought_seed: int | None = None
 
     strong: str | None = None
     """The stronger reference: a path relative to the folder, or any name that `strong=` takes."""

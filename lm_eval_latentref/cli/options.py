@@ -49,12 +49,19 @@ MODEL_OPTIONS: dict[str, dict[str, Any]] = {
     },
     "latent_markers": {
         **{"metavar": "KIND"},
-        "help": "auto: marker tokens around the thoughts if the tokenizer has them; none: never",
+        "help": "auto: marker tokens around the thoughts if the checkpoint has them; none: never; "
+        "OPEN|CLOSE: these texts",
     },
     "latent_kind": {
         **{"metavar": "KIND"},
-        "help": "continuous: a thought is the hidden state before it; pause: a pause token, for "
-        "checkpoints trained as that control",
+        "help": "what is fed as a thought: auto (what the checkpoint was trained with), continuous "
+        "(the hidden state), pause (a pause token); for any model: mixture (of token embeddings), "
+        "realigned (the hidden state at the norm of an embedding)",
+    },
+    "latent_stop": {
+        **{"metavar": "RULE"},
+        "help": "steps: after latent_steps thoughts; end_token, low_entropy, high_entropy, joined "
+        "by +: earlier if one of these holds",
     },
 }
 DEFAULTS_OF_A_SET = """\

@@ -32,6 +32,7 @@ from lm_eval_latentref.evaluation.provenance import versions
 from lm_eval_latentref.evaluation.settings import Outcome, Setting
 from lm_eval_latentref.evaluation.sweep_model import SweepModel, forwards
 from lm_eval_latentref.latent.batching import Group, group_by_context, in_batches
+from lm_eval_latentref.latent.config import OPTION_NAMES
 from lm_eval_latentref.latent.scoring import Score
 
 logger = logging.getLogger(__name__)
@@ -80,13 +81,18 @@ class GridRun:
             raise LatentRefError(
                 f"latent_kind={base.latent_kind}: {why}; sweep a checkpoint of another kind"
             )
-        options = {"search_gradient": base.search_gradient, "latent_markers": base.latent_markers}
+        if model.reasoner.stop is not None:
+            raise LatentRefError(
+                f"latent_stop={base.latent_stop}: settings are compared at equal numbers of "
+                "thoughts; sweep with latent_stop=steps"
+            )
+        options = {name: getattr(base, name) for name in OPTION_NAMES if name not in SWEPT}
         hidden_size = model.reasoner.backbone.hidden_size
         self.configs = {setting: setting.config(hidden_size, **options) for setting in settings}
         self.identity = {
             name: value
             for name, value in model.reasoner.settings().items()
-            if name not in SWEPT and name != "latent_kind"
+            if name not in SWEPT and (name, value) != ("latent_kind", "continuous")
         }
         self.pairs = model.encode(task.requests, ending=self.written)
         self.groups = group_by_context(self.pairs)

@@ -139,6 +139,11 @@ def study_cases(
     # The search is asked for so that both references are loaded.
     steps = {} if latent_steps is None else {"latent_steps": latent_steps}
     model = SweepModel(**{"pretrained": plan, **given, **steps, "search_step_size": 1.0})
+    if not model.reasoner.kind.is_identity:
+        raise LatentRefError(
+            f"{folder}: latent_kind={model.reasoner.kind.name}: cases show thoughts that are "
+            "hidden states; give a set of latent_kind=continuous"
+        )
     num_thoughts = model.reasoner.config.latent_steps
     recorded = RefinementConfig.parse(plan.settings)
     setting = _setting(folder, model, recorded, memory_rate, step_size)

@@ -12,7 +12,9 @@ from __future__ import annotations
 
 import itertools
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -39,6 +41,9 @@ class GeneratingLM(RollingLM):
     _documents: DocumentNames
     _generation_limit: RowLimit
     _batch_texts: Sequence[str] = ()
+    _batch_samples: Sequence[int] = ()
+    _samples: Mapping[str, Iterator[int]] = MappingProxyType({})
+    _num_thoughts: dict[str, list[int]]
     _warned_of_cut = False
 
     def generate_until(self, requests: list[Any], disable_tqdm: bool = False) -> list[str]:
@@ -46,8 +51,13 @@ class GeneratingLM(RollingLM):
         self._documents.remember(requests)
         for gen_kwargs in {repr(request.args[1]): request.args[1] for request in requests}.values():
             self._check_generation(gen_kwargs)
+        self._check_repeats(requests)
         self._generation_limit = self.row_limit(len(requests))
-        with self.batches_of(self._generation_limit.rows), self.counting_cost():
+        with (
+            self.batches_of(self._generation_limit.rows),
+            self.counting_cost(),
+            self.logging_thoughts(requests),
+        ):
             return super().generate_until(requests, disable_tqdm=disable_tqdm)
 
     def tok_batch_encode(
@@ -59,6 +69,7 @@ class GeneratingLM(RollingLM):
     ) -> tuple[Tensor, Tensor]:
         """Contexts as ids (B, C), padded on the left, with their mask."""
         self._batch_texts = list(strings)
+        self._batch_samples = [next(self._samples.get(text, iter(())), 0) for text in strings]
         if not self.reasoner.thinks and "" not in strings:
             return super().tok_batch_encode(strings, padding_side, left_truncate_len, truncation)
         rows = [tuple(self.encode_context(string, truncation)) for string in strings]
@@ -110,25 +121,58 @@ class GeneratingLM(RollingLM):
         pairs = zip(context_BC.tolist(), options.pop("attention_mask").tolist(), strict=True)
         contexts = [tuple(itertools.compress(ids, keep)) for ids, keep in pairs]
         num_new = max_length - context_BC.shape[1]
+        samples = self._batch_samples
 
         def work(rows: Sequence[int], _: int) -> list[list[int]]:
-            names = self._documents.naming([self._batch_texts[row] for row in rows])
-            with self.reasoner.accounting.working(), names:
-                part = [contexts[row] for row in rows]
+            texts = [self._batch_texts[row] for row in rows]
+            part = [contexts[row] for row in rows]
+            numbers = [samples[row] for row in rows]
+            written: dict[int, list[int]] = {}
+            with self.reasoner.accounting.working(), self._documents.naming(texts):
                 with self.autocast():
-                    inputs = self.reasoner.generation_inputs(part, self.reasoner.think(part))
-                ids_BK = inputs.pop("input_ids")
-                num_read = ids_BK.shape[1]
-                # Overrides the number of new tokens in the model's generation config.
-                inputs["max_new_tokens"] = None
-                with self.reasoner.checking_text():
-                    output_BL = self.write_as_hf(
-                        ids_BK, num_read + num_new, stop, **inputs, **options
-                    )
-            self.reasoner.count_generated(new_ids := output_BL[:, num_read:].tolist())
-            return new_ids
+                    groups = self.reasoner.think_in_groups(part, numbers)
+                for members, thoughts in groups:
+                    self.note_thoughts([texts[row] for row in members], thoughts.num_thoughts)
+                    with self.autocast():
+                        inputs = self.reasoner.generation_inputs(
+                            [part[row] for row in members], thoughts
+                        )
+                    with self.reasoner.checking_text(members):
+                        new_ids = self._write_after(inputs, num_new, stop, options)
+                    written.update(zip(members, new_ids, strict=True))
+            return [written[row] for row in range(len(rows))]
 
         return work
+
+    def _write_after(
+        self, inputs: dict[str, Any], num_new: int, stop: list[str], options: dict[str, Any]
+    ) -> list[list[int]]:
+        """New token ids of each row after what `inputs` say has been read."""
+        ids_BK = inputs.pop("input_ids")
+        num_read = ids_BK.shape[1]
+        # Overrides the number of new tokens in the model's generation config.
+        inputs["max_new_tokens"] = None
+        output_BL = self.write_as_hf(ids_BK, num_read + num_new, stop, **inputs, **options)
+        self.reasoner.count_generated(new_ids := output_BL[:, num_read:].tolist())
+        return new_ids
+
+    def note_thoughts(self, texts: Sequence[str], num_thoughts: int) -> None:
+        """Record how many thoughts each of these contexts took, where that depends on the row."""
+        if self.reasoner.stop is not None:
+            for text in texts:
+                self._num_thoughts.setdefault(text, []).append(num_thoughts)
+
+    @contextmanager
+    def logging_thoughts(self, requests: Sequence[Any]) -> Iterator[None]:
+        """Add to the arguments of each request, which lm-eval logs, what was noted of its context.
+
+        Requests whose answers come from a cache have no such entry.
+        """
+        self._num_thoughts = {}
+        yield
+        for request in {id(request): request for request in requests}.values():
+            if numbers := self._num_thoughts.get(request.args[0]):
+                request.arguments = (*request.args, {"latent_thoughts": numbers})
 
     def _check_generation(self, gen_kwargs: dict[str, Any]) -> None:
         kwargs = normalize_gen_kwargs(gen_kwargs, self.max_gen_toks)
@@ -147,6 +191,29 @@ class GeneratingLM(RollingLM):
         # HFLM keeps a column for the last token too, although it is never read; without thoughts
         # contexts are cut exactly as in HFLM.
         return max_gen_toks if self.reasoner.thinks else max_gen_toks + 1
+
+    def _check_repeats(self, requests: Sequence[Any]) -> None:
+        """Number the samples of each document; warn or refuse where repeats make no sense."""
+        numbers: dict[tuple[Any, ...], int] = {}
+        samples: dict[str, list[int]] = {}
+        for request in requests:
+            document = (request.task_name, request.doc_id, request.args[0])
+            samples.setdefault(request.args[0], []).append(numbers.get(document, 0))
+            numbers[document] = numbers.get(document, 0) + 1
+        self._samples = {text: iter(each) for text, each in samples.items()}
+        most = max(numbers.values(), default=1)
+        samples_text = any(request.args[1].get("do_sample") for request in requests)
+        if most > 1 and self.reasoner.config.draws and self.uses_cache:
+            raise LatentRefError(
+                f"--use_cache with {most} samples of a document: lm-eval would reuse the first for "
+                "every other; leave --use_cache out"
+            )
+        if most > 1 and not self.reasoner.config.draws and not samples_text:
+            logger.warning(
+                "%d samples of a document and nothing is drawn at random: all will be equal; give "
+                "thought_noise, or do_sample=True in --gen_kwargs",
+                most,
+            )
 
     @property
     def uses_cache(self) -> bool:

@@ -223,7 +223,7 @@ class LatentRefLM(GeneratingLM):
         """Log-likelihood of each request's continuation after its context and thoughts."""
         self._documents.remember(requests)
         self._check_choices(requests)
-        with self.counting_cost():
+        with self.counting_cost(), self.logging_thoughts(requests):
             return self._loglikelihood(requests, disable_tqdm)
 
     def _check_choices(self, requests: Sequence[Any]) -> None:
@@ -274,12 +274,17 @@ class LatentRefLM(GeneratingLM):
         )
 
         def work(groups: Sequence[Group], max_rows: int) -> list[list[Any]]:
-            texts = [requests[group.requests[0]][0] for group in groups]
-            with self.autocast(), self._documents.naming([text[0] for text in texts]):
+            texts = [requests[group.requests[0]][0][0] for group in groups]
+
+            def note(rows: Sequence[int], num_thoughts: int) -> None:
+                self.note_thoughts([texts[row] for row in rows], num_thoughts)
+
+            with self.autocast(), self._documents.naming(texts):
                 return self.reasoner.score(
                     [group.context for group in groups],
                     [group.continuations for group in groups],
                     max_rows=max_rows,
+                    note=note,
                 )
 
         all_groups = group_by_context(pairs)

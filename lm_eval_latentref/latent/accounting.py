@@ -30,6 +30,9 @@ import torch
 
 from lm_eval_latentref.latent.networks import Network
 
+COUNTS = ("contexts_thought_about", "thought_steps", "tokens_encoded", "tokens_generated")
+"""What callers count; `thought_steps` over `contexts_thought_about` is the mean of thoughts."""
+
 PHASES = ("load", "encode", "think", "decode")
 
 
@@ -53,11 +56,11 @@ class Accounting:
         """Set all counters to zero, except the seconds of loading."""
         self._forwards: Counter[str] = Counter(dict.fromkeys(self._names, 0))
         self._columns: Counter[str] = Counter(dict.fromkeys(self._names, 0))
-        self._counts = Counter(thought_steps=0, tokens_encoded=0, tokens_generated=0)
+        self._counts = Counter(dict.fromkeys(COUNTS, 0))
         self._laps.restart()
 
     def count(self, **numbers: int) -> None:
-        """Add to `thought_steps`, `tokens_encoded` or `tokens_generated`."""
+        """Add to `COUNTS`."""
         self._counts.update(numbers)
 
     def loaded(self, seconds: float) -> None:
@@ -117,6 +120,8 @@ class Accounting:
                 }
             else:
                 combined[name] = best(of_each)
+        if num_contexts := combined.get("contexts_thought_about"):
+            combined["thoughts_per_context"] = round(combined["thought_steps"] / num_contexts, 4)
         return combined
 
     def _listener(self, name: str) -> Callable[[int, int], None]:

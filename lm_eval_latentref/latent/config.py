@@ -10,16 +10,19 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from lm_eval_latentref.errors import LatentRefError
 from lm_eval_latentref.latent.kinds import KINDS
+from lm_eval_latentref.latent.kinds.stops import ALLOWED as ALLOWED_STOPS
+from lm_eval_latentref.latent.kinds.stops import check_stop
 from lm_eval_latentref.latent.mapping import from_mapping, shown
 
 SEARCH_GRADIENTS = ("detached", "through")
 LATENT_MARKERS = ("auto", "none")
+REALIGN = ("identity", "ridge")
 LATENT_KINDS = tuple(KINDS)
 MAX_STEPS = 10_000
 """Of thoughts, and of updates per thought: more is a slip that would never end."""
@@ -35,9 +38,36 @@ _DOMAINS = {
     "search_step_size": "a finite number such as 20, or 0.3*d/2; 0 to switch the search off",
     "search_steps": f"an integer >= 1, at most {MAX_STEPS}",
     "search_gradient": _one_of(SEARCH_GRADIENTS),
-    "latent_markers": _one_of(LATENT_MARKERS),
-    "latent_kind": _one_of(LATENT_KINDS),
+    "latent_markers": "'auto' or 'none', or two texts around the thoughts as <think>|</think>",
+    "latent_kind": f"'auto' or {_one_of(LATENT_KINDS)}",
+    "latent_stop": ALLOWED_STOPS,
+    "stop_entropy": "a number > 0, in nats",
+    "stop_patience": "an integer >= 1",
+    "mixture_temperature": "a number > 0",
+    "mixture_top_k": "an integer >= 1",
+    "mixture_top_p": "a number in (0, 1]",
+    "mixture_min_p": "a number in [0, 1)",
+    "mixture_tokens": "an integer >= 1",
+    "realign": _one_of(REALIGN),
+    "thought_scale": "a number > 0",
+    "thought_temperature": "a number >= 0",
+    "thought_noise": "a number >= 0",
+    "thought_seed": "an integer >= 0",
 }
+
+_ALLOWED: dict[str, Callable[[Any], bool]] = {
+    "stop_entropy": lambda value: value > 0,
+    "stop_patience": lambda value: value >= 1,
+    "mixture_temperature": lambda value: value > 0,
+    "mixture_top_k": lambda value: value >= 1,
+    "mixture_top_p": lambda value: 0 < value <= 1,
+    "mixture_min_p": lambda value: 0 <= value < 1,
+    "mixture_tokens": lambda value: value >= 1,
+    "realign": lambda value: value in REALIGN,
+    "thought_scale": lambda value: value > 0,
+    "thought_temperature": lambda value: value >= 0,
+}
+"""Of options that only some kinds read."""
 
 
 class HalfWidths(float):
@@ -79,12 +109,44 @@ class RefinementConfig:
     `through`: they are functions of the thought."""
 
     latent_markers: str = "auto"
-    """`auto`: marker tokens surround the thoughts when the tokenizer has them; `none`: never."""
+    """`auto`: marker tokens surround the thoughts when the checkpoint has them; `none`: never;
+    `OPEN|CLOSE`: these two texts do, of one token or several each; one of them may be empty."""
 
     latent_kind: str = "continuous"
-    """`continuous`: each thought is the hidden state of the column before it; `pause`: each is the
-    embedding of the `<|latent|>` token and all are read in one pass, for control checkpoints that
-    were trained with pause tokens."""
+    """What is fed as a thought: a name of `kinds.KINDS`, whose modules say what each is."""
+
+    latent_stop: str | None = None
+    """When a row stops: `steps`, after T thoughts; or one or more of `end_token`, `low_entropy` and
+    `high_entropy` joined by `+`, at T thoughts at the latest. This and what follows is None for the
+    default of the kind, and refused by a kind that does not read it."""
+
+    stop_entropy: float | None = None
+    """In nats, of an entropy stop."""
+
+    stop_patience: int | None = None
+    """For how many steps in a row the entropy has to be beyond it."""
+
+    mixture_temperature: float | None = None
+    mixture_top_k: int | None = None
+    mixture_top_p: float | None = None
+    mixture_min_p: float | None = None
+    mixture_tokens: int | None = None
+    """The filters of `mixture`, in this order; at last this many tokens stay."""
+
+    realign: str | None = None
+    """The matrix of `realigned`: `identity` or `ridge`."""
+
+    thought_scale: float | None = None
+    """What `gaussian` thoughts are multiplied by; None: what the base's name gives."""
+
+    thought_temperature: float | None = None
+    """What the noise of `gaussian` thoughts is multiplied by; 0: the mean is fed."""
+
+    thought_noise: float = 0.0
+    """Standard deviation of normal noise that is added to each thought."""
+
+    thought_seed: int = 0
+    """Seed of all that is drawn; a draw depends on it, the document and the sample alone."""
 
     def __post_init__(self) -> None:
         self._check("latent_steps", 0 <= self.latent_steps <= MAX_STEPS)
@@ -92,9 +154,34 @@ class RefinementConfig:
         self._check("search_step_size", math.isfinite(self.search_step_size))
         self._check("search_steps", 1 <= self.search_steps <= MAX_STEPS)
         self._check("search_gradient", self.search_gradient in SEARCH_GRADIENTS)
-        self._check("latent_markers", self.latent_markers in LATENT_MARKERS)
+        self._check(
+            "latent_markers",
+            self.latent_markers in LATENT_MARKERS or self.marker_texts is not None,
+        )
         self._check("latent_kind", self.latent_kind in LATENT_KINDS)
-        why = KINDS[self.latent_kind].why_not_refined
+        self._check("thought_noise", 0 <= self.thought_noise < math.inf)
+        self._check("thought_seed", self.thought_seed >= 0)
+        self._check_kind()
+
+    def _check_kind(self) -> None:
+        kind = KINDS[self.latent_kind]
+        for name in _ALLOWED.keys() | {"latent_stop"}:
+            value = getattr(self, name)
+            if value is not None and name not in kind.defaults:
+                raise LatentRefError(
+                    f"{name}={value} with latent_kind={kind.name!r}, which does not read it; leave "
+                    "it out, or give another latent_kind"
+                )
+            if value is not None and name in _ALLOWED:
+                self._check(name, _ALLOWED[name](value))
+        if "latent_stop" in kind.defaults:
+            check_stop(self.of_kind["latent_stop"], self.stop_entropy, self.stop_patience)
+        if kind.why_not_searched and self.search_step_size:
+            raise LatentRefError(
+                f"search_step_size={self.search_step_size:g} with latent_kind={kind.name!r}: "
+                f"{kind.why_not_searched}; set it to 0, or give another latent_kind"
+            )
+        why = kind.why_not_refined
         if why and (self.memory_rate or self.search_step_size):
             raise LatentRefError(
                 f"memory_rate={self.memory_rate:g}, search_step_size={self.search_step_size:g} "
@@ -106,6 +193,33 @@ class RefinementConfig:
         if not allowed:
             given = value if isinstance(value, str) else shown(value)
             raise LatentRefError(f"{name}={given}: it must be {_DOMAINS[name]}")
+
+    @property
+    def draws(self) -> bool:
+        """Whether thoughts depend on random numbers, so that two samples differ."""
+        is_mean = self.thought_temperature == 0 and self.latent_stop == "steps"
+        drawn = KINDS[self.latent_kind].draws_vectors and not is_mean
+        return self.latent_steps > 0 and (drawn or self.thought_noise > 0)
+
+    @property
+    def of_kind(self) -> dict[str, Any]:
+        """The options that the kind reads, with its defaults for those that are not given."""
+        return {
+            name: default if getattr(self, name) is None else getattr(self, name)
+            for name, default in KINDS[self.latent_kind].defaults.items()
+        }
+
+    @property
+    def marker_texts(self) -> tuple[str, str] | None:
+        """The texts before and after the thoughts, if `latent_markers` gives them.
+
+        A text may hold bars itself, as `<|a|>|<|b|>` does: the middle one separates the two.
+        """
+        parts = self.latent_markers.split("|")
+        if self.latent_markers in LATENT_MARKERS or len(parts) % 2 or self.latent_markers == "|":
+            return None
+        half = len(parts) // 2
+        return "|".join(parts[:half]), "|".join(parts[half:])
 
     @property
     def searches(self) -> bool:
@@ -127,6 +241,11 @@ class RefinementConfig:
         `latent_markers`: lm-eval's command line turns `none` into None. Raises LatentRefError on an
         unknown option or a value outside its domain.
         """
+        values = {
+            # `auto` is what would be taken if nothing were given.
+            name: None if name == "latent_kind" and _lower_case(value) == "auto" else value
+            for name, value in values.items()
+        }
         given = {
             name: _PREPARED.get(name, _as_given)(value)
             for name, value in values.items()
@@ -149,6 +268,10 @@ def _step_size(value: Any) -> Any:
         return value
 
 
+def _marker_texts(value: Any) -> Any:
+    return value if isinstance(value, str) and "|" in value else _lower_case(value)
+
+
 def _lower_case(value: Any) -> Any:
     return "none" if value is None else value.lower() if isinstance(value, str) else value
 
@@ -160,7 +283,9 @@ def _as_given(value: Any) -> Any:
 _PREPARED = {
     "search_step_size": _step_size,
     "search_gradient": _lower_case,
-    "latent_markers": _lower_case,
+    "latent_markers": _marker_texts,
     "latent_kind": _lower_case,
+    "latent_stop": _lower_case,
+    "realign": _lower_case,
 }
 """What an option's value may be written as, beside its type."""

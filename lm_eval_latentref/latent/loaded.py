@@ -5,9 +5,24 @@ LoadedSet(tokenizer=tokenizer, backbone=LoadedModel(model=model))
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class ThoughtFiles:
+    """What a checkpoint's files hold of its thoughts, beside the options in latentref.json."""
+
+    tensors: Mapping[str, Any] = field(default_factory=dict)
+    """The weights of the map from hidden state to thought, by the names that its kind reads."""
+
+    opening: tuple[int, ...] | None = None
+    closing: tuple[int, ...] | None = None
+    """Ids around the thoughts; None for those that the kind finds in the tokenizer."""
+
+    num_text_ids: int | None = None
+    """Text has ids below this one only; None: no limit."""
 
 
 @dataclass(kw_only=True)
@@ -28,6 +43,8 @@ class LoadedModel:
 
     fingerprint: Callable[[], str] | None = None
     """Returns a hash of the files the model was read from, computed on the call."""
+
+    thought_files: ThoughtFiles = field(default_factory=ThoughtFiles)
 
     source: Any = None
     """The names it was loaded by (`checkpoints.sources.Source`), for its loader's use."""

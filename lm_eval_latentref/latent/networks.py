@@ -76,6 +76,12 @@ class Network:
         return seams.execution_device(self._embedding)
 
     @property
+    def num_embeddings(self) -> int:
+        """The number of rows of the input embedding."""
+        weight: Any = self._embedding.weight
+        return int(weight.shape[0])
+
+    @property
     def devices(self) -> tuple[str, ...]:
         """Every device that holds weights, from accelerate's map if there is one."""
         places = getattr(self.causal_lm, "hf_device_map", None) or {"": self.device}

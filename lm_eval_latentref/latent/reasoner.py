@@ -13,7 +13,7 @@ Shape suffixes: B batch, K columns, P pending columns, T thoughts, D hidden size
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -27,13 +27,19 @@ from lm_eval_latentref.latent.accounting import Accounting
 from lm_eval_latentref.latent.batching import Tokens, give_back_memory
 from lm_eval_latentref.latent.config import RefinementConfig
 from lm_eval_latentref.latent.decoding import check_decoding
-from lm_eval_latentref.latent.kinds import KINDS, Kind, Materials
+from lm_eval_latentref.latent.groups import Group, for_all, think_about
 from lm_eval_latentref.latent.lengths import check_length
 from lm_eval_latentref.latent.loaded import LoadedModel, LoadedSet
 from lm_eval_latentref.latent.networks import Network
-from lm_eval_latentref.latent.protocol import extract_answer, marker_ids, prompt
+from lm_eval_latentref.latent.protocol import extract_answer, prompt
 from lm_eval_latentref.latent.scoring import Score, score
-from lm_eval_latentref.latent.thoughts import Context, Markers, References, Thoughts, think
+from lm_eval_latentref.latent.selection import find_markers, find_stop, make_kind
+from lm_eval_latentref.latent.thoughts import (
+    Context,
+    References,
+    Thinking,
+    Thoughts,
+)
 
 MAX_COLUMNS_ON_CPU = 2048
 """The most rows times columns of contexts that are thought about together on a CPU.
@@ -87,8 +93,10 @@ class Reasoner:
             self.references = References(
                 _network(loaded.strong, self.backbone), _network(loaded.weak, self.backbone)
             )
-        self.kind = make_kind(loaded.tokenizer, self.backbone, config)
-        self.markers = find_markers(loaded.tokenizer, config)
+        files = loaded.backbone.thought_files
+        self.kind = make_kind(loaded.tokenizer, self.backbone, config, files)
+        self.markers = find_markers(loaded.tokenizer, config, files)
+        self.stop = find_stop(config, self.markers)
         self._max_length = max_length
         for member in (loaded.backbone, loaded.strong, loaded.weak):
             if member is not None:
@@ -115,36 +123,63 @@ class Reasoner:
         return self.num_extra_columns > 0
 
     def think(self, contexts: Sequence[Tokens]) -> Thoughts:
+        """`think_in_groups` where every row thinks as many thoughts."""
+        assert self.stop is None, "rows may stop at different numbers of thoughts"
+        ((_, thoughts),) = self.think_in_groups(contexts)
+        return thoughts
+
+    def think_in_groups(
+        self, contexts: Sequence[Tokens], samples: Sequence[int] | None = None
+    ) -> list[Group]:
         """Think about each context (token ids without markers); equal contexts share their work.
 
-        Raises NonFiniteThoughtError if a thought overflows.
+        Args:
+            samples: the number of each one's sample, where thoughts are drawn at random; default:
+                0 for all. Samples of one context differ, and it is read once for all of them.
+
+        Returns a group for each number of thoughts: indices of contexts, and their thoughts. Raises
+        NonFiniteThoughtError if a thought overflows.
         """
-        unique = list(dict.fromkeys(contexts))
+        drawn = samples if samples is not None and self.config.draws else [0] * len(contexts)
+        asked = list(zip(contexts, drawn, strict=True))
+        rows = {sample: row for row, sample in enumerate(dict.fromkeys(asked))}
+        unique = list(dict.fromkeys(context for context, _ in rows))
         accounting = self.accounting
         with torch.no_grad(), accounting.working(), accounting.thinking():
-            thoughts = self._think_in_parts(Context.pad(unique, device=self.backbone.device))
+            groups = think_about(self._parts(unique), list(rows), self.config, self.stop)
             # Counted after the work, because a batch that runs out of memory is repeated.
             accounting.count(
                 tokens_encoded=sum(map(len, unique)),
-                thought_steps=len(unique) * self.config.latent_steps,
+                contexts_thought_about=len(rows),
+                thought_steps=sum(len(rows) * thoughts.num_thoughts for rows, thoughts in groups),
             )
-            if len(unique) < len(contexts):
-                thoughts = thoughts.select([unique.index(context) for context in contexts])
-        self._check_finite(thoughts)
-        return thoughts
+            groups = for_all(groups, [rows[sample] for sample in asked])
+        for members, thoughts in groups:
+            self._check_finite(members, thoughts)
+        return groups
 
-    def _think_in_parts(self, context: Context) -> Thoughts:
-        settings: Any = {"config": self.config, "markers": self.markers, "kind": self.kind}
+    def _parts(self, contexts: Sequence[Tokens]) -> Iterator[tuple[Sequence[Tokens], Thinking]]:
+        """`contexts` in batches that fit the caches of a CPU, each with what reads it."""
+        whole = Context.pad(contexts, device=self.backbone.device)
         on_cpu = self.backbone.device.type == "cpu"
-        parts = context.in_parts(MAX_COLUMNS_ON_CPU) if on_cpu else [context]
-        thoughts = []
+        parts = whole.in_parts(MAX_COLUMNS_ON_CPU) if on_cpu else [whole]
+        start = 0
         for part in parts:
             if len(parts) > 1:
                 give_back_memory()
-            thoughts.append(
-                think(part, backbone=self.backbone, references=self.references, **settings)
-            )
-        return Thoughts.join(thoughts)
+            stop = start + len(part.ids_BC)
+            yield contexts[start:stop], self._thinking(part)
+            start = stop
+
+    def _thinking(self, context: Context) -> Thinking:
+        return Thinking(
+            context,
+            backbone=self.backbone,
+            references=self.references if self.config.searches else None,
+            markers=self.markers,
+            kind=self.kind,
+            stops_early=self.stop is not None,
+        )
 
     def score(
         self,
@@ -152,14 +187,23 @@ class Reasoner:
         continuations: Sequence[Sequence[Tokens]],
         *,
         max_rows: int,
+        note: Callable[[Sequence[int], int], None] | None = None,
     ) -> list[list[Score]]:
         """Log-likelihoods of the continuations of each context; each context is thought about once.
 
         Args:
             max_rows: the most rows of a forward pass.
+            note: called with the numbers of contexts and how many thoughts each of them took.
         """
         with torch.no_grad(), self.accounting.working():
-            scores = score(self.think(contexts), continuations, max_rows=max_rows)
+            scores: list[list[Score]] = [[] for _ in contexts]
+            for rows, thoughts in self.think_in_groups(contexts):
+                if note is not None:
+                    note(rows, thoughts.num_thoughts)
+                asked = [continuations[row] for row in rows]
+                of_group = score(thoughts, asked, max_rows=max_rows)
+                for row, results in zip(rows, of_group, strict=True):
+                    scores[row] = results
         for row, results in enumerate(scores):
             if not all(abs(result.log_likelihood) < float("inf") for result in results):
                 raise NonFiniteThoughtError(
@@ -176,7 +220,10 @@ class Reasoner:
         """
         self.backbone.activate()
         columns = Context.pad(
-            [self._column_ids(context) for context in contexts], device=self.backbone.device
+            [self._column_ids(context, thoughts.num_thoughts) for context in contexts],
+            device=self.backbone.device,
+            # Rows that have left the batch may have been longer.
+            num_columns=thoughts.stream.length + thoughts.pending_BPD.shape[1],
         )
         mask_BK = columns.mask_BC
         if mask_BK is None:
@@ -225,31 +272,45 @@ class Reasoner:
         check_decoding(self.backbone.causal_lm.generation_config, thinks=self.thinks)
         for context in contexts:
             self.check_room(context, max_new_tokens)
+        answers: dict[int, Answer] = {}
         with torch.no_grad(), self.accounting.working():
-            thoughts = self.think(contexts)
-            inputs = self.generation_inputs(contexts, thoughts)
-            with self.checking_text():
-                output_BK = self.backbone.causal_lm.generate(
-                    **inputs,
-                    max_new_tokens=max_new_tokens,
-                    do_sample=False,
-                    num_beams=1,
-                    pad_token_id=_pad_id(self.tokenizer),
+            for rows, thoughts in self.think_in_groups(contexts):
+                new_ids = self._write(
+                    [contexts[row] for row in rows], thoughts, rows, max_new_tokens
                 )
-        new_ids = output_BK[:, inputs["input_ids"].shape[1] :]
-        self.count_generated(new_ids.tolist())
-        texts = self.tokenizer.batch_decode(new_ids, skip_special_tokens=True)
-        return [
-            Answer(text, extract_answer(text), thoughts_TD)
-            for text, thoughts_TD in zip(texts, thoughts.thoughts_BTD.cpu(), strict=True)
-        ]
+                texts = self.tokenizer.batch_decode(new_ids, skip_special_tokens=True)
+                thoughts_BTD = thoughts.thoughts_BTD.cpu()
+                for row, text, thoughts_TD in zip(rows, texts, thoughts_BTD, strict=True):
+                    answers[row] = Answer(text, extract_answer(text), thoughts_TD)
+        return [answers[row] for row in range(len(contexts))]
+
+    def _write(
+        self, contexts: Sequence[Tokens], thoughts: Thoughts, rows: Sequence[int], max_new: int
+    ) -> Tensor:
+        """New token ids (B, L) of a group of rows, written greedily."""
+        inputs = self.generation_inputs(contexts, thoughts)
+        with self.checking_text(rows):
+            output_BK = self.backbone.causal_lm.generate(
+                **inputs,
+                max_new_tokens=max_new,
+                do_sample=False,
+                num_beams=1,
+                pad_token_id=_pad_id(self.tokenizer),
+            )
+        new_BL = output_BK[:, inputs["input_ids"].shape[1] :]
+        self.count_generated(new_BL.tolist())
+        return new_BL
 
     @contextmanager
-    def checking_text(self) -> Iterator[None]:
-        """Raise NonFiniteThoughtError if a hidden state decoded in this block is not finite."""
+    def checking_text(self, rows: Sequence[int]) -> Iterator[None]:
+        """Raise NonFiniteThoughtError if a hidden state decoded in this block is not finite.
+
+        `rows` are the numbers of the decoded rows, for the message.
+        """
         with self.backbone.watching_states() as finite:
             yield
-        for row, is_finite in enumerate(torch.stack(finite).all(0).tolist() if finite else ()):
+        all_finite = torch.stack(finite).all(0).tolist() if finite else [True] * len(rows)
+        for row, is_finite in zip(rows, all_finite, strict=True):
             if not is_finite:
                 raise NonFiniteThoughtError(
                     row, f"a hidden state after the thoughts is not finite; {self._remedy()}"
@@ -298,7 +359,9 @@ class Reasoner:
         loaded = self.loaded
         checkpoints = {"backbone": loaded.backbone, "strong": loaded.strong, "weak": loaded.weak}
         return {
-            **dataclasses.asdict(self.config),
+            # What is None has no part in how this kind thinks.
+            **{k: v for k, v in dataclasses.asdict(self.config).items() if v is not None},
+            **{k: v for k, v in self.config.of_kind.items() if v is not None},
             **{name: model and _identity(model) for name, model in checkpoints.items()},
             "markers": self.markers is not None,
             "dtype": _dtype_name(self.backbone),
@@ -309,19 +372,19 @@ class Reasoner:
         references = self.references
         return [self.backbone, *([references.strong, references.weak] if references else [])]
 
-    def _column_ids(self, context: Tokens) -> Tokens:
-        thoughts = (context[-1],) * self.config.latent_steps
+    def _column_ids(self, context: Tokens, num_thoughts: int) -> Tokens:
+        thoughts = (context[-1],) * num_thoughts
         if self.markers is None:
             return (*context, *thoughts)
         return (*context, *self.markers.opening, *thoughts, *self.markers.closing)
 
-    def _check_finite(self, thoughts: Thoughts) -> None:
+    def _check_finite(self, rows: Sequence[int], thoughts: Thoughts) -> None:
         if thoughts.finite_BT3.all():
             return
         row, step, part = (~thoughts.finite_BT3).nonzero()[0].tolist()
         who = ("the backbone's hidden state", "a reference's hidden state", "the refined thought")
         raise NonFiniteThoughtError(
-            row, f"thought {step + 1} is not finite: {who[part]} overflowed; {self._remedy()}"
+            rows[row], f"thought {step + 1} is not finite: {who[part]} overflowed; {self._remedy()}"
         )
 
     def _remedy(self) -> str:
@@ -331,17 +394,6 @@ class Reasoner:
         if self.backbone.dtype != torch.float32:
             advice.append(f"use dtype=float32 in place of {_dtype_name(self.backbone)}")
         return " or ".join(advice) or "check the checkpoint's weights"
-
-
-def find_markers(tokenizer: Any, config: RefinementConfig) -> Markers | None:
-    """The markers that `config` asks for; None if there are none."""
-    ids = marker_ids(tokenizer, config.latent_markers)
-    return Markers(ids[:1], ids[1:]) if ids else None
-
-
-def make_kind(tokenizer: Any, network: Network, config: RefinementConfig) -> Kind:
-    """The kind of thoughts that `config` asks for; raises LatentRefError if it cannot be had."""
-    return KINDS[config.latent_kind].of(Materials(network=network, tokenizer=tokenizer))
 
 
 def _network(loaded: LoadedModel, lender: Network | None = None) -> Network:

@@ -10,12 +10,13 @@ Shape suffixes: B batch, C context columns, L new columns, D hidden size.
 from __future__ import annotations
 
 import copy
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
 from lm_eval_latentref.latent.networks import Network
-from lm_eval_latentref.latent.streams import Stream, extended
+from lm_eval_latentref.latent.streams import Stream, extended, picked
 
 
 class ReferenceStream:
@@ -32,9 +33,14 @@ class ReferenceStream:
         self._unread_mask_BL = mask_BC
         self._foreseen: tuple[Tensor, Tensor] | None = None
 
-    def fork(self) -> ReferenceStream:
+    def fork(self, rows: Sequence[int] | None = None) -> ReferenceStream:
+        """An independent copy, of `rows` in that order if they are given."""
         branch = copy.copy(self)
-        branch._stream = self._stream.fork()
+        branch._stream = self._stream.fork(rows)
+        if rows is not None:
+            branch._foreseen = None
+            branch._unread_BLD = picked(self._unread_BLD, rows)
+            branch._unread_mask_BL = picked(self._unread_mask_BL, rows)
         return branch
 
     def commit(self, thought_BD: Tensor) -> None:

@@ -127,3 +127,8 @@ def extended(mask_BL: Tensor | None, num_columns: int) -> Tensor | None:
     if mask_BL is None:
         return None
     return torch.nn.functional.pad(mask_BL, (0, num_columns), value=True)
+
+
+def picked(tensor: Tensor | None, rows: Sequence[int]) -> Tensor | None:
+    """`rows` of `tensor`, in that order; None stays None."""
+    return None if tensor is None else tensor[torch.as_tensor(rows, device=tensor.device)]

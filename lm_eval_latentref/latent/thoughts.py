@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -23,59 +22,14 @@ import torch
 from torch import Tensor
 
 from lm_eval_latentref.latent.config import RefinementConfig
+from lm_eval_latentref.latent.contexts import Context, Markers
 from lm_eval_latentref.latent.kinds import CONTINUOUS, Kind, State
+from lm_eval_latentref.latent.kinds.draws import Draws
+from lm_eval_latentref.latent.kinds.stops import StopRule
 from lm_eval_latentref.latent.networks import Network
 from lm_eval_latentref.latent.references import ReferenceStream as _Reference
 from lm_eval_latentref.latent.refinement import contrastive_loss, contrastive_step, mix_residual
-from lm_eval_latentref.latent.streams import Stream, extended
-
-
-@dataclass(frozen=True)
-class Context:
-    """A batch of contexts, padded on the left."""
-
-    ids_BC: Tensor
-    mask_BC: Tensor | None
-    """bool; None when no row is padded."""
-
-    @classmethod
-    def pad(cls, rows: Sequence[Sequence[int]], *, device: torch.device | str = "cpu") -> Context:
-        """The batch of `rows`, each a non-empty list of token ids."""
-        longest = max(map(len, rows))
-        ids_BC = torch.tensor([[0] * (longest - len(row)) + list(row) for row in rows])
-        if min(map(len, rows)) == longest:
-            return cls(ids_BC.to(device, non_blocking=True), None)
-        lengths_B = torch.tensor([len(row) for row in rows])
-        mask_BC = torch.arange(longest) >= longest - lengths_B.unsqueeze(1)
-        # Pageable memory is staged at once, so that nothing waits for the device.
-        return cls(*(tensor.to(device, non_blocking=True) for tensor in (ids_BC, mask_BC)))
-
-    def in_parts(self, max_columns: int) -> list[Context]:
-        """These contexts in as few equal parts as possible, each of at most `max_columns` columns.
-
-        A row that is longer than that is a part of its own.
-        """
-        num_rows, num_columns = self.ids_BC.shape
-        num_parts = math.ceil(num_rows / max(1, max_columns // num_columns))
-        masks = [None] * num_parts if self.mask_BC is None else self.mask_BC.tensor_split(num_parts)
-        return [
-            Context(ids_BC, mask_BC)
-            for ids_BC, mask_BC in zip(self.ids_BC.tensor_split(num_parts), masks, strict=True)
-        ]
-
-    def then(self, ids: Sequence[int]) -> Context:
-        """These contexts with the tokens `ids` at the end of each."""
-        new_BL = self.ids_BC.new_tensor(ids).expand(len(self.ids_BC), -1)
-        ids_BC = torch.cat([self.ids_BC, new_BL], dim=1)
-        return Context(ids_BC, extended(self.mask_BC, len(ids)))
-
-
-@dataclass(frozen=True)
-class Markers:
-    """Ids of the tokens before and after the thoughts; one of the two may be empty."""
-
-    opening: tuple[int, ...]
-    closing: tuple[int, ...]
+from lm_eval_latentref.latent.streams import Stream, extended, picked
 
 
 @dataclass(frozen=True)
@@ -102,6 +56,10 @@ class Thoughts:
     finite_BT3: Tensor
     """bool: whether the backbone's hidden state, the references' hidden states and the refined
     thought are finite."""
+
+    @property
+    def num_thoughts(self) -> int:
+        return self.thoughts_BTD.shape[1]
 
     @classmethod
     def join(cls, parts: Sequence[Thoughts]) -> Thoughts:
@@ -175,17 +133,27 @@ class Thinking:
         references: References | None,
         markers: Markers | None,
         kind: Kind = CONTINUOUS,
+        stops_early: bool = False,
     ) -> None:
         if markers is not None:
             context = context.then(markers.opening)
-        self._markers, self._kind = markers, kind
-        self._stream = Stream(backbone)
+        self._markers, self.kind = markers, kind
+        self._draws: Draws | None = None
+        # Nothing else may be left to read after the columns whose state made a row stop.
+        rereads = stops_early and not (markers and markers.closing)
+        self._stream = Stream(backbone, can_crop=rereads)
+        self._last_B1D: Tensor | None = None
+        self._streaks_BE: Tensor | None = None
         self._pending_BPD = backbone.embed(context.ids_BC)
         self._pending_mask_BP = context.mask_BC
         self._state: State | None = None
         self._search = _Search(references, context) if references else None
         self._thoughts: list[Tensor] = []
         self._finite: list[Tensor] = []
+
+    @property
+    def num_rows(self) -> int:
+        return len(self._pending_BPD)
 
     def fork(self) -> Thinking:
         """An independent copy of this state; the columns read so far are shared."""
@@ -194,6 +162,38 @@ class Thinking:
         branch._search = self._search.fork() if self._search else None
         branch._thoughts, branch._finite = list(self._thoughts), list(self._finite)
         return branch
+
+    def select(self, rows: Sequence[int]) -> Thinking:
+        """An independent copy with `rows` of this batch, in that order; a row may occur twice."""
+        if list(rows) == list(range(self.num_rows)):
+            return self.fork()
+        branch = copy.copy(self)
+        branch._stream = self._stream.fork(rows)
+        branch._search = self._search.fork(rows) if self._search else None
+        branch._thoughts = [thought_BD[list(rows)] for thought_BD in self._thoughts]
+        branch._finite = [finite_B3[list(rows)] for finite_B3 in self._finite]
+        for name in ("_pending_BPD", "_pending_mask_BP", "_last_B1D", "_streaks_BE"):
+            setattr(branch, name, picked(getattr(self, name), rows))
+        branch._draws = self._draws.select(rows) if self._draws else None
+        branch._state = None if self._state is None else self._state.select(rows)
+        return branch
+
+    def samples(self, rows: Sequence[int], draws: Draws) -> Thinking:
+        """Samples of these contexts, each the row of `rows`; the contexts are read once, here."""
+        self.read_but_last()
+        if self._search is not None:
+            self._search.read()
+        branch = self.select(rows)
+        branch._draws = draws
+        return branch
+
+    def stops(self, rule: StopRule) -> Tensor:
+        """Which rows (B,) stop here; to be asked once before each thought."""
+        state = self._read_state()
+        if self._streaks_BE is None:
+            self._streaks_BE = rule.start(self.num_rows, state.hidden_BD.device)
+        stops_B, self._streaks_BE = rule.stops(self.kind, state, self._streaks_BE)
+        return stops_B
 
     def read_but_last(self) -> None:
         """Let the backbone read the pending columns, except the last."""
@@ -209,17 +209,20 @@ class Thinking:
         """
         state = self._read_state()
         if self._search is not None and config.searches and not self._thoughts:
-            self._search.foresee(self._kind.vector(state), config)
+            self._search.foresee(self.kind.vector(state), config)
 
     def step(self, config: RefinementConfig) -> None:
         """Think one more thought and refine it as `config` says."""
         state = self._read_state()
         if not config.searches:
             self._search = None  # references that are not asked need not read the thoughts
-        raw_BD = self._kind.vector(state)
+        raw_BD = self.kind.vector(state)
         if self._search is not None:
-            self._search.move = _Move(self._kind, state, raw_BD)
+            self._search.move = _Move(self.kind, state, raw_BD)
         refined_BD, states_finite_B = _refine(raw_BD, self._thoughts, self._search, config)
+        if config.thought_noise:
+            noise_BD = state.normal("noise", refined_BD.shape[-1])
+            refined_BD = refined_BD + config.thought_noise * noise_BD
         thought_BD = refined_BD.to(self._stream.network.dtype)
         self._thoughts.append(thought_BD)
         flags = [_finite(raw_BD), states_finite_B, _finite(thought_BD)]
@@ -230,6 +233,10 @@ class Thinking:
 
     def finish(self) -> Thoughts:
         """The thoughts so far, closed by the end marker; fork first to think further."""
+        if self._pending_BPD.shape[1] == 0 and not (self._markers and self._markers.closing):
+            assert self._last_B1D is not None
+            self._stream.crop(1)
+            self._pending_BPD = self._last_B1D
         pending_BPD, mask_BP = _append_end(
             self._pending_BPD, self._pending_mask_BP, self._stream.network, self._markers
         )
@@ -244,11 +251,17 @@ class Thinking:
         """What the next thought is a function of."""
         if self._state is None:
             hidden_BD = None
-            if self._kind.reads_state:
+            if self.kind.reads_state:
                 # Column -1 is real in every row, because padding is on the left only.
                 hidden_BD = self._feed(self._pending_BPD.shape[1])[:, -1].float()
             network, num_rows = self._stream.network, len(self._pending_BPD)
-            self._state = State(network=network, num_rows=num_rows, hidden=hidden_BD)
+            self._state = State(
+                network=network,
+                num_rows=num_rows,
+                hidden=hidden_BD,
+                step=len(self._thoughts),
+                draws=self._draws,
+            )
         return self._state
 
     def _append(self, thought_BD: Tensor) -> None:
@@ -264,6 +277,7 @@ class Thinking:
             self._pending_BPD[:, num_columns:],
         )
         mask_BP, self._pending_mask_BP = self._pending_mask_BP, None
+        self._last_B1D = read_BPD[:, -1:]
         return self._stream.feed(read_BPD, None if mask_BP is None else mask_BP[:, :num_columns])
 
 
@@ -313,10 +327,15 @@ class _Search:
         self._strong = _Reference(references.strong, context.ids_BC, context.mask_BC)
         self._weak = _Reference(references.weak, context.ids_BC, context.mask_BC)
 
-    def fork(self) -> _Search:
+    def fork(self, rows: Sequence[int] | None = None) -> _Search:
         branch = copy.copy(self)
-        branch._strong, branch._weak = self._strong.fork(), self._weak.fork()
+        branch._strong, branch._weak = self._strong.fork(rows), self._weak.fork(rows)
         return branch
+
+    def read(self) -> None:
+        """Let both references read what they have not read yet."""
+        self._strong.read()
+        self._weak.read()
 
     def commit(self, thought_BD: Tensor) -> None:
         self._strong.commit(thought_BD)

@@ -32,7 +32,7 @@ from lm_eval_latentref.checkpoints.questions import (
 )
 from lm_eval_latentref.errors import LatentRefError
 from lm_eval_latentref.latent.config import RefinementConfig
-from lm_eval_latentref.latent.reasoner import find_markers, make_kind
+from lm_eval_latentref.latent.selection import find_markers, make_kind
 from lm_eval_latentref.training.curriculum import Problem, Row, epoch_batches
 from lm_eval_latentref.training.data import encode
 from lm_eval_latentref.training.learner import Learner

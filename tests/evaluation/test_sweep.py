@@ -449,7 +449,9 @@ def test_the_recommendation_is_written_where_loading_finds_it(folders, tasks, tm
     manifest = read_manifest(folder / "latentref.json")
     config = result.configs[result.choice.recommended.setting]
     assert plan_of(pretrained=str(folder)).settings == {
-        name: value for name, value in dataclasses.asdict(config).items() if name != "latent_kind"
+        name: value
+        for name, value in dataclasses.asdict(config).items()
+        if name != "latent_kind" and value is not None
     }
     assert manifest.latent_markers == "none"
     assert manifest.tuned_on == "riddles_dev, 12 documents"

@@ -224,7 +224,9 @@ def test_running_out_of_memory_halves_batches_and_changes_nothing(
     texts = requests([(context, GREEDY) for context in CONTEXTS])
     wanted = lm.loglikelihood(pairs()), lm.generate_until(texts)
     if phase == "think":
-        refused = small_device(monkeypatch, lm.reasoner, "think", len)
+        refused = small_device(
+            monkeypatch, lm.reasoner, "think_in_groups", lambda contexts, *_: len(contexts)
+        )
     elif phase == "score":
         refused = small_device(
             monkeypatch, reasoner, "score", lambda thoughts, _: len(thoughts.thoughts_BTD)

@@ -1,6 +1,6 @@
 """Kinds of thoughts: what is fed next, and what of the model that needs.
 
-    kind = KINDS["continuous"].of(Materials(network=network, tokenizer=tokenizer))
+    kind = KINDS["mixture"].of(Materials(network=network, tokenizer=tokenizer, options=options))
     vector_BD = kind.vector(state)
 
 One module a kind, and its name in `KINDS`. Nothing outside this folder depends on which kind it is.
@@ -8,8 +8,24 @@ One module a kind, and its name in `KINDS`. Nothing outside this folder depends 
 
 from lm_eval_latentref.latent.kinds.base import Kind, Materials, State
 from lm_eval_latentref.latent.kinds.continuous import CONTINUOUS, Continuous
+from lm_eval_latentref.latent.kinds.gaussian import Gaussian
+from lm_eval_latentref.latent.kinds.mixture import Mixture
 from lm_eval_latentref.latent.kinds.pause import Pause
+from lm_eval_latentref.latent.kinds.projected import Projected
+from lm_eval_latentref.latent.kinds.realigned import Realigned
 
-KINDS: dict[str, type[Kind]] = {kind.name: kind for kind in (Continuous, Pause)}
+_ALL: tuple[type[Kind], ...] = (Continuous, Pause, Projected, Gaussian, Mixture, Realigned)
 
-__all__ = ["CONTINUOUS", "KINDS", "Continuous", "Kind", "Materials", "Pause", "State"]
+KINDS = {kind.name: kind for kind in _ALL}
+
+__all__ = [
+    "CONTINUOUS",
+    "KINDS",
+    "Continuous",
+    "Kind",
+    "Materials",
+    "Mixture",
+    "Pause",
+    "Realigned",
+    "State",
+]

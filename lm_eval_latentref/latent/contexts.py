@@ -1,0 +1,71 @@
+"""Batches of contexts as token ids, and the ids around the thoughts.
+
+    context = Context.pad([(1, 2, 3), (4,)]).then(markers.opening)
+
+Shape suffixes: B batch, C context columns, L new columns.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from lm_eval_latentref.latent.streams import extended
+
+
+@dataclass(frozen=True)
+class Context:
+    """A batch of contexts, padded on the left."""
+
+    ids_BC: Tensor
+    mask_BC: Tensor | None
+    """bool; None when no row is padded."""
+
+    @classmethod
+    def pad(
+        cls,
+        rows: Sequence[Sequence[int]],
+        *,
+        device: torch.device | str = "cpu",
+        num_columns: int = 0,
+    ) -> Context:
+        """The batch of `rows`, each a non-empty list of token ids, of `num_columns` or more."""
+        longest = max([num_columns, *map(len, rows)])
+        ids_BC = torch.tensor([[0] * (longest - len(row)) + list(row) for row in rows])
+        if min(map(len, rows)) == longest:
+            return cls(ids_BC.to(device, non_blocking=True), None)
+        lengths_B = torch.tensor([len(row) for row in rows])
+        mask_BC = torch.arange(longest) >= longest - lengths_B.unsqueeze(1)
+        # Pageable memory is staged at once, so that nothing waits for the device.
+        return cls(*(tensor.to(device, non_blocking=True) for tensor in (ids_BC, mask_BC)))
+
+    def in_parts(self, max_columns: int) -> list[Context]:
+        """These contexts in as few equal parts as possible, each of at most `max_columns` columns.
+
+        A row that is longer than that is a part of its own.
+        """
+        num_rows, num_columns = self.ids_BC.shape
+        num_parts = math.ceil(num_rows / max(1, max_columns // num_columns))
+        masks = [None] * num_parts if self.mask_BC is None else self.mask_BC.tensor_split(num_parts)
+        return [
+            Context(ids_BC, mask_BC)
+            for ids_BC, mask_BC in zip(self.ids_BC.tensor_split(num_parts), masks, strict=True)
+        ]
+
+    def then(self, ids: Sequence[int]) -> Context:
+        """These contexts with the tokens `ids` at the end of each."""
+        new_BL = self.ids_BC.new_tensor(ids).expand(len(self.ids_BC), -1)
+        ids_BC = torch.cat([self.ids_BC, new_BL], dim=1)
+        return Context(ids_BC, extended(self.mask_BC, len(ids)))
+
+
+@dataclass(frozen=True)
+class Markers:
+    """Ids of the tokens before and after the thoughts; one of the two may be empty."""
+
+    opening: tuple[int, ...]
+    closing: tuple[int, ...]

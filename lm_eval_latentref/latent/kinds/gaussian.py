@@ -1,0 +1,77 @@
+"""Gaussian thoughts: a head of the checkpoint predicts a distribution, and a sample of it is fed.
+
+CoLaR (arXiv:2505.16552): z = s (mu(h) + exp(log_std(h)) tau noise). After each thought a token is
+sampled at temperature 1, and the end token ends the row.
+
+Shape suffixes: B batch, D hidden size, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from lm_eval_latentref.errors import LatentRefError
+from lm_eval_latentref.latent.kinds.base import Kind, Materials, State
+from lm_eval_latentref.latent.kinds.maps import MapWeights
+
+
+@dataclass(frozen=True, eq=False)
+class Gaussian(Kind):
+    """A sample around the mean, at the scale of the base's embedding."""
+
+    weights: MapWeights
+    scale: float
+    tau: float
+
+    name = "gaussian"
+    min_thoughts = 1
+    draws_vectors = True
+    defaults = {  # noqa: RUF012
+        **Kind.defaults,
+        "latent_stop": "end_token",
+        "thought_scale": None,
+        "thought_temperature": 1.0,
+    }
+
+    @classmethod
+    def of(cls, materials: Materials) -> Gaussian:
+        size, options = materials.network.hidden_size, materials.options
+        weights = MapWeights.checked(
+            materials.tensors,
+            kind=cls.name,
+            size=size,
+            linears=[
+                ("fc_1", size, "m"),
+                ("fc_2", "m", "m"),
+                ("mean", "m", size),
+                ("log_std", "m", size),
+            ],
+            norms=[("norm", "m")],
+            optional=["log_std"],
+            device=materials.network.device,
+        )
+        if options["thought_scale"] is None:
+            raise LatentRefError(
+                "latent_kind=gaussian needs thought_scale, which the name of the base does not "
+                "give; the published ones are 0.018 (Llama-3.2), 0.008 (Llama-3.1-8B), 0.03 "
+                "(DeepSeek-R1-Distill-Qwen-1.5B) and 0.12 (GPT-2)"
+            )
+        return cls(weights, options["thought_scale"], options["thought_temperature"])
+
+    def vector(self, state: State) -> Tensor:
+        weights = self.weights
+        policy_BM = torch.nn.functional.gelu(weights.linear("fc_1", state.hidden_BD))
+        policy_BM = weights.norm("norm", weights.linear("fc_2", policy_BM))
+        thought_BD = weights.linear("mean", policy_BM)
+        if self.tau and weights.has("log_std"):
+            noise_BD = state.normal("thought", thought_BD.shape[-1])
+            spread_BD = weights.linear("log_std", policy_BM).exp()
+            thought_BD = thought_BD + spread_BD * self.tau * noise_BD
+        return self.scale * thought_BD
+
+    def ends(self, state: State, end_id: int) -> Tensor:
+        p_B = state.logits_BV.softmax(-1)[:, end_id]
+        return state.uniform("end", 1)[:, 0] < p_B

@@ -1,0 +1,44 @@
+"""Projected thoughts: a small network of the checkpoint maps the hidden state to what is fed.
+
+CODI (arXiv:2502.21074) and SIM-CoT on CODI: Linear, GELU, Linear and, in most, LayerNorm.
+
+Shape suffixes: B batch, D hidden size.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from lm_eval_latentref.latent.kinds.base import Kind, Materials, State
+from lm_eval_latentref.latent.kinds.maps import MapWeights
+
+
+@dataclass(frozen=True, eq=False)
+class Projected(Kind):
+    """P(h), in float32."""
+
+    weights: MapWeights
+
+    name = "projected"
+
+    @classmethod
+    def of(cls, materials: Materials) -> Projected:
+        size = materials.network.hidden_size
+        return cls(
+            MapWeights.checked(
+                materials.tensors,
+                kind=cls.name,
+                size=size,
+                linears=[("linear_1", size, "m"), ("linear_2", "m", size)],
+                norms=[("norm", size)],
+                optional=["norm"],
+                device=materials.network.device,
+            )
+        )
+
+    def vector(self, state: State) -> Tensor:
+        wide_BM = torch.nn.functional.gelu(self.weights.linear("linear_1", state.hidden_BD))
+        return self.weights.norm("norm", self.weights.linear("linear_2", wide_BM))

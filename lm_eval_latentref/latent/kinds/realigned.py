@@ -1,0 +1,68 @@
+"""Hidden states brought to the scale of token embeddings; any causal model, untrained.
+
+LatentMAS (arXiv:2511.20639) and LaTER feed z = h W * n / |h W|, where n is the mean norm of an
+embedding row. W is the identity, or the ridge solution of W_out W = W_in.
+
+Shape suffixes: B batch, D hidden size, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from lm_eval_latentref.errors import LatentRefError
+from lm_eval_latentref.latent.kinds.base import Kind, Materials, State
+from lm_eval_latentref.latent.networks import Network
+
+RIDGE = 1e-5
+ROWS_AT_ONCE = 8192
+"""Of the embedding, looked up together."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Realigned(Kind):
+    """The hidden state times `matrix_DD`, at the norm of an embedding row."""
+
+    norm: float
+    matrix_DD: Tensor | None = None
+    """None: the identity."""
+
+    name = "realigned"
+    has_marker_tokens = False
+    defaults = {**Kind.defaults, "realign": "identity"}  # noqa: RUF012
+
+    @classmethod
+    @torch.no_grad()
+    def of(cls, materials: Materials) -> Realigned:
+        network = materials.network
+        matrix_DD = _ridge(network) if materials.options["realign"] == "ridge" else None
+        norms = [rows_VD.norm(dim=-1) for rows_VD in _embedding_rows(network)]
+        return cls(norm=torch.cat(norms).mean().item(), matrix_DD=matrix_DD)
+
+    def vector(self, state: State) -> Tensor:
+        aligned_BD = state.hidden_BD
+        if self.matrix_DD is not None:
+            aligned_BD = aligned_BD @ self.matrix_DD
+        return aligned_BD * (self.norm / aligned_BD.norm(dim=-1, keepdim=True).clamp(min=1e-6))
+
+
+def _embedding_rows(network: Network) -> list[Tensor]:
+    """The vectors that tokens are fed as, in float32, in parts of (V, D)."""
+    ids_V = torch.arange(network.num_embeddings)
+    return [network.embed(part).float() for part in ids_V.split(ROWS_AT_ONCE)]
+
+
+def _ridge(network: Network) -> Tensor:
+    out_VD = network.causal_lm.get_output_embeddings().weight
+    in_VD = torch.cat(_embedding_rows(network))
+    if not out_VD.is_floating_point() or out_VD.shape != in_VD.shape:
+        raise LatentRefError(
+            f"realign=ridge needs an output layer in the embedding's shape {tuple(in_VD.shape)}, "
+            f"not {tuple(out_VD.shape)} of {out_VD.dtype}; give realign=identity"
+        )
+    out_VD, in_VD = out_VD.double(), in_VD.double()
+    gram_DD = out_VD.T @ out_VD + RIDGE * torch.eye(out_VD.shape[1]).to(out_VD)
+    return torch.linalg.solve(gram_DD, out_VD.T @ in_VD).float()

@@ -1,0 +1,71 @@
+"""What a config asks of one checkpoint: the kind of thoughts, the ids around them, the stop rule.
+
+    markers = find_markers(tokenizer, config)
+    kind, stop = make_kind(tokenizer, network, config), find_stop(config, markers)
+
+Raises LatentRefError for what the checkpoint or its tokenizer cannot serve.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from lm_eval_latentref.errors import LatentRefError
+from lm_eval_latentref.latent.batching import Tokens
+from lm_eval_latentref.latent.config import RefinementConfig
+from lm_eval_latentref.latent.contexts import Markers
+from lm_eval_latentref.latent.kinds import KINDS, Kind, Materials
+from lm_eval_latentref.latent.kinds.stops import STEPS, StopRule, make_stop
+from lm_eval_latentref.latent.loaded import ThoughtFiles
+from lm_eval_latentref.latent.networks import Network
+from lm_eval_latentref.latent.protocol import marker_ids
+
+NO_FILES = ThoughtFiles()
+
+
+def find_markers(
+    tokenizer: Any, config: RefinementConfig, files: ThoughtFiles = NO_FILES
+) -> Markers | None:
+    """The markers that `config` asks for; None if there are none."""
+    if config.marker_texts is not None:
+        return Markers(*(_ids_of(tokenizer, text) for text in config.marker_texts))
+    if config.latent_markers == "auto" and files.opening is not None:
+        return Markers(files.opening, files.closing or ())
+    if not KINDS[config.latent_kind].has_marker_tokens:
+        return None
+    ids = marker_ids(tokenizer, config.latent_markers)
+    return Markers(ids[:1], ids[1:]) if ids else None
+
+
+def make_kind(
+    tokenizer: Any, network: Network, config: RefinementConfig, files: ThoughtFiles = NO_FILES
+) -> Kind:
+    """The kind of thoughts that `config` asks for; raises LatentRefError if it cannot be had."""
+    return KINDS[config.latent_kind].of(
+        Materials(
+            network=network, tokenizer=tokenizer, options=config.of_kind, tensors=files.tensors
+        )
+    )
+
+
+def _ids_of(tokenizer: Any, text: str) -> Tokens:
+    """The tokens of a marker's text; raises LatentRefError for one that the tokenizer lacks."""
+    ids = tuple(tokenizer.encode(text, add_special_tokens=False))
+    if tokenizer.unk_token_id is not None and tokenizer.unk_token_id in ids:
+        raise LatentRefError(
+            f"latent_markers: the tokenizer has no tokens for {text!r}; give texts that it can "
+            "write, or latent_markers=none"
+        )
+    return ids
+
+
+def find_stop(config: RefinementConfig, markers: Markers | None) -> StopRule | None:
+    """The rule that `config` asks for; None if every row thinks `latent_steps` thoughts."""
+    options = config.of_kind
+    closing = markers.closing if markers else ()
+    return make_stop(
+        options.get("latent_stop", STEPS),
+        options.get("stop_entropy"),
+        options.get("stop_patience"),
+        closing=closing,
+    )
