@@ -274,8 +274,12 @@ def test_the_rank_is_the_global_one_whatever_the_machine(folders, monkeypatch):
 def test_every_context_is_encoded_once_and_read_by_every_model(folders, monkeypatch):
     lm = latentref(folders, **REFINED, batch_size=2)
     seen = []
-    think = lm.reasoner.think
-    monkeypatch.setattr(lm.reasoner, "think", lambda rows: seen.extend(rows) or think(rows))
+    think = lm.reasoner.think_in_groups
+    monkeypatch.setattr(
+        lm.reasoner,
+        "think_in_groups",
+        lambda rows, *more: seen.extend(rows) or think(rows, *more),
+    )
     lm.loglikelihood(list(reversed(pairs())))
     assert len(seen) == len(set(seen)) == len(CONTEXTS)
 
