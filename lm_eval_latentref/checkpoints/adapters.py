@@ -32,7 +32,7 @@ from lm_eval_latentref.checkpoints.state_dicts import (
     training_wrapper,
 )
 from lm_eval_latentref.errors import LatentRefError
-from lm_eval_latentref.latent.peft_seams import adapter_layers
+from lm_eval_latentref.latent.peft_seams import adapter_layers, making
 
 PREFIX = "base_model.model."
 SAFE_WEIGHTS = "adapter_model.safetensors"
@@ -196,9 +196,10 @@ def _attach_one(model: Any, peft_model: Any, name: str, adapter: Adapter, path: 
     from peft import PeftModel
 
     try:
-        if peft_model is None:
-            return PeftModel.from_pretrained(model, path, adapter_name=name)
-        peft_model.load_adapter(path, adapter_name=name)
+        with making():
+            if peft_model is None:
+                return PeftModel.from_pretrained(model, path, adapter_name=name)
+            peft_model.load_adapter(path, adapter_name=name)
     except torch.OutOfMemoryError:
         raise
     except (RuntimeError, KeyError, ValueError, TypeError, OSError) as error:

@@ -28,8 +28,9 @@ _PLACES = {
     *("r", "rank_pattern", "alpha_pattern", "target_modules", "exclude_modules", "modules_to_save"),
     *("layers_to_transform", "layers_pattern", "layer_replication", "trainable_token_indices"),
     *("target_parameters", "fan_in_fan_out", "inference_mode", "task_type"),
+    *("base_model_name_or_path", "revision"),
 }
-"""Arguments of LoraConfig that select the layers of an adapter and the kind of model."""
+"""Arguments of LoraConfig that select the layers of an adapter, its base and the kind of model."""
 
 _WIDTH = 16
 

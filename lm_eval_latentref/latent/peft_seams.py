@@ -11,6 +11,9 @@ PEFT's own calls are used.
 
 from __future__ import annotations
 
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from peft import PeftModel
@@ -20,6 +23,14 @@ from peft.utils.other import AuxiliaryTrainingWrapper
 _SWITCHED = ("_active_adapter", "_disable_adapters")
 
 _State = list[tuple[Any, bool]]
+
+
+@contextmanager
+def making() -> Iterator[None]:
+    """Make PeftModels inside this block: PEFT 0.21 reads a name that transformers 5.24 gave up."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", ".*is_gradient_checkpointing", FutureWarning)
+        yield
 
 
 def adapter_layers(model: Any) -> list[Any]:

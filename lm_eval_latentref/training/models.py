@@ -33,6 +33,7 @@ from lm_eval_latentref.errors import LatentRefError
 from lm_eval_latentref.latent.config import RefinementConfig
 from lm_eval_latentref.latent.loaded import LoadedModel, LoadedSet
 from lm_eval_latentref.latent.networks import Network
+from lm_eval_latentref.latent.peft_seams import making
 from lm_eval_latentref.latent.probe import check_model
 from lm_eval_latentref.latent.protocol import answer_text, known_markers
 from lm_eval_latentref.latent.reasoner import Reasoner
@@ -207,7 +208,8 @@ def _build_adapter(recipe: Recipe, latent: bool, start: str | os.PathLike[str] |
     before = Census(trainee.model)
     try:
         config = LoraConfig(**values)
-        model = get_peft_model(trainee.model, config, adapter_name=ADAPTER)
+        with making():
+            model = get_peft_model(trainee.model, config, adapter_name=ADAPTER)
     except (ValueError, KeyError, TypeError, RuntimeError) as error:
         raise LatentRefError(
             f"lora={recipe.lora} fits no adapter on {recipe.pretrained} ({one_line(error)}); see "

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import warnings
 from pathlib import Path
 
 import pytest
@@ -64,6 +65,12 @@ def test_an_adapter_that_changes_its_base_is_right_alone_and_refused_where_other
         assert "\n" not in str(caught.value)
         assert changing in str(caught.value)
         assert "does not fit" not in str(caught.value)
+
+
+def test_loading_adapters_warns_of_nothing(base, plain):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        load(pretrained=plain, strong=base, weak=plain)
 
 
 @pytest.mark.parametrize("kind", OTHER_TYPES)
