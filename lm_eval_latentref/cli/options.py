@@ -376,7 +376,7 @@ def _add_evaluation_commands(add: Callable[..., Any]) -> None:
     _options(command, *BOARD_OPTIONS[3:])
 
     command = add(
-        *("check", "a gate for CI: is a run worse than its baseline?"),
+        *("check", "a gate for CI: fails if a run is worse than its baseline"),
         epilog="Exit status: 0 pass, 1 fail, 2 inconclusive, 3 a mistake, wrong options included. "
         "With --update and --write_golden: 0 written, 3 a mistake.",
     )

@@ -87,7 +87,7 @@ def read_baseline(path: Path) -> Baseline:
         metrics=metrics,
         rtol=_number(path, content, "rtol", least=0.0),
         atol=_number(path, content, "atol", least=0.0),
-        num_fewshot=_whole(_number(path, content, "num_fewshot", least=0.0)),
+        num_fewshot=_whole(path, content, "num_fewshot"),
         limit=_number(path, content, "limit", least=0.0),
         names_limit="limit" in content,
     )
@@ -108,20 +108,38 @@ def write_baseline(path: Path, values: Values, head: Mapping[str, Any]) -> None:
 
 
 def replace_values(path: Path, values: Values) -> None:
-    """Writes `values` over those of the file, whose comments and order stay as they are."""
-    text = path.read_text(encoding="utf-8")
+    """Writes `values` over those of the file, whose comments and order stay as they are.
+
+    Raises LatentRefError where the file shares values by anchors, aliases or merge keys.
+    """
+    try:
+        text = _replaced(path.read_text(encoding="utf-8"), values)
+        written = _metrics(path, yaml.safe_load(text))
+        is_whole = all(m.value == values[m.task, m.metric]["value"] for m in written)
+    except (StopIteration, yaml.YAMLError):
+        is_whole = False
+    if not is_whole:
+        raise LatentRefError(
+            f"{path} is not updated: it shares values by an anchor, an alias or a merge key; "
+            "write each value out"
+        )
+    write_text(path, text)
+
+
+def _replaced(text: str, values: Values) -> str:
     spans = []
-    root = yaml.compose(text)
-    for task in _child(root, "tasks").value:
+    for task in _child(yaml.compose(text), "tasks").value:
         for metric in _child(task, "metrics").value:
-            numbers = values[_child(task, "name").value, _child(metric, "name").value]
+            names = _child(task, "name").value, _child(metric, "name").value
+            # Where the candidate has no standard error, that of the file is no longer true.
+            numbers: dict[str, float | None] = {"stderr": None, **values[names]}
             for key, node in metric.value:
                 if key.value in numbers:
                     new = yaml.safe_dump(numbers[key.value]).split()[0]
                     spans.append((node.start_mark.index, node.end_mark.index, new))
     for start, end, new in sorted(spans, reverse=True):
         text = text[:start] + new + text[end:]
-    write_text(path, text)
+    return text
 
 
 def _metrics(path: Path, content: Mapping[str, Any]) -> Iterator[ExpectedMetric]:
@@ -168,7 +186,10 @@ def _number(
     return float(value)
 
 
-def _whole(value: float | None) -> int | None:
+def _whole(path: Path, content: Mapping[str, Any], key: str) -> int | None:
+    value = _number(path, content, key, least=0.0)
+    if value is not None and not value.is_integer():
+        raise LatentRefError(f"{path}: {key}: {value!r} must be a whole number")
     return None if value is None else int(value)
 
 

@@ -329,7 +329,7 @@ def _judged(
     outcome = judge_paired(
         drop, adjusted_p_value=p_value, max_drop=max_drop, significance=significance
     )
-    difference, low, high = -drop.value, -drop.upper, -drop.lower
+    difference, low, high = 0.0 - drop.value, -drop.upper, -drop.lower  # 0.0, not -0.0
     if is_lower_better(first.scores[pair.metric]):
         difference, low, high = drop.value, drop.lower, drop.upper
     return Result(

@@ -171,12 +171,17 @@ def _replace_folder(measured: Measured, folder: Path) -> None:
     if folder.is_file():
         raise LatentRefError(f"{folder} is a file; name a folder, or a .yaml file, to update")
     old = read_results([folder]).runs if folder.exists() else []
+    files = _files(measured.runs.values())
+    kept = {file.name for file in files}
+    if len(kept) < len(files):
+        raise LatentRefError(
+            f"{folder} is not updated: {measured.name} holds several files of one name; rename them"
+        )
     with saving(folder):
         folder.mkdir(parents=True, exist_ok=True)
-        for file in _files(measured.runs.values()):
+        for file in files:
             if file.resolve() != (folder / file.name).resolve():
                 shutil.copyfile(file, folder / file.name)
-        kept = {file.name for file in _files(measured.runs.values())}
         for file in _files(old):
             if file.name not in kept or file.parent != folder:
                 file.unlink()
@@ -257,7 +262,9 @@ def _junit(report: Report) -> str:
         out = ElementTree.SubElement(suite, "system-out")
         out.text = _table(SpaceAlignedTableWriter, _FLIP_HEADERS, flips)
     ElementTree.indent(suite)
-    return ElementTree.tostring(suite, encoding="unicode", xml_declaration=True)
+    text = ElementTree.tostring(suite, encoding="unicode", xml_declaration=True)
+    # XML has no place for these two, not even escaped; `printable` left no others.
+    return text.translate({0xFFFE: "\ufffd", 0xFFFF: "\ufffd"})
 
 
 FORMATS: dict[str, Callable[[Report], str]] = {
@@ -275,7 +282,7 @@ def _cells(result: Result) -> list[str]:
         *(_number(result.baseline), _number(result.candidate)),
         "" if result.difference is None else f"{result.difference:+.4f}",
         "" if interval is None else f"[{interval[0]:+.4f}, {interval[1]:+.4f}]",
-        _number(result.p_value),
+        _probability(result.p_value),
         result.verdict,
     ]
 
@@ -311,6 +318,10 @@ def _reason(result: Result) -> str:
 
 def _number(value: float | None) -> str:
     return "" if value is None else f"{value:.4f}"
+
+
+def _probability(value: float | None) -> str:
+    return "<0.0001" if value is not None and value < 0.0001 else _number(value)
 
 
 def _inert(text: str) -> str:

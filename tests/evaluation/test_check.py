@@ -235,6 +235,7 @@ def test_a_group_of_a_file_is_found(runs, vllm):
         ("tasks: [{name: t, metrics: [{name: acc}]}]", "has no value"),
         ("tasks: [{name: t, metrics: [{name: acc, value: high}]}]", "must be a number"),
         ("tasks: [{name: t, metrics: [{name: acc, value: .nan}]}]", "must be a number"),
+        ("num_fewshot: 5.5\ntasks: [{name: t, metrics: [{name: a, value: 1}]}]", "whole number"),
         ("tasks: [{name: t, metrics: [{name: acc, value: 1, max_dorp: 1}]}]", "has max_dorp"),
         ("rtol: -1\ntasks: [{name: t, metrics: [{name: acc, value: 1}]}]", "rtol: -1"),
     ],
@@ -341,6 +342,30 @@ def test_an_update_changes_the_values_of_a_file_and_nothing_else(runs, vllm, cap
     assert check(runs("new", WORSE), baseline=path).verdict == "pass"
 
 
+def test_an_update_without_a_standard_error_keeps_no_old_one(runs, vllm):
+    path = vllm(("value: 0.75", "stderr: 0.5\n    value: 0.75"))
+    update_baseline(runs("new", WORSE, stderr="N/A"), path)
+    assert yaml.safe_load(path.read_text())["tasks"][0]["metrics"][0]["stderr"] is None
+    assert check(runs("new", WORSE), baseline=path).verdict == "pass"
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "b: &b {value: 0.75}\ntasks: [{name: t, metrics: [{<<: *b, name: 'acc,none'}]}]",
+        "b: &b {name: t}\ntasks: [{<<: *b, metrics: [{name: 'acc,none', value: 0.75}]}]",
+        "tasks: [{name: t, metrics: [{name: 'acc,none', value: &v 0.75}]}]\nother: *v",
+    ],
+)
+def test_values_that_a_file_shares_are_not_updated(runs, tmp_path, text):
+    path = tmp_path / "b.yaml"
+    path.write_text(text)
+    with pytest.raises(LatentRefError, match="write each value out"):
+        update_baseline(runs("new", WORSE), path)
+    assert path.read_text() == text
+    assert check(runs("new", RIGHT), baseline=path).verdict == "pass"
+
+
 def test_an_update_by_other_work_is_refused(runs, vllm):
     path = vllm(("limit: 400", "limit: 100"))
     with pytest.raises(LatentRefError, match="is not updated: t acc,none: documents"):
@@ -376,6 +401,23 @@ def test_an_updated_folder_holds_the_candidates_files(runs, tmp_path):
     assert (old / "notes.txt").exists()
 
 
+def test_files_of_one_name_are_no_baseline_folder(runs, tmp_path):
+    for task in ("s", "t"):
+        file = write_run(tmp_path / "new" / task, {task: {"acc": RIGHT}}, log_samples=False)
+        file.rename(file.with_name("results.json"))
+    with pytest.raises(LatentRefError, match="several files of one name"):
+        update_baseline(tmp_path / "new", tmp_path / "kept")
+    assert not (tmp_path / "kept").exists()
+
+
+def test_no_change_is_zero_and_a_tiny_p_is_not(runs, capsys):
+    old = str(runs("old", RIGHT))
+    main(["check", str(runs("same", RIGHT)), "--baseline", old])
+    assert "-0.0000" not in capsys.readouterr().out
+    main(["check", str(runs("bad", [0.0] * NUM)), "--baseline", old])
+    assert "<0.0001" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize("format", ["text", "markdown", "junit", "json"])
 def test_every_format_names_task_metric_verdict_and_flips(runs, capsys, format):
     new, old = runs("new", WORSE), runs("old", RIGHT)
@@ -392,7 +434,7 @@ def test_every_format_names_task_metric_verdict_and_flips(runs, capsys, format):
         assert len(json.loads(out)["results"][0]["flips"]) == 3
 
 
-NASTY = 'a|b<script>alert(1)</script>\x1b[31m%0A::error::@you `x` "é'
+NASTY = 'a|b<script>alert(1)</script>\x1b[31m\ufffe\uffff%0A::error::@you `x` "é'
 
 
 @pytest.mark.parametrize("format", ["text", "markdown", "junit"])
