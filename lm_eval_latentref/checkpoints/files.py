@@ -34,6 +34,16 @@ HOLDER = ".latentref.holder"
 _CONTENT = {".safetensors", ".bin", ".json", ".model", ".txt", ".jinja", ".py"}
 _SETTINGS = {"latentref.json"}
 
+INDEX_SUFFIX = ".index.json"
+WEIGHT_FILES = (
+    "model.safetensors",
+    "model.safetensors.index.json",
+    "model-00001-of-00001.safetensors",
+    "pytorch_model.bin",
+    "pytorch_model.bin.index.json",
+)
+"""Names under which a folder keeps its weights, the first that is there counts."""
+
 _ESCAPED_SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
 
 
@@ -179,6 +189,16 @@ def file_digest(path: PathLike) -> str:
     """sha256 of the file's bytes, cached until the file's size or modification time changes."""
     stat = os.stat(path)
     return _digest(os.path.realpath(path), stat.st_size, stat.st_mtime_ns)
+
+
+def state_dict_files(path: PathLike) -> list[str]:
+    """The files of the state dict at `path`: itself, or the shards that an index names."""
+    if not str(path).endswith(INDEX_SUFFIX):
+        return [str(path)]
+    shards = read_json_object(path, "fetch it again").get("weight_map")
+    if not isinstance(shards, dict) or not shards:
+        raise LatentRefError(f"{path} has no weight_map; fetch the checkpoint again")
+    return [os.path.join(os.path.dirname(path), str(name)) for name in sorted(set(shards.values()))]
 
 
 def folder_digest(folder: PathLike, gguf_file: str | None = None) -> str:

@@ -39,12 +39,15 @@ from lm_eval_latentref.checkpoints.opening import (
 )
 from lm_eval_latentref.checkpoints.sets import SetPlan, plan_run, take_names
 from lm_eval_latentref.checkpoints.sources import Source, describe, fingerprint
-from lm_eval_latentref.checkpoints.state_dicts import RawStateDict, lay, read_raw
+from lm_eval_latentref.checkpoints.state_dicts import LORA_ALPHA, RawStateDict, lay, read_raw
+from lm_eval_latentref.checkpoints.thought_files import thought_files
 from lm_eval_latentref.errors import LatentRefError
 from lm_eval_latentref.latent.config import OPTION_NAMES
-from lm_eval_latentref.latent.loaded import LoadedModel, LoadedSet
+from lm_eval_latentref.latent.loaded import LoadedModel, LoadedSet, ThoughtFiles
+from lm_eval_latentref.latent.networks import Network
 from lm_eval_latentref.latent.protocol import known_markers
 from lm_eval_latentref.latent.reasoner import Reasoner
+from lm_eval_latentref.latent.transformers_seams import limit_text
 
 logger = logging.getLogger(__name__)
 
@@ -145,14 +148,20 @@ def load_set(
     """
     facts = _learn_all(plan, tokenizer, trust_remote_code)
     _check_set(facts, tokenizer)
+    files = thought_files(plan, facts["pretrained"].raw, facts["pretrained"].config)
     loaded: dict[str, LoadedModel] = {}
     for members in _groups(list(facts.values())):
         loaded.update(_load_group(members, load_model))
     for member in loaded.values():
         if member.adapter is not None:
             compute_in_one_dtype(member.model)
+    loaded["pretrained"].thought_files = files
+    if files.num_text_ids is not None:
+        limit_text(Network(loaded["pretrained"].model).causal_lm, files.num_text_ids)
+    bare_ids = frozenset([*(files.opening or ()), *(files.closing or ())])
     for role in facts.keys() - {"pretrained"}:
-        loaded[role].borrowed_ids = _borrowed_ids(facts[role], tokenizer, trust_remote_code)
+        own = _borrowed_ids(facts[role], tokenizer, trust_remote_code)
+        loaded[role].borrowed_ids = own | bare_ids
         if loaded[role].borrowed_ids:
             ids = sorted(loaded[role].borrowed_ids)
             logger.info("%s borrows the backbone's rows of tokens %s", facts[role].label, ids)
@@ -162,6 +171,12 @@ def load_set(
         strong=loaded.get("strong"),
         weak=loaded.get("weak"),
     )
+
+
+def read_thought_files(plan: SetPlan, trust_remote_code: bool = False) -> ThoughtFiles:
+    """What the files of the backbone hold of its thoughts; its weights are not loaded."""
+    facts = _learn("pretrained", plan.backbone, None, trust_remote_code)
+    return thought_files(plan, facts.raw, facts.config)
 
 
 def check_set(
@@ -298,7 +313,7 @@ def _load_group(members: list[_Facts], load_model: ModelLoader) -> dict[str, Loa
     leader = members[0]
     model = open_model(load_model, leader.source)
     if leader.raw is not None:
-        lay(leader.raw, model)
+        lay(leader.raw, model, leader.source.lora_alpha or LORA_ALPHA)
     names = {"pretrained": "backbone", "strong": "strong", "weak": "weak"}
     adapters = {names[each.role]: each.adapter for each in members if each.adapter is not None}
     if adapters:

@@ -49,6 +49,16 @@ class Manifest:
     thought_noise: float | None = None
     thought_seed: int | None = None
 
+    opening_ids: list[int] | None = None
+    closing_ids: list[int] | None = None
+    """Ids around the thoughts, for checkpoints whose tokenizer does not name them."""
+
+    num_text_ids: int | None = None
+    """Text after the thoughts has ids below this one only."""
+
+    protocol: str | None = None
+    """The prompt and the answer it was trained on: a name of `latent.protocol.PROTOCOLS`."""
+
     strong: str | None = None
     """The stronger reference: a path relative to the folder, or any name that `strong=` takes."""
 

@@ -19,6 +19,7 @@ from typing import Any
 import torch
 
 from lm_eval_latentref.checkpoints import unpacked, vocabulary
+from lm_eval_latentref.checkpoints.families import is_of_a_map
 from lm_eval_latentref.checkpoints.files import one_line, reading
 from lm_eval_latentref.checkpoints.sources import TOKENIZER_FILES, Folder, Source
 from lm_eval_latentref.checkpoints.state_dicts import RawStateDict, read_raw, training_wrapper
@@ -95,7 +96,7 @@ def check_loading_info(info: dict[str, Any], name: str) -> None:
         what: sorted(str(key[0] if isinstance(key, tuple) else key) for key in info[f"{what}_keys"])
         for what in ("missing", "mismatched", "unexpected")
     }
-    unknown = keys.pop("unexpected")
+    unknown = [key for key in keys.pop("unexpected") if not is_of_a_map(key)]
     wrapped = next((key for key in unknown if training_wrapper(key)), None)
     if wrapped is not None:
         raise LatentRefError(
@@ -173,6 +174,8 @@ def has_marker_rows(raw: RawStateDict, config: Any, tokenizer: Any) -> bool:
     A Coconut file has the base's rows and three more. A CoT file has the base's rows, or as many as
     the base model's padded embedding. Raises LatentRefError for any other number.
     """
+    if raw.family is not None and not raw.is_coconut:
+        return False
     plain, padded = vocabulary.num_plain(tokenizer), config.get_text_config().vocab_size
     with_markers = plain + len(MARKERS)
     if raw.num_rows == with_markers and (raw.is_coconut or with_markers != padded):

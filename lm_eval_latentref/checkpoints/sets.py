@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+import math
 import os
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
@@ -43,6 +44,7 @@ from lm_eval_latentref.checkpoints.sources import (
     state_dict_file,
     with_adapter,
 )
+from lm_eval_latentref.checkpoints.thought_files import check_kind, find_kind
 from lm_eval_latentref.errors import LatentRefError
 from lm_eval_latentref.latent.config import RefinementConfig
 
@@ -73,6 +75,8 @@ class CheckpointNames:
     """The subfolder of `pretrained`."""
     tokenizer: str | None = None
     """A tokenizer to be used in place of the backbone's own."""
+    lora_alpha: str | None = None
+    """Of the adapters in the file `weights`; None: 32, as CODI and CoLaR were trained with."""
 
     @classmethod
     def of(cls, arguments: Mapping[str, Any]) -> CheckpointNames:
@@ -162,7 +166,13 @@ def resolve(names: CheckpointNames) -> SetPlan:
     notes += _on_other_weights(backbone)
     if names.weights is not None:
         path = state_dict_file("weights", names.weights)
-        backbone = dataclasses.replace(backbone, weights=path, name=names.weights)
+        alpha = _lora_alpha(names.lora_alpha)
+        backbone = dataclasses.replace(backbone, weights=path, name=names.weights, lora_alpha=alpha)
+    elif names.lora_alpha is not None:
+        raise LatentRefError(
+            f"lora_alpha={names.lora_alpha} is for the adapters in a file given as weights=; leave "
+            "it out"
+        )
     if names.tokenizer is not None:
         backbone = dataclasses.replace(backbone, tokenizer=names.tokenizer)
     path_of_manifest = folder.find(MANIFEST_NAME) if folder is not None else None
@@ -198,9 +208,11 @@ def plan_run(
     """
     plan = resolve(given) if isinstance(given, CheckpointNames) else given
     own = {k: v for k, v in options.items() if v is not None or k == "latent_markers"}
-    config = RefinementConfig.parse({**plan.settings, **own})
+    kind = find_kind(plan, own)
+    config = RefinementConfig.parse({**kind.settings, **plan.settings, **own})
+    check_kind(config, kind, plan)
     _check_references(plan, config)
-    for note in (*plan.notes, *_on_settings(plan, own)):
+    for note in (kind.note, *plan.notes, *_on_settings(plan, own)):
         logger.info("%s", note)
     if not config.searches and (plan.strong or plan.weak):
         if plan.names.strong or plan.names.weak:
@@ -214,6 +226,18 @@ def plan_run(
     if config.latent_steps == 0:
         logger.warning("latent_steps=0: nothing is thought; give latent_steps=6, for example")
     return plan, config
+
+
+def _lora_alpha(given: str | None) -> float | None:
+    if given is None:
+        return None
+    try:
+        alpha = float(given)
+    except ValueError:
+        alpha = math.nan
+    if not 0 < alpha < math.inf:
+        raise LatentRefError(f"lora_alpha={given}: it must be a number > 0")
+    return alpha
 
 
 def learnt_from(plan: SetPlan) -> tuple[frozenset[str], Hashes]:

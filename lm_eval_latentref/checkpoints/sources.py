@@ -28,10 +28,12 @@ from huggingface_hub.errors import (
 )
 
 from lm_eval_latentref.checkpoints.files import (
+    WEIGHT_FILES,
     file_digest,
     folder_digest,
     one_line,
     read_json_object,
+    state_dict_files,
 )
 from lm_eval_latentref.checkpoints.manifest import MANIFEST_NAME, read_manifest
 from lm_eval_latentref.checkpoints.packaged import (
@@ -56,6 +58,7 @@ ADAPTER_CONFIG = "adapter_config.json"
 ADAPTER_WEIGHTS = ("adapter_model.safetensors", "adapter_model.bin")
 
 _HUB_FILE = re.compile(r"(?P<repo>[\w.-]+(/[\w.-]+)?)(@(?P<revision>[^:]+))?:(?P<path>[^:\\]+)")
+_HUB_REPO = re.compile(r"[\w.-]+/[\w.-]+(@[^:]+)?")
 _ALLOWED = (
     "give a folder, a hub id (REPO or REPO@REVISION), a PEFT adapter, or a raw state dict "
     "(a file, or REPO:PATH on the hub)"
@@ -167,6 +170,9 @@ class Source:
     weights: str | None = None
     """Local path of a raw state dict that replaces the base's weights (already fetched)."""
 
+    lora_alpha: float | None = None
+    """Of the adapters in that file, if it was given."""
+
     tokenizer: str | None = None
     """Where the tokenizer is, if not at `base`."""
 
@@ -178,7 +184,8 @@ class Source:
         """A key that is equal for sources with the same base weights."""
         base = os.path.realpath(self.base) if os.path.isdir(self.base) else self.base
         revision = "" if os.path.isdir(self.base) else self.revision or "main"
-        return base, revision, self.subfolder, self.gguf_file, self.weights
+        alpha = f"{self.weights}, {self.lora_alpha}" if self.lora_alpha else self.weights
+        return base, revision, self.subfolder, self.gguf_file, alpha
 
 
 def describe(source: Source) -> dict[str, str]:
@@ -192,6 +199,7 @@ def describe(source: Source) -> dict[str, str]:
         "adapter": source.adapter and without_place(source.adapter),
         "adapter_revision": source.adapter_revision,
         "weights": source.weights,
+        "lora_alpha": source.lora_alpha and f"{source.lora_alpha:g}",
     }
     return {name: value for name, value in values.items() if value}
 
@@ -214,7 +222,10 @@ def fingerprint(source: Source) -> str:
     if source.adapter is not None:
         parts.append(f"adapter:{folder_digest(source.adapter)}")
     if source.weights is not None:
-        parts.append(f"weights:{file_digest(source.weights)}")
+        digests = [file_digest(path) for path in state_dict_files(source.weights)]
+        parts.append(f"weights:{'+'.join(digests)}")
+    if source.lora_alpha is not None:
+        parts.append(f"lora_alpha:{source.lora_alpha:g}")
     return "+".join(parts)
 
 
@@ -344,16 +355,31 @@ def is_state_dict(name: str) -> bool:
     return is_file(name) or (not os.path.isdir(name) and _HUB_FILE.fullmatch(name) is not None)
 
 
+def _weights_in(folder: Folder) -> str | None:
+    """Local path of the weights in `folder`, or of the index of its shards, which are fetched."""
+    path = folder.find_any(WEIGHT_FILES)
+    for part in state_dict_files(path) if path else ():
+        folder.find(os.path.basename(part))
+    return path and os.path.abspath(path)
+
+
 def state_dict_file(role: str, name: str) -> str:
     """Local path of the raw state dict `name`, a file or REPO:PATH on the hub."""
     expanded = os.path.expanduser(name)
     if os.path.isfile(expanded):
         return os.path.abspath(expanded)
     match = _HUB_FILE.fullmatch(name)
+    is_repo = _HUB_REPO.fullmatch(name) and not os.path.isdir(os.path.dirname(expanded))
+    if os.path.isdir(expanded) or is_repo:
+        repo, _, revision = name.partition("@")
+        folder = Folder(expanded) if os.path.isdir(expanded) else Folder(repo, revision or None)
+        if path := _weights_in(folder):
+            return path
     if os.path.isdir(expanded) or match is None:
-        kind = "is a folder" if os.path.isdir(expanded) else "does not exist"
+        kind = "is a folder without weights" if os.path.isdir(expanded) else "does not exist"
         raise LatentRefError(
-            f"{role}={name} {kind}; give a raw state dict: a file, or REPO:PATH on the hub"
+            f"{role}={name} {kind}; give a raw state dict: a file, a folder with one "
+            f"({', '.join(WEIGHT_FILES)}), or REPO:PATH on the hub"
         )
     path = Folder(match["repo"], match["revision"]).find(match["path"])
     if path is None:

@@ -10,20 +10,25 @@ no model family is named here.
 
 from __future__ import annotations
 
+import dataclasses
 import pickle
 import zipfile
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from transformers.pytorch_utils import Conv1D
 
-from lm_eval_latentref.checkpoints.files import one_line
+from lm_eval_latentref.checkpoints.families import Family, take_apart
+from lm_eval_latentref.checkpoints.files import one_line, state_dict_files
 from lm_eval_latentref.errors import LatentRefError
 
 WRAPPER_PREFIX = "base_causallm."
 WRAPPER_COPY = "embedding.weight"
 PARALLEL_PREFIX = "module."
+LORA_ALPHA = 32.0
+"""Of the adapters in CODI's and CoLaR's files, which do not say it."""
 TRAINING_WRAPPERS = ("_orig_mod.", "_fsdp_wrapped_module.", "_checkpoint_wrapped_module.")
 """Names that torch.compile, FSDP and activation checkpointing insert into keys, at any depth."""
 
@@ -44,6 +49,13 @@ class RawStateDict:
     is_coconut: bool
     """Whether it was saved from the Coconut wrapper and so has rows for the three markers."""
 
+    deltas: dict[str, dict[str, Tensor]] = field(default_factory=dict)
+    """LoRA's halves `A` and `B` by the name of the weight that they are added to."""
+
+    family: Family | None = None
+    map: dict[str, Tensor] = field(default_factory=dict)
+    """The family's map from hidden state to thought, by the names that its kind reads."""
+
 
 def read_raw(path: str, config: Any, trust_remote_code: bool = False) -> RawStateDict:
     """Reads the file at `path` and checks it against the architecture of `config`.
@@ -51,8 +63,22 @@ def read_raw(path: str, config: Any, trust_remote_code: bool = False) -> RawStat
     Raises LatentRefError for a file that holds anything but tensors, and for a key that is
     missing, unknown or of another shape (rows of the vocabulary apart).
     """
-    tensors, is_coconut = _unwrap(path, read_tensors(path))
+    tensors = _unparallel(_without_training_wrappers(path, read_tensors(path)))
+    parts = take_apart(path, tensors)
     skeleton = make_skeleton(config, trust_remote_code)
+    if parts is None:
+        return _read_plain(path, tensors, skeleton, config)
+    of_family: dict[str, Any] = {"family": parts.family, "map": parts.map, "deltas": parts.deltas}
+    _check_deltas(path, parts.deltas, skeleton, config)
+    if parts.deltas and not parts.tensors:  # an adapter and its map; the base stays as it is
+        num_rows = config.get_text_config().vocab_size
+        return RawStateDict(path, {}, num_rows, False, **of_family)
+    return dataclasses.replace(_read_plain(path, parts.tensors, skeleton, config), **of_family)
+
+
+def _read_plain(path: str, tensors: dict[str, Tensor], skeleton: Any, config: Any) -> RawStateDict:
+    """The state dict of a backbone, perhaps in Coconut's wrapper."""
+    tensors, is_coconut = _unwrap(path, tensors)
     embedding = input_embedding_name(skeleton)
     copy_VD = tensors.pop(WRAPPER_COPY, None) if is_coconut else None
     if copy_VD is not None and not _equal(copy_VD, tensors.get(embedding)):
@@ -68,7 +94,14 @@ def read_raw(path: str, config: Any, trust_remote_code: bool = False) -> RawStat
 
 
 def read_tensors(path: str) -> dict[str, Tensor]:
-    """The tensors in a .safetensors file or in a file that torch.save wrote; never runs code."""
+    """The tensors in a .safetensors file, its shards, or a file of torch.save; never runs code."""
+    tensors: dict[str, Tensor] = {}
+    for part in state_dict_files(path):
+        tensors |= _read_file(part)
+    return tensors
+
+
+def _read_file(path: str) -> dict[str, Tensor]:
     try:
         if path.endswith(".safetensors"):
             from safetensors.torch import load_file
@@ -88,6 +121,8 @@ def read_tensors(path: str) -> dict[str, Tensor]:
             f"{path} cannot be read as a state dict, it may be truncated ({one_line(error)}); "
             "fetch or save it again"
         ) from error
+    if isinstance(values, dict) and isinstance(values.get("state_dict"), dict):
+        values = values["state_dict"]  # Lightning's, with the state of training beside it
     if not isinstance(values, dict) or not values:
         raise LatentRefError(f"{path} holds no state dict but {type(values).__name__}; save one")
     for name, value in values.items():
@@ -99,13 +134,14 @@ def read_tensors(path: str) -> dict[str, Tensor]:
     return values
 
 
-def lay(raw: RawStateDict, model: nn.Module) -> None:
+def lay(raw: RawStateDict, model: nn.Module, lora_alpha: float = LORA_ALPHA) -> None:
     """Replaces the weights of `model` by those of `raw`, in the model's dtype and devices.
 
-    The embedding gets exactly the rows of the file.
+    The embedding gets exactly the rows of the file. Adapters are merged: W + alpha / r * B A.
     """
     held = _named_tensors(model)
-    stuck = next((name for name in raw.tensors if not _is_writable(held.get(name))), None)
+    names = [*raw.tensors, *raw.deltas]
+    stuck = next((name for name in names if not _is_writable(held.get(name))), None)
     if stuck is not None:
         raise LatentRefError(
             f"{raw.path}: {stuck!r} of the base model is quantised or offloaded, so a raw state "
@@ -116,6 +152,11 @@ def lay(raw: RawStateDict, model: nn.Module) -> None:
     with torch.no_grad():
         for name, tensor in raw.tensors.items():
             held[name].copy_(tensor)
+        for name, halves in raw.deltas.items():
+            delta = lora_alpha / len(halves["A"]) * (halves["B"].float() @ halves["A"].float())
+            weight = raw.tensors.get(name, held[name]).float()
+            delta = delta.T if _is_transposed(model, name) else delta
+            held[name].copy_(weight + delta.to(weight.device))
 
 
 def set_rows(model: Any, num_rows: int) -> None:
@@ -158,11 +199,35 @@ def tied_names(model: nn.Module) -> list[set[str]]:
     return [group for group in groups.values() if len(group) > 1]
 
 
+def _unparallel(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    if not all(name.startswith(PARALLEL_PREFIX) for name in tensors):
+        return tensors
+    return {name.removeprefix(PARALLEL_PREFIX): tensors[name] for name in tensors}
+
+
+def _is_transposed(model: Any, weight_name: str) -> bool:
+    """Whether the weight of a linear layer is stored as [in, out], as GPT-2's are."""
+    return isinstance(model.get_submodule(weight_name.rsplit(".", 1)[0]), Conv1D)
+
+
+def _check_deltas(
+    path: str, deltas: dict[str, dict[str, Tensor]], skeleton: Any, config: Any
+) -> None:
+    """Raises LatentRefError for an adapter of a weight that the model does not have so."""
+    shapes = {name: tuple(tensor.shape) for name, tensor in skeleton.state_dict().items()}
+    for name, halves in deltas.items():
+        if name not in shapes:
+            what = f"its adapter changes {name!r}, which is missing"
+            raise LatentRefError(_other_architecture(path, what, config))
+        shape = (halves["B"].shape[0], halves["A"].shape[1])
+        expected = shapes[name][::-1] if _is_transposed(skeleton, name) else shapes[name]
+        if shape != expected or halves["B"].shape[1] != halves["A"].shape[0]:
+            what = f"its adapter of {name!r} has shape {shape}, not {expected}"
+            raise LatentRefError(_other_architecture(path, what, config))
+
+
 def _unwrap(path: str, tensors: dict[str, Tensor]) -> tuple[dict[str, Tensor], bool]:
     """The tensors by the model's names, and whether the Coconut wrapper was around it."""
-    tensors = _without_training_wrappers(path, tensors)
-    if all(name.startswith(PARALLEL_PREFIX) for name in tensors):
-        tensors = {name.removeprefix(PARALLEL_PREFIX): tensors[name] for name in tensors}
     is_coconut = any(name.startswith(WRAPPER_PREFIX) for name in tensors)
     if not is_coconut:
         return dict(tensors), False

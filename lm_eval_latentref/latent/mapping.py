@@ -71,7 +71,7 @@ def from_mapping(
 def _kinds(hint: Any) -> list[Any]:
     """The plain types that an annotation allows; for `tuple[str, ...] | None`, tuple and None."""
     union = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
-    return [typing.get_origin(kind) or kind for kind in union]
+    return [kind if kind in _CONVERTERS else typing.get_origin(kind) or kind for kind in union]
 
 
 def _converted(value: Any, kinds: list[Any], reads_text: bool) -> Any:
@@ -139,6 +139,12 @@ def _as_names(value: Any, reads_text: bool) -> tuple[str, ...]:
     return tuple(names)
 
 
+def _as_ids(value: Any, reads_text: bool) -> list[int]:
+    if not isinstance(value, list) or not all(type(each) is int and each >= 0 for each in value):
+        raise TypeError
+    return value
+
+
 _CONVERTERS: dict[Any, tuple[Callable[[Any, bool], Any], str]] = {
     int: (_as_int, "an integer"),
     float: (_as_float, "a finite number"),
@@ -147,4 +153,5 @@ _CONVERTERS: dict[Any, tuple[Callable[[Any, bool], Any], str]] = {
     dict: (_as_dict, "KEY: VALUE pairs"),
     list: (lambda value, reads_text: list(_as_names(value, reads_text)), "a list of names"),
     tuple: (_as_names, "a list of names"),
+    list[int]: (_as_ids, "a list of token ids"),
 }

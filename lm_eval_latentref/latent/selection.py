@@ -27,11 +27,14 @@ def find_markers(
     tokenizer: Any, config: RefinementConfig, files: ThoughtFiles = NO_FILES
 ) -> Markers | None:
     """The markers that `config` asks for; None if there are none."""
-    if config.marker_texts is not None:
-        return Markers(*(_ids_of(tokenizer, text) for text in config.marker_texts))
-    if config.latent_markers == "auto" and files.opening is not None:
+    kind = KINDS[config.latent_kind]
+    is_auto = config.latent_markers == "auto"
+    if is_auto and files.opening is not None:
         return Markers(files.opening, files.closing or ())
-    if not KINDS[config.latent_kind].has_marker_tokens:
+    texts = kind.marker_texts if is_auto else config.marker_texts
+    if texts is not None:
+        return Markers(*(_ids_of(tokenizer, text) for text in texts))
+    if not kind.has_marker_tokens:
         return None
     ids = marker_ids(tokenizer, config.latent_markers)
     return Markers(ids[:1], ids[1:]) if ids else None

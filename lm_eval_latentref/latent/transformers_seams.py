@@ -105,6 +105,15 @@ class _GivenHiddenStates(nn.Module):
         return _GivenOutput(last_hidden_state=given["inputs_embeds"])
 
 
+def limit_text(causal_lm: nn.Module, num_ids: int) -> None:
+    """Let ids from `num_ids` on never be predicted, in every forward of the whole model."""
+
+    def hook(module: nn.Module, args: Any, output: Any) -> None:
+        output.logits[..., num_ids:] = -torch.inf
+
+    causal_lm.register_forward_hook(hook)
+
+
 def without_decoder(causal_lm: PreTrainedModel, decoder: nn.Module) -> PreTrainedModel:
     """A copy of `causal_lm` whose forward starts from given hidden states; parameters are shared.
 

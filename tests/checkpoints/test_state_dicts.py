@@ -254,9 +254,9 @@ def test_a_missing_file_is_named(base, weights):
         plan_of(pretrained=base, weights=weights)
 
 
-def test_a_folder_is_no_raw_state_dict(base):
+def test_a_folder_without_weights_is_no_raw_state_dict(base, tmp_path):
     with pytest.raises(LatentRefError, match="is a folder"):
-        plan_of(pretrained=base, weights=base)
+        plan_of(pretrained=base, weights=str(tmp_path))
 
 
 @pytest.mark.parametrize(

@@ -115,6 +115,12 @@ class Kind(ABC):
     }
     """The options of `RefinementConfig` that it reads beside those that every kind reads."""
 
+    file_keys: ClassVar[str] = ""
+    """The keys of the files that it cannot do without; empty if any model will do."""
+
+    marker_texts: ClassVar[tuple[str, str] | None] = None
+    """The texts around the thoughts of its checkpoints; None: no such texts."""
+
     has_marker_tokens: ClassVar[bool] = True
     """Whether `latent_markers=auto` looks for Coconut's tokens in the tokenizer."""
 

@@ -27,6 +27,8 @@ class Gaussian(Kind):
     tau: float
 
     name = "gaussian"
+    file_keys = "latent_policy.* (or lt_head.*)"
+    marker_texts = ("###", "###")
     min_thoughts = 1
     draws_vectors = True
     defaults = {  # noqa: RUF012

@@ -23,6 +23,7 @@ class Projected(Kind):
     weights: MapWeights
 
     name = "projected"
+    file_keys = "prj.1.* and prj.3.* (or projector.1.* and projector.3.*)"
 
     @classmethod
     def of(cls, materials: Materials) -> Projected:

@@ -1,0 +1,154 @@
+"""What the files of a checkpoint say of its thoughts: their kind, their map, the ids around them.
+
+    kind = find_kind(plan, options)         # from keys alone, before weights are read
+    files = thought_files(plan, raw, config)
+
+The map lies in `thought_map.safetensors` of a folder that `latentref convert` wrote, among the
+weights of LatentTTS' ports, or in the raw state dict.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from safetensors import safe_open
+
+from lm_eval_latentref.checkpoints.families import Family, recognise, take_apart
+from lm_eval_latentref.checkpoints.files import (
+    INDEX_SUFFIX,
+    WEIGHT_FILES,
+    read_json_object,
+    reading,
+)
+from lm_eval_latentref.checkpoints.sources import Folder, Source
+from lm_eval_latentref.checkpoints.state_dicts import RawStateDict, read_tensors
+from lm_eval_latentref.errors import LatentRefError
+from lm_eval_latentref.latent.config import RefinementConfig
+from lm_eval_latentref.latent.kinds import KINDS
+from lm_eval_latentref.latent.loaded import ThoughtFiles
+
+if TYPE_CHECKING:
+    from lm_eval_latentref.checkpoints.sets import SetPlan
+
+MAP_NAME = "thought_map.safetensors"
+
+SCALES = {
+    "llama-3.2": 0.018,
+    "llama-3.1-8b": 0.008,
+    "deepseek-r1-distill-qwen-1.5b": 0.03,
+    "gpt2": 0.12,
+}
+"""The scale of CoLaR's thoughts by a part of the base's name (xiaomi-research/colar, 4b6ae9a)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class FoundKind:
+    """The kind of thoughts that a checkpoint was trained with, and where that is said."""
+
+    family: Family | None = None
+    has_map: bool = False
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    """What the files say of the options, under latentref.json and what the user gives."""
+    note: str = ""
+
+
+def find_kind(plan: SetPlan, given: Mapping[str, Any]) -> FoundKind:
+    """What the files of the backbone say, by the names of their keys."""
+    family = recognise(_keys(plan.backbone))
+    has_map = plan.folder is not None and plan.folder.find(MAP_NAME) is not None
+    recorded = plan.settings.get("latent_kind")
+    if given.get("latent_kind") not in (None, "auto"):
+        note = f"latent_kind={given['latent_kind']} as given"
+    elif recorded is not None:
+        note = f"latent_kind={recorded} from {plan.where}"
+    elif family is not None:
+        name = plan.backbone.name or plan.backbone.base
+        note = f"latent_kind={family.kind}: {name} has keys {family.mark}*, those of {family.name}"
+        if family.latent_steps is not None:
+            note += f", which thinks {family.latent_steps} thoughts unless latent_steps is given"
+    else:
+        note = "latent_kind=continuous: neither keys nor latentref.json say otherwise"
+    return FoundKind(
+        family=family, has_map=has_map, settings=_settings(family, plan.backbone), note=note
+    )
+
+
+def check_kind(config: RefinementConfig, found: FoundKind, plan: SetPlan) -> None:
+    """Raise LatentRefError for a kind that the files cannot serve, or for too few thoughts."""
+    kind = KINDS[config.latent_kind]
+    served = found.has_map or (found.family is not None and found.family.kind == kind.name)
+    if kind.file_keys and not served:
+        raise LatentRefError(
+            f"latent_kind={kind.name}: {plan.backbone.name or plan.backbone.base} has none of the "
+            f"keys {kind.file_keys}; give a checkpoint of that kind, or latent_kind=auto"
+        )
+    if config.latent_steps < kind.min_thoughts:
+        raise LatentRefError(
+            f"latent_steps={config.latent_steps} with latent_kind={kind.name}, which always feeds "
+            f"{kind.min_thoughts}; give latent_steps={kind.min_thoughts} or more"
+        )
+
+
+def thought_files(plan: SetPlan, raw: RawStateDict | None, config: Any) -> ThoughtFiles:
+    """The map of the backbone, and the ids around its thoughts if no tokenizer names them."""
+    manifest, tensors = plan.manifest, {} if raw is None else raw.map
+    path = plan.folder.find(MAP_NAME) if plan.folder is not None else None
+    if path is not None:
+        tensors = read_tensors(path)
+    elif raw is None and (family := recognise(_keys(plan.backbone))) is not None:
+        weights = _weights(plan.backbone)
+        assert weights is not None
+        parts = take_apart(weights, read_tensors(weights))
+        tensors = parts.map if parts is not None and family.maps else {}
+    ids: dict[str, Any] = {}
+    if manifest.opening_ids is not None:
+        ids["opening"], ids["closing"] = manifest.opening_ids, manifest.closing_ids or []
+        ids = {name: tuple(values) for name, values in ids.items()}
+        ids["num_text_ids"] = manifest.num_text_ids
+    elif raw is not None and raw.family is not None and raw.family.bare_markers:
+        start = config.get_text_config().vocab_size + 1
+        if raw.num_rows < start + 2:
+            raise LatentRefError(
+                f"{raw.path} has {raw.num_rows} rows in its embedding, but its thoughts are opened "
+                f"and closed by the ids {start} and {start + 1}; give the base it was trained from"
+            )
+        ids = {"opening": (start,), "closing": (start + 1,), "num_text_ids": start + 1}
+    return ThoughtFiles(tensors=tensors, **ids)
+
+
+def _settings(family: Family | None, source: Source) -> dict[str, Any]:
+    if family is None:
+        return {}
+    settings: dict[str, Any] = {"latent_kind": family.kind}
+    if family.latent_steps is not None:
+        settings["latent_steps"] = family.latent_steps
+    base = source.base.lower()
+    scale = next((scale for part, scale in SCALES.items() if part in base), None)
+    if family.kind == "gaussian" and scale is not None:
+        settings["thought_scale"] = scale
+    return settings
+
+
+def _weights(source: Source) -> str | None:
+    """Local path of the weights of `source`, or of the index of their shards."""
+    if source.weights is not None:
+        return source.weights
+    if source.adapter is not None or source.gguf_file is not None:
+        return None
+    return Folder(source.base, source.revision, source.subfolder).find_any(WEIGHT_FILES)
+
+
+def _keys(source: Source) -> list[str]:
+    """The names of the tensors of `source`."""
+    path = _weights(source)
+    if path is None:
+        return []
+    if path.endswith(INDEX_SUFFIX):
+        shards = read_json_object(path, "fetch it again").get("weight_map")
+        return list(shards) if isinstance(shards, dict) else []
+    if path.endswith(".safetensors"):
+        with reading(path, "fetch it again"), safe_open(path, "pt") as file:
+            return list(file.keys())
+    return list(read_tensors(path))
