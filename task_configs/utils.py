@@ -11,8 +11,10 @@ from typing import Any
 import datasets
 
 from lm_eval_latentref.benchmarks import documents
+from lm_eval_latentref.harness.protocol_task import ProtocolTask
 
 exact_match = documents.exact_match
+protocol_task = ProtocolTask
 
 
 def benchmark_split(*, benchmark: str, split: str, **_unused: Any) -> dict[str, datasets.Dataset]:

@@ -115,7 +115,9 @@ def thought_files(plan: SetPlan, raw: RawStateDict | None, config: Any) -> Thoug
                 f"and closed by the ids {start} and {start + 1}; give the base it was trained from"
             )
         ids = {"opening": (start,), "closing": (start + 1,), "num_text_ids": start + 1}
-    return ThoughtFiles(tensors=tensors, **ids)
+    family = recognise(_keys(plan.backbone))
+    protocol = manifest.protocol or (family.protocol if family else None)
+    return ThoughtFiles(tensors=tensors, protocol=protocol, **ids)
 
 
 def _settings(family: Family | None, source: Source) -> dict[str, Any]:

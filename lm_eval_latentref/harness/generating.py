@@ -23,6 +23,7 @@ from torch import Tensor
 
 from lm_eval_latentref.errors import LatentRefError
 from lm_eval_latentref.harness.naming import DocumentNames
+from lm_eval_latentref.harness.protocol_task import protocols_in_use
 from lm_eval_latentref.harness.rolling import RollingLM
 from lm_eval_latentref.latent.batching import RowLimit, Tokens, in_batches
 from lm_eval_latentref.latent.decoding import check_decoding
@@ -52,6 +53,7 @@ class GeneratingLM(RollingLM):
         for gen_kwargs in {repr(request.args[1]): request.args[1] for request in requests}.values():
             self._check_generation(gen_kwargs)
         self._check_repeats(requests)
+        self.check_protocols(requests)
         self._generation_limit = self.row_limit(len(requests))
         with (
             self.batches_of(self._generation_limit.rows),
@@ -192,6 +194,18 @@ class GeneratingLM(RollingLM):
         # contexts are cut exactly as in HFLM.
         return max_gen_toks if self.reasoner.thinks else max_gen_toks + 1
 
+    def check_protocols(self, requests: Sequence[Any]) -> None:
+        """Warn once of each of our tasks that asks otherwise than the checkpoint was trained."""
+        trained = self.reasoner.trained_protocol
+        for name in dict.fromkeys(request.task_name for request in requests):
+            asked = protocols_in_use.get(str(name))
+            if trained is not None and asked not in (None, trained):
+                logger.warning(
+                    "%s asks as protocol %s, and the checkpoint was trained on %s: give "
+                    '--metadata \'{"protocol": "%s"}\'',
+                    *(name, asked, trained, trained),
+                )
+
     def _check_repeats(self, requests: Sequence[Any]) -> None:
         """Number the samples of each document; warn or refuse where repeats make no sense."""
         numbers: dict[tuple[Any, ...], int] = {}
@@ -244,7 +258,8 @@ class GeneratingLM(RollingLM):
     def encode_context(self, string: str, truncation: bool = False) -> list[int]:
         """Token ids of a context as in generation; the prefix token for an empty context."""
         if self.reasoner.markers is not None:
-            ids = self.tok_encode(string) if string else []
+            special = None if self.reasoner.protocol.adds_special_tokens else False
+            ids = self.tok_encode(string, add_special_tokens=special) if string else []
         else:
             ids = super().tok_batch_encode([string], truncation=truncation)[0][0].tolist()
         return ids or [self.prefix_token_id]

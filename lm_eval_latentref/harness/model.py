@@ -223,6 +223,7 @@ class LatentRefLM(GeneratingLM):
         """Log-likelihood of each request's continuation after its context and thoughts."""
         self._documents.remember(requests)
         self._check_choices(requests)
+        self.check_protocols(requests)
         with self.counting_cost(), self.logging_thoughts(requests):
             return self._loglikelihood(requests, disable_tqdm)
 

@@ -21,6 +21,9 @@ class ThoughtFiles:
     closing: tuple[int, ...] | None = None
     """Ids around the thoughts; None for those that the kind finds in the tokenizer."""
 
+    protocol: str | None = None
+    """What prompt and answer it was trained on, by name; None if the files do not say."""
+
     num_text_ids: int | None = None
     """Text has ids below this one only; None: no limit."""
 

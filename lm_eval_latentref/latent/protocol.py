@@ -3,11 +3,14 @@
     prompt("Is Tom a lempus or a gorpus?")      # the context: question, then a newline
     extract_answer("... ### Tom is a lempus.")  # "Tom is a lempus."
 
-The format is that of the Coconut family (Hao et al., arXiv:2412.06769).
+`prompt`, `answer_text` and `extract_answer` are the format of the Coconut family (Hao et al.,
+arXiv:2412.06769), in which `latentref train` trains; `PROTOCOLS` has those of other families too.
 """
 
 from __future__ import annotations
 
+import re
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -69,6 +72,87 @@ def answer_text(answer: str) -> str:
 def extract_answer(text: str) -> str:
     """The answer in a generated `text`: what follows the last "#", without commas, stripped."""
     return text.rsplit("#", 1)[-1].replace(",", "").strip()
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """How a family asks a question, and how it writes and is read an answer."""
+
+    name: str
+    prompt: Callable[[str], str]
+    """From the question to the context, without the ids that open the thoughts."""
+    answer_text: Callable[[str], str]
+    """From an answer to the text that its models write."""
+    extract: Callable[[str], str]
+    """From a text to the answer in it."""
+    adds_special_tokens: bool = True
+    """Whether the tokenizer's own special tokens stand before the prompt."""
+    compares_numbers: bool = False
+    """Whether answers that are numbers are compared as numbers, and found as the last in a text."""
+
+    def is_right(self, text: str, gold: str) -> bool:
+        """Whether the answer in `text` is `gold`."""
+        wanted = _number(gold) if self.compares_numbers else None
+        if wanted is not None:
+            written = _NUMBER.findall(self.extract(text).replace(",", ""))
+            return bool(written) and float(written[-1]) == wanted
+        return self.extract(text) == self.extract(self.answer_text(gold))
+
+    def gold_of(self, coconut_text: str) -> str:
+        """The bare answer of a document, whose `answer_text` is Coconut's."""
+        return coconut_text.removeprefix(answer_text(""))
+
+
+_NUMBER = re.compile(r"-?\d+\.?\d*")
+
+
+def _number(text: str) -> float | None:
+    plain = text.replace(",", "")
+    return float(plain) if _NUMBER.fullmatch(plain) else None
+
+
+def _codi_prompt(question: str) -> str:
+    return question.strip().replace("  ", " ")
+
+
+def _colar_prompt(question: str) -> str:
+    # The "###" after it opens the thoughts. 5 is the speed that is published.
+    return f"Question: {question} Let's think step by step:(Thinking speed: 5)"
+
+
+def _after(mark: str) -> Callable[[str], str]:
+    return lambda text: text.rsplit(mark, 1)[-1].strip().removesuffix(".")
+
+
+PROTOCOLS = {
+    protocol.name: protocol
+    for protocol in (
+        Protocol("coconut", prompt, answer_text, extract_answer),
+        Protocol(
+            "codi",
+            _codi_prompt,
+            lambda answer: f"The answer is: {answer}",
+            _after("The answer is:"),
+            compares_numbers=True,
+        ),
+        Protocol(
+            "colar",
+            _colar_prompt,
+            lambda answer: f"Answer: {answer}",
+            _after("Answer:"),
+            adds_special_tokens=False,
+            compares_numbers=True,
+        ),
+    )
+}
+"""CODI's format is that of zhenyi4/codi (4fd88d4), CoLaR's of xiaomi-research/colar (4b6ae9a)."""
+
+
+def protocol_named(name: object) -> Protocol:
+    """The protocol `name`; LatentRefError if there is none."""
+    if name not in PROTOCOLS:
+        raise LatentRefError(f"protocol={name}: it must be {', '.join(PROTOCOLS)}")
+    return PROTOCOLS[str(name)]
 
 
 def marker_ids(tokenizer: Tokenizer, latent_markers: str) -> tuple[int, int] | None:

@@ -31,7 +31,7 @@ from lm_eval_latentref.latent.groups import Group, for_all, think_about
 from lm_eval_latentref.latent.lengths import check_length
 from lm_eval_latentref.latent.loaded import LoadedModel, LoadedSet
 from lm_eval_latentref.latent.networks import Network
-from lm_eval_latentref.latent.protocol import extract_answer, prompt
+from lm_eval_latentref.latent.protocol import protocol_named
 from lm_eval_latentref.latent.scoring import Score, score
 from lm_eval_latentref.latent.selection import find_markers, find_stop, make_kind
 from lm_eval_latentref.latent.thoughts import (
@@ -68,7 +68,7 @@ class Answer:
     text: str
     """All text after the thoughts."""
     answer: str
-    """What follows the last "#", without commas."""
+    """The answer in it, as the checkpoint's protocol reads it."""
     thoughts: Tensor
     """z_1..z_T, shape (T, D), on the CPU."""
 
@@ -97,6 +97,7 @@ class Reasoner:
         self.kind = make_kind(loaded.tokenizer, self.backbone, config, files)
         self.markers = find_markers(loaded.tokenizer, config, files)
         self.stop = find_stop(config, self.markers)
+        self.protocol = protocol_named(files.protocol or "coconut")
         self._max_length = max_length
         for member in (loaded.backbone, loaded.strong, loaded.weak):
             if member is not None:
@@ -109,6 +110,12 @@ class Reasoner:
         """The most columns the backbone reads: context, markers, thoughts and text."""
         text_config = self.backbone.causal_lm.config.get_text_config()
         return self._max_length or getattr(text_config, "max_position_embeddings", None)
+
+    @property
+    def trained_protocol(self) -> str | None:
+        """The name of the protocol that the backbone was trained on; None if that is not known."""
+        has_tokens = self.markers is not None and self.kind.has_marker_tokens
+        return self.loaded.backbone.thought_files.protocol or ("coconut" if has_tokens else None)
 
     @property
     def num_extra_columns(self) -> int:
@@ -239,7 +246,7 @@ class Reasoner:
         )
 
     def ask(self, question: str, *, max_new_tokens: int | None = None) -> Answer:
-        """Think about one question (its newline is added) and write the answer, greedily.
+        """Think about one question, asked as the checkpoint's protocol does, and write the answer.
 
         Args:
             max_new_tokens: None: 256, or as many as the model has room for if that is less.
@@ -252,7 +259,15 @@ class Reasoner:
         """`ask` for a batch of questions."""
         for question in questions:
             _check_text(question)
-        contexts = [tuple(self.tokenizer.encode(prompt(question))) for question in questions]
+        protocol = self.protocol
+        contexts = [
+            tuple(
+                self.tokenizer.encode(
+                    protocol.prompt(question), add_special_tokens=protocol.adds_special_tokens
+                )
+            )
+            for question in questions
+        ]
         if max_new_tokens is None:
             rooms = [self.room(context) for context in contexts]
             max_new_tokens = max(
@@ -281,7 +296,7 @@ class Reasoner:
                 texts = self.tokenizer.batch_decode(new_ids, skip_special_tokens=True)
                 thoughts_BTD = thoughts.thoughts_BTD.cpu()
                 for row, text, thoughts_TD in zip(rows, texts, thoughts_BTD, strict=True):
-                    answers[row] = Answer(text, extract_answer(text), thoughts_TD)
+                    answers[row] = Answer(text, self.protocol.extract(text), thoughts_TD)
         return [answers[row] for row in range(len(contexts))]
 
     def _write(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 from pathlib import Path
@@ -20,7 +21,8 @@ from lm_eval_latentref.benchmarks.generators import generate as generate_rows
 from lm_eval_latentref.benchmarks.prosqa import generate
 from lm_eval_latentref.benchmarks.rows import BENCHMARKS
 from lm_eval_latentref.benchmarks.splits import load_split
-from lm_eval_latentref.latent.protocol import extract_answer
+from lm_eval_latentref.errors import LatentRefError
+from lm_eval_latentref.latent.protocol import PROTOCOLS, extract_answer
 
 REAL_DATA = os.environ.get(splits.DATA_VARIABLE)
 
@@ -33,6 +35,8 @@ GENERATED_TASKS = [f"latentref_{name}{mc}" for name in GENERATED for mc in ("", 
 GENERATED_DEV_TASKS = [f"{name}_dev" for name in GENERATED_TASKS]
 ALL_TASKS = [*GENERATING_TASKS, *CHOOSING_TASKS, *HARNESS_TASKS, *GENERATED_TASKS]
 ALL_TASKS += GENERATED_DEV_TASKS
+VOTING_TASKS = [f"latentref_{name}_vote" for name in BENCHMARKS]
+SAMPLING_TASKS = [*VOTING_TASKS, "latentref_gsm8k_pass"]
 GROUPS = ["latentref", "latentref_mc", "latentref_dev", "latentref_mc_dev"]
 
 EXPECTED_CHOICES = {
@@ -68,7 +72,7 @@ def first_document(task):
 
 def test_the_folder_declares_exactly_these_tasks_and_groups(manager):
     ours = {name for name in manager.all_tasks if name.startswith("latentref")}
-    assert ours == {*ALL_TASKS, *GROUPS}
+    assert ours == {*ALL_TASKS, *SAMPLING_TASKS, *GROUPS}
 
 
 def test_no_file_can_take_a_name_or_tag_of_lm_evals(manager):
@@ -181,6 +185,109 @@ def test_literal_generations_score_as_specified(text, score, tasks):
     task = tasks["latentref_gsm8k"]
     document = documents.document("gsm8k", EXPECTED_EXAMPLES["gsm8k"][0])
     assert task.process_results(document, [text]) == {"exact_match": score}
+
+
+# Protocols, and several samples of a document.
+
+
+def asked_under(protocol, name):
+    manager = TaskManager(
+        include_path=str(tasks_path()), include_defaults=False, metadata={"protocol": protocol}
+    )
+    task = manager.load([name])["tasks"][name]
+    task.build_all_requests(limit=1, rank=0, world_size=1)
+    return task
+
+
+@pytest.mark.parametrize(
+    ("protocol", "prompt", "target"),
+    [
+        ("coconut", "{}\n", "### {}"),
+        ("codi", "{}", "The answer is: {}"),
+        (
+            "colar",
+            "Question: {} Let's think step by step:(Thinking speed: 5)",
+            "Answer: {}",
+        ),
+    ],
+)
+def test_a_protocol_renders_the_same_documents(protocol, prompt, target, fixture_data, tasks):
+    for name in ("latentref_gsm8k", "latentref_strategyqa_mc"):
+        task, usual = asked_under(protocol, name), tasks[name]
+        assert list(task.eval_docs) == list(usual.eval_docs)
+        document = first_document(usual)
+        question = document["prompt"].removesuffix("\n")
+        assert task.instances[0].args[0] == prompt.format(question)
+        assert task.instances[0].doc == document
+        if name.endswith("_mc"):
+            choices = [request.args[1] for request in task.instances]
+            assert choices == [target.format(answer) for answer in ("yes", "no")]
+        else:
+            answer = document["answer_text"].removeprefix("### ")
+            assert task.doc_to_target(document) == target.format(answer)
+
+
+@pytest.mark.parametrize(
+    ("protocol", "text", "gold", "is_right"),
+    [
+        ("codi", "The answer is: 1,005", "1005", True),
+        ("codi", "The answer is: 18.0", "18", True),
+        ("codi", "18 eggs", "18", True),
+        ("codi", "The answer is: -18", "18", False),
+        ("codi", "The answer is: c", "c", True),
+        ("codi", "The answer is: Tom is a lempus.", "Tom is a lempus.", True),
+        ("colar", "Answer: 18", "18", True),
+        ("colar", "Answer: 19", "18", False),
+        ("colar", "", "18", False),
+        ("coconut", "### Tom is a lempus", "Tom is a lempus.", False),
+    ],
+)
+def test_each_protocol_judges_as_its_authors_do(protocol, text, gold, is_right):
+    assert PROTOCOLS[protocol].is_right(text, gold) == is_right
+
+
+def test_an_unknown_protocol_is_named(fixture_data):
+    with pytest.raises(LatentRefError, match="protocol=soft: it must be coconut, codi, colar"):
+        asked_under("soft", "latentref_gsm8k")
+
+
+@pytest.mark.parametrize("name", SAMPLING_TASKS)
+def test_sampling_tasks_ask_sixteen_times(name, manager, fixture_data):
+    task = manager.load([name])["tasks"][name]
+    task.build_all_requests(limit=1, rank=0, world_size=1)
+    (request,) = task.instances
+    assert request.repeats == 16
+
+
+def judged(manager, name, texts):
+    """What lm-eval makes of these samples of the first document, by filter."""
+    task = manager.load([name])["tasks"][name]
+    task.build_all_requests(limit=1, rank=0, world_size=1)
+    (request,) = task.instances
+    request.resps = list(texts)
+    task.apply_filters()
+    return {
+        key: task.process_results(request.doc, [value])
+        for key, value in request.filtered_resps.items()
+    }
+
+
+def test_a_vote_takes_the_answer_of_most_samples(manager, fixture_data):
+    gold = first_document(manager.load(["latentref_gsm8k"])["tasks"]["latentref_gsm8k"])
+    right = gold["answer_text"]
+    found = judged(manager, "latentref_gsm8k_vote", ["### 7", *[f"2+2 {right}"] * 9, *["x"] * 6])
+    assert found == {"answer": {"exact_match": 0.0}, "vote": {"exact_match": 1.0}}
+
+
+@pytest.mark.parametrize("num_right", [0, 1, 5, 16])
+def test_pass_at_k_is_the_share_of_subsets_with_a_right_sample(num_right, manager, fixture_data):
+    gold = first_document(manager.load(["latentref_gsm8k"])["tasks"]["latentref_gsm8k"])
+    texts = [gold["answer_text"]] * num_right + ["### none"] * (16 - num_right)
+    (found,) = judged(manager, "latentref_gsm8k_pass", texts).values()
+    for k in (1, 4, 16):
+        subsets = list(itertools.combinations(range(16), k))
+        share = sum(any(i < num_right for i in subset) for subset in subsets) / len(subsets)
+        assert found[f"pass@{k}"] == pytest.approx(share)
 
 
 @pytest.mark.parametrize("group", GROUPS)
