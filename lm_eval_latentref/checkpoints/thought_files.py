@@ -19,11 +19,10 @@ from lm_eval_latentref.checkpoints.families import Family, recognise, take_apart
 from lm_eval_latentref.checkpoints.files import (
     INDEX_SUFFIX,
     WEIGHT_FILES,
+    one_line,
     read_json_object,
-    reading,
 )
 from lm_eval_latentref.checkpoints.sources import Folder, Source
-from lm_eval_latentref.checkpoints.state_dicts import RawStateDict, read_tensors
 from lm_eval_latentref.errors import LatentRefError
 from lm_eval_latentref.latent.config import RefinementConfig
 from lm_eval_latentref.latent.kinds import KINDS
@@ -31,6 +30,7 @@ from lm_eval_latentref.latent.loaded import ThoughtFiles
 
 if TYPE_CHECKING:
     from lm_eval_latentref.checkpoints.sets import SetPlan
+    from lm_eval_latentref.checkpoints.state_dicts import RawStateDict
 
 MAP_NAME = "thought_map.safetensors"
 
@@ -93,6 +93,8 @@ def check_kind(config: RefinementConfig, found: FoundKind, plan: SetPlan) -> Non
 
 def thought_files(plan: SetPlan, raw: RawStateDict | None, config: Any) -> ThoughtFiles:
     """The map of the backbone, and the ids around its thoughts if no tokenizer names them."""
+    from lm_eval_latentref.checkpoints.state_dicts import read_tensors
+
     manifest, tensors = plan.manifest, {} if raw is None else raw.map
     path = plan.folder.find(MAP_NAME) if plan.folder is not None else None
     if path is not None:
@@ -151,6 +153,13 @@ def _keys(source: Source) -> list[str]:
         shards = read_json_object(path, "fetch it again").get("weight_map")
         return list(shards) if isinstance(shards, dict) else []
     if path.endswith(".safetensors"):
-        with reading(path, "fetch it again"), safe_open(path, "pt") as file:
-            return list(file.keys())
+        try:
+            with safe_open(path, "pt") as file:
+                return list(file.keys())
+        except Exception as error:
+            raise LatentRefError(
+                f"{path} cannot be loaded ({one_line(error)}); fetch or save it again"
+            ) from error
+    from lm_eval_latentref.checkpoints.state_dicts import read_tensors
+
     return list(read_tensors(path))

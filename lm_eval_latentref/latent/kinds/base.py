@@ -17,13 +17,14 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
-from torch import Tensor
+# Options are checked before torch is imported, and they belong to kinds.
+if TYPE_CHECKING:
+    from torch import Tensor
 
-from lm_eval_latentref.latent.kinds.draws import Draws
-from lm_eval_latentref.latent.networks import Network
-from lm_eval_latentref.latent.streams import picked
+    from lm_eval_latentref.latent.kinds.draws import Draws
+    from lm_eval_latentref.latent.networks import Network
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,6 +59,8 @@ class State:
 
     def select(self, rows: Sequence[int]) -> State:
         """The state of `rows`, in that order."""
+        from lm_eval_latentref.latent.streams import picked
+
         chosen = dataclasses.replace(
             self,
             num_rows=len(rows),

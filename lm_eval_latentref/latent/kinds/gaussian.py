@@ -9,13 +9,15 @@ Shape suffixes: B batch, D hidden size, V vocabulary.
 from __future__ import annotations
 
 from dataclasses import dataclass
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING
 
 from lm_eval_latentref.errors import LatentRefError
 from lm_eval_latentref.latent.kinds.base import Kind, Materials, State
-from lm_eval_latentref.latent.kinds.maps import MapWeights
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from lm_eval_latentref.latent.kinds.maps import MapWeights
 
 
 @dataclass(frozen=True, eq=False)
@@ -40,6 +42,8 @@ class Gaussian(Kind):
 
     @classmethod
     def of(cls, materials: Materials) -> Gaussian:
+        from lm_eval_latentref.latent.kinds.maps import MapWeights
+
         size, options = materials.network.hidden_size, materials.options
         weights = MapWeights.checked(
             materials.tensors,
@@ -64,6 +68,8 @@ class Gaussian(Kind):
         return cls(weights, options["thought_scale"], options["thought_temperature"])
 
     def vector(self, state: State) -> Tensor:
+        import torch
+
         weights = self.weights
         policy_BM = torch.nn.functional.gelu(weights.linear("fc_1", state.hidden_BD))
         policy_BM = weights.norm("norm", weights.linear("fc_2", policy_BM))

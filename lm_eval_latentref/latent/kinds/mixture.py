@@ -9,10 +9,12 @@ Shape suffixes: B batch, K likeliest tokens, D hidden size.
 from __future__ import annotations
 
 from dataclasses import dataclass
-
-from torch import Tensor
+from typing import TYPE_CHECKING
 
 from lm_eval_latentref.latent.kinds.base import Kind, Materials, State
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING
 
 from lm_eval_latentref.errors import LatentRefError
 from lm_eval_latentref.latent.kinds.base import Kind, Materials, State
 from lm_eval_latentref.latent.protocol import LATENT, MARKERS, single_token
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 @dataclass(frozen=True, eq=False)
@@ -40,6 +41,8 @@ class Pause(Kind):
     def vector(self, state: State) -> Tensor:
         if self.row_D is not None:
             return self.row_D.expand(state.num_rows, -1)
+        import torch
+
         ids_B1 = torch.full((state.num_rows, 1), self.pause_id, device=state.network.device)
         return state.network.embed(ids_B1)[:, 0]
 

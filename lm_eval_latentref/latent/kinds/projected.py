@@ -8,12 +8,14 @@ Shape suffixes: B batch, D hidden size.
 from __future__ import annotations
 
 from dataclasses import dataclass
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING
 
 from lm_eval_latentref.latent.kinds.base import Kind, Materials, State
-from lm_eval_latentref.latent.kinds.maps import MapWeights
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from lm_eval_latentref.latent.kinds.maps import MapWeights
 
 
 @dataclass(frozen=True, eq=False)
@@ -27,6 +29,8 @@ class Projected(Kind):
 
     @classmethod
     def of(cls, materials: Materials) -> Projected:
+        from lm_eval_latentref.latent.kinds.maps import MapWeights
+
         size = materials.network.hidden_size
         return cls(
             MapWeights.checked(
@@ -41,5 +45,7 @@ class Projected(Kind):
         )
 
     def vector(self, state: State) -> Tensor:
+        import torch
+
         wide_BM = torch.nn.functional.gelu(self.weights.linear("linear_1", state.hidden_BD))
         return self.weights.norm("norm", self.weights.linear("linear_2", wide_BM))

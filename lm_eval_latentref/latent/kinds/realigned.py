@@ -9,13 +9,15 @@ Shape suffixes: B batch, D hidden size, V vocabulary.
 from __future__ import annotations
 
 from dataclasses import dataclass
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING
 
 from lm_eval_latentref.errors import LatentRefError
 from lm_eval_latentref.latent.kinds.base import Kind, Materials, State
-from lm_eval_latentref.latent.networks import Network
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from lm_eval_latentref.latent.networks import Network
 
 RIDGE = 1e-5
 ROWS_AT_ONCE = 8192
@@ -35,12 +37,14 @@ class Realigned(Kind):
     defaults = {**Kind.defaults, "realign": "identity"}  # noqa: RUF012
 
     @classmethod
-    @torch.no_grad()
     def of(cls, materials: Materials) -> Realigned:
+        import torch
+
         network = materials.network
-        matrix_DD = _ridge(network) if materials.options["realign"] == "ridge" else None
-        norms = [rows_VD.norm(dim=-1) for rows_VD in _embedding_rows(network)]
-        return cls(norm=torch.cat(norms).mean().item(), matrix_DD=matrix_DD)
+        with torch.no_grad():
+            matrix_DD = _ridge(network) if materials.options["realign"] == "ridge" else None
+            norms = [rows_VD.norm(dim=-1) for rows_VD in _embedding_rows(network)]
+            return cls(norm=torch.cat(norms).mean().item(), matrix_DD=matrix_DD)
 
     def vector(self, state: State) -> Tensor:
         aligned_BD = state.hidden_BD
@@ -51,11 +55,15 @@ class Realigned(Kind):
 
 def _embedding_rows(network: Network) -> list[Tensor]:
     """The vectors that tokens are fed as, in float32, in parts of (V, D)."""
+    import torch
+
     ids_V = torch.arange(network.num_embeddings)
     return [network.embed(part).float() for part in ids_V.split(ROWS_AT_ONCE)]
 
 
 def _ridge(network: Network) -> Tensor:
+    import torch
+
     out_VD = network.causal_lm.get_output_embeddings().weight
     in_VD = torch.cat(_embedding_rows(network))
     if not out_VD.is_floating_point() or out_VD.shape != in_VD.shape:

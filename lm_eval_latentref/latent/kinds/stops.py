@@ -11,12 +11,14 @@ Shape suffixes: B batch, V vocabulary, E entropy stops.
 from __future__ import annotations
 
 from dataclasses import dataclass
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING
 
 from lm_eval_latentref.errors import LatentRefError
 from lm_eval_latentref.latent.kinds.base import Kind, State
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
 
 STEPS, END_TOKEN = "steps", "end_token"
 _ENTROPIES = {"low_entropy": (0.01, 256), "high_entropy": (5.0, 1)}
@@ -48,10 +50,14 @@ class StopRule:
 
     def start(self, num_rows: int, device: torch.device) -> Tensor:
         """For how many steps each entropy stop has held (B, E): none."""
+        import torch
+
         return torch.zeros(num_rows, len(self.entropies), dtype=torch.long, device=device)
 
     def stops(self, kind: Kind, state: State, streaks_BE: Tensor) -> tuple[Tensor, Tensor]:
         """Which rows stop here (B,), and the number of steps that each entropy stop has held."""
+        import torch
+
         stops_B = torch.zeros(state.num_rows, dtype=torch.bool, device=streaks_BE.device)
         if self.end_id is not None:
             stops_B |= kind.ends(state, self.end_id)
@@ -109,4 +115,4 @@ def make_stop(
 def _entropy(logits_BV: Tensor) -> Tensor:
     log_p_BV = logits_BV.log_softmax(-1)
     # A token that cannot come, of logit -inf, adds nothing.
-    return -(log_p_BV.exp() * log_p_BV.clamp(min=torch.finfo(log_p_BV.dtype).min)).sum(-1)
+    return -(log_p_BV.exp() * log_p_BV.clamp(min=-1e30)).sum(-1)
