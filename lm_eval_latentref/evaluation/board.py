@@ -288,7 +288,8 @@ class Ranking:
 
     def _note_difference(self, first: Row, second: Row) -> None:
         task, field = self._difference(first, second) or ("", "")
-        values = [plain(_work(row.entry.tasks[task][0], field)) for row in (first, second)]
+        values = [_work(row.entry.tasks[task][0], field) for row in (first, second)]
+        values = [f"{v:.10g}" if isinstance(v, float) else plain(v) for v in values]
         shown = "" if field == "documents" else f" ({values[0]} and {values[1]})"
         self.notes.append(
             f"{first.name} and {second.name} are not compared: {field} of {plain(task)} "

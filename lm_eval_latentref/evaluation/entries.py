@@ -186,8 +186,18 @@ def command(run: Run) -> str:
     seeds = [run.config.get(name) for name in _SEEDS]
     if all(isinstance(seed, int) for seed in seeds) and seeds != [0, 1234, 1234, 1234]:
         words += ["--seed", ",".join(map(str, seeds))]
-    words += ["--apply_chat_template"] if run.has_chat_template else []
+    words += _prompting_words(run.prompting)
     return shlex.join(plain(word) for word in [*words, "--log_samples", "--output_path", "OUT"])
+
+
+def _prompting_words(prompting: Mapping[str, Any]) -> list[str]:
+    words = ["--apply_chat_template"] if prompting["chat_template"] else []
+    if instruction := prompting["system_instruction"]:
+        words += ["--system_instruction", str(instruction)]
+    multiturn = prompting["fewshot_as_multiturn"]
+    # With a template, lm-eval's default is that of its release; else it matters nothing.
+    known = prompting["chat_template"] and isinstance(multiturn, bool)
+    return [*words, "--fewshot_as_multiturn", str(multiturn)] if known else words
 
 
 def _same_but_seeds(runs: Iterable[Run], notes: list[str]) -> list[list[Run]]:
@@ -213,7 +223,8 @@ def _identity(run: Run, *, seeds: bool) -> str:
     settings = {k: v for k, v in run.settings.items() if k not in ("cost", "data")}
     chosen = [run.config.get(name) for name in _SEEDS] if seeds else None
     args = [run.model, run.name, run.model_args, run.device, run.dtype, settings]
-    return json.dumps([*args, work, chosen], sort_keys=True, default=str)
+    other = [run.prompting, run.config.get("gen_kwargs"), run.config.get("model_sha")]
+    return json.dumps([*args, *other, work, chosen], sort_keys=True, default=str)
 
 
 def _scores(run: Run) -> dict[str, Any]:

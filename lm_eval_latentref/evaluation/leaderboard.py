@@ -132,10 +132,17 @@ class _Builder:
                 f"{'all' if most == len(self.entries) else 'most'} rows have; not over {others}"
             )
         shares = [task for task in common if self._is_share(task, preferred[task])]
+        # A metric that only all documents together give would leave no pair to test.
+        shares = [task for task in shares if self._has_pairs(task, preferred[task])] or shares
         if shares and len(shares) < len(common):
             others = ", ".join(plain(task) for task in common if task not in shares)
             self.notes.append(f"no share of right answers, so not in the mean: {others}")
         return {task: preferred[task] for task in shares or common[:1]}
+
+    def _has_pairs(self, task: str, metric: str) -> bool:
+        """Whether some run's samples give the metric; without any samples it may be so."""
+        sampled = [t for e in self.entries for t in e.tasks.get(task, ()) if t.columns]
+        return not sampled or any(t.paired(metric) for t in sampled)
 
     def _is_share(self, task: str, metric: str) -> bool:
         scores = [

@@ -15,6 +15,7 @@ takes of them, by date and task in their name, and by the scores they add up to.
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -35,6 +36,7 @@ _ENVIRONMENT = {
     "cpu": re.compile(r"^Model name: (.+)$", re.MULTILINE),
 }
 """Of the text that lm-eval takes from torch.utils.collect_env."""
+_PROMPTING = ("chat_template", "system_instruction", "fewshot_as_multiturn")
 _TOLERANCE = 1e-6  # by which a mean of samples may differ from lm-eval's own
 
 
@@ -107,7 +109,8 @@ class Run:
     task_hashes: Mapping[str, str]
     environment: str
     """What torch says of the machine, as text."""
-    has_chat_template: bool
+    prompting: Mapping[str, Any]
+    """`chat_template`, `system_instruction` and `fewshot_as_multiturn`, as lm-eval records them."""
 
     @property
     def device(self) -> str | None:
@@ -229,10 +232,10 @@ def _run(file: Path, content: dict[str, Any]) -> Run:
         config=content["config"],
         date=_number(content.get("date")),
         versions=versions,
-        seconds=None if seconds is None else float(seconds),
+        seconds=_number(float(seconds)) if isinstance(seconds, int | float | str) else None,
         task_hashes=dict(content.get("task_hashes") or {}),
         environment=str(content.get("pretty_env_info") or ""),
-        has_chat_template=bool(content.get("chat_template")),
+        prompting={name: content.get(name) for name in _PROMPTING},
     )
 
 
@@ -354,6 +357,7 @@ def _number(value: Any) -> float | None:
     if not isinstance(value, int | float) or isinstance(value, bool):
         return None
     try:
-        return float(value)
+        number = float(value)
     except OverflowError:  # an integer of hundreds of digits
         return None
+    return number if math.isfinite(number) else None

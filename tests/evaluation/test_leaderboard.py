@@ -21,6 +21,7 @@ from lm_eval_latentref.evaluation.leaderboard_report import (
     as_json,
     as_markdown,
     as_text,
+    save,
     save_eval_results,
 )
 
@@ -157,6 +158,7 @@ def test_other_work_is_not_compared_unless_it_may_differ(field, change, three):
     (note,) = [note for note in board.notes if "odd" in note]
     assert field in note
     assert "are not compared" in note
+    assert ".0" not in note
     allowed = leaderboard([three], allow_different=[field])
     assert by_name(allowed)["odd"].rank == 2
     assert any(field in note for note in allowed.notes)
@@ -193,6 +195,29 @@ def test_a_perplexity_beside_choices_is_shown_and_blocks_nothing(tmp_path):
     assert any("not in the mean: wiki" in note for note in board.notes)
 
 
+def test_a_metric_of_all_documents_together_blocks_no_pairs_of_the_others(tmp_path):
+    for name, num in (("a", 0), ("b", 90)):
+        tasks = {"t": {"acc": turned(num)}, "f": {"f1": [[0, 1], [1, 1]]}}
+        file = write_run(tmp_path / name, tasks, name=name)
+        content = json.loads(file.read_text())
+        content["results"]["f"]["f1,none"] = 0.6
+        file.write_text(json.dumps(content))
+    board = leaderboard([tmp_path])
+    assert board.ranked_by == {"t": "acc,none"}
+    assert [row.rank for row in board.rows] == [1, 2]
+    assert any("not in the mean: f" in note for note in board.notes)
+
+
+@pytest.mark.parametrize("seconds", ["1e400", "nan", [], {}])
+def test_a_time_that_is_no_number_is_not_known(tmp_path, seconds):
+    options = {"total_evaluation_time_seconds": seconds}
+    write_run(tmp_path / "a", {"t": {"acc": turned(0)}}, name="a", **options)
+    write_run(tmp_path / "b", {"t": {"acc": turned(1)}}, name="b")
+    board = leaderboard([tmp_path])
+    assert by_name(board)["a"].entry.cost["wall_seconds"] is None
+    assert len(save(board, tmp_path / "board")) == 5
+
+
 def test_a_lower_value_is_better_where_lm_eval_says_so(tmp_path):
     for name, value in (("a", 30.0), ("b", 20.0)):
         file = write_run(tmp_path / name, {"wiki": {"bpb": [value, value]}}, name=name)
@@ -221,6 +246,23 @@ def test_named_rows_join_the_tasks_that_were_run_one_by_one(tmp_path):
     write_run(tmp_path / "2", {"u": {"acc": [1, 1]}})
     board = leaderboard([f"mine={tmp_path / '1'}", f"mine={tmp_path / '2'}"])
     assert [(row.name, row.mean) for row in board.rows] == [("mine", 0.75)]
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        {"chat_template": "{{ x }}"},
+        {"system_instruction": "Be brief."},
+        {"fewshot_as_multiturn": True},
+        {"config": {"gen_kwargs": {"temperature": 1}, "random_seed": 7}},
+        {"config": {"model_sha": "abc", "random_seed": 7}},
+    ],
+)
+def test_runs_that_differ_in_more_than_seeds_are_rows_of_their_own(tmp_path, other):
+    write_run(tmp_path / "a", {"t": {"acc": turned(0)}})
+    other = {"config": {"random_seed": 7}, **other}
+    write_run(tmp_path / "b", {"t": {"acc": turned(90)}}, **other)
+    assert len(leaderboard([tmp_path]).rows) == 2
 
 
 def test_a_run_that_is_there_twice_is_one_row(tmp_path):
@@ -281,6 +323,14 @@ def test_the_command_repeats_the_row_and_gives_no_secret_away(tmp_path):
         "--tasks t,u --num_fewshot 5 --limit 100 --batch_size 8 --device cpu --seed 7,7,7,7 "
         "--log_samples --output_path OUT"
     )
+
+
+def test_the_command_repeats_the_prompt(tmp_path):
+    prompting = {"chat_template": "{{ x }}", "system_instruction": "Be brief."}
+    write_run(tmp_path, {"t": {"acc": [1, 0]}}, fewshot_as_multiturn=False, **prompting)
+    (row,) = leaderboard([tmp_path]).rows
+    options = "--apply_chat_template --system_instruction 'Be brief.' --fewshot_as_multiturn False"
+    assert options in row.entry.command
 
 
 HOSTILE = "<script>x</script>|\x1b[31mred\u202e`\n# h"
