@@ -231,10 +231,16 @@ class Ranking:
             self._rank_by_stderr(ranked)
 
     def _rank_by_stderr(self, ranked: Sequence[int]) -> None:
-        rows = [self.rows[k] for k in ranked]
-        if any(row.mean_stderr is None for row in rows):
-            self.notes.append("rows without samples have no rank: some standard errors are missing")
+        unknown = [k for k in ranked if not self._sampled[k] and self.rows[k].mean_stderr is None]
+        if unknown:
+            self.notes.append(
+                "no rank, for want of samples or a standard error: "
+                + ", ".join(self.rows[k].name for k in unknown)
+            )
+        ranked = [k for k in ranked if self.rows[k].mean_stderr is not None]
+        if all(self._sampled[k] for k in ranked):
             return
+        rows = [self.rows[k] for k in ranked]
         names = [row.name for row in rows]
         pairs = [self._unpaired(*two, 0) for two in itertools.combinations(rows, 2)]
         adjusted = holm([pair.p for pair in pairs if pair])
@@ -276,11 +282,15 @@ class Ranking:
         for task in self.ranked_by:
             for a, b in itertools.product(first.entry.tasks[task], second.entry.tasks[task]):
                 for name in FIELDS:
-                    if name not in self.allowed and self._differs(a, b, name):
+                    if self._differs(a, b, name):
                         return task, name
         return None
 
     def _differs(self, first: Task, second: Task, field: str) -> bool:
+        if field == "documents" and not _common_documents(first, second):
+            return True  # allowed or not, there is nothing to pair
+        if field in self.allowed:
+            return False
         if field == "documents":
             return not _same_documents(first, second, any_number="limit" in self.allowed)
         mine, others = _work(first, field), _work(second, field)
@@ -291,9 +301,10 @@ class Ranking:
         values = [_work(row.entry.tasks[task][0], field) for row in (first, second)]
         values = [f"{v:.10g}" if isinstance(v, float) else plain(v) for v in values]
         shown = "" if field == "documents" else f" ({values[0]} and {values[1]})"
+        way = f"; --allow_different {field} compares them anyway"
         self.notes.append(
             f"{first.name} and {second.name} are not compared: {field} of {plain(task)} "
-            f"differs{shown}; --allow_different {field} compares them anyway"
+            f"differs{shown}{'' if field in self.allowed else way}"
         )
 
     def _has_samples(self, row: Row) -> bool:
@@ -303,11 +314,9 @@ class Ranking:
             for task, metric in self.ranked_by.items()
         )
 
-    def _paired(self, first: Row, second: Row, seed: int) -> Pair | None:
+    def _paired(self, first: Row, second: Row, seed: int) -> Pair:
         values = [self._aligned(task, first, second) for task in self.ranked_by]
         firsts, seconds = zip(*values, strict=True)
-        if not all(v.size for v in firsts):
-            return None
         interval = paired_difference(firsts, seconds, seed=seed, num_resamples=_NUM_RESAMPLES)
         p = paired_p(firsts, seconds)
         return Pair(
@@ -370,6 +379,14 @@ def _work(task: Task, field: str) -> Any:
     """What must be equal in two runs; None where it is not recorded."""
     value = task.num_documents if field == "limit" else getattr(task, field, None)
     return float(value) if isinstance(value, int | float) else value
+
+
+def _common_documents(first: Task, second: Task) -> bool:
+    """Whether two runs of a task have a number of a document in common, as far as samples say."""
+    if not first.columns or not second.columns:
+        return True
+    a, b = (next(iter(task.columns.values())) for task in (first, second))
+    return bool(np.intersect1d(a.doc_ids, b.doc_ids).size)
 
 
 def _same_documents(first: Task, second: Task, *, any_number: bool) -> bool:

@@ -326,11 +326,12 @@ def _judged(
     pair: _Pair, p_value: float, max_drop: float, significance: float, show_flips: int
 ) -> Result:
     first, second, drop = pair.first, pair.second, pair.drop
+    rises = is_lower_better(first.scores[pair.metric])
     outcome = judge_paired(
-        drop, adjusted_p_value=p_value, max_drop=max_drop, significance=significance
+        drop, adjusted_p_value=p_value, max_drop=max_drop, significance=significance, rises=rises
     )
     difference, low, high = 0.0 - drop.value, -drop.upper, -drop.lower  # 0.0, not -0.0
-    if is_lower_better(first.scores[pair.metric]):
+    if rises:
         difference, low, high = drop.value, drop.lower, drop.upper
     return Result(
         task=first.name,

@@ -179,7 +179,12 @@ def failed(task: str, metric: str, reason: str, baseline: float | None = None) -
 
 
 def judge_paired(
-    drop: Drop, *, adjusted_p_value: float, max_drop: float, significance: float
+    drop: Drop,
+    *,
+    adjusted_p_value: float,
+    max_drop: float,
+    significance: float,
+    rises: bool = False,
 ) -> Outcome:
     """Judges a drop on the same documents.
 
@@ -189,9 +194,11 @@ def judge_paired(
 
     Args:
         adjusted_p_value: the drop's p-value, adjusted for the other metrics that are judged.
+        rises: whether a drop is called a rise, as of a metric that is better when it is lower.
     """
     if adjusted_p_value <= significance and drop.value > max_drop:
-        reason = f"dropped by {drop.value:.4f}, more than {max_drop:g} (p = {adjusted_p_value:.2g})"
+        reason = f"{'rose' if rises else 'dropped'} by {drop.value:.4f}, more than {max_drop:g}"
+        reason += f" (p = {adjusted_p_value:.2g} by Holm)"
         return Outcome(verdict="fail", reason=reason)
     if max_drop == 0.0 or not drop.num_changed or drop.upper <= max_drop:
         reason = "" if drop.num_changed else "no document changed"
@@ -201,7 +208,8 @@ def judge_paired(
     # What Holm's adjustment left of the significance for this metric.
     share = drop.p_value / adjusted_p_value if adjusted_p_value else 1.0
     needed = documents_to_settle(drop, max_drop=max_drop, significance=significance * share)
-    reason = f"a drop of up to {drop.upper:.4f} is possible, {max_drop:g} is accepted; "
+    reason = f"a {'rise' if rises else 'drop'} of up to {drop.upper:.4f} is possible, "
+    reason += f"{max_drop:g} is accepted; "
     reason += f"about {needed} documents would settle it" if needed else "no number settles it"
     return Outcome(verdict="inconclusive", reason=reason, detectable=needed)
 
@@ -211,7 +219,8 @@ def judge_scores(
 ) -> Result:
     """Judges two values without a test: the candidate is at most `tolerance` worse, or it fails."""
     difference = candidate.value - baseline.value
-    outcome = _within(difference if is_lower_better(candidate) else -difference, tolerance)
+    rises = is_lower_better(candidate)
+    outcome = _within(difference if rises else -difference, tolerance, rises=rises)
     half = math.nan
     if baseline.stderr is not None and candidate.stderr is not None:
         half = stats.norm.ppf(CONFIDENCE) * math.hypot(baseline.stderr, candidate.stderr)
@@ -232,9 +241,9 @@ def is_lower_better(score: Score) -> bool:
     return score.higher_is_better is False
 
 
-def _within(drop: float, tolerance: float) -> Outcome:
+def _within(drop: float, tolerance: float, *, rises: bool) -> Outcome:
     if not drop <= tolerance + _ROUNDING:  # not `>`: a nan must not pass
-        reason = f"dropped by {drop:.4g}, more than {tolerance:.4g}"
+        reason = f"{'rose' if rises else 'dropped'} by {drop:.4g}, more than {tolerance:.4g}"
         return Outcome(verdict="fail", reason=reason)
     return Outcome(verdict="pass", reason=_BETTER if -drop > tolerance + _ROUNDING else "")
 

@@ -43,6 +43,7 @@ from lm_eval_latentref.evaluation.check import (
 from lm_eval_latentref.evaluation.check_rules import Result
 from lm_eval_latentref.evaluation.golden import Answers, answers, write_golden
 from lm_eval_latentref.evaluation.results import Run, read_results
+from lm_eval_latentref.evaluation.wording import figure
 
 
 def gate(
@@ -280,7 +281,7 @@ def _cells(result: Result) -> list[str]:
     return [
         *(printable(result.task), printable(result.metric)),
         *(_number(result.baseline), _number(result.candidate)),
-        "" if result.difference is None else f"{result.difference:+.4f}",
+        "" if result.difference is None else figure(result.difference, sign="+"),
         "" if interval is None else f"[{interval[0]:+.4f}, {interval[1]:+.4f}]",
         _probability(result.p_value),
         result.verdict,
@@ -317,7 +318,7 @@ def _reason(result: Result) -> str:
 
 
 def _number(value: float | None) -> str:
-    return "" if value is None else f"{value:.4f}"
+    return "" if value is None else figure(value)
 
 
 def _probability(value: float | None) -> str:

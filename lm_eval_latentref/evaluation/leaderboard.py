@@ -9,6 +9,7 @@ them. Runs no model; `leaderboard_report` and `leaderboard_page` write what is b
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
@@ -62,8 +63,12 @@ def state_of(paths: Iterable[str | Path]) -> list[tuple[str, int, int]]:
     """Names, sizes and times of the files that `leaderboard` would read: they say what is new."""
     places = [path_of(path)[1] for path in paths]
     files = [file for place in places for file in result_files(Path(place).expanduser())]
-    stats = [(str(file), file.stat()) for file in files]
-    return [(name, stat.st_size, stat.st_mtime_ns) for name, stat in stats]
+    states = []
+    for file in files:
+        with contextlib.suppress(OSError):  # gone since the folder was listed
+            stat = file.stat()
+            states.append((str(file), stat.st_size, stat.st_mtime_ns))
+    return states
 
 
 class _Builder:

@@ -34,7 +34,7 @@ from lm_eval_latentref.evaluation.entries import SETTINGS
 from lm_eval_latentref.evaluation.results import Task
 from lm_eval_latentref.evaluation.samples import answer_text, clip, gold_text, read_at, request
 from lm_eval_latentref.evaluation.templates import render
-from lm_eval_latentref.evaluation.wording import plain, short_name
+from lm_eval_latentref.evaluation.wording import figure, plain, short_name
 
 MAX_TEXT_BYTES = 1_500_000
 """Of questions and answers in a page; documents beyond it are counted, not shown."""
@@ -93,14 +93,13 @@ def _rows(board: Board) -> list[dict[str, Any]]:
     bars = _bars(board.rows)
     rows, before = [], None
     for row, bar in zip(board.rows, bars, strict=True):
-        rank = row.rank if row.rank is not None else row.rank_by_stderr
         made = made_with(row)
         rows.append(
             {
                 "name": row.name,
                 "model": row.entry.model_class if _is_of_model(row) else row.entry.model,
-                "shade": "none" if rank is None else min(rank, 3),
-                "starts_tier": rank != before,
+                "shade": _shade(row),
+                "starts_tier": row.rank_text != before,
                 "cells": _cells(board, row),
                 "bar": bar,
                 "command": row.entry.command,
@@ -110,8 +109,14 @@ def _rows(board: Board) -> list[dict[str, Any]]:
                 ).lower(),
             }
         )
-        before = rank
+        before = row.rank_text
     return rows
+
+
+def _shade(row: Row) -> str:
+    if row.rank is not None:
+        return str(min(row.rank, 3))
+    return "none" if row.rank_by_stderr is None else "by-stderr"
 
 
 def _is_of_model(row: Row) -> bool:
@@ -153,15 +158,15 @@ def _cell(kind: str, text: str, value: Any) -> dict[str, Any]:
 def _number(kind: str, value: float | None, error: float | None = None) -> dict[str, Any]:
     if value is None:
         return _cell(kind, "", "")
-    cell = _cell(kind, f"{value:.4f}", value)
-    return cell | {"error": "" if error is None else f"{error:.4f}"}
+    cell = _cell(kind, figure(value), value)
+    return cell | {"error": "" if error is None else figure(error)}
 
 
 def _difference_cell(board: Board, row: Row) -> dict[str, Any]:
     interval = board.to_baseline.get(row.name)
     if interval is None:
         return _cell("main", "", "")
-    cell = _cell("main", f"{interval.mean:+.4f}", interval.mean)
+    cell = _cell("main", figure(interval.mean, sign="+"), interval.mean)
     known = interval.low == interval.low
     return cell | {"error": f"[{interval.low:+.4f}, {interval.high:+.4f}]" if known else ""}
 

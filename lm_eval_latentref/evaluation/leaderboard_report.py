@@ -36,7 +36,7 @@ from lm_eval_latentref.evaluation.leaderboard import METRICS, leaderboard, state
 from lm_eval_latentref.evaluation.leaderboard_page import as_html
 from lm_eval_latentref.evaluation.results import BOARD_FORMAT, Task
 from lm_eval_latentref.evaluation.templates import render
-from lm_eval_latentref.evaluation.wording import markdown, plain, table
+from lm_eval_latentref.evaluation.wording import figure, markdown, plain, table
 
 
 def show(
@@ -154,7 +154,8 @@ def as_csv(board: Board) -> str:
             line[name], line[f"{name}:stderr"], line[f"{name}:n"] = (
                 (cell.value, cell.stderr, cell.n) if cell else (None, None, None)
             )
-        line |= {label: row.entry.settings.get(name) for name, label in SETTINGS.items()}
+        settings = {label: row.entry.settings.get(name, "") for name, label in SETTINGS.items()}
+        line |= {label: _inert_value(value) for label, value in settings.items()}
         cost = dict(row.entry.cost)
         forwards = cost.pop("forwards_per_document") or {}
         line |= {**cost, "forwards_per_document": sum(forwards.values()) if forwards else None}
@@ -214,7 +215,8 @@ def save_eval_results(board: Board, folder: str | Path) -> list[Path]:
     from huggingface_hub import EvalResultEntry, eval_result_entries_to_yaml
 
     files, skipped = [], set()
-    for row in board.rows:
+    folders = _folders([row.name for row in board.rows])
+    for row, own in zip(board.rows, folders, strict=True):
         for name, (task, *_) in row.entry.tasks.items():
             if (dataset := _hub_id(row, task)) is None:
                 skipped.add(plain(name))
@@ -229,7 +231,7 @@ def save_eval_results(board: Board, folder: str | Path) -> list[Path]:
                 )
                 for metric, cell in row.tasks[name].items()
             ]
-            file = Path(folder) / _slug(row.name) / ".eval_results" / f"{_slug(name)}.yaml"
+            file = Path(folder) / own / ".eval_results" / f"{_slug(name)}.yaml"
             with saving(file):
                 file.parent.mkdir(parents=True, exist_ok=True)
             text = yaml.safe_dump(eval_result_entries_to_yaml(entries), sort_keys=False)
@@ -273,13 +275,13 @@ def _to_baseline(board: Board, row: Row) -> str:
     if interval is None:
         return ""
     bounds = f" [{interval.low:+.4f}, {interval.high:+.4f}]" if interval.low == interval.low else ""
-    return f"{interval.mean:+.4f}{bounds}"
+    return f"{figure(interval.mean, sign='+')}{bounds}"
 
 
 def _with_error(value: float | None, stderr: float | None) -> str:
     if value is None:
         return ""
-    return f"{value:.4f}" + ("" if stderr is None else f" ± {stderr:.4f}")
+    return figure(value) + ("" if stderr is None else f" ± {figure(stderr)}")
 
 
 def _row_values(board: Board, row: Row) -> dict[str, Any]:
@@ -327,8 +329,21 @@ def _notes(row: Row, task: Task, metric: str, cell: Cell) -> str:
     return plain(", ".join([metric, *shots, f"{cell.n} documents", *error, *settings]))
 
 
+def _folders(names: Sequence[str]) -> list[str]:
+    """A folder's name for each row, with a number where several would be the same."""
+    slugs = [_slug(name) for name in names]
+    return [
+        slug if slugs.index(slug) == place else f"{slug}-{place + 1}"
+        for place, slug in enumerate(slugs)
+    ]
+
+
 def _slug(name: str) -> str:
     return re.sub(r"[^\w.-]+", "-", plain(name)).strip("-.") or "row"
+
+
+def _inert_value(value: Any) -> Any:
+    return value if isinstance(value, int | float) else _inert(plain(value))
 
 
 def _inert(text: str) -> str:

@@ -25,6 +25,15 @@ def plain(text: Any) -> str:
     return " ".join(printable(str(text)).split())
 
 
+def figure(value: float, *, sign: str = "") -> str:
+    """A metric with four decimals, or fewer digits where it is a million or more.
+
+    Args:
+        sign: "+" for a difference.
+    """
+    return f"{value:{sign}.4f}" if abs(value) < 1e6 else f"{value:{sign}.6g}"
+
+
 def short_name(name: str) -> str:
     """The last folder of a path; other names, such as a hub id, as they are."""
     name = plain(name)

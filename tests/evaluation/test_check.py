@@ -74,6 +74,8 @@ def test_the_p_value_is_one_sided_and_adjusted_by_holm(runs):
     assert [result.p_value for result in results] == pytest.approx([*p_values, 1.0])
     expected = [3 * p_values[0], 2 * p_values[1], 1.0]
     assert [result.adjusted_p_value for result in results] == pytest.approx(expected)
+    strict = check(runs("new", new), baseline=old, max_drop=0.01).results[0]
+    assert "by Holm" in strict.reason
 
 
 def test_a_task_or_metric_that_is_missing_fails_by_name(runs):
@@ -122,6 +124,7 @@ def test_a_metric_that_only_the_aggregate_has_is_compared_by_its_value(runs):
     perplexity, accuracy = check(new, baseline=old).results
     assert (perplexity.verdict, perplexity.p_value) == ("fail", None)
     assert (perplexity.baseline, perplexity.candidate) == (2.0, 3.0)
+    assert perplexity.reason == "rose by 1, more than 0.16"
     assert accuracy.verdict == "pass"
 
 
@@ -135,6 +138,7 @@ def test_where_lower_is_better_a_rise_is_the_drop(runs):
         ]
         (result,) = check(folders[1], baseline=folders[0]).results
         assert result.verdict == verdict
+        assert ("rose by 0.8000" in result.reason) == (verdict == "fail")
         assert result.interval[0] <= result.difference <= result.interval[1]
 
 

@@ -14,7 +14,9 @@ from scipy import stats
 
 from lm_eval_latentref.cli import main
 from lm_eval_latentref.errors import LatentRefError
-from lm_eval_latentref.evaluation.leaderboard import leaderboard
+from lm_eval_latentref.evaluation import leaderboard as leaderboard_module
+from lm_eval_latentref.evaluation.board import FIELDS
+from lm_eval_latentref.evaluation.leaderboard import leaderboard, state_of
 from lm_eval_latentref.evaluation.leaderboard_report import (
     as_csv,
     as_html,
@@ -126,6 +128,7 @@ def test_rows_without_samples_are_ranked_in_brackets(tmp_path):
         "plain": (1, None),
     }
     assert "(1)" in as_text(board)
+    assert as_html(board).count('"chip tier-by-stderr"') == 1
     assert any("ranks in brackets" in note for note in board.notes)
 
 
@@ -136,6 +139,12 @@ def test_standard_errors_that_are_missing_leave_no_rank(tmp_path):
         )
     board = leaderboard([tmp_path])
     assert [(row.rank, row.rank_by_stderr) for row in board.rows] == [(None, None)] * 2
+    write_run(tmp_path / "c", {"t": {"acc": turned(90)}}, name="c", log_samples=False)
+    write_run(tmp_path / "d", {"t": {"acc": turned(0)}}, name="d", log_samples=False)
+    board = leaderboard([tmp_path])
+    ranks = {row.name: row.rank_by_stderr for row in board.rows}
+    assert ranks == {"c": 1, "d": 2, "a": None, "b": None}
+    assert any("no rank, for want of samples or a standard error: a, b" in n for n in board.notes)
 
 
 @pytest.mark.parametrize(
@@ -162,6 +171,18 @@ def test_other_work_is_not_compared_unless_it_may_differ(field, change, three):
     allowed = leaderboard([three], allow_different=[field])
     assert by_name(allowed)["odd"].rank == 2
     assert any(field in note for note in allowed.notes)
+
+
+def test_rows_without_a_document_in_common_are_never_compared(tmp_path):
+    write_run(tmp_path / "a", {"t": {"acc": turned(0)}}, name="a")
+    file = write_run(tmp_path / "b", {"t": {"acc": turned(90)}}, name="b")
+    samples = next(file.parent.glob("samples*"))
+    samples.write_text(samples.read_text().replace('"doc_id": ', '"doc_id": 1000'))
+    board = leaderboard([tmp_path], allow_different=FIELDS)
+    assert not board.pairs
+    assert sorted(str(row.rank) for row in board.rows) == ["1", "None"]
+    (note,) = [note for note in board.notes if "not compared: documents of t" in note]
+    assert "--allow_different" not in note
 
 
 def test_several_processes_and_one_do_the_same_work(tmp_path):
@@ -391,6 +412,27 @@ def test_entries_of_the_hub_hold_value_and_settings(tmp_path):
     assert (entry["value"], entry["date"]) == (0.5, "2026-01-01")
     assert "memory_rate=0.3" in entry["notes"]
     assert any("no id on the hub: own" in note for note in board.notes)
+    twins = leaderboard([f"a b={tmp_path / 'run'}", f"a-b={tmp_path / 'run'}"])
+    assert len(set(save_eval_results(twins, tmp_path / "twins"))) == 2
+
+
+def test_a_file_that_goes_while_it_is_watched_is_no_error(three, monkeypatch):
+    before = state_of([three])
+    monkeypatch.setattr(leaderboard_module, "result_files", lambda path: [path / "gone.json"])
+    assert state_of([three]) == [] != before
+
+
+def test_a_setting_is_no_formula(tmp_path):
+    config = {"latentref": {"latent_kind": "=cmd()", "latent_steps": 6}}
+    write_run(tmp_path, {"t": {"acc": [1, 0]}}, config=config)
+    (line,) = csv.DictReader(io.StringIO(as_csv(leaderboard([tmp_path]))))
+    assert (line["kind"], line["T"]) == ("'=cmd()", "6")
+
+
+def test_a_perplexity_of_millions_is_short(tmp_path):
+    write_run(tmp_path, {"t": {"perplexity": [1e12, 1e12 + 2]}}, candidates=1)
+    board = leaderboard([tmp_path])
+    assert all("1e+12" in text for text in (as_text(board), as_html(board)))
 
 
 def test_no_run_at_all_is_one_line():
