@@ -1,7 +1,9 @@
 """The one exception that a user's mistake raises.
 
     raise LatentRefError("memory_rate=1.5: it must lie in [0, 1]; give a value such as 0.3")
+    check_place("out/study")                        # before time is spent on what goes there
     with saving(path): path.write_text(report)      # a full disk ends in one line, too
+    say(f"{file} is written")                       # to stderr, without control characters
 
 Its message is one line: what was given, what is allowed and what to do next.
 """
@@ -9,8 +11,12 @@ Its message is one line: what was given, what is allowed and what to do next.
 from __future__ import annotations
 
 import contextlib
+import os
 import re
+import sys
+import tempfile
 from collections.abc import Iterator
+from pathlib import Path
 
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069]")
 """Control characters, with which escape sequences begin, and marks that change text direction."""
@@ -18,6 +24,26 @@ _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u206
 
 class LatentRefError(ValueError):
     """A mistake that the user can fix; its message is one line and needs no traceback."""
+
+
+def check_place(name: str | os.PathLike[str], *, is_folder: bool = True) -> None:
+    """Raises LatentRefError unless a folder or file of this name can be written; leaves no trace.
+
+    What is missing on the way there may be missing: it will be made.
+    """
+    path = Path(name).absolute()
+    try:
+        with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+            os.lstat(path)  # a name may be too long
+        if path.is_dir() and not is_folder:
+            raise OSError("it is a folder")
+        ways = [path, *path.parents] if is_folder else path.parents
+        with tempfile.TemporaryFile(dir=next(filter(os.path.lexists, ways))):
+            pass
+    except OSError as error:
+        raise LatentRefError(
+            f"{name} cannot be written ({error.strerror or error}); name another place"
+        ) from error
 
 
 @contextlib.contextmanager
@@ -35,3 +61,8 @@ def saving(path: object) -> Iterator[None]:
 def printable(text: str) -> str:
     """`text` from a file or a name, safe for a terminal: control characters become spaces."""
     return _CONTROL.sub(" ", text).encode("utf-8", "replace").decode("utf-8")
+
+
+def say(text: object) -> None:
+    """Prints a line for people to stderr; stdout is for results."""
+    print(printable(str(text)), file=sys.stderr, flush=True)

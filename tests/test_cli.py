@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import io
 import json
+import logging
+import re
 import signal
 import subprocess
 import sys
+import warnings
 from types import ModuleType, SimpleNamespace
 
 import pytest
@@ -15,7 +19,7 @@ from lm_eval_latentref import cli
 from lm_eval_latentref.__main__ import main as guarded
 from lm_eval_latentref.benchmarks import splits
 from lm_eval_latentref.benchmarks.documents import tasks_path
-from lm_eval_latentref.cli import main
+from lm_eval_latentref.cli import main, options
 from lm_eval_latentref.errors import LatentRefError
 from lm_eval_latentref.evaluation import demo_smollm2
 from lm_eval_latentref.harness import command as harness
@@ -194,7 +198,7 @@ def test_the_demos_report_says_what_was_shown_and_how_to_repeat_it(tmp_path):
 
 
 def test_every_option_may_be_written_with_hyphens_or_underscores():
-    (commands,) = (one for one in cli.parser()._actions if one.choices)
+    (commands,) = (one for one in options.parser()._actions if one.choices)
     for name, command in commands.choices.items():
         for action in command._actions:
             flags = {flag for flag in action.option_strings if flag.startswith("--")}
@@ -206,9 +210,9 @@ def test_every_option_may_be_written_with_hyphens_or_underscores():
 def test_step_sizes_are_units_of_half_d_with_the_unit_or_without():
     sizes = ["-0.3", "0.3*d/2", "-1*d/2", "1"]
     words = ["sweep", "--task", "t", "-o", "o", "--step_sizes", *map(cli.no_flag, sizes)]
-    assert cli.parser().parse_args(words).step_sizes == [-0.3, 0.3, -1.0, 1.0]
+    assert options.parser().parse_args(words).step_sizes == [-0.3, 0.3, -1.0, 1.0]
     with pytest.raises(LatentRefError, match=r"a finite number such as 20, or 0\.3\*d/2"):
-        cli.parser().parse_args([*words, "0.3*w"])
+        options.parser().parse_args([*words, "0.3*w"])
 
 
 @pytest.mark.parametrize(
@@ -240,7 +244,7 @@ def test_wrong_words_are_one_line_that_names_the_help(capsys, words, status, par
 
 
 def test_every_help_says_what_each_option_is_for_and_what_the_status_means():
-    (commands,) = (one for one in cli.parser()._actions if one.choices)
+    (commands,) = (one for one in options.parser()._actions if one.choices)
     for name, command in commands.choices.items():
         assert "Exit status: " in command.format_help()
         for action in command._actions:
@@ -315,3 +319,45 @@ def test_work_of_different_outputs_is_kept_apart():
 def test_text_of_models_reaches_the_terminal_without_escape_sequences(fake_load, capsys):
     assert main(["ask", "\x1b[31mred\nline"]) == 0
     assert capsys.readouterr().out == " [31mred\nline!\n"
+
+
+def test_nothing_reaches_the_terminal_with_control_characters(monkeypatch, capsys):
+    """Prints, log lines and warnings of any package, and errors; a line of ours stays one line."""
+
+    def hostile(args):
+        print("out \x1b[2J\u202e")
+        logging.getLogger("lm_eval_latentref.x").warning("tuned on %s", "\x1b]0;a\x07\nb")
+        logging.getLogger("peft").warning("of peft\n\x9b31m")
+        logging.getLogger("peft").warning("too few %s %s", "\x1b")
+        warnings.warn("renamed from '\x1b[8m'", stacklevel=1)
+        raise LatentRefError("folder \x1b[8m")
+
+    monkeypatch.setattr(cli, "tasks_path", hostile)
+    monkeypatch.setattr(logging, "raiseExceptions", False)
+    handler = logging.StreamHandler(sys.stdout)
+    monkeypatch.setattr(logging.getLogger("lm_eval_latentref"), "handlers", [handler])
+    with warnings.catch_warnings():
+        warnings.simplefilter("always")
+        assert main(["tasks-path"]) == 2
+    out, err = capsys.readouterr()
+    assert not re.search("[\x00-\x09\x0b-\x1f\x7f-\x9f\u202e]", out + err)
+    assert out == "out  [2J \ntuned on  ]0;a  b\n"
+    assert err == "folder  [8m\n"
+
+
+def test_a_terminal_that_cannot_show_a_character_gets_a_question_mark(monkeypatch, fake_load):
+    ascii_only = io.TextIOWrapper(io.BytesIO(), encoding="ascii")
+    monkeypatch.setattr(sys, "stdout", ascii_only)
+    assert main(["ask", "± 1"]) == 0
+    assert ascii_only.buffer.getvalue() == b"? 1!\n"
+
+
+@pytest.mark.parametrize("place", range(4))
+def test_changes_of_a_recipe_or_generator_may_lie_anywhere(tmp_path, place):
+    given = [["--num", "3"], ["-o", str(tmp_path / "d.json")], ["--seed", "4"]]
+    given.insert(place, ["a=1"])
+    words = ["data", "graph", *(word for words in given for word in words), "b=2"]
+    args = cli.parse(words)
+    assert (args.pairs, args.num, args.seed) == (["a=1", "b=2"], 3, 4)
+    with pytest.raises(LatentRefError, match=r"unrecognized arguments: .*--sede"):
+        cli.parse([*words, "--sede", "4"])

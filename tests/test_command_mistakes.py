@@ -36,6 +36,7 @@ def mistake(capsys, words):
 
 ASK = ["ask", "why?", "--pretrained", "model", "--latent_steps", "2"]
 SWEEP = ["sweep", "--task", "latentref_graph_dev", "--pretrained", "model", "-o", "out"]
+STUDY = ["study", "model", "--task", "latentref_graph"]
 DATA = ["data", "--num", "3", "-o", "out.json", "graph"]
 
 
@@ -80,14 +81,22 @@ DATA = ["data", "--num", "3", "-o", "out.json", "graph"]
         (["train", "graph-small", "learning_rate=.inf"], "finite"),
         (["train", "graph-small", "output=out", "leraning_rate=1"], "did you mean learning_rate?"),
         (["train", "graph-small", "output=/dev/null/x"], "cannot be written"),
+        ([*SWEEP[:-1], "/dev/null/x"], "cannot be written"),
+        ([*SWEEP[:-1], "text.yaml"], "cannot be written"),
+        ([*SWEEP[:-1], "x" * 300], "cannot be written"),
         ([*SWEEP, "--limit", "0"], "give an integer, 1 or more"),
         ([*SWEEP], "nothing is thought"),
         ([*SWEEP, "--latent_steps", "2", "--memory_rates", "2"], "memory_rate"),
         ([*SWEEP, "--latent_steps", "2", "--search_steps", "0"], "search_steps=0"),
         ([*SWEEP, "--metadata", "[]"], "one JSON object"),
         (["study", "model", "--task", "t", "-o", "out", "--batch_size", "0"], "1 or more"),
+        ([*STUDY, "-o", "/dev/null/x"], "cannot be written"),
+        ([*STUDY, "-o", "text.yaml"], "cannot be written"),
+        ([*STUDY, "-o", "out", "--work", "/dev/null/x"], "argument --work"),
         (["study", "nowhere", "--task", "latentref_graph", "-o", "out"], "nowhere"),
         (["thoughts", "model", "--task", "t", "-o", "out.html"], "out.html"),
+        (["thoughts", "model", "--task", "t", "-o", "/dev/null/x.md"], "cannot be written"),
+        (["thoughts", "model", "--task", "t", "-o", "model"], "ends in .md"),
         (["thoughts", "model", "--task", "t", "-o", "out.md", "--num", "0"], "1 or more"),
         (["compare", "a", "nowhere"], "nowhere"),
         (["compare", "a", "model"], "model"),
@@ -95,6 +104,8 @@ DATA = ["data", "--num", "3", "-o", "out.json", "graph"]
         (["compare", "a", "b", "--metric", "f1"], "f1"),
         (["compare", "a", "b", "--seed", "-1"], "give an integer, 0 or more"),
         (["compare", "text.yaml", "b"], "text.yaml"),
+        (["demo", "-o", "/dev/null/x"], "cannot be written"),
+        (["demo", "-o", "text.yaml"], "cannot be written"),
         (["demo", "--limit", "0"], "give an integer, 1 or more"),
         (["tasks-path", "x"], "unrecognized arguments: x"),
     ],
@@ -115,6 +126,7 @@ def test_a_mistake_is_status_two_and_one_line(places, capsys, words, part):
         (["leaderboard", "a", "b", "--baseline", "d"], "d"),
         (["leaderboard", "a", "b", "-o", "board.pdf"], ".html"),
         (["leaderboard", "a", "b", "-o", "/dev/null/b.md"], "cannot be written"),
+        (["leaderboard", "a", "b", "--eval_results", "/dev/null/e"], "argument --eval_results"),
         (["leaderboard", "a", "b", "-o", ""], "it is empty"),
         (["leaderboard", "a", "b", "--watch", "-1"], "above 0"),
         (["leaderboard", "a", "b", "--watch", "nan"], "above 0"),

@@ -202,7 +202,8 @@ def _attach_one(model: Any, peft_model: Any, name: str, adapter: Adapter, path: 
             peft_model.load_adapter(path, adapter_name=name)
     except torch.OutOfMemoryError:
         raise
-    except (RuntimeError, KeyError, ValueError, TypeError, OSError) as error:
+    # PEFT checks few values of a configuration, so a damaged one may raise almost any exception.
+    except Exception as error:
         if peft_model is not None and isinstance(error, ValueError):  # of configurations
             raise LatentRefError(
                 f"adapter {adapter.path} cannot be laid over a base beside another adapter "
@@ -316,6 +317,11 @@ def read_config(path: str) -> dict[str, Any]:
             f"adapter {path} acts only after the tokens of its alora_invocation_tokens, which "
             "thoughts are not; give an adapter that acts everywhere, such as plain LoRA"
         )
+    if config.get("megatron_config"):
+        raise LatentRefError(
+            f"adapter {path} has a megatron_config, for which PEFT would import the module it "
+            "names; save it as an adapter for transformers"
+        )
     _check_kind(path, kind)
     if kind == "LORA" and is_drawn_anew(config):
         raise LatentRefError(
@@ -329,7 +335,7 @@ def read_config(path: str) -> dict[str, Any]:
 def _check_kind(path: str, kind: Any) -> None:
     import peft
 
-    if kind not in {known.value for known in peft.PeftType}:
+    if kind not in [known.value for known in peft.PeftType]:
         raise LatentRefError(
             f"adapter {path} has peft_type={kind!r} in its {CONFIG}, which PEFT {peft.__version__} "
             "does not know; install the release of peft it was made with, or save it again"

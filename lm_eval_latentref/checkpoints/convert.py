@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
@@ -30,7 +31,7 @@ from lm_eval_latentref.checkpoints.adapters import (
     SAFE_WEIGHTS,
     read_adapter,
 )
-from lm_eval_latentref.checkpoints.files import read_json_object
+from lm_eval_latentref.checkpoints.files import one_line, read_json_object
 from lm_eval_latentref.checkpoints.history import copy_history
 from lm_eval_latentref.checkpoints.loading import check_set, load_alone, read_thought_files
 from lm_eval_latentref.checkpoints.manifest import Manifest, write_manifest
@@ -132,10 +133,15 @@ def _appearing_whole(target: Path) -> Iterator[Path]:
         target.parent.mkdir(parents=True, exist_ok=True)
         temporary.mkdir()
     try:
-        yield temporary
-        if target.exists():
-            target.rmdir()
-        temporary.rename(target)
+        with saving(target):
+            yield temporary
+            if target.exists():
+                target.rmdir()
+            temporary.rename(target)
+    except SafetensorError as error:  # a full disk
+        raise LatentRefError(
+            f"{target} cannot be written ({one_line(error)}); make room"
+        ) from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 

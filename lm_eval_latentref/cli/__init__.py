@@ -22,10 +22,11 @@ from lm_eval_latentref.cli.options import (
     CHECK_OPTIONS,
     MODEL_OPTIONS,
     NAMES_OF_A_SET,
-    parser,
+    parse,
 )
+from lm_eval_latentref.cli.terminal import plain_terminal
 from lm_eval_latentref.cli.values import no_flag
-from lm_eval_latentref.errors import LatentRefError, printable
+from lm_eval_latentref.errors import LatentRefError, say
 
 INTERRUPTED = 130
 PIPE_CLOSED = 141
@@ -48,25 +49,31 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = list(sys.argv[1:] if argv is None else argv)
     mistake = OTHER_MISTAKES.get("".join(arguments[:1]), MISTAKE)
     try:
-        # Arguments after `run` are lm-eval's; argparse would mistake them for ours.
-        if arguments[:1] == ["run"]:
-            return run(arguments[1:])
-        args = parser().parse_args([no_flag(word) for word in arguments])
-        # Each subcommand is the function of its name below.
-        status: int = globals()[args.command.replace("-", "_")](args)
-        sys.stdout.flush()
+        with plain_terminal():
+            status = _status(arguments)
+            sys.stdout.flush()
         return status
     except LatentRefError as error:
-        print(printable(str(error)), file=sys.stderr)
+        say(error)
         return mistake
-    except KeyboardInterrupt:
-        kept = KEPT.get("".join(arguments[:1]), "nothing was written")
-        print(f"interrupted: {kept}", file=sys.stderr)
+    except KeyboardInterrupt as error:
+        kept = str(error) or KEPT.get("".join(arguments[:1]), "nothing was written")
+        say(f"interrupted: {kept}")
         return INTERRUPTED
     except BrokenPipeError:
         # The reader, such as `| head`, is gone; without this, closing stdout would fail again.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return PIPE_CLOSED
+
+
+def _status(arguments: list[str]) -> int:
+    # Arguments after `run` are lm-eval's; argparse would mistake them for ours.
+    if arguments[:1] == ["run"]:
+        return run(arguments[1:])
+    args = parse([no_flag(word) for word in arguments])
+    # Each subcommand is the function of its name below.
+    status: int = globals()[args.command.replace("-", "_")](args)
+    return status
 
 
 def run(arguments: Sequence[str]) -> int:
@@ -92,7 +99,7 @@ def ask(args: argparse.Namespace) -> int:
     if args.show_thoughts:
         for number, thought_D in enumerate(answer.thoughts, start=1):
             print(f"thought {number}: norm {thought_D.norm():.3f}")
-    _show(answer.text)
+    print(answer.text)
     return 0
 
 
@@ -112,7 +119,7 @@ def train(args: argparse.Namespace) -> int:
     from lm_eval_latentref.training.recipe import load_recipe
     from lm_eval_latentref.training.trainer import train
 
-    recipe = load_recipe(args.recipe, args.overrides)
+    recipe = load_recipe(args.recipe, args.pairs)
     transformers.utils.logging.disable_progress_bar()  # one bar is enough
     logging.basicConfig(format="%(message)s")
     logging.getLogger("lm_eval_latentref").setLevel(logging.INFO)
@@ -125,7 +132,7 @@ def data(args: argparse.Namespace) -> int:
     from lm_eval_latentref.training.data import write_generated
     from lm_eval_latentref.training.recipe import parse_overrides
 
-    options = parse_overrides(args.options)
+    options = parse_overrides(args.pairs)
     amount = _given(args, "num", "seed", "split")
     num = write_generated(args.task, args.output, options=options, **amount)
     print(f"{args.output}: {num} problems")
@@ -143,7 +150,7 @@ def sweep(args: argparse.Namespace) -> int:
     # With one row at a time, lm-eval's default, a sweep would be much slower.
     model_args = {"batch_size": 32, **_model_arguments(args)}
     result = sweep(model_args, metadata=_metadata(args.metadata), **_given(args, *names, *grids))
-    _show(sweep_page(save_sweep(result, args.output, command=command())))
+    print(sweep_page(save_sweep(result, args.output, command=command())))
     if result.written:
         print(f"Written into {result.written}")
     print(json.dumps(last_line(result)))
@@ -164,9 +171,9 @@ def study(args: argparse.Namespace) -> int:
     options.setdefault("work", _work_folder("study", args.output))
     studies = run_studies(args.folders, tasks=args.task, **options)
     if len(studies) > 1:
-        _show(save_studies(studies, args.output, command=command()))
+        print(save_studies(studies, args.output, command=command()))
     else:
-        _show(save_study(studies[0], args.output, command=command()))
+        print(save_study(studies[0], args.output, command=command()))
     return 0
 
 
@@ -181,7 +188,7 @@ def thoughts(args: argparse.Namespace) -> int:
     options = _given(args, *names, "batch_size", "device", "dtype")
     options.setdefault("work", _work_folder("thoughts", args.output))
     cases = study_cases(args.folder, **options)
-    _show(save_thoughts(thoughts_json(cases, command=command()), args.output))
+    print(save_thoughts(thoughts_json(cases, command=command()), args.output))
     return 0
 
 
@@ -191,7 +198,7 @@ def compare(args: argparse.Namespace) -> int:
 
     first, second = (read_answers(name, metric=args.metric) for name in (args.first, args.second))
     comparisons = compare(first, second, seed=args.seed)
-    _show(as_text(comparisons))
+    print(as_text(comparisons))
     print(json.dumps(as_json(comparisons)))
     return 0
 
@@ -218,11 +225,6 @@ def demo(args: argparse.Namespace) -> int:
     if args.smollm2:
         return demo_smollm2.run_demo(output=args.output, limit=args.limit or 50)
     return demo.run_demo(output=args.output, limit=args.limit or 1000)
-
-
-def _show(text: str) -> None:
-    """Prints text that may come from files or models, without control characters."""
-    print("\n".join(map(printable, text.split("\n"))))
 
 
 def _work_folder(command: str, output: str) -> str:

@@ -1,6 +1,6 @@
 """The options of `latentref`, each declared once, and the parser of its subcommands.
 
-    args = parser().parse_args(["ask", "What is 2 + 3?", "--latent-steps", "6"])
+    args = parse(["ask", "What is 2 + 3?", "--latent-steps", "6"])
     args.command, args.latent_steps         # "ask", 6
 
 Names have lm-eval's underscores; hyphens may replace them. Nothing slow is imported, so that
@@ -10,10 +10,19 @@ Names have lm-eval's underscores; hyphens may replace them. Nothing slow is impo
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
-from lm_eval_latentref.cli.values import contrast, count, from_zero, half_widths, place, seconds
+from lm_eval_latentref.cli.values import (
+    contrast,
+    count,
+    file,
+    folder,
+    from_zero,
+    half_widths,
+    place,
+    seconds,
+)
 from lm_eval_latentref.errors import LatentRefError
 
 MODEL_OPTIONS: dict[str, dict[str, Any]] = {
@@ -83,12 +92,12 @@ OPTIONS: dict[str, dict[str, Any]] = {
     },
     "output": {
         "required": True,
-        "type": place,
+        "type": folder,
         "metavar": "FOLDER",
         "help": "folder that the results go to",
     },
     "work": {
-        "metavar": "FOLDER",
+        **{"type": folder, "metavar": "FOLDER"},
         "help": "keeps what is done, so that the same command goes on after a stop (default: in "
         "out/, named after the command and the output)",
     },
@@ -179,7 +188,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
         "(default: such runs are not compared)",
     },
     "eval_results": {
-        "metavar": "FOLDER",
+        **{"type": folder, "metavar": "FOLDER"},
         "help": "write .eval_results/*.yaml of the Hugging Face Hub for each row",
     },
     "watch": {
@@ -259,6 +268,21 @@ class _Parser(argparse.ArgumentParser):
         raise LatentRefError(f"{self.prog}: {message}; `{self.prog} --help` says what it takes")
 
 
+def parse(words: Sequence[str]) -> argparse.Namespace:
+    """The arguments in `words`, the command line without the program's name.
+
+    Raises LatentRefError on a mistake in them.
+    """
+    made = parser()
+    args, rest = made.parse_known_args(words)
+    if rest:
+        # argparse takes positional arguments from one place only, before or after the options.
+        if not hasattr(args, "pairs") or any(word.startswith("-") for word in rest):
+            made.error(f"unrecognized arguments: {' '.join(rest)}")
+        args.pairs = [*args.pairs, *rest]
+    return args
+
+
 def parser() -> argparse.ArgumentParser:
     """The parser; `command` of what it returns is the name of the subcommand."""
     raw = argparse.RawDescriptionHelpFormatter
@@ -304,11 +328,11 @@ def _add_training_commands(add: Callable[..., Any]) -> None:
     command = add("train", "train a set of checkpoints by a recipe")
     command.add_argument("recipe", metavar="RECIPE", help="a YAML file or a recipe of the package")
     changes = "fields of the recipe to change, such as seed=1 or config.hidden_size=64"
-    command.add_argument("overrides", nargs="*", default=[], metavar="KEY=VALUE", help=changes)
+    command.add_argument("pairs", nargs="*", default=[], metavar="KEY=VALUE", help=changes)
     command = add("data", "write generated problems to a file")
     command.add_argument("task", help="graph, arith or prosqa_generated")
     of_task = "arguments of the generator, such as nodes=12 (default: those of the packaged task)"
-    command.add_argument("options", nargs="*", default=[], metavar="KEY=VALUE", help=of_task)
+    command.add_argument("pairs", nargs="*", default=[], metavar="KEY=VALUE", help=of_task)
     _option(command, "num", required=True, help="how many problems, 1 or more")
     _option(
         command,
@@ -319,7 +343,7 @@ def _add_training_commands(add: Callable[..., Any]) -> None:
         "for epoch E (from 0), and the dev and test tasks use seed 0",
     )
     _option(command, "split")
-    _option(command, "output", metavar="FILE", help="the file to write, .json or .jsonl")
+    _option(command, "output", type=file, metavar="FILE", help="the file to write, .json or .jsonl")
 
 
 def _add_evaluation_commands(add: Callable[..., Any]) -> None:
@@ -350,7 +374,7 @@ def _add_evaluation_commands(add: Callable[..., Any]) -> None:
     kept = MODEL_OPTIONS["memory_rate"]["help"]
     _option(command, "memory_rate", type=float, help=f"{kept} (default: what latentref.json says)")
     _option(command, "num", default=6, help="problems, half mended, half broken (default: 6)")
-    _option(command, "output", metavar="FILE.md", help="the page")
+    _option(command, "output", type=str, metavar="FILE.md", help="the page")
     _add_running(command)
 
     command = add("compare", "paired tests of two runs on the same documents")
@@ -369,7 +393,7 @@ def _add_evaluation_commands(add: Callable[..., Any]) -> None:
         "and the same name again adds tasks or seeds to it",
     )
     kinds = "what to write: .txt, .md, .csv, .json or .html; a folder gets one of each"
-    _option(command, "output", required=False, metavar="FILE|FOLDER", help=kinds)
+    _option(command, "output", required=False, type=place, metavar="FILE|FOLDER", help=kinds)
     _option(command, "baseline", metavar="ROW", help="the row that others are shown against")
     ranked_by = "what tasks are ranked by, the first that a task has (default: acc exact_match)"
     _option(command, "metric", nargs="+", help=ranked_by)

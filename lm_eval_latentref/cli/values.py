@@ -1,6 +1,6 @@
 """What single words of a command line mean; a wrong one is argparse's error and says the range.
 
-count("20"), place("out/set"), half_widths("0.3*d/2")     # 20, "out/set", 0.3
+count("20"), folder("out/set"), half_widths("0.3*d/2")     # 20, "out/set", 0.3
 contrast("control=out/best,out/set")                      # ("control", ("out/best", "out/set"))
 """
 
@@ -10,8 +10,9 @@ import argparse
 import math
 import re
 import threading
+from pathlib import Path
 
-from lm_eval_latentref.errors import LatentRefError
+from lm_eval_latentref.errors import LatentRefError, check_place
 
 
 def count(text: str) -> int:
@@ -35,11 +36,19 @@ def seconds(text: str) -> float:
     return value
 
 
+def folder(text: str) -> str:
+    """The name of a folder that can be written."""
+    return _place(text, is_folder=True)
+
+
+def file(text: str) -> str:
+    """The name of a file that can be written."""
+    return _place(text, is_folder=False)
+
+
 def place(text: str) -> str:
-    """The name of a file or folder: an empty one would mean the working directory."""
-    if not text.strip():
-        raise argparse.ArgumentTypeError("it is empty; give the name of a file or folder")
-    return text
+    """The name of a folder or file that can be written."""
+    return _place(text, is_folder=not Path(text).is_file())
 
 
 def half_widths(text: str) -> float:
@@ -65,6 +74,16 @@ def contrast(text: str) -> tuple[str, tuple[str, str]]:
 def no_flag(word: str) -> str:
     """Returns `-0.3*d/2` with a space before it: argparse takes it for a value, as it does -0.3."""
     return f" {word}" if re.fullmatch(r"-[\d.]\S*\*\s*d\s*/\s*2", word) else word
+
+
+def _place(text: str, *, is_folder: bool) -> str:
+    if not text.strip():  # it would mean the working directory
+        raise argparse.ArgumentTypeError("it is empty; give the name of a file or folder")
+    try:
+        check_place(text, is_folder=is_folder)
+    except LatentRefError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+    return text
 
 
 def _integer(text: str, smallest: int) -> int:

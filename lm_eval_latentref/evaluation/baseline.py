@@ -28,7 +28,7 @@ from typing import Any
 
 import yaml
 
-from lm_eval_latentref.checkpoints.files import read_yaml, write_text
+from lm_eval_latentref.checkpoints.files import read_yaml, reading, write_text
 from lm_eval_latentref.errors import LatentRefError
 
 DEFAULT_RTOL = 0.08
@@ -79,6 +79,11 @@ def read_baseline(path: Path) -> Baseline:
         LatentRefError: the file cannot be read, or is not of this form.
     """
     content = read_yaml(path, _ADVICE)
+    with reading(path, _ADVICE):
+        return _baseline(path, content)
+
+
+def _baseline(path: Path, content: Mapping[str, Any]) -> Baseline:
     metrics = tuple(_metrics(path, content))
     if not metrics:
         raise LatentRefError(f"{path}: names no metric under `tasks`; {_ADVICE}")

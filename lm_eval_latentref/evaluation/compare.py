@@ -85,14 +85,19 @@ def read_answers(name: str, *, metric: str | None = None) -> Answers:
         )
     answered = Answers(name)
     for task, file in files.items():
-        for sample in samples.iterate(file):
-            key = task if sample["filter"] == "none" else f"{task} ({sample['filter']})"
-            judged_by = answered.metrics.setdefault(key, metric or _default_metric(sample, file))
-            answers = answered.tasks.setdefault(key, {})
-            if sample["doc_id"] in answers:
-                raise LatentRefError(f"{file}: document {sample['doc_id']} occurs twice")
-            answers[sample["doc_id"]] = _answer(sample, judged_by, file)
+        with reading(file, samples.ADVICE):
+            for sample in samples.iterate(file):
+                _add(answered, task, sample, metric or _default_metric(sample, file), file)
     return answered
+
+
+def _add(answered: Answers, task: str, sample: Mapping[str, Any], metric: str, file: Path) -> None:
+    key = task if sample["filter"] == "none" else f"{task} ({sample['filter']})"
+    judged_by = answered.metrics.setdefault(key, metric)
+    answers = answered.tasks.setdefault(key, {})
+    if sample["doc_id"] in answers:
+        raise LatentRefError(f"{file}: document {sample['doc_id']} occurs twice")
+    answers[sample["doc_id"]] = _answer(sample, judged_by, file)
 
 
 def _sample_files(path: Path) -> dict[str, Path]:
@@ -126,7 +131,8 @@ def _answer(sample: Mapping[str, Any], metric: str, file: Path) -> Answer:
     values, gold = candidates
     margin = values[gold] - max(other for place, other in enumerate(values) if place != gold)
     choice, tied = values.index(max(values)), values.count(max(values)) > 1
-    return Answer(float(value), margin, doc_hash, choice, tied)
+    # A log-likelihood of minus infinity leaves no margin that could be averaged.
+    return Answer(float(value), margin if math.isfinite(margin) else None, doc_hash, choice, tied)
 
 
 def _of_sweep(name: str, path: Path, setting: str, metric: str | None) -> Answers:

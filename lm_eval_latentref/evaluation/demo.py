@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from lm_eval_latentref.checkpoints.files import holding
 from lm_eval_latentref.checkpoints.packaged import packaged_folder
 from lm_eval_latentref.errors import LatentRefError, saving
 from lm_eval_latentref.evaluation.plots import figure_class
@@ -50,10 +51,11 @@ def run_demo(*, output: str, limit: int) -> int:
     """
     shown = _shown()
     runs = Runs(batch_size=250, limit=limit)
-    finished = {
-        name: runs.evaluate(args, task=TASK, folder=Path(output) / SET / str(number))
-        for number, (name, args) in enumerate(model_arguments(shown).items())
-    }
+    with holding(output, "latentref demo"):
+        finished = {
+            name: runs.evaluate(args, task=TASK, folder=Path(output) / SET / str(number))
+            for number, (name, args) in enumerate(model_arguments(shown).items())
+        }
     rows = [_row(name, run, finished[PLAIN]) for name, run in finished.items()]
     page = render(
         "demo.md.j2",

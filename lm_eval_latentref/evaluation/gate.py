@@ -15,7 +15,6 @@ import html
 import json
 import os
 import shutil
-import sys
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -24,7 +23,7 @@ from xml.etree import ElementTree
 from pytablewriter import MarkdownTableWriter, SpaceAlignedTableWriter
 from pytablewriter.writer import AbstractTableWriter
 
-from lm_eval_latentref.errors import LatentRefError, printable, saving
+from lm_eval_latentref.errors import LatentRefError, printable, saving, say
 from lm_eval_latentref.evaluation.baseline import (
     Values,
     read_baseline,
@@ -78,7 +77,7 @@ def _update(candidate: str | Path, baseline: str | None) -> int:
     if baseline is None:
         raise LatentRefError("--update writes a baseline; name it with --baseline")
     update_baseline(candidate, baseline)
-    print(f"{baseline} now holds what {candidate} measured", file=sys.stderr)
+    say(f"{baseline} now holds what {candidate} measured")
     return 0
 
 
@@ -87,7 +86,7 @@ def _write_golden(candidate: str | Path, file: bool | str, options: dict[str, An
     if not file:
         raise LatentRefError("--write_golden FILE.json: name the file to write")
     tolerance = update_golden(candidate, file, again=options.get("baseline"))
-    print(f"{file}: log-likelihoods may differ by {tolerance:.2g} nats", file=sys.stderr)
+    say(f"{file}: log-likelihoods may differ by {tolerance:.2g} nats")
     return 0
 
 
@@ -220,7 +219,7 @@ def announce(report: Report) -> None:
         if level := {"fail": "error", "inconclusive": "warning"}.get(result.verdict):
             # GitHub decodes these: a % of a name must not become something else.
             text = _reason(result).replace("%", "%25")
-            print(f"::{level} title=latentref check::{text}", file=sys.stderr)
+            say(f"::{level} title=latentref check::{text}")
 
 
 def _text(report: Report) -> str:

@@ -13,7 +13,6 @@ import csv
 import io
 import json
 import re
-import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -21,7 +20,7 @@ from typing import Any
 
 from lm_eval_latentref.benchmarks.splits import HUB_SETS
 from lm_eval_latentref.checkpoints.files import write_text
-from lm_eval_latentref.errors import LatentRefError, saving
+from lm_eval_latentref.errors import LatentRefError, saving, say
 from lm_eval_latentref.evaluation.board import (
     COSTS,
     LEGEND,
@@ -67,7 +66,7 @@ def show(
         except LatentRefError as error:
             if watch is None:
                 raise
-            print(error, file=sys.stderr)  # what is missing now may be there next time
+            say(error)  # what is missing now may be there next time
         if watch is None:
             return
         before = state
@@ -79,7 +78,7 @@ def _write(board: Board, output: str | None, eval_results: str | None) -> None:
         save_eval_results(board, eval_results)
     print(as_text(board), flush=True)
     for file in save(board, output) if output is not None else ():
-        print(plain(file), file=sys.stderr)
+        say(file)
 
 
 def as_json(board: Board) -> dict[str, Any]:

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from lm_eval_latentref.checkpoints.files import write_text
-from lm_eval_latentref.errors import LatentRefError, saving
+from lm_eval_latentref.errors import LatentRefError, check_place, saving
 from lm_eval_latentref.evaluation.settings import ROWS, Setting
 from lm_eval_latentref.evaluation.templates import render
 from lm_eval_latentref.evaluation.wording import table as aligned
@@ -138,13 +138,14 @@ def save_as(content: Content, file: str | os.PathLike[str], text: str) -> str:
 
 
 def check_file(file: str | os.PathLike[str]) -> None:
-    """Raises LatentRefError unless `file` can be a page that leaves its name to a .json beside."""
+    """Raises LatentRefError unless `file` can be a page, with a .json of the same name beside."""
     path = Path(file)
     if path.suffix != ".md" or path.is_dir():
         raise LatentRefError(
             f"{path} is no name of a page; give a file that ends in .md, such as "
             f"{path.with_suffix('')}/thoughts.md"
         )
+    check_place(path, is_folder=False)
 
 
 def check_kind(folder: str | os.PathLike[str], wanted: str) -> None:

@@ -25,6 +25,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from lm_eval_latentref.checkpoints.files import reading
 from lm_eval_latentref.errors import LatentRefError
 
 SAMPLES_NAME = re.compile(r"samples_(?P<task>.+)_(?P<date>\d{4}-\d\d-\d\dT[\d.-]+)\.jsonl")
@@ -51,6 +52,7 @@ _FIELDS = frozenset(
     ]
 )
 
+ADVICE = "give a file that `lm_eval --log_samples` wrote"
 
 _MAX_CHARACTERS = 60
 
@@ -158,8 +160,9 @@ def read_samples(file: Path) -> Samples:
         task_hash.update("".join(str(value) for value in hashes).encode("utf-8", "replace"))
         offset += len(line)
     if not builders:
-        raise LatentRefError(f"{file} is empty; give a file that `lm_eval --log_samples` wrote")
-    columns = {name: builder.column(file) for name, builder in builders.items()}
+        raise LatentRefError(f"{file} is empty; {ADVICE}")
+    with reading(file, ADVICE):
+        columns = {name: builder.column(file) for name, builder in builders.items()}
     return Samples(file=file, columns=columns, task_hash=task_hash.hexdigest())
 
 
@@ -222,7 +225,7 @@ def candidates(sample: Mapping[str, Any]) -> tuple[list[float], int] | None:
     try:
         values = [float(value) for value, _ in sample["filtered_resps"]]
         gold = int(sample["target"])
-    except (KeyError, TypeError, ValueError):
+    except (KeyError, TypeError, ValueError, OverflowError):
         return None
     if is_mutual(sample):
         values = values[: len(values) // 2]
@@ -253,8 +256,7 @@ def _scores(line: bytes) -> dict[str, Any] | None:
 
 def _no_sample(file: Path, number: int, error: Exception) -> LatentRefError:
     return LatentRefError(
-        f"{file}, line {number}: not a logged sample ({type(error).__name__} {error}); "
-        "give a file that `lm_eval --log_samples` wrote"
+        f"{file}, line {number}: not a logged sample ({type(error).__name__} {error}); {ADVICE}"
     )
 
 

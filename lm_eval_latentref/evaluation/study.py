@@ -17,10 +17,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from lm_eval_latentref.benchmarks.documents import tasks_path
-from lm_eval_latentref.checkpoints.files import holding
+from lm_eval_latentref.checkpoints.files import holding, read_yaml
 from lm_eval_latentref.checkpoints.history import RECIPE
 from lm_eval_latentref.checkpoints.manifest import MANIFEST_NAME, Manifest, read_manifest
 from lm_eval_latentref.checkpoints.packaged import local_folder
@@ -440,7 +438,7 @@ def _recipe(folder: Path) -> dict[str, Any]:
     path = folder / RECIPE
     if not path.is_file():
         return {}
-    content: dict[str, Any] = yaml.safe_load(path.read_text(encoding="utf-8"))
+    content = read_yaml(path)
     content.pop("output", None)  # where it was made decides nothing
     if Path(content.get("pretrained") or "").is_absolute():
         content["pretrained"] = Path(content["pretrained"]).name

@@ -129,16 +129,16 @@ def sweep(
         model = model or load_model(model_args, grid, started.plan)
         run = GridRun(model, dev_task, grid.settings())
         cost = run.fill(Path(output) / JOURNAL_NAME)
-    outcomes, overflowed = run.outcomes()
-    choice = choose(outcomes, seed=seed)
-    judged: dict[str, Judged] = {}
-    if test is not None:
-        best = {row: outcome.setting for row, outcome in choice.best.items()}
-        journal = Path(output) / JUDGED_NAME
-        found = judge(
-            model, test, list(best.values()), plain=best["plain"], journal=journal, seed=seed
-        )
-        judged = dict(zip(best, found, strict=True))
+        outcomes, overflowed = run.outcomes()
+        choice = choose(outcomes, seed=seed)
+        judged: dict[str, Judged] = {}
+        if test is not None:
+            best = {row: outcome.setting for row, outcome in choice.best.items()}
+            journal = Path(output) / JUDGED_NAME
+            found = judge(
+                model, test, list(best.values()), plain=best["plain"], journal=journal, seed=seed
+            )
+            judged = dict(zip(best, found, strict=True))
     return Sweep(
         judge_task=test,
         judged=judged,

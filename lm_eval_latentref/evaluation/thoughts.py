@@ -22,6 +22,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lm_eval_latentref.checkpoints.files import holding
 from lm_eval_latentref.checkpoints.sets import CheckpointNames, resolve
 from lm_eval_latentref.errors import LatentRefError
 from lm_eval_latentref.evaluation.dev_tasks import DevTask, load_task
@@ -127,7 +128,8 @@ def study_cases(
         loading: `batch_size`, `device`, `dtype`.
 
     Raises:
-        LatentRefError: the set has no references, or nothing is refined.
+        LatentRefError: the set has no references, nothing is refined, or another process works in
+            `work`.
     """
     plan = resolve(CheckpointNames(pretrained=folder))
     if plan.strong is None or plan.weak is None:
@@ -149,7 +151,8 @@ def study_cases(
     setting = _setting(folder, model, recorded, memory_rate, step_size)
     asked, plain = load_task(task, limit=limit), Setting(latent_steps=num_thoughts)
     run = GridRun(model, asked, [plain, setting])
-    run.fill(Path(work) / Path(folder).name / "cases" / task / JOURNAL_NAME)
+    with holding(work, "latentref thoughts"):
+        run.fill(Path(work) / Path(folder).name / "cases" / task / JOURNAL_NAME)
     outcomes = {one.setting: one for one in run.outcomes()[0]}
     if plain not in outcomes:
         raise LatentRefError(

@@ -9,13 +9,12 @@ latentref; every other argument goes to lm-eval unchanged after `door` has check
 from __future__ import annotations
 
 import argparse
-import sys
 from collections.abc import Sequence
 from typing import Any
 
 from lm_eval_latentref import _autoload
 from lm_eval_latentref.benchmarks.documents import tasks_path
-from lm_eval_latentref.errors import LatentRefError
+from lm_eval_latentref.errors import LatentRefError, say
 
 
 def run(arguments: Sequence[str]) -> int:
@@ -45,12 +44,11 @@ def run(arguments: Sequence[str]) -> int:
         with noting_unsaved_files() as unsaved:
             execute(args)
     except KeyboardInterrupt:
-        print(_what_is_kept(args), file=sys.stderr)
-        raise
+        raise KeyboardInterrupt(_what_is_kept(args)) from None
     if unsaved:
         where = args.output_path or given.get("output_path")
         why = "; ".join(dict.fromkeys(unsaved))
-        print(f"{where}: results could not be written ({why}); make room", file=sys.stderr)
+        say(f"{where}: results could not be written ({why}); make room")
     return 1 if unsaved else 0
 
 
@@ -76,5 +74,5 @@ def _of_file(args: argparse.Namespace) -> dict[str, Any]:
 def _what_is_kept(args: argparse.Namespace) -> str:
     cache = getattr(args, "use_cache", None)
     if cache:
-        return f"interrupted: the answers so far are in {cache}_rank*.db; run it again to go on"
-    return "interrupted: nothing is kept; with --use_cache FILE answers are kept as they come"
+        return f"the answers so far are in {cache}_rank*.db; run it again to go on"
+    return "nothing is kept; with --use_cache FILE answers are kept as they come"

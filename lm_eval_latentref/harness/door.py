@@ -18,7 +18,7 @@ from typing import Any
 
 from lm_eval_latentref._autoload import MODEL_NAME
 from lm_eval_latentref.benchmarks.documents import tasks_path
-from lm_eval_latentref.errors import LatentRefError, saving
+from lm_eval_latentref.errors import LatentRefError, check_place
 
 TOKEN_COUNTS = ("max_gen_toks", "max_tokens", "max_completion_tokens")
 """lm-eval's names for the most tokens to generate, besides those of transformers."""
@@ -37,10 +37,10 @@ def check(args: argparse.Namespace) -> None:
     if config.use_cache:
         from lm_eval_latentref.harness.response_cache import check_files
 
+        check_place(f"{config.use_cache}_rank0.db", is_folder=False)
         check_files(config.use_cache)
-    if config.output_path and not config.output_path.endswith(".json"):
-        with saving(config.output_path):
-            Path(config.output_path).mkdir(parents=True, exist_ok=True)
+    if config.output_path:
+        check_place(config.output_path, is_folder=not config.output_path.endswith(".json"))
     _check_tasks(config)
 
 

@@ -14,6 +14,7 @@ import math
 import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from operator import index
 from pathlib import Path
 from typing import Any
 
@@ -69,8 +70,8 @@ def read_training(folder: str) -> TrainingLog | None:
             stage += "" if line["stage"] is None else f" stage {line['stage']}"
             losses.setdefault(stage, []).append(float(line["loss"]))
             if line["phase"] == "cot":
-                num = line["validation_problems"]
-                epochs.append(Epoch(line["epoch"], round(line["validation_accuracy"] * num), num))
+                number, num = index(line["epoch"]), line["validation_problems"]
+                epochs.append(Epoch(number, round(line["validation_accuracy"] * num), num))
     references, data = _references(folder, epochs), _data(Path(folder) / DATA)
     return TrainingLog(seconds=seconds, losses=losses, references=references, data=data)
 

@@ -80,17 +80,21 @@ class TrainingRun:
         saved = self.folder.load()
         self.accelerator.wait_for_everyone()
         if saved is not None:
-            if saved["data"] != self.data_digest:
-                raise LatentRefError(
-                    f"output={self.folder.path} holds a run on other data, or of another release; "
-                    "give another output, or remove the folder"
-                )
-            self.progress = Progress(**saved["progress"])
+            with self.folder.reading_state():
+                self._check_data(saved["data"])
+                self.progress = Progress(**saved["progress"])
             logger.info("going on from step %d of the saved run", self.progress.num_steps)
         if self.is_main:
             self.folder.record_data(self.data.counts)
             self.folder.cut_metrics(self.progress.metrics_bytes)
         return saved
+
+    def _check_data(self, digest: str) -> None:
+        if digest != self.data_digest:
+            raise LatentRefError(
+                f"output={self.folder.path} holds a run on other data, or of another release; "
+                "give another output, or remove the folder"
+            )
 
     def save(self, learner: Learner | None) -> None:
         """Saves everything needed to continue from here; `learner` is None between phases."""

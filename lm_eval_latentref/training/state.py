@@ -15,6 +15,7 @@ import contextlib
 import json
 import os
 import shutil
+import zipfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -59,11 +60,17 @@ class RunFolder:
         """The state that was saved last; None if there is none."""
         if not (self.path / STATE).exists():
             return None
-        with reading(self.path / STATE, "remove it to start over"):
-            state = torch.load(self.path / STATE, map_location="cpu", weights_only=True)
-        if not isinstance(state, dict):
-            raise LatentRefError(f"{self.path / STATE} holds no state; remove it to start over")
+        with self.reading_state(), zipfile.ZipFile(self.path / STATE) as archive:
+            if damaged := archive.testzip():  # torch does not look at the checksums
+                raise ValueError(f"its part {damaged} is damaged")
+            state: dict[str, Any] = torch.load(
+                self.path / STATE, map_location="cpu", weights_only=True
+            )
         return state
+
+    def reading_state(self) -> contextlib.AbstractContextManager[None]:
+        """Turns any error while the saved state is read or taken over into a LatentRefError."""
+        return reading(self.path / STATE, "remove it to start over")
 
     def save(self, state: Mapping[str, Any]) -> None:
         """Replaces the saved state; a crash leaves the old one or the new one."""

@@ -119,8 +119,9 @@ class Phase:
         )
         self._encoded: tuple[Sequence[Any], list[Problem]] = ([], [])
         self._check_room()
-        if saved is not None and saved["trained"] is not None:
-            self._restore(saved)
+        if saved is not None:
+            with self._folder.reading_state():
+                self._restore(saved)
 
     def go(self) -> None:
         progress = self._progress
@@ -329,6 +330,8 @@ class Phase:
                 write_hashes(folder, self._run.trained_questions)
 
     def _restore(self, saved: dict[str, Any]) -> None:
+        if saved["trained"] is None:  # saved between phases
+            return
         restore(self._learner.trainee, saved["trained"])
         self._learner.optimizer.load_state_dict(saved["optimizer"])
         every_rng = saved["rng"]

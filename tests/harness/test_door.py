@@ -9,7 +9,7 @@ import lm_eval.tasks
 import pytest
 from test_model import folders
 
-from lm_eval_latentref import LatentRefError
+from lm_eval_latentref import LatentRefError, cli
 from lm_eval_latentref.benchmarks.documents import tasks_path
 from lm_eval_latentref.harness import command, door
 from lm_eval_latentref.harness.lm_eval_seams import parse_run
@@ -67,6 +67,8 @@ def run(*words, tasks=TASK):
         (["--log_samples"], ["--output_path"]),
         (["--config", "nowhere.yaml"], ["--config nowhere.yaml", "not found"]),
         (["--output_path", "/dev/null/out"], ["/dev/null/out", "cannot be written"]),
+        (["--output_path", "/dev/null/out.json"], ["/dev/null/out.json", "cannot be written"]),
+        (["--use_cache", "/dev/null/answers"], ["/dev/null/answers_rank0.db", "cannot be written"]),
     ],
 )
 def test_a_mistake_in_the_arguments(words, parts):
@@ -132,11 +134,10 @@ def test_ctrl_c_says_whether_anything_is_kept(monkeypatch, capsys):
 
     monkeypatch.setattr(door, "check", interrupted)
     for words, said in ((["--use_cache", "out/c"], "out/c_rank*.db"), ([], "nothing is kept")):
-        with pytest.raises(KeyboardInterrupt):
-            run(*words)
-        err = capsys.readouterr().err
-        assert said in err
-        assert err.count("\n") == 1
+        assert cli.main(["run", "--tasks", TASK, *FEW, *words]) == 130
+        (line,) = capsys.readouterr().err.splitlines()
+        assert line.startswith("interrupted: ")
+        assert said in line
 
 
 def test_a_disk_that_is_full_is_status_one(monkeypatch, capsys, tmp_path):
