@@ -1,9 +1,10 @@
-"""The one exception that a user's mistake raises.
+"""The one exception that a user's mistake raises; what may reach a terminal or a file of results.
 
     raise LatentRefError("memory_rate=1.5: it must lie in [0, 1]; give a value such as 0.3")
     check_place("out/study")                        # before time is spent on what goes there
     with saving(path): path.write_text(report)      # a full disk ends in one line, too
     say(f"{file} is written")                       # to stderr, without control characters
+    without_secrets({"token": "abc", "dtype": "float32"})       # {"token": "***", "dtype": ...}
 
 Its message is one line: what was given, what is allowed and what to do next.
 """
@@ -15,11 +16,18 @@ import os
 import re
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069]")
 """Control characters, with which escape sequences begin, and marks that change text direction."""
+
+_NAME = r"(?:\w+_)?(?:(?<!bos_)(?<!eos_)(?<!pad_)(?<!end_)token|key|secret|password|auth\w*)"
+_SECRET = re.compile(f"(?i){_NAME}")
+_PAIR = re.compile(rf"(?i)\b({_NAME})=[^,\s]+")
+_QUOTED = re.compile(r"(?i)(['\"](?:token|use_auth_token|hf_token|api_key)['\"]: )(['\"]).*?\2")
+_VALUE = re.compile(r"hf_[A-Za-z0-9]{8,}|sk-[A-Za-z0-9-]{8,}|(?<=://)[^/@\s]+:[^/@\s]+(?=@)")
 
 
 class LatentRefError(ValueError):
@@ -59,8 +67,26 @@ def saving(path: object) -> Iterator[None]:
 
 
 def printable(text: str) -> str:
-    """`text` from a file or a name, safe for a terminal: control characters become spaces."""
-    return _CONTROL.sub(" ", text).encode("utf-8", "replace").decode("utf-8")
+    """`text` from a file or a name, safe for a terminal.
+
+    Control characters become spaces, and secrets that can be recognised as such ***.
+    """
+    shown = _VALUE.sub("***", _QUOTED.sub(r"\1\2***\2", _CONTROL.sub(" ", text)))
+    return shown.encode("utf-8", "replace").decode("utf-8")
+
+
+def without_secrets(arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """The arguments with *** for the value of a token, key or password."""
+    return {name: "***" if _SECRET.fullmatch(name) else _hidden(v) for name, v in arguments.items()}
+
+
+def hide_secrets(word: str) -> str:
+    """A word of a command line, such as NAME=VALUE,NAME=VALUE, with *** for secret values."""
+    return _VALUE.sub("***", _PAIR.sub(r"\1=***", word))
+
+
+def _hidden(value: Any) -> Any:
+    return _VALUE.sub("***", value) if isinstance(value, str) else value
 
 
 def say(text: object) -> None:

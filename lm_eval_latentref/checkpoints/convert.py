@@ -24,6 +24,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor, nn
+from tqdm import tqdm
 
 from lm_eval_latentref.checkpoints.adapters import (
     CONFIG,
@@ -408,6 +409,6 @@ def _check_space(
     free = shutil.disk_usage(folder).free
     if needed * 1.05 > free:
         raise LatentRefError(
-            f"out needs about {needed / 1e9:.1f} GB but {folder} has {free / 1e9:.1f} GB free; "
-            "free some space or choose another disk"
+            f"out needs about {tqdm.format_sizeof(needed, 'B')} but {folder} has "
+            f"{tqdm.format_sizeof(free, 'B')} free; free some space or choose another disk"
         )

@@ -11,6 +11,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -103,6 +104,12 @@ def read_manifest(path: str | os.PathLike[str]) -> Manifest:
             "convert the checkpoint again or install the release that wrote it"
         )
     manifest = from_mapping(Manifest, values, str(path), reads_text=False)
+    file = manifest.trained_questions
+    if file is not None and (file in ("", ".", "..") or re.search(r"[/\\]", file)):
+        raise LatentRefError(
+            f"{path}: trained_questions={file!r} is no name of a file beside it; correct the name, "
+            "or leave it out"
+        )
     RefinementConfig.parse(manifest.settings(), str(path))
     return manifest
 

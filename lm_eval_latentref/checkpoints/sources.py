@@ -312,6 +312,11 @@ def _base_of_adapter(config_path: str, folder: Folder) -> Source:
 
 def _base_source(base: str, folder: Folder | None) -> Source:
     """The base model an adapter names: a path, also relative to the adapter, or a hub id."""
+    if folder is not None and not folder.is_local and re.match(r"[/~\\]|\.\.?[/\\]|\w:", base):
+        raise LatentRefError(
+            f"the adapter {folder.name} names {base!r} as its base, a place on this machine, which "
+            "an adapter from the hub may not; give the base as pretrained= and the adapter as peft="
+        )
     if folder is not None and folder.is_local:
         beside = os.path.normpath(os.path.join(folder.name, folder.subfolder, base))
         if os.path.isdir(beside):

@@ -18,8 +18,9 @@ from pathlib import Path
 from typing import Any
 
 from lm_eval_latentref.benchmarks.documents import tasks_path
+from lm_eval_latentref.errors import without_secrets
 from lm_eval_latentref.evaluation.results import Problem, Results, Run, Task, read_results
-from lm_eval_latentref.evaluation.wording import plain, short_name, without_secrets
+from lm_eval_latentref.evaluation.wording import plain, short_name
 
 SETTINGS = {
     "latent_steps": "T",

@@ -31,6 +31,7 @@ from lm_eval_latentref.evaluation.report import (
 )
 from lm_eval_latentref.evaluation.statistics import mcnemar, paired_interval
 from lm_eval_latentref.evaluation.study import BASELINES, COCONUT, WITHOUT_STEPS
+from lm_eval_latentref.evaluation.wording import markdown
 
 REFINED = ("+ residual", "+ search", "both")
 
@@ -227,7 +228,8 @@ def _gains(studies: Contents) -> str:
             for name in _refined(studies, each.number):
                 all_of = pooled(studies, each.number, name)
                 difference, p_value = points(all_of["difference"]), all_of["test"]["p_value"]
-                rows.append((f"all tasks, {each.folder}", name, difference, f"{p_value:.3g}", ""))
+                where = markdown(f"all tasks, {each.folder}")
+                rows.append((where, name, difference, f"{p_value:.3g}", ""))
     return table(["task", "row", "accuracy", "p", "margin"], rows)
 
 

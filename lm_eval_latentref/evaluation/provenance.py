@@ -15,7 +15,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from lm_eval_latentref.evaluation.wording import hide_secrets
+from lm_eval_latentref.errors import hide_secrets
 
 PACKAGES = ("lm-eval-latentref", "lm-eval", "torch", "transformers", "peft", "numpy", "scipy")
 

@@ -41,6 +41,7 @@ from lm_eval_latentref.evaluation.statistics import (
     standard_error,
 )
 from lm_eval_latentref.evaluation.study import COCONUT, Study, StudyRow, TrainedSet
+from lm_eval_latentref.evaluation.wording import markdown
 from lm_eval_latentref.training.data import leaves_questions_out
 from lm_eval_latentref.training.log import TrainingLog
 
@@ -357,13 +358,13 @@ def _training(trainings: Mapping[str, Content]) -> str:
         minutes = [log["seconds"].get(phase) for phase in phases]
         rows.append(
             (
-                name,
+                markdown(name),
                 *("" if value is None else f"{value / 60:.1f}" for value in minutes),
                 f"{sum(log['seconds'].values()) / 60:.1f}",
                 *(_reference(log["references"].get(role)) for role in ("weak", "strong")),
             )
         )
-    return table(("set", *phases, "all phases", "weak", "strong"), rows)
+    return table(("set", *map(markdown, phases), "all phases", "weak", "strong"), rows)
 
 
 def _reference(epoch: Content | None) -> str:

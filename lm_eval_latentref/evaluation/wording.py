@@ -2,22 +2,18 @@
 
 plain("a\\x1b[31mb\\n")                          # "a [31mb": one line, no control characters
 short_name("/data/models/gpt2-mathqa")         # "gpt2-mathqa"
-without_secrets({"token": "hf_abc"})           # {"token": "***"}
 markdown("a|b")                                # "a\\|b"
+code_span("a`b")                               # "`` a`b ``"
 """
 
 from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from lm_eval_latentref.errors import printable
-
-_SECRET = re.compile(r"(?i)(^|_)(token|key|secret|password|auth\w*)$")
-_SECRET_PAIR = re.compile(r"(?i)\b((?:\w+_)?(?:token|key|secret|password|auth\w*))=[^,\s]+")
-_SECRET_VALUE = re.compile(r"hf_[A-Za-z0-9]{8,}|sk-[A-Za-z0-9-]{8,}|(?<=://)[^/@\s]+:[^/@\s]+(?=@)")
 
 
 def plain(text: Any) -> str:
@@ -41,22 +37,16 @@ def short_name(name: str) -> str:
     return (re.split(r"[/\\]", name.rstrip("/\\"))[-1] or name) if is_path else name
 
 
-def without_secrets(arguments: Mapping[str, Any]) -> dict[str, Any]:
-    """The arguments with *** for the value of a token, key or password."""
-    return {
-        name: "***" if _SECRET.search(name) else _SECRET_VALUE.sub("***", str(value))
-        for name, value in arguments.items()
-    }
-
-
-def hide_secrets(word: str) -> str:
-    """A word of a command line, such as NAME=VALUE,NAME=VALUE, with *** for secret values."""
-    return _SECRET_VALUE.sub("***", _SECRET_PAIR.sub(r"\1=***", word))
-
-
 def markdown(text: Any) -> str:
     """`plain` text for Markdown, in which nothing is markup."""
-    return re.sub(r"([\\`*_{}\[\]<>#&~$!|])", r"\\\1", plain(text))
+    return re.sub(r"([\\`*{}\[\]<>#&~$!|]|(?<!\w)_|_(?!\w))", r"\\\1", plain(text))
+
+
+def code_span(text: Any) -> str:
+    """`plain` text as code in Markdown, where a longer run of backticks ends it."""
+    shown = plain(text)
+    fence = "`" * (1 + max(map(len, re.findall("`+", shown)), default=0))
+    return f"{fence}{shown}{fence}" if len(fence) == 1 else f"{fence} {shown} {fence}"
 
 
 def as_code(text: str) -> str:

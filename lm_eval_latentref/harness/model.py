@@ -29,7 +29,7 @@ from lm_eval_latentref.checkpoints.loading import load_set
 from lm_eval_latentref.checkpoints.opening import StrictAutoModel, load_tokenizer
 from lm_eval_latentref.checkpoints.sets import CheckpointNames, SetPlan, plan_run, take_names
 from lm_eval_latentref.checkpoints.sources import Source
-from lm_eval_latentref.errors import LatentRefError
+from lm_eval_latentref.errors import LatentRefError, without_secrets
 from lm_eval_latentref.harness.arguments import (
     check_values,
     deciding,
@@ -71,6 +71,7 @@ class LatentRefLM(GeneratingLM):
     reasoner: Reasoner
     _reports: list[dict[str, Any]] | None = None
     """The cost of each process, in the first one, since the last barrier."""
+    _shown_arguments: dict[str, Any] | None = None
 
     def __init__(
         self,
@@ -205,6 +206,15 @@ class LatentRefLM(GeneratingLM):
         super().barrier()
         self._reports = self.gather_object(self.reasoner.accounting.report(), dst=0)
 
+    @classmethod
+    def create_from_arg_obj(
+        cls, arg_dict: dict[str, Any], additional_config: dict[str, Any] | None = None
+    ) -> LatentRefLM:
+        """lm-eval's; remembers the arguments as files of results may show them."""
+        model = super().create_from_arg_obj(arg_dict, additional_config)
+        model._shown_arguments = without_secrets(arg_dict)
+        return model
+
     def get_model_info(self) -> dict[str, Any]:
         """HFLM's facts about the model, and the refinement, checkpoints, data and cost.
 
@@ -213,7 +223,8 @@ class LatentRefLM(GeneratingLM):
         ours = {**self.reasoner.settings(), "data": of_evaluations.report()}
         ours["cost"] = Accounting.of_all(self._reports or [self.reasoner.accounting.report()])
         self._is_reported, self._reports = True, None
-        return {**super().get_model_info(), "latentref": ours}
+        shown = {} if self._shown_arguments is None else {"model_args": self._shown_arguments}
+        return {**super().get_model_info(), **shown, "latentref": ours}
 
     # Scoring.
 

@@ -29,6 +29,7 @@ SETTINGS_KEY = "latentref settings"
 
 _TABLE = "unnamed"
 """Where sqlitedict, which lm-eval uses, keeps keys and pickled values."""
+_CONTENT = {("table", _TABLE), ("index", f"sqlite_autoindex_{_TABLE}_1")}
 
 
 def check_settings(cache_hook: Any, settings: Mapping[str, Any]) -> None:
@@ -86,11 +87,12 @@ def _read(file: Path) -> dict[str, Any]:
         # Not read-only, because an unfinished write of a killed process is rolled back first.
         uri = f"{file.absolute().as_uri()}?mode=rw"
         with closing(sqlite3.connect(uri, uri=True, timeout=60)) as answers:
-            tables = [name for (name,) in answers.execute("select name from sqlite_master")]
-            if not tables:
+            content = set(answers.execute("select type, name from sqlite_master"))
+            if not content:
                 return {}
-            if _TABLE not in tables:
-                raise ValueError(f"it has no table {_TABLE!r}")
+            # A view or a trigger may compute without end.
+            if content != _CONTENT:
+                raise ValueError(f"it holds not just the table {_TABLE!r}")
             rows = answers.execute(f"select key, value from {_TABLE}")
             return {key: _plain(value) for key, value in rows}
     except sqlite3.OperationalError as error:
@@ -105,7 +107,8 @@ def _read(file: Path) -> dict[str, Any]:
         ) from error
 
 
-class _Unpickler(pickle.Unpickler):
+# The one written in Python: its memo is a dictionary, so that no index in a file makes it grow.
+class _Unpickler(pickle._Unpickler):
     def find_class(self, module: str, name: str) -> Any:
         raise ValueError(f"it holds an object, {module}.{name}, where answers are plain values")
 
@@ -114,7 +117,7 @@ def _plain(value: bytes) -> Any:
     """The pickled numbers, strings, tuples and lists in `value`; ValueError for anything else."""
     try:
         answer = _Unpickler(io.BytesIO(value)).load()
-        _check_plain(answer)
+        _check_plain(answer, set())
     except (ValueError, TypeError):
         raise
     # A damaged pickle may raise almost any exception; no code from it has run.
@@ -123,10 +126,13 @@ def _plain(value: bytes) -> Any:
     return answer
 
 
-def _check_plain(answer: Any) -> None:
+def _check_plain(answer: Any, seen: set[int]) -> None:
     if isinstance(answer, tuple | list):
+        if id(answer) in seen:
+            raise ValueError("it holds a list within itself, or one twice")
+        seen.add(id(answer))
         for part in answer:
-            _check_plain(part)
+            _check_plain(part, seen)
     elif not isinstance(answer, bool | int | float | str):
         raise ValueError(f"it holds a {type(answer).__name__} where answers are plain values")
 

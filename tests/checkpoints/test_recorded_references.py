@@ -9,6 +9,7 @@ import shutil
 import pytest
 from tiny_checkpoints import fresh_model, plan_of, save_adapter, save_folder
 
+from lm_eval_latentref.checkpoints.questions import hash_questions, write_hashes
 from lm_eval_latentref.checkpoints.sources import Folder
 from lm_eval_latentref.errors import LatentRefError
 
@@ -86,6 +87,32 @@ def test_a_set_from_the_hub_names_no_place_on_this_machine(
     monkeypatch.chdir(tmp_path)
     write(hub, model if strong == "ABSOLUTE" else strong)
     refused("may not", pretrained="me/set")
+
+
+@pytest.mark.parametrize("base", ["ABSOLUTE", "../here", "./here", "~/here", "C:\\here"])
+def test_an_adapter_from_the_hub_names_no_base_on_this_machine(
+    model, hub, tmp_path, monkeypatch, base
+):
+    (hub / "config.json").unlink()
+    save_adapter(model, hub, seed=1)
+    shutil.copytree(model, tmp_path / "here")
+    (tmp_path / "sub").mkdir()
+    monkeypatch.chdir(tmp_path / "sub")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    config = json.loads((hub / "adapter_config.json").read_text())
+    config["base_model_name_or_path"] = model if base == "ABSOLUTE" else base
+    (hub / "adapter_config.json").write_text(json.dumps(config))
+    refused("may not; give the base as pretrained=", pretrained="me/set")
+
+
+@pytest.mark.parametrize("name", ["ABSOLUTE", "../hashes.npy", "a/../../hashes.npy", "..", ""])
+def test_a_set_names_hashes_beside_its_latentref_json_only(model, tmp_path, name):
+    folder = shutil.copytree(model, tmp_path / "set")
+    write_hashes(tmp_path, hash_questions(["a?"]))
+    name = str(tmp_path / "trained_questions.npy") if name == "ABSOLUTE" else name
+    values = {"format_version": 1, "trained_questions": name}
+    (folder / "latentref.json").write_text(json.dumps(values))
+    refused("no name of a file beside it", pretrained=str(folder))
 
 
 @pytest.mark.parametrize("strong", ["", ".", "./"])

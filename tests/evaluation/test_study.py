@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 import shutil
 from pathlib import Path
 from types import SimpleNamespace
@@ -21,7 +22,7 @@ from lm_eval_latentref.cli import main
 from lm_eval_latentref.cli.options import parser
 from lm_eval_latentref.errors import LatentRefError
 from lm_eval_latentref.evaluation import overview, runs
-from lm_eval_latentref.evaluation.overview import REPORTED, pooled
+from lm_eval_latentref.evaluation.overview import REPORTED, overview_page, pooled
 from lm_eval_latentref.evaluation.statistics import McNemar
 from lm_eval_latentref.evaluation.study import TaskNames, run_studies, run_study
 from lm_eval_latentref.evaluation.study_report import (
@@ -170,6 +171,38 @@ def test_training_and_its_command_are_told_where_the_folder_tells_them(study):
         "problems": 80,
     }
     assert content[1]["trainings"] == {}
+
+
+HOSTILE = "<script>x</script>|\x1b[31m ``` `\n# h ![a](b)"
+
+
+def test_no_text_of_a_folder_is_markup_on_the_page(study):
+    """Names, splits, recipe and records of a set that was downloaded may hold any text."""
+    log = TrainingLog(
+        seconds={HOSTILE: 90.0},
+        losses={HOSTILE: [2.0]},
+        references={},
+        data={HOSTILE: {"problems": 9, "removed": 2}},
+    )
+    hostile = dataclasses.replace(
+        study.sets[0],
+        folder=HOSTILE,
+        recipe={"pretrained": HOSTILE},
+        trained_on=(HOSTILE,),
+        trainings={HOSTILE: log},
+        train_commands=[HOSTILE],
+        weights_file=HOSTILE,
+    )
+    content = study_json(dataclasses.replace(study, sets=(hostile,)), command=HOSTILE)
+    of_all = {"latentref_graph": content, "latentref_graph_mc": content}
+    pages = {task: f"{task}/results.json" for task in of_all}
+    for text in (study_page(content), overview_page(of_all, pages, command=HOSTILE)):
+        assert "\x1b" not in text
+        assert "\n# h" not in text
+        prose = "".join(re.split("^```.*$", text, flags=re.MULTILINE)[::2])
+        prose = re.sub(r"(?<!\\)(`+)(?!`).+?(?<!`)\1(?!`)", "", prose)
+        assert "\\<script\\>" in prose
+        assert not re.search(r"(?<!\\)(<script|!\[a)", prose)
 
 
 @pytest.mark.parametrize(

@@ -53,6 +53,12 @@ def latentref(folders, name="marked", **kwargs):
     return LatentRefLM(folders[name], **{**defaults, **kwargs})
 
 
+def test_a_token_is_left_out_of_the_arguments_that_results_show(folders):
+    given = {"pretrained": folders["marked"], "token": "abc", "latent_steps": 2}
+    lm = LatentRefLM.create_from_arg_obj(given, {"device": "cpu", "batch_size": 4})
+    assert lm.get_model_info()["model_args"] == {**given, "token": "***"}
+
+
 def requests(arguments):
     return [
         SimpleNamespace(args=args, task_name="task", doc_id=number)

@@ -124,6 +124,36 @@ def test_nothing_planted_in_a_cache_is_run(tmp_path, rank):
     assert not (tmp_path / "run").exists()
 
 
+ENDLESS = "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n) SELECT i, i FROM n"
+
+
+@pytest.mark.parametrize("kind", ["view", "trigger"])
+def test_a_cache_that_would_compute_without_end_is_refused(tmp_path, kind):
+    path = tmp_path / "cache_rank1.db"
+    if kind == "trigger":
+        filled(path)
+    with sqlite3.connect(path) as connection:
+        if kind == "view":
+            connection.execute(f"CREATE VIEW unnamed (key, value) AS {ENDLESS}")
+        else:
+            connection.execute("CREATE TABLE t (a, b)")
+            what = f"BEGIN INSERT INTO t {ENDLESS}; END"
+            connection.execute(f"CREATE TRIGGER endless AFTER INSERT ON unnamed {what}")
+    with pytest.raises(LatentRefError, match=r"not just the table .* delete it"):
+        check_files(str(tmp_path / "cache"))
+
+
+def test_a_value_that_would_take_all_memory_or_time_is_refused(tmp_path):
+    doubled = (1.0,)
+    for _ in range(60):
+        doubled = (doubled, doubled)
+    large_index = b"\x80\x04Nr\xff\xff\xff\x7f."
+    for number, value in enumerate((pickle.dumps(doubled), large_index)):
+        planted(tmp_path / f"{number}_rank1.db", value)
+        with pytest.raises(LatentRefError, match="delete it"):
+            check_files(str(tmp_path / str(number)))
+
+
 def test_answers_of_every_plain_kind_are_read(tmp_path):
     values = [1, -0.5, "text", True, (-1.5, False), [1, "a", (2.0, [True])]]
     for number, value in enumerate(values):

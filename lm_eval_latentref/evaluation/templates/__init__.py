@@ -1,12 +1,15 @@
 """Pages as jinja2 templates: `render("leaderboard.md.j2", table=...)`.
 
-What goes into a page in HTML is escaped; texts for Markdown are escaped by who gives them.
+What goes into a page in HTML is escaped. For Markdown, text of files and names passes a filter:
+`md` in prose, `code` as code, `line` in a block of code; tables are escaped by who makes them.
 """
 
 from __future__ import annotations
 
 from pathlib import Path
 from typing import Any
+
+from lm_eval_latentref.evaluation.wording import code_span, markdown, plain
 
 
 def render(name: str, **values: Any) -> str:
@@ -21,4 +24,5 @@ def render(name: str, **values: Any) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
+    environment.filters.update(md=markdown, code=code_span, line=plain)
     return environment.get_template(name).render(**values)
