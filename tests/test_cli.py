@@ -310,10 +310,11 @@ def test_a_reader_that_has_read_enough_ends_a_command_quietly():
 
 
 def test_work_of_different_outputs_is_kept_apart():
-    outputs = ("results/a", "/results/b", "../a", ".")
+    outputs = ("results/a", "results-a", "/results/a", "/results/b", "../a", "../b/a", ".", "/")
     folders = {cli._work_folder("study", output) for output in outputs}
-    assert len(folders) == 4
+    assert len(folders) == len(outputs)
     assert all(folder.startswith("out/study/") for folder in folders)
+    assert cli._work_folder("study", "x/../a/") == cli._work_folder("study", "a")
 
 
 def test_text_of_models_reaches_the_terminal_without_escape_sequences(fake_load, capsys):

@@ -90,6 +90,7 @@ def convert(
     target = Path(out).expanduser()
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise LatentRefError(f"out={target} exists and is not an empty folder; give a new one")
+    _check_dtype(dtype)
     names = CheckpointNames.taken_from(options)
     plan = resolve(names)
     kind = find_kind(plan, options)
@@ -124,6 +125,13 @@ def convert(
             write_hashes(folder, questions)
         write_manifest(folder, manifest)
     return target
+
+
+def _check_dtype(name: str) -> None:
+    wanted = getattr(torch, str(name), None)
+    is_floating = isinstance(wanted, torch.dtype) and wanted.is_floating_point
+    if name != "auto" and not is_floating:
+        raise LatentRefError(f"dtype={name}: give a floating-point type such as bfloat16, or auto")
 
 
 @contextmanager
@@ -368,9 +376,7 @@ def _write_as(
     dtype: str, tensors: Mapping[str, Tensor], learnt: Collection[str], target: Path
 ) -> None:
     """`tensors`, those `learnt` in another floating-point type."""
-    wanted = getattr(torch, dtype, None)
-    if not isinstance(wanted, torch.dtype) or not wanted.is_floating_point:
-        raise LatentRefError(f"dtype={dtype}: give a floating-point type such as bfloat16")
+    wanted = getattr(torch, dtype)
     written = {
         name: tensor.to(wanted if name in learnt else tensor.dtype).contiguous()
         for name, tensor in tensors.items()

@@ -2,13 +2,14 @@
 
     latentref ask "What is 2 + 3?" --latent_steps 6 --memory_rate 0.3 --show_thoughts
 
-`options` says what the exit status means. What a subcommand needs is imported when it
+`help` says what the exit status means. What a subcommand needs is imported when it
 runs, so that `--help` is quick.
 """
 
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import logging
 import os
@@ -35,6 +36,9 @@ KEPT = {
     "sweep": "finished work is in the output folder, and the same command continues from it",
     "study": "finished work is in the work folder, and the same command continues from it",
     "thoughts": "finished work is in the work folder, and the same command continues from it",
+    "demo": "finished rows are in the output folder, and the same command continues from them",
+    "leaderboard": "what was written before is whole",
+    "check": "what was written before is whole",
 }
 """The message after Ctrl-C, by subcommand."""
 
@@ -229,8 +233,9 @@ def demo(args: argparse.Namespace) -> int:
 
 def _work_folder(command: str, output: str) -> str:
     """The default work folder of a command, different for each output."""
-    parts = [part for part in Path(output.removesuffix(".md")).parts if part not in ("/", "..")]
-    return str(Path("out", command, "-".join(parts) or "here"))
+    place = Path(output).absolute()
+    digest = hashlib.sha256(os.path.normpath(place).encode("utf-8", "surrogateescape"))
+    return str(Path("out", command, f"{place.stem or 'root'}-{digest.hexdigest()[:8]}"))
 
 
 def _given(args: argparse.Namespace, *names: str) -> dict[str, Any]:

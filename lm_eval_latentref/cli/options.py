@@ -13,15 +13,20 @@ import argparse
 from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
+from lm_eval_latentref.cli.help import DEFAULTS_OF_A_SET, EXAMPLES, STATUSES
 from lm_eval_latentref.cli.values import (
     contrast,
     count,
+    device,
+    dtype,
     file,
     folder,
     from_zero,
     half_widths,
     place,
+    rate,
     seconds,
+    there,
 )
 from lm_eval_latentref.errors import LatentRefError
 
@@ -73,10 +78,6 @@ MODEL_OPTIONS: dict[str, dict[str, Any]] = {
         "by +: earlier if one of these holds",
     },
 }
-DEFAULTS_OF_A_SET = """\
-Settings that are not given are those of the model's latentref.json; without one, latent_steps,
-memory_rate and search_step_size are 0, search_steps 1, search_gradient detached, latent_markers
-auto and latent_kind continuous."""
 NAMES_OF_A_SET = ("pretrained", "strong", "weak", "weights")
 
 OPTIONS: dict[str, dict[str, Any]] = {
@@ -102,7 +103,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
         "out/, named after the command and the output)",
     },
     "memory_rates": {
-        **{"type": float, "nargs": "+", "metavar": "ALPHA"},
+        **{"type": rate, "nargs": "+", "metavar": "ALPHA"},
         "help": "memory rates to try, 0 to 1 each; 0 is always tried (default: a few)",
     },
     "step_sizes": {
@@ -131,8 +132,14 @@ OPTIONS: dict[str, dict[str, Any]] = {
         **{"type": count, "default": 100, "metavar": "N"},
         "help": "rows in one forward pass, at most (default: 100)",
     },
-    "device": {"help": "cpu, cuda, cuda:N or mps (default: the GPU when there is one)"},
-    "dtype": {"help": "of the weights, for example bfloat16 (default: as the model is stored)"},
+    "device": {
+        "type": device,
+        "help": "cpu, cuda, cuda:N or mps (default: the GPU when there is one)",
+    },
+    "dtype": {
+        **{"type": dtype},
+        "help": "of the weights, for example bfloat16 (default: as the model is stored)",
+    },
     "num": {"type": count, "metavar": "N"},
     "max_new_tokens": {
         **{"type": count, "metavar": "N"},
@@ -206,10 +213,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
         "help": "level of the paired tests, over all metrics together, above 0 and below 1 "
         "(default: 0.05)",
     },
-    "golden": {
-        "metavar": "FILE.json",
-        "help": "log-likelihoods and texts that must be the same",
-    },
+    "golden": {"metavar": "FILE.json", "help": "log-likelihoods and texts that must be the same"},
     "write_golden": {
         **{"nargs": "?", "const": True, "metavar": "FILE.json"},
         "help": "write this golden file from CANDIDATE (default: the file that --golden names); a "
@@ -226,23 +230,6 @@ OPTIONS: dict[str, dict[str, Any]] = {
     },
 }
 """Every option, declared once; a subcommand may override parts. Hyphens may replace underscores."""
-
-STATUSES = """\
-Exit status: 0 done, 1 results that could not be written, 2 a mistake (one line says which), 130
-Ctrl-C, 141 a closed pipe."""
-EXAMPLES = {
-    "ask": 'latentref ask "What is 2 + 3?" --latent_steps 6 --memory_rate 0.3 --show_thoughts',
-    "convert": "latentref convert --pretrained gpt2 --weights checkpoint_41 -o out/set",
-    "train": "latentref train graph-small output=out/graph seed=1",
-    "data": "latentref data graph nodes=12 --num 1000 -o graph.jsonl",
-    "sweep": "latentref sweep --pretrained out/graph --task latentref_graph_dev -o results/sweep",
-    "study": "latentref study out/graph --task latentref_graph -o results/study",
-    "thoughts": "latentref thoughts out/graph --task latentref_graph -o thoughts.md",
-    "compare": "latentref compare results/before results/after",
-    "leaderboard": "latentref leaderboard plain=results/a refined=results/b -o board.md",
-    "check": "latentref check results/new --baseline results/main --max_drop 0.01",
-    "demo": "latentref demo --limit 20",
-}
 
 SHORT = {"model_args": "-a", "output": "-o"}
 BOARD_OPTIONS = ("output", "baseline", "metric", "allow_different", "eval_results", "watch", "seed")
@@ -372,14 +359,15 @@ def _add_evaluation_commands(add: Callable[..., Any]) -> None:
     command.add_argument("folder", metavar="FOLDER", help="a trained set with its references")
     _options(command, "task", "step_size")
     kept = MODEL_OPTIONS["memory_rate"]["help"]
-    _option(command, "memory_rate", type=float, help=f"{kept} (default: what latentref.json says)")
+    _option(command, "memory_rate", type=rate, help=f"{kept} (default: what latentref.json says)")
     _option(command, "num", default=6, help="problems, half mended, half broken (default: 6)")
     _option(command, "output", type=str, metavar="FILE.md", help="the page")
     _add_running(command)
 
     command = add("compare", "paired tests of two runs on the same documents")
-    command.add_argument("first", help="folder or file of --log_samples, or sweep.json::SETTING")
-    command.add_argument("second", help="likewise: what is compared with the first")
+    kinds = "folder or file of --log_samples, or sweep.json::SETTING"
+    command.add_argument("first", type=there, help=kinds)
+    command.add_argument("second", type=there, help="likewise: what is compared with the first")
     _options(command, "metric", "seed")
 
     command = add(
@@ -388,7 +376,7 @@ def _add_evaluation_commands(add: Callable[..., Any]) -> None:
     )
     command.add_argument(
         *("results",),
-        **{"nargs": "+", "metavar": "RESULTS"},
+        **{"nargs": "+", "type": there, "metavar": "RESULTS"},
         help="folders or files of lm_eval --output_path, of any model; NAME=FOLDER names its row, "
         "and the same name again adds tasks or seeds to it",
     )
@@ -404,7 +392,8 @@ def _add_evaluation_commands(add: Callable[..., Any]) -> None:
         epilog="Exit status: 0 pass, 1 fail, 2 inconclusive, 3 a mistake, wrong options included. "
         "With --update and --write_golden: 0 written, 3 a mistake.",
     )
-    command.add_argument("candidate", metavar="CANDIDATE", help="a run of lm_eval --output_path")
+    a_run = "a run of lm_eval --output_path"
+    command.add_argument("candidate", type=there, metavar="CANDIDATE", help=a_run)
     _options(command, *CHECK_OPTIONS)
 
 

@@ -36,6 +36,13 @@ def seconds(text: str) -> float:
     return value
 
 
+def there(text: str) -> str:
+    """The name of something to read, also after NAME=; an empty one would mean this directory."""
+    if not text.rpartition("=")[2].strip():
+        raise argparse.ArgumentTypeError(f"{text!r}: it is empty; give the name of a run")
+    return text
+
+
 def folder(text: str) -> str:
     """The name of a folder that can be written."""
     return _place(text, is_folder=True)
@@ -49,6 +56,37 @@ def file(text: str) -> str:
 def place(text: str) -> str:
     """The name of a folder or file that can be written."""
     return _place(text, is_folder=not Path(text).is_file())
+
+
+def rate(text: str) -> float:
+    """A memory rate, from 0 to 1."""
+    from lm_eval_latentref.latent.config import RefinementConfig
+
+    try:
+        return RefinementConfig.parse({"memory_rate": text}).memory_rate
+    except LatentRefError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+
+
+def device(text: str) -> str:
+    """The name of a device that is there."""
+    from lm_eval_latentref.checkpoints.arguments import check_device
+
+    try:
+        check_device(text)
+    except LatentRefError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+    return text
+
+
+def dtype(text: str) -> str:
+    """The name of a floating-point type."""
+    import torch
+
+    kind = getattr(torch, text, None)
+    if not isinstance(kind, torch.dtype) or not kind.is_floating_point:
+        raise argparse.ArgumentTypeError(f"{text!r}: give float32, bfloat16 or float16")
+    return text
 
 
 def half_widths(text: str) -> float:

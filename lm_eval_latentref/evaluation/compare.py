@@ -88,6 +88,8 @@ def read_answers(name: str, *, metric: str | None = None) -> Answers:
         with reading(file, samples.ADVICE):
             for sample in samples.iterate(file):
                 _add(answered, task, sample, metric or _default_metric(sample, file), file)
+    if not answered.tasks:
+        raise LatentRefError(f"{name} holds no samples; {samples.ADVICE}")
     return answered
 
 

@@ -24,6 +24,7 @@ from lm_eval.tasks._index import Kind
 from torch import Tensor
 
 from lm_eval_latentref.checkpoints import unpacked
+from lm_eval_latentref.errors import printable
 
 Request = tuple[Any, list[int], list[int]]
 """A request to score: its texts, the ids of the context, the ids of the continuation."""
@@ -198,6 +199,7 @@ class _ToLmEval(logging.Handler):
     """Hands lines on to lm-eval's logger, which has a level and handlers of its own."""
 
     def emit(self, record: logging.LogRecord) -> None:
+        record.msg, record.args = printable(record.getMessage()), ()
         logger = logging.getLogger("lm_eval")
         if logger.isEnabledFor(record.levelno):
             logger.handle(record)
