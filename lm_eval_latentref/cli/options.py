@@ -13,21 +13,8 @@ import argparse
 from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
+from lm_eval_latentref.cli import values
 from lm_eval_latentref.cli.help import DEFAULTS_OF_A_SET, EXAMPLES, STATUSES
-from lm_eval_latentref.cli.values import (
-    contrast,
-    count,
-    device,
-    dtype,
-    file,
-    folder,
-    from_zero,
-    half_widths,
-    place,
-    rate,
-    seconds,
-    there,
-)
 from lm_eval_latentref.errors import LatentRefError
 
 MODEL_OPTIONS: dict[str, dict[str, Any]] = {
@@ -93,56 +80,56 @@ OPTIONS: dict[str, dict[str, Any]] = {
     },
     "output": {
         "required": True,
-        "type": folder,
+        "type": values.folder,
         "metavar": "FOLDER",
         "help": "folder that the results go to",
     },
     "work": {
-        **{"type": folder, "metavar": "FOLDER"},
+        **{"type": values.folder, "metavar": "FOLDER"},
         "help": "keeps what is done, so that the same command goes on after a stop (default: in "
         "out/, named after the command and the output)",
     },
     "memory_rates": {
-        **{"type": rate, "nargs": "+", "metavar": "ALPHA"},
+        **{"type": values.rate, "nargs": "+", "metavar": "ALPHA"},
         "help": "memory rates to try, 0 to 1 each; 0 is always tried (default: a few)",
     },
     "step_sizes": {
-        **{"type": half_widths, "nargs": "+", "metavar": "X*d/2"},
+        **{"type": values.half_widths, "nargs": "+", "metavar": "X*d/2"},
         "help": "step sizes of the search to try, such as 0.3*d/2 (0.3 means the same here); 0 is "
         "always tried (default: a few)",
     },
     "step_size": {
-        **{"type": half_widths, "metavar": "X*d/2"},
+        **{"type": values.half_widths, "metavar": "X*d/2"},
         "help": "of the search, such as 0.3*d/2 (0.3 means the same here; default: what "
         "latentref.json says)",
     },
     "limit": {
-        **{"type": count, "metavar": "N"},
+        **{"type": values.count, "metavar": "N"},
         "help": "the first N documents only, 1 or more (default: all)",
     },
     "dev_limit": {
-        **{"type": count, "metavar": "N"},
+        **{"type": values.count, "metavar": "N"},
         "help": "the first N documents of the dev split only (default: --limit)",
     },
     "seed": {
-        **{"type": from_zero, "default": 0, "metavar": "N"},
+        **{"type": values.from_zero, "default": 0, "metavar": "N"},
         "help": "of the bootstrap that intervals come from, 0 or more (default: 0)",
     },
     "batch_size": {
-        **{"type": count, "default": 100, "metavar": "N"},
+        **{"type": values.count, "default": 100, "metavar": "N"},
         "help": "rows in one forward pass, at most (default: 100)",
     },
     "device": {
-        "type": device,
+        "type": values.device,
         "help": "cpu, cuda, cuda:N or mps (default: the GPU when there is one)",
     },
     "dtype": {
-        **{"type": dtype},
+        **{"type": values.dtype},
         "help": "of the weights, for example bfloat16 (default: as the model is stored)",
     },
-    "num": {"type": count, "metavar": "N"},
+    "num": {"type": values.count, "metavar": "N"},
     "max_new_tokens": {
-        **{"type": count, "metavar": "N"},
+        **{"type": values.count, "metavar": "N"},
         "help": "most tokens of the answer (default: 256, or what fits the model if that is less)",
     },
     "show_thoughts": {
@@ -172,7 +159,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
     },
     "judge_on": {"metavar": "TASK", "help": "a test task: judge the best of each row there, once"},
     "contrast": {
-        **{"metavar": "NAME=STRONG,WEAK", "type": contrast, "action": "append"},
+        **{"metavar": "NAME=STRONG,WEAK", "type": values.contrast, "action": "append"},
         "help": "one more row of search alone, NAME, with references of its own: parts of the set "
         "(such as control), . for the set itself, or checkpoints; may be given again",
     },
@@ -195,11 +182,11 @@ OPTIONS: dict[str, dict[str, Any]] = {
         "(default: such runs are not compared)",
     },
     "eval_results": {
-        **{"type": folder, "metavar": "FOLDER"},
+        **{"type": values.folder, "metavar": "FOLDER"},
         "help": "write .eval_results/*.yaml of the Hugging Face Hub for each row",
     },
     "watch": {
-        **{"nargs": "?", "type": seconds, "const": 10.0, "metavar": "SECONDS"},
+        **{"nargs": "?", "type": values.seconds, "const": 10.0, "metavar": "SECONDS"},
         "help": "look for new results every so many seconds, until Ctrl-C (10 if the option has "
         "no value; default: look once)",
     },
@@ -221,7 +208,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
     },
     "update": {"action": "store_true", "help": "replace the baseline's values by CANDIDATE's"},
     "show_flips": {
-        **{"type": from_zero, "default": 0, "metavar": "N"},
+        **{"type": values.from_zero, "default": 0, "metavar": "N"},
         "help": "list N documents whose answers changed (default: 0)",
     },
     "format": {
@@ -244,7 +231,7 @@ CHECK_OPTIONS = (
     "format",
 )
 LATENT_STEPS = {
-    "type": from_zero,
+    "type": values.from_zero,
     "help": "number of thoughts, 1 or more (default: what latentref.json says)",
 }
 
@@ -330,7 +317,13 @@ def _add_training_commands(add: Callable[..., Any]) -> None:
         "for epoch E (from 0), and the dev and test tasks use seed 0",
     )
     _option(command, "split")
-    _option(command, "output", type=file, metavar="FILE", help="the file to write, .json or .jsonl")
+    _option(
+        command,
+        "output",
+        type=values.file,
+        metavar="FILE",
+        help="the file to write, .json or .jsonl",
+    )
 
 
 def _add_evaluation_commands(add: Callable[..., Any]) -> None:
@@ -359,15 +352,19 @@ def _add_evaluation_commands(add: Callable[..., Any]) -> None:
     command.add_argument("folder", metavar="FOLDER", help="a trained set with its references")
     _options(command, "task", "step_size")
     kept = MODEL_OPTIONS["memory_rate"]["help"]
-    _option(command, "memory_rate", type=rate, help=f"{kept} (default: what latentref.json says)")
+    _option(
+        command, "memory_rate", type=values.rate, help=f"{kept} (default: what latentref.json says)"
+    )
     _option(command, "num", default=6, help="problems, half mended, half broken (default: 6)")
     _option(command, "output", type=str, metavar="FILE.md", help="the page")
     _add_running(command)
 
     command = add("compare", "paired tests of two runs on the same documents")
     kinds = "folder or file of --log_samples, or sweep.json::SETTING"
-    command.add_argument("first", type=there, help=kinds)
-    command.add_argument("second", type=there, help="likewise: what is compared with the first")
+    command.add_argument("first", type=values.there, help=kinds)
+    command.add_argument(
+        "second", type=values.there, help="likewise: what is compared with the first"
+    )
     _options(command, "metric", "seed")
 
     command = add(
@@ -376,12 +373,12 @@ def _add_evaluation_commands(add: Callable[..., Any]) -> None:
     )
     command.add_argument(
         *("results",),
-        **{"nargs": "+", "type": there, "metavar": "RESULTS"},
+        **{"nargs": "+", "type": values.there, "metavar": "RESULTS"},
         help="folders or files of lm_eval --output_path, of any model; NAME=FOLDER names its row, "
         "and the same name again adds tasks or seeds to it",
     )
     kinds = "what to write: .txt, .md, .csv, .json or .html; a folder gets one of each"
-    _option(command, "output", required=False, type=place, metavar="FILE|FOLDER", help=kinds)
+    _option(command, "output", required=False, type=values.place, metavar="FILE|FOLDER", help=kinds)
     _option(command, "baseline", metavar="ROW", help="the row that others are shown against")
     ranked_by = "what tasks are ranked by, the first that a task has (default: acc exact_match)"
     _option(command, "metric", nargs="+", help=ranked_by)
@@ -393,7 +390,7 @@ def _add_evaluation_commands(add: Callable[..., Any]) -> None:
         "With --update and --write_golden: 0 written, 3 a mistake.",
     )
     a_run = "a run of lm_eval --output_path"
-    command.add_argument("candidate", type=there, metavar="CANDIDATE", help=a_run)
+    command.add_argument("candidate", type=values.there, metavar="CANDIDATE", help=a_run)
     _options(command, *CHECK_OPTIONS)
 
 
