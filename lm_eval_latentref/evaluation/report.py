@@ -142,7 +142,7 @@ def check_file(file: str | os.PathLike[str]) -> None:
     path = Path(file)
     if path.suffix != ".md" or path.is_dir():
         raise LatentRefError(
-            f"{path} is no name of a page; give a file that ends in .md, such as results/thoughts.md"
+            f"{path} is no name of a page; give a file that ends in .md, for example thoughts.md"
         )
     check_place(path, is_folder=False)
 
