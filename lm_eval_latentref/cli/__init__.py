@@ -13,16 +13,16 @@ import hashlib
 import json
 import logging
 import os
+import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from lm_eval_latentref.cli.model_options import MODEL_OPTIONS, NAMES_OF_A_SET
 from lm_eval_latentref.cli.options import (
     BOARD_OPTIONS,
     CHECK_OPTIONS,
-    MODEL_OPTIONS,
-    NAMES_OF_A_SET,
     parse,
 )
 from lm_eval_latentref.cli.terminal import plain_terminal
@@ -249,7 +249,7 @@ def _model_arguments(args: argparse.Namespace) -> dict[str, Any]:
 
     pairs = [pair for word in args.model_args for pair in word.split(",") if pair]
     for pair in pairs:
-        if not pair.partition("=")[1]:
+        if not re.match(r"\s*\w+\s*=", pair):
             raise LatentRefError(
                 f"--model_args {pair}: each argument is NAME=VALUE, separated by commas or "
                 "spaces; write for example --model_args pretrained=gpt2,latent_steps=6"

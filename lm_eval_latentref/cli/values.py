@@ -39,7 +39,7 @@ def seconds(text: str) -> float:
 def there(text: str) -> str:
     """The name of something to read, also after NAME=; an empty one would mean this directory."""
     if not text.rpartition("=")[2].strip():
-        raise argparse.ArgumentTypeError(f"{text!r}: it is empty; give the name of a run")
+        raise argparse.ArgumentTypeError(f"{text!r}: it is empty; give a name")
     return text
 
 

@@ -204,7 +204,7 @@ class _Start:
         if not any(steps):
             raise LatentRefError(
                 "latent_steps=0: nothing is thought, so there is nothing to choose; give the "
-                "numbers of thoughts to try, for example --latent-steps 6"
+                "numbers of thoughts to try, for example --latent_steps 6"
             )
         if step_sizes is None:
             step_sizes = STEP_SIZES if plan.strong and plan.weak else (0.0,)
@@ -250,7 +250,7 @@ def _check_arguments(model_args: Mapping[str, Any], write: bool) -> None:
         if name in model_args:
             raise LatentRefError(
                 f"{name}={model_args[name]} is what a sweep chooses; give the values to try as "
-                "--latent-steps, --memory-rates, --step-sizes or --search-steps"
+                "--latent_steps, --memory_rates, --step_sizes or --search_steps"
             )
     pretrained = model_args.get("pretrained")
     if write and not (pretrained and Path(pretrained).expanduser().is_dir()):

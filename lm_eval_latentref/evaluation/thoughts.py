@@ -157,7 +157,7 @@ def study_cases(
     if plain not in outcomes:
         raise LatentRefError(
             f"{folder}: thoughts overflowed without any refinement; give --dtype float32, or fewer "
-            "--latent-steps"
+            "--latent_steps"
         )
     if setting not in outcomes:
         raise LatentRefError(f"{folder}: thoughts overflowed under {setting.label}; lower it")
@@ -191,7 +191,7 @@ def _setting(
     if setting.row == "plain":
         raise LatentRefError(
             f"{folder}: nothing is refined with memory_rate={memory_rate:g}, step size "
-            f"{step_size:g} and {num_thoughts} thoughts; give --memory-rate or --step-size"
+            f"{step_size:g} and {num_thoughts} thoughts; give --memory_rate or --step_size"
         )
     return setting
 

@@ -172,7 +172,9 @@ class RunFolder:
                 "remove it if the run in this folder is of the same recipe, else give another "
                 "output",
             )
-            names = recipe.keys() - set(UNCOMPARED)
+            # A run that ended at a mistake has left nothing but its recipe.
+            has_work = any((self.path / name).exists() for name in (STATE, METRICS, *LOADABLE))
+            names = recipe.keys() - set(UNCOMPARED) if has_work else ()
             differing = sorted(name for name in names if there.get(name) != recipe.get(name))
             if differing:
                 name = differing[0]

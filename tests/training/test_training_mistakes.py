@@ -81,6 +81,12 @@ def test_an_output_of_another_recipe_is_refused(tmp_path):
         train(small_recipe(tmp_path / "out", phases=["no_cot"], learning_rate=1.0))
 
 
+def test_an_output_that_a_mistake_left_is_free_for_the_corrected_recipe(tmp_path):
+    with pytest.raises(LatentRefError, match=r"nowhere\.json"):
+        train(small_recipe(tmp_path / "out", phases=["no_cot"], validation="nowhere.json"))
+    train(small_recipe(tmp_path / "out", phases=["no_cot"]))
+
+
 def test_a_loss_that_is_not_finite_ends_the_run_in_a_message(tmp_path):
     recipe = small_recipe(tmp_path / "out", phases=["no_cot"], learning_rate=1e30, max_grad_norm=0)
     with pytest.raises(LatentRefError, match="became nan at learning_rate="):
