@@ -1,4 +1,4 @@
-"""The options that name a set of checkpoints and say how it thinks; `ask` and `convert` have all."""
+"""The options that name a set of checkpoints and say how it thinks, as `ask` and `convert` have."""
 
 from __future__ import annotations
 
