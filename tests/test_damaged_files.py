@@ -9,6 +9,7 @@ import json
 import pickle
 import shutil
 import sqlite3
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -298,6 +299,46 @@ def test_any_damage_gives_a_result_or_one_line(tmp_path, monkeypatch, once_a_run
 
     read(whole if kind != "data rows" else Path(shutil.copytree(whole, tmp_path / "copy")))
     check()
+
+
+@pytest.mark.parametrize(
+    ("kind", "key", "value", "part"),
+    [
+        ("adapter_config.json", "trainable_token_indices", -1, "save the adapter again"),
+        ("adapter_config.json", "megatron_config", {"a": 1}, "import the module it names"),
+        ("adapter_config.json", "peft_type", ["LORA"], "does not know"),
+        ("samples", "doc_id", 10**30, ""),
+        ("samples", "acc", 10**400, ""),
+        ("compared samples", "target", float("inf"), ""),
+        ("compared samples", "acc", 10**400, "samples_t_"),
+        ("baseline", "limit", 10**400, "baseline.yaml"),
+        ("metrics", "epoch", "", "metrics.jsonl"),
+    ],
+)
+def test_values_that_long_runs_have_shown(tmp_path, once_a_run, kind, key, value, part):
+    make, name, read = KINDS[kind]
+    folder = shutil.copytree(once_a_run(f"damaged-{make.__name__}", make), tmp_path / "copy")
+    (file,) = folder.rglob(Path(name).name)
+    parse, dump = (yaml.safe_load, yaml.safe_dump) if file.suffix == ".yaml" else (json.loads, None)
+    first, line_break, rest = file.read_text().partition("\n" if file.suffix == ".jsonl" else "\0")
+    changed = (dump or json.dumps)({**parse(first), key: value})
+    file.write_text(changed + line_break + rest)
+    message = _message(read, folder)
+    assert part in message
+    assert "\n" not in message
+
+
+def test_a_state_with_a_changed_weight_is_refused(tmp_path, once_a_run):
+    folder = shutil.copytree(
+        once_a_run("damaged-_make_training", _make_training), tmp_path / "copy"
+    )
+    file = folder / "out" / "training_state.pt"
+    with zipfile.ZipFile(file) as archive:
+        largest = archive.read(max(archive.infolist(), key=lambda part: part.file_size))
+    content = bytearray(file.read_bytes())
+    content[content.find(largest) + len(largest) // 2] ^= 1
+    file.write_bytes(content)
+    assert "is damaged); remove it to start over" in _message(_go_on, folder)
 
 
 @pytest.mark.parametrize(

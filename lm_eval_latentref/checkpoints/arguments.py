@@ -15,6 +15,8 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from huggingface_hub.errors import StrictDataclassError
+
 from lm_eval_latentref.checkpoints.sets import NAMES
 from lm_eval_latentref.errors import LatentRefError
 from lm_eval_latentref.latent.config import OPTION_NAMES
@@ -30,6 +32,12 @@ _INSTEAD = dict.fromkeys(
     "quantised, or, to `load` in Python, quantization_config=BitsAndBytesConfig(...)",
 )
 """Advice for arguments that were removed but are still often given."""
+
+_OF_OTHERS = (
+    *(OSError, ValueError, TypeError, KeyError, AttributeError, ImportError, ArithmeticError),
+    StrictDataclassError,
+)
+"""What transformers and PEFT raise on files and arguments that they cannot use."""
 
 _NEAR = 0.82
 """Names with at least this ratio of equal letters, by difflib, count as misspellings."""
@@ -91,6 +99,6 @@ def one_line_errors(name: str) -> Iterator[None]:
         yield
     except LatentRefError:
         raise
-    except (OSError, ValueError, TypeError, AttributeError, ImportError) as error:
+    except _OF_OTHERS as error:
         line = " ".join(str(error).split())
         raise LatentRefError(f"pretrained={name} cannot be loaded: {line[:300]}") from error

@@ -165,7 +165,8 @@ def _make(recipe: Recipe, words: Iterable[str]) -> Trainee:
         config = AutoConfig.for_model(**values)
         torch.manual_seed(recipe.seed)
         model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
-    except (ValueError, KeyError, TypeError, RuntimeError) as error:
+    # What a configuration class raises on a wrong value is as different as the classes are.
+    except Exception as error:
         raise LatentRefError(
             f"config={recipe.config} makes no causal language model ({one_line(error)}); see the "
             "configuration class of its model_type in transformers"
@@ -210,7 +211,7 @@ def _build_adapter(recipe: Recipe, latent: bool, start: str | os.PathLike[str] |
         config = LoraConfig(**values)
         with making():
             model = get_peft_model(trainee.model, config, adapter_name=ADAPTER)
-    except (ValueError, KeyError, TypeError, RuntimeError) as error:
+    except Exception as error:
         raise LatentRefError(
             f"lora={recipe.lora} fits no adapter on {recipe.pretrained} ({one_line(error)}); see "
             "LoraConfig in peft"
