@@ -221,12 +221,16 @@ def parser() -> argparse.ArgumentParser:
 
     def add(name: str, help: str, epilog: str = STATUSES) -> Any:
         example = f"Example: {EXAMPLES[name]}\n\n" if name in EXAMPLES else ""
-        about = f"{help[0].upper()}{help[1:]}."
+        about = f"{help[0].upper()}{help[1:]}".removesuffix("?") + ("?" if help[-1] == "?" else ".")
         return commands.add_parser(
             name, help=help, description=about, epilog=example + epilog, formatter_class=raw
         )
 
-    add("run", "lm-eval's `run` with this package's model and tasks")  # only for the help
+    # Only for the help: what follows `run` is lm-eval's.
+    add(
+        "run",
+        "run lm-eval with this package's model and tasks; `latentref run --help` is lm-eval's",
+    )
     add("tasks-path", "print the folder for lm-eval's --include_path")
     _add_checkpoint_commands(add)
     _add_training_commands(add)
@@ -290,7 +294,11 @@ def _add_evaluation_commands(add: Callable[..., Any]) -> None:
 
     command = add("study", "every row of the results table on trained sets")
     command.add_argument(
-        "folders", nargs="+", type=values.there, metavar="FOLDER", help="trained sets"
+        "folders",
+        nargs="+",
+        type=values.there,
+        metavar="FOLDER",
+        help="trained sets of one recipe, one for each seed",
     )
     _option(
         *(command, "task"),
@@ -303,7 +311,9 @@ def _add_evaluation_commands(add: Callable[..., Any]) -> None:
 
     command = add("thoughts", "show what thoughts decode to, before and after refinement")
     command.add_argument("folder", metavar="FOLDER", help="a trained set with its references")
-    _options(command, "task", "step_size")
+    any_task = "the task that documents come from, for example latentref_mathqa_mc"
+    _option(command, "task", help=any_task)
+    _options(command, "step_size")
     kept = MODEL_OPTIONS["memory_rate"]["help"]
     _option(
         command, "memory_rate", type=values.rate, help=f"{kept} (default: what latentref.json says)"
@@ -322,7 +332,7 @@ def _add_evaluation_commands(add: Callable[..., Any]) -> None:
 
     command = add(
         *("leaderboard", "rank runs by paired tests on the same documents"),
-        epilog="Exit status: 0 written, 3 a mistake, or no run that can be read.",
+        epilog="Exit status: 0 written, 3 a mistake, or no run that can be read, 130 Ctrl-C.",
     )
     command.add_argument(
         *("results",),
@@ -332,15 +342,21 @@ def _add_evaluation_commands(add: Callable[..., Any]) -> None:
     )
     kinds = "what to write: .txt, .md, .csv, .json or .html; a folder gets one of each"
     _option(command, "output", required=False, type=values.place, metavar="FILE|FOLDER", help=kinds)
-    _option(command, "baseline", metavar="ROW", help="the row that others are shown against")
+    _option(
+        command,
+        "baseline",
+        metavar="ROW",
+        help="the row that others are shown against (default: none)",
+    )
     ranked_by = "what tasks are ranked by, the first that a task has (default: acc exact_match)"
     _option(command, "metric", nargs="+", help=ranked_by)
     _options(command, *BOARD_OPTIONS[3:])
 
     command = add(
         *("check", "a gate for CI: fails if a run is worse than its baseline"),
-        epilog="Exit status: 0 pass, 1 fail, 2 inconclusive, 3 a mistake, wrong options included. "
-        "With --update and --write_golden: 0 written, 3 a mistake.",
+        epilog="Exit status: 0 pass, 1 fail, 2 inconclusive, 3 a mistake, wrong options included,
+"
+        "130 Ctrl-C. With --update and --write_golden: 0 written, 3 a mistake.",
     )
     a_run = "a run of lm_eval --output_path"
     command.add_argument("candidate", type=values.there, metavar="CANDIDATE", help=a_run)

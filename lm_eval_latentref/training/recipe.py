@@ -176,7 +176,7 @@ class Recipe:
 
     def __post_init__(self) -> None:
         _require(bool(self.output.strip()), f"output={self.output!r}", "name a folder")
-        _require(self.seed >= 0, f"seed={self.seed}", "give an integer, 0 or more")
+        _require(0 <= self.seed < 2**32, f"seed={self.seed}", "give an integer from 0 to 2^32 - 1")
         _require(
             bool(self.train) and len(set(self.train)) == len(self.train),
             f"train={', '.join(self.train)}",
