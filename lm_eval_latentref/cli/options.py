@@ -42,12 +42,13 @@ OPTIONS: dict[str, dict[str, Any]] = {
     },
     "memory_rates": {
         **{"type": values.rate, "nargs": "+", "metavar": "ALPHA"},
-        "help": "memory rates to try, 0 to 1 each; 0 is always tried (default: a few)",
+        "help": "memory rates to try, 0 to 1 each; 0 is always tried (default: "
+        "0.1 0.3 0.5 0.7, in a study 0.05 0.1 0.3)",
     },
     "step_sizes": {
         **{"type": values.half_widths, "nargs": "+", "metavar": "X*d/2"},
         "help": "step sizes of the search to try, such as 0.3*d/2 (0.3 means the same here); 0 is "
-        "always tried (default: a few)",
+        "always tried (default: 0.03 0.1 0.3 1.0, in a study -0.1 0.03 0.1 0.3)",
     },
     "step_size": {
         **{"type": values.half_widths, "metavar": "X*d/2"},
@@ -221,16 +222,13 @@ def parser() -> argparse.ArgumentParser:
 
     def add(name: str, help: str, epilog: str = STATUSES) -> Any:
         example = f"Example: {EXAMPLES[name]}\n\n" if name in EXAMPLES else ""
-        about = f"{help[0].upper()}{help[1:]}".removesuffix("?") + ("?" if help[-1] == "?" else ".")
+        about = f"{help[0].upper()}{help[1:]}" + ("" if help.endswith("?") else ".")
         return commands.add_parser(
             name, help=help, description=about, epilog=example + epilog, formatter_class=raw
         )
 
     # Only for the help: what follows `run` is lm-eval's.
-    add(
-        "run",
-        "run lm-eval with this package's model and tasks; `latentref run --help` is lm-eval's",
-    )
+    add("run", "lm-eval's `run` with this package's model and tasks")
     add("tasks-path", "print the folder for lm-eval's --include_path")
     _add_checkpoint_commands(add)
     _add_training_commands(add)
@@ -293,13 +291,8 @@ def _add_evaluation_commands(add: Callable[..., Any]) -> None:
     _options(command, "limit", "seed", "write", "metadata", "include_path", "judge_on")
 
     command = add("study", "every row of the results table on trained sets")
-    command.add_argument(
-        "folders",
-        nargs="+",
-        type=values.there,
-        metavar="FOLDER",
-        help="trained sets of one recipe, one for each seed",
-    )
+    sets = "trained sets of one recipe, one for each seed"
+    command.add_argument("folders", nargs="+", type=values.there, metavar="FOLDER", help=sets)
     _option(
         *(command, "task"),
         action="append",
@@ -342,12 +335,8 @@ def _add_evaluation_commands(add: Callable[..., Any]) -> None:
     )
     kinds = "what to write: .txt, .md, .csv, .json or .html; a folder gets one of each"
     _option(command, "output", required=False, type=values.place, metavar="FILE|FOLDER", help=kinds)
-    _option(
-        command,
-        "baseline",
-        metavar="ROW",
-        help="the row that others are shown against (default: none)",
-    )
+    against = "the row that others are shown against (default: none)"
+    _option(command, "baseline", metavar="ROW", help=against)
     ranked_by = "what tasks are ranked by, the first that a task has (default: acc exact_match)"
     _option(command, "metric", nargs="+", help=ranked_by)
     _options(command, *BOARD_OPTIONS[3:])
@@ -356,6 +345,7 @@ def _add_evaluation_commands(add: Callable[..., Any]) -> None:
         *("check", "a gate for CI: fails if a run is worse than its baseline"),
         epilog="Exit status: 0 pass, 1 fail, 2 inconclusive, 3 a mistake, wrong options included,
 "
+        "130 Ctrl-C. With --update and --write_golden: 0 written, 3 a mistake.",
         "130 Ctrl-C. With --update and --write_golden: 0 written, 3 a mistake.",
     )
     a_run = "a run of lm_eval --output_path"
