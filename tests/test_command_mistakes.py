@@ -39,6 +39,7 @@ ASK = ["ask", "why?", "--pretrained", "model", "--latent_steps", "2"]
 SWEEP = ["sweep", "--task", "latentref_graph_dev", "--pretrained", "model", "-o", "out"]
 STUDY = ["study", "model", "--task", "latentref_graph"]
 THOUGHTS = ["thoughts", "model", "--task", "latentref_graph", "-o", "out.md"]
+TRAIN = ["train", "graph-small", "output=out", "num_train=8", "num_validation=8"]
 CONVERT = ["convert", "--pretrained", "model", "-o", "new"]
 DATA = ["data", "--num", "3", "-o", "out.json", "graph"]
 
@@ -99,6 +100,9 @@ DATA = ["data", "--num", "3", "-o", "out.json", "graph"]
         (["train", "graph-small", "seed=-1"], "give an integer from 0"),
         (["train", "graph-small", "seed=" + "9" * 400], "give an integer from 0"),
         (["train", "graph-small", "phases=[nope]"], "phases"),
+        ([*TRAIN, "config.hidden_size=63"], "makes no causal language model"),
+        ([*TRAIN, "config.num_attention_heads=0"], "makes no causal language model"),
+        ([*TRAIN, "config.num_attention_heads=many"], "makes no causal language model"),
         (["train", "graph-small", "batch_size=0"], "batch_size=0"),
         ([*SWEEP[:-1], "/dev/null/x"], "cannot be written"),
         ([*SWEEP[:-1], "text.yaml"], "cannot be written"),

@@ -9,6 +9,7 @@ latentref; every other argument goes to lm-eval unchanged after `door` has check
 from __future__ import annotations
 
 import argparse
+import sqlite3
 from collections.abc import Sequence
 from typing import Any
 
@@ -43,6 +44,12 @@ def run(arguments: Sequence[str]) -> int:
         door.check(args)
         with noting_unsaved_files() as unsaved:
             execute(args)
+    except sqlite3.Error as error:
+        raise LatentRefError(
+            f"--use_cache: {args.use_cache or given.get('use_cache')}_rank*.db cannot be written "
+            f"({error}); make room, or name another place, and give the same command again: the "
+            "answers so far are kept"
+        ) from error
     except KeyboardInterrupt:
         raise KeyboardInterrupt(_what_is_kept(args)) from None
     if unsaved:

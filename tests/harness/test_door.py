@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import sqlite3
 
 import lm_eval.tasks
 import pytest
@@ -138,6 +139,21 @@ def test_ctrl_c_says_whether_anything_is_kept(monkeypatch, capsys):
         (line,) = capsys.readouterr().err.splitlines()
         assert line.startswith("interrupted: ")
         assert said in line
+
+
+def test_a_disk_that_fills_up_under_the_cache_names_the_file(monkeypatch, capsys):
+    from lm_eval._cli import HarnessCLI
+
+    def execute(self, args):
+        raise sqlite3.OperationalError("database or disk is full")
+
+    monkeypatch.setattr(HarnessCLI, "execute", execute)
+    monkeypatch.setattr(door, "check", lambda args: None)
+    assert cli.main(["run", "--tasks", TASK, "--use_cache", "out/c"]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(
+        "--use_cache: out/c_rank*.db cannot be written (database or disk is full)"
+    )
 
 
 def test_a_disk_that_is_full_is_status_one(monkeypatch, capsys, tmp_path):
