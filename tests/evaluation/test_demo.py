@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from lm_eval_latentref.checkpoints.files import holding
 from lm_eval_latentref.cli import main
 from lm_eval_latentref.evaluation import demo
 from lm_eval_latentref.evaluation.statistics import Interval
@@ -42,3 +43,10 @@ def test_the_line_of_meaning_goes_by_the_intervals(low, high, said):
         for name in (demo.REFINED, demo.CONTROL)
     ]
     assert demo.meaning(rows).count(said) == 2
+
+
+def test_a_second_demo_in_the_same_folder_is_refused_before_anything_runs(tmp_path, capsys):
+    with holding(tmp_path, "latentref demo"):
+        assert main(["demo", "-o", str(tmp_path), "--limit", "1"]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "in use by latentref demo, process" in line

@@ -8,6 +8,7 @@ import json
 import pytest
 import torch
 
+from lm_eval_latentref.checkpoints.files import holding
 from lm_eval_latentref.checkpoints.loading import load
 from lm_eval_latentref.cli import main
 from lm_eval_latentref.errors import LatentRefError
@@ -149,6 +150,14 @@ def test_a_page_that_could_not_be_written_is_refused_before_anything_runs(tmp_pa
         assert main([*words, "-o", str(tmp_path / output)]) != 0
         assert "ends in .md" in capsys.readouterr().err
     assert not list(tmp_path.iterdir())
+
+
+def test_a_second_process_in_the_same_work_folder_is_refused(tmp_path):
+    with (
+        holding(tmp_path, "latentref thoughts"),
+        pytest.raises(LatentRefError, match="in use by latentref thoughts, process"),
+    ):
+        study_cases(SET, task="latentref_graph_mc", work=str(tmp_path), **OPTIONS)
 
 
 def test_a_set_without_references_is_refused_in_its_own_words(tmp_path):
