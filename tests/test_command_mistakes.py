@@ -101,6 +101,7 @@ DATA = ["data", "--num", "3", "-o", "out.json", "graph"]
         (["train", "graph-small", "seed=" + "9" * 400], "give an integer from 0"),
         (["train", "graph-small", "phases=[nope]"], "phases"),
         ([*TRAIN, "config.hidden_size=63"], "makes no causal language model"),
+        ([*TRAIN, "config.model_type=bert"], "makes no causal language model"),
         ([*TRAIN, "config.num_attention_heads=0"], "makes no causal language model"),
         ([*TRAIN, "config.num_attention_heads=many"], "makes no causal language model"),
         (["train", "graph-small", "batch_size=0"], "batch_size=0"),

@@ -165,13 +165,13 @@ def _make(recipe: Recipe, words: Iterable[str]) -> Trainee:
         config = AutoConfig.for_model(**values)
         torch.manual_seed(recipe.seed)
         model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+        _scale(model, recipe)
     # What a configuration class raises on a wrong value is as different as the classes are.
     except Exception as error:
         raise LatentRefError(
             f"config={recipe.config} makes no causal language model ({one_line(error)}); see the "
             "configuration class of its model_type in transformers"
         ) from error
-    _scale(model, recipe)
     check_model(model.eval(), "config")
     return Trainee(model=model, tokenizer=tokenizer)
 
