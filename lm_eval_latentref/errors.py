@@ -39,8 +39,8 @@ def check_place(name: str | os.PathLike[str], *, is_folder: bool = True) -> None
 
     What is missing on the way there may be missing: it will be made.
     """
-    path = Path(name).absolute()
     try:
+        path = Path(name).absolute()  # the working directory may be gone
         with contextlib.suppress(FileNotFoundError, NotADirectoryError):
             os.lstat(path)  # a name may be too long
         if path.is_dir() and not is_folder:
@@ -91,4 +91,5 @@ def _hidden(value: Any) -> Any:
 
 def say(text: object) -> None:
     """Prints a line for people to stderr; stdout is for results."""
-    print(printable(str(text)), file=sys.stderr, flush=True)
+    if sys.stderr is not None:  # else print would take stdout
+        print(printable(str(text)), file=sys.stderr, flush=True)

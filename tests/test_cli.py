@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import warnings
+from pathlib import Path
 from types import ModuleType, SimpleNamespace
 
 import pytest
@@ -314,6 +315,19 @@ def test_a_reader_that_has_read_enough_ends_a_command_quietly():
     writer.stdout.readline()
     writer.stdout.close()
     assert (writer.wait(), writer.stderr.read()) == (141, b"")
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
+@pytest.mark.parametrize(
+    ("stdout", "status", "said"),
+    [(">&-", 0, b""), ("> /dev/full", 2, b"stdout cannot be written (No space left on device)")],
+)
+def test_a_stdout_that_is_closed_or_full_ends_in_no_traceback(stdout, status, said):
+    command = f"{sys.executable} -m lm_eval_latentref tasks-path {stdout}"
+    done = subprocess.run(command, shell=True, stderr=subprocess.PIPE, check=False)
+    assert done.returncode == status
+    assert done.stderr.startswith(said)
+    assert done.stderr.count(b"\n") == (1 if said else 0)
 
 
 def test_work_of_different_outputs_is_kept_apart():

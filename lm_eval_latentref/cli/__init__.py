@@ -25,7 +25,7 @@ from lm_eval_latentref.cli.options import (
     CHECK_OPTIONS,
     parse,
 )
-from lm_eval_latentref.cli.terminal import plain_terminal
+from lm_eval_latentref.cli.terminal import discard, plain_terminal
 from lm_eval_latentref.cli.values import no_flag
 from lm_eval_latentref.errors import LatentRefError, say
 
@@ -55,7 +55,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         with plain_terminal():
             status = _status(arguments)
-            sys.stdout.flush()
+            print(end="", flush=True)
         return status
     except LatentRefError as error:
         say(error)
@@ -65,8 +65,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         say(f"interrupted: {kept}")
         return INTERRUPTED
     except BrokenPipeError:
-        # The reader, such as `| head`, is gone; without this, closing stdout would fail again.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        # The reader, such as `| head`, is gone.
+        discard(sys.stdout)
         return PIPE_CLOSED
 
 

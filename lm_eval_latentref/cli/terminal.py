@@ -10,11 +10,12 @@ from __future__ import annotations
 import contextlib
 import io
 import logging
+import os
 import sys
 from collections.abc import Iterator
 from typing import Any, TextIO
 
-from lm_eval_latentref.errors import printable
+from lm_eval_latentref.errors import LatentRefError, printable
 
 OURS = __name__.partition(".")[0]
 """Of our loggers, whose messages are one line each; those of others may have several."""
@@ -36,7 +37,8 @@ def plain_terminal() -> Iterator[None]:
     logging.setLogRecordFactory(make_plain)
     logging.captureWarnings(True)
     try:
-        with contextlib.redirect_stdout(_PlainStream(sys.stdout)):
+        # Without stdout, as after `>&-`, there is nothing to make plain.
+        with contextlib.redirect_stdout(sys.stdout and _PlainStream(sys.stdout)):
             yield
     finally:
         logging.captureWarnings(False)
@@ -55,11 +57,30 @@ class _PlainStream(io.TextIOBase):
 
     def write(self, text: str) -> int:
         shown = _lines(text).encode(self.encoding, "replace").decode(self.encoding)
-        self._stream.write(shown)
+        with self._full_disk_is_one_line():
+            self._stream.write(shown)
         return len(text)
 
     def flush(self) -> None:
-        self._stream.flush()
+        with self._full_disk_is_one_line():
+            self._stream.flush()
+
+    @contextlib.contextmanager
+    def _full_disk_is_one_line(self) -> Iterator[None]:
+        try:
+            yield
+        except BrokenPipeError:
+            raise
+        except OSError as error:
+            discard(self._stream)
+            raise LatentRefError(
+                f"stdout cannot be written ({error.strerror or error}); make room"
+            ) from error
+
+
+def discard(stream: TextIO) -> None:
+    """Sends what is left in `stream` nowhere; without this, closing it would fail again."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
 def _lines(text: str) -> str:

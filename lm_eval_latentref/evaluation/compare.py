@@ -103,7 +103,8 @@ def _add(answered: Answers, task: str, sample: Mapping[str, Any], metric: str, f
 
 
 def _sample_files(path: Path) -> dict[str, Path]:
-    files = [path] if path.is_file() else sorted(path.rglob("samples_*.jsonl"))
+    below = sorted(file for file in path.rglob("samples_*.jsonl") if file.is_file())
+    files = [path] if path.is_file() else below
     newest: dict[str, tuple[str, Path]] = {}
     for file in files:
         match = samples.SAMPLES_NAME.fullmatch(file.name)
