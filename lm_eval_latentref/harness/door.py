@@ -32,6 +32,8 @@ def check(args: argparse.Namespace) -> None:
             f"--limit {config.limit:g}: give the number of documents, 1 or more, or a share of "
             "them between 0 and 1"
         )
+    if config.num_fewshot is not None and config.num_fewshot < 0:
+        raise LatentRefError(f"--num_fewshot {config.num_fewshot}: give 0 or more examples")
     if config.model == MODEL_NAME:
         _check_model(config, explicit_device=args.device)
     if config.use_cache:

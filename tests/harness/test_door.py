@@ -50,6 +50,7 @@ def run(*words, tasks=TASK):
     [
         (["--limit", "0"], ["--limit 0", "1 or more"]),
         (["--limit", "-3"], ["--limit -3"]),
+        (["--num_fewshot", "-1"], ["--num_fewshot -1", "0 or more"]),
         (["--limit", "nan"], ["--limit nan"]),
         (["--samples", '{"latentref_prosqa_generated": [4]}'], ["no document 4", "0 to 3"]),
         (["--samples", '{"latentref_prosqa_generated": [-1]}'], ["no document -1"]),
