@@ -222,7 +222,7 @@ def parser() -> argparse.ArgumentParser:
 
     def add(name: str, help: str, epilog: str = STATUSES) -> Any:
         example = f"Example: {EXAMPLES[name]}\n\n" if name in EXAMPLES else ""
-        about = f"{help[0].upper()}{help[1:]}" + ("" if help.endswith("?") else ".")
+        about = f"{help[0].upper()}{help[1:]}."
         return commands.add_parser(
             name, help=help, description=about, epilog=example + epilog, formatter_class=raw
         )
@@ -343,9 +343,7 @@ def _add_evaluation_commands(add: Callable[..., Any]) -> None:
 
     command = add(
         *("check", "a gate for CI: fails if a run is worse than its baseline"),
-        epilog="Exit status: 0 pass, 1 fail, 2 inconclusive, 3 a mistake, wrong options included,
-"
-        "130 Ctrl-C. With --update and --write_golden: 0 written, 3 a mistake.",
+        epilog="Exit status: 0 pass, 1 fail, 2 inconclusive, 3 a mistake, wrong options included,\n"
         "130 Ctrl-C. With --update and --write_golden: 0 written, 3 a mistake.",
     )
     a_run = "a run of lm_eval --output_path"
