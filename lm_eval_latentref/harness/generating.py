@@ -50,7 +50,7 @@ class GeneratingLM(RollingLM):
     def generate_until(self, requests: list[Any], disable_tqdm: bool = False) -> list[str]:
         """Text written after each request's context and thoughts."""
         self._documents.remember(requests)
-        for gen_kwargs in {repr(request.args[1]): request.args[1] for request in requests}.values():
+        for gen_kwargs in _kinds_of(requests):
             self._check_generation(gen_kwargs)
         self._check_repeats(requests)
         self.check_protocols(requests)
@@ -60,7 +60,38 @@ class GeneratingLM(RollingLM):
             self.counting_cost(),
             self.logging_thoughts(requests),
         ):
-            return super().generate_until(requests, disable_tqdm=disable_tqdm)
+            texts = [""] * len(requests)
+            for numbers in self._in_order(requests):
+                part = [requests[number] for number in numbers]
+                written = super().generate_until(part, disable_tqdm=disable_tqdm)
+                for number, text in zip(numbers, written, strict=True):
+                    texts[number] = text
+            return texts
+
+    def _in_order(self, requests: Sequence[Any]) -> Iterator[Sequence[int]]:
+        """Numbers of requests to work on together; what their contexts begin with is read once.
+
+        Without thoughts that is for greedy decoding only: beams go through HFLM, and samples are
+        those of HFLM's own batches.
+        """
+        if not self.reasoner.thinks and not all(map(self._goes_on, _kinds_of(requests))):
+            return iter([range(len(requests))])
+        return self.reasoner.trunks.in_order([self._context_of(*r.args) for r in requests])
+
+    def _goes_on(self, gen_kwargs: dict[str, Any]) -> bool:
+        """Whether text can be written greedily after a context that is partly read."""
+        options = self._options(gen_kwargs)[0]
+        own = self.reasoner.backbone.causal_lm.generation_config
+        try:
+            check_decoding(own, options, thinks=True)
+        except LatentRefError:
+            return False
+        return not options["do_sample"]
+
+    def _context_of(self, string: str, gen_kwargs: dict[str, Any]) -> Tokens:
+        """The token ids that `tok_batch_encode` makes of a request's context."""
+        ids = self.encode_context(string, self.truncation)
+        return self.cut(tuple(ids), self._num_generated_columns(self._options(gen_kwargs)[1]))
 
     def tok_batch_encode(
         self,
@@ -86,10 +117,10 @@ class GeneratingLM(RollingLM):
 
     def write(self, context_BC: Tensor, max_length: int, stop: list[str], **options: Any) -> Tensor:
         """`context_BC` followed by the new text, (B, L), padded on the right."""
-        if not self.reasoner.thinks:
-            work = self._writer_as_hf(context_BC, max_length, stop, options)
-        else:
+        if self.reasoner.thinks or self.reasoner.trunks.in_use:
             work = self._writer_of_thoughts(context_BC, max_length, stop, options)
+        else:
+            work = self._writer_as_hf(context_BC, max_length, stop, options)
         batches = in_batches(range(len(context_BC)), limit=self._generation_limit, work=work)
         written = [ids for _, results in batches for ids in results]
         longest = max(map(len, written))
@@ -177,9 +208,7 @@ class GeneratingLM(RollingLM):
                 request.arguments = (*request.args, {"latent_thoughts": numbers})
 
     def _check_generation(self, gen_kwargs: dict[str, Any]) -> None:
-        kwargs = normalize_gen_kwargs(gen_kwargs, self.max_gen_toks)
-        num_new = kwargs.pop("max_gen_toks")
-        options = {name: value for name, value in kwargs.items() if name != "until"}
+        options, num_new = self._options(gen_kwargs)
         own = self.reasoner.backbone.causal_lm.generation_config
         check_decoding(own, options, thinks=self.reasoner.thinks)
         if options["do_sample"] and not gen_kwargs.get("do_sample") and self.uses_cache:
@@ -188,6 +217,12 @@ class GeneratingLM(RollingLM):
                 "every later one; give do_sample=True in gen_kwargs, which it never caches"
             )
         self.cut((), self._num_generated_columns(num_new))
+
+    def _options(self, gen_kwargs: dict[str, Any]) -> tuple[dict[str, Any], int]:
+        """The arguments of `generate`, and the most tokens it may write."""
+        kwargs = normalize_gen_kwargs(gen_kwargs, self.max_gen_toks)
+        num_new = kwargs.pop("max_gen_toks")
+        return {name: value for name, value in kwargs.items() if name != "until"}, num_new
 
     def _num_generated_columns(self, max_gen_toks: int) -> int:
         # HFLM keeps a column for the last token too, although it is never read; without thoughts
@@ -271,3 +306,8 @@ class GeneratingLM(RollingLM):
             dtype=self.mixed_precision_dtype,
             enabled=self.mixed_precision_dtype is not None,
         )
+
+
+def _kinds_of(requests: Sequence[Any]) -> list[dict[str, Any]]:
+    """The different arguments of generation that requests have."""
+    return list({repr(request.args[1]): request.args[1] for request in requests}.values())

@@ -301,7 +301,10 @@ class LatentRefLM(GeneratingLM):
 
         all_groups = group_by_context(pairs)
         limit = self.row_limit(len(all_groups))
-        for groups, results in in_batches(all_groups, limit=limit, work=work):
+        order = self.reasoner.trunks.in_order([group.context for group in all_groups])
+        parts = ([all_groups[number] for number in numbers] for numbers in order)
+        batches = (batch for part in parts for batch in in_batches(part, limit=limit, work=work))
+        for groups, results in batches:
             for group, scores in zip(groups, results, strict=True):
                 for index, score in zip(group.requests, scores, strict=True):
                     answers[index] = (score.log_likelihood, score.is_greedy)

@@ -9,9 +9,9 @@ Forwards are counted by torch hooks on the models' decoders, so every caller is 
 transformers' `generate`, lm-eval) and the thought loop needs no code for it. Counting never waits
 for the device: on a GPU, events mark the time and are read when `report` is called.
 
-A forward over an empty cache counts as encoding. Every later forward counts as thinking inside
-`thinking`, and as decoding (or scoring) outside it. A reference that reads the context and the
-first thought in one forward is encoding.
+A forward over an empty cache, or over one that holds no more than what contexts share, counts as
+encoding. Every later forward counts as thinking inside `thinking`, and as decoding (or scoring)
+outside it. A reference that reads the context and the first thought in one forward is encoding.
 """
 
 from __future__ import annotations
@@ -30,7 +30,10 @@ import torch
 
 from lm_eval_latentref.latent.networks import Network
 
-COUNTS = ("contexts_thought_about", "thought_steps", "tokens_encoded", "tokens_generated")
+COUNTS = (
+    *("contexts_thought_about", "thought_steps"),
+    *("tokens_encoded", "tokens_shared", "tokens_generated"),
+)
 """What callers count; `thought_steps` over `contexts_thought_about` is the mean of thoughts."""
 
 PHASES = ("load", "encode", "think", "decode")
@@ -50,7 +53,7 @@ class Accounting:
         self._hooks = ExitStack()
         self.restart()
         self._depth = 0
-        self._phase_of_step = "decode"
+        self._phase_of_step, self._num_shared = "decode", 0
 
     def restart(self) -> None:
         """Set all counters to zero, except the seconds of loading."""
@@ -83,9 +86,12 @@ class Accounting:
                 self._laps.enter(None)
 
     @contextmanager
-    def thinking(self) -> Iterator[None]:
-        """Count forwards over a non-empty cache as thinking inside this block."""
-        self._phase_of_step = "think"
+    def thinking(self, num_shared: int = 0) -> Iterator[None]:
+        """Count forwards over contexts that are read as thinking inside this block.
+
+        Of contexts, the first `num_shared` columns may be in the cache before the rest is read.
+        """
+        self._phase_of_step, self._num_shared = "think", num_shared
         try:
             yield
         finally:
@@ -95,8 +101,10 @@ class Accounting:
         """All counters as JSON values: seconds, bytes and counts.
 
         `columns_read` is rows times columns, padding included, summed over a model's forwards.
-        `tokens_encoded` counts the tokens of each distinct context once. `tokens_generated` leaves
-        out EOS. Memory is the process's peak: on the host, and of tensors on each GPU.
+        `tokens_encoded` counts the tokens of each distinct context once, and `tokens_shared` those
+        of them that no model reads again, because other contexts begin with the same ones.
+        `tokens_generated` leaves out EOS. Memory is the process's peak: on the host, and of tensors
+        on each GPU.
         """
         return {
             "peak_memory_bytes": peak_memory(),
@@ -128,7 +136,7 @@ class Accounting:
         def count_forward(num_columns: int, past: int) -> None:
             self._forwards[name] += 1
             self._columns[name] += num_columns
-            self._laps.enter("encode" if past == 0 else self._phase_of_step)
+            self._laps.enter("encode" if past <= self._num_shared else self._phase_of_step)
 
         return count_forward
 

@@ -14,7 +14,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from lm_eval_latentref.latent.streams import extended
+from lm_eval_latentref.latent.networks import Network
+from lm_eval_latentref.latent.prefixes import Trunk
+from lm_eval_latentref.latent.streams import Stream, extended
 
 
 @dataclass(frozen=True)
@@ -24,6 +26,8 @@ class Context:
     ids_BC: Tensor
     mask_BC: Tensor | None
     """bool; None when no row is padded."""
+    trunk: Trunk | None = None
+    """Tokens that all rows begin with, if they are to be read once."""
 
     @classmethod
     def pad(
@@ -32,27 +36,30 @@ class Context:
         *,
         device: torch.device | str = "cpu",
         num_columns: int = 0,
+        trunk: Trunk | None = None,
     ) -> Context:
         """The batch of `rows`, each a non-empty list of token ids, of `num_columns` or more."""
         longest = max([num_columns, *map(len, rows)])
         ids_BC = torch.tensor([[0] * (longest - len(row)) + list(row) for row in rows])
         if min(map(len, rows)) == longest:
-            return cls(ids_BC.to(device, non_blocking=True), None)
+            return cls(ids_BC.to(device, non_blocking=True), None, trunk)
         lengths_B = torch.tensor([len(row) for row in rows])
         mask_BC = torch.arange(longest) >= longest - lengths_B.unsqueeze(1)
         # Pageable memory is staged at once, so that nothing waits for the device.
-        return cls(*(tensor.to(device, non_blocking=True) for tensor in (ids_BC, mask_BC)))
+        ids_BC, mask_BC = (tensor.to(device, non_blocking=True) for tensor in (ids_BC, mask_BC))
+        return cls(ids_BC, mask_BC, trunk)
 
     def in_parts(self, max_columns: int) -> list[Context]:
         """These contexts in as few equal parts as possible, each of at most `max_columns` columns.
 
-        A row that is longer than that is a part of its own.
+        Columns that are read once for all rows do not count. A row that is longer than that is a
+        part of its own.
         """
-        num_rows, num_columns = self.ids_BC.shape
+        num_rows, num_columns = self.ids_BC.shape[0], self.ids_BC.shape[1] - self.num_shared
         num_parts = math.ceil(num_rows / max(1, max_columns // num_columns))
         masks = [None] * num_parts if self.mask_BC is None else self.mask_BC.tensor_split(num_parts)
         return [
-            Context(ids_BC, mask_BC)
+            Context(ids_BC, mask_BC, self.trunk)
             for ids_BC, mask_BC in zip(self.ids_BC.tensor_split(num_parts), masks, strict=True)
         ]
 
@@ -60,7 +67,20 @@ class Context:
         """These contexts with the tokens `ids` at the end of each."""
         new_BL = self.ids_BC.new_tensor(ids).expand(len(self.ids_BC), -1)
         ids_BC = torch.cat([self.ids_BC, new_BL], dim=1)
-        return Context(ids_BC, extended(self.mask_BC, len(ids)))
+        return Context(ids_BC, extended(self.mask_BC, len(ids)), self.trunk)
+
+    @property
+    def num_shared(self) -> int:
+        """The number of columns that are read once for all rows."""
+        return len(self.trunk.prefix) if self.trunk else 0
+
+    def begin(self, network: Network, *, can_crop: bool = False) -> tuple[Stream, Context]:
+        """A stream of these rows that has read what they share, and the columns after that."""
+        if self.trunk is None:
+            return Stream(network, can_crop=can_crop), self
+        ids_BC, mask_BC = self.ids_BC[:, self.num_shared :], self.mask_BC
+        stream = self.trunk.branch(network, len(ids_BC), mask_BC)
+        return stream, Context(ids_BC, None if mask_BC is None else mask_BC[:, self.num_shared :])
 
 
 @dataclass(frozen=True)

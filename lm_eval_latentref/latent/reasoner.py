@@ -31,6 +31,7 @@ from lm_eval_latentref.latent.groups import Group, for_all, think_about
 from lm_eval_latentref.latent.lengths import check_length
 from lm_eval_latentref.latent.loaded import LoadedModel, LoadedSet
 from lm_eval_latentref.latent.networks import Network
+from lm_eval_latentref.latent.prefixes import Trunks
 from lm_eval_latentref.latent.protocol import protocol_named
 from lm_eval_latentref.latent.scoring import Score, score
 from lm_eval_latentref.latent.selection import find_markers, find_stop, make_kind
@@ -99,6 +100,7 @@ class Reasoner:
         self.stop = find_stop(config, self.markers)
         self.protocol = protocol_named(files.protocol or "coconut")
         self._max_length = max_length
+        self.trunks = Trunks(self.networks())
         for member in (loaded.backbone, loaded.strong, loaded.weak):
             if member is not None:
                 check_length(member.model.config, self.max_length, _name(member))
@@ -151,12 +153,16 @@ class Reasoner:
         asked = list(zip(contexts, drawn, strict=True))
         rows = {sample: row for row, sample in enumerate(dict.fromkeys(asked))}
         unique = list(dict.fromkeys(context for context, _ in rows))
-        accounting = self.accounting
-        with torch.no_grad(), accounting.working(), accounting.thinking():
-            groups = think_about(self._parts(unique), list(rows), self.config, self.stop)
+        accounting, trunk = self.accounting, self.trunks.of(unique)
+        num_shared = trunk.num_shared(unique, self.backbone) if trunk else 0
+        whole = Context.pad(unique, device=self.backbone.device, trunk=trunk)
+        thinking = accounting.thinking(whole.num_shared)
+        with torch.no_grad(), accounting.working(), thinking:
+            groups = think_about(self._parts(unique, whole), list(rows), self.config, self.stop)
             # Counted after the work, because a batch that runs out of memory is repeated.
             accounting.count(
                 tokens_encoded=sum(map(len, unique)),
+                tokens_shared=num_shared,
                 contexts_thought_about=len(rows),
                 thought_steps=sum(len(rows) * thoughts.num_thoughts for rows, thoughts in groups),
             )
@@ -165,9 +171,10 @@ class Reasoner:
             self._check_finite(members, thoughts)
         return groups
 
-    def _parts(self, contexts: Sequence[Tokens]) -> Iterator[tuple[Sequence[Tokens], Thinking]]:
+    def _parts(
+        self, contexts: Sequence[Tokens], whole: Context
+    ) -> Iterator[tuple[Sequence[Tokens], Thinking]]:
         """`contexts` in batches that fit the caches of a CPU, each with what reads it."""
-        whole = Context.pad(contexts, device=self.backbone.device)
         on_cpu = self.backbone.device.type == "cpu"
         parts = whole.in_parts(MAX_COLUMNS_ON_CPU) if on_cpu else [whole]
         start = 0

@@ -1,10 +1,10 @@
 """A reference model that reads along and is asked what it would make of the next thought.
 
-    reference = ReferenceStream(network, ids_BC, mask_BC)
+    reference = ReferenceStream(network, context)
     hidden_BD = reference.probe(thought_BD)     # thought_BD is not kept
     reference.commit(refined_BD)
 
-Shape suffixes: B batch, C context columns, L new columns, D hidden size.
+Shape suffixes: B batch, L new columns, D hidden size.
 """
 
 from __future__ import annotations
@@ -15,8 +15,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from lm_eval_latentref.latent.contexts import Context
 from lm_eval_latentref.latent.networks import Network
-from lm_eval_latentref.latent.streams import Stream, extended, picked
+from lm_eval_latentref.latent.streams import extended, picked
 
 
 class ReferenceStream:
@@ -26,11 +27,11 @@ class ReferenceStream:
     for each thought, like the backbone.
     """
 
-    def __init__(self, network: Network, ids_BC: Tensor, mask_BC: Tensor | None) -> None:
+    def __init__(self, network: Network, context: Context) -> None:
         self._network = network
-        self._stream = Stream(network, can_crop=True)
-        self._unread_BLD: Tensor | None = network.embed(ids_BC)
-        self._unread_mask_BL = mask_BC
+        self._stream, unread = context.begin(network, can_crop=True)
+        self._unread_BLD: Tensor | None = network.embed(unread.ids_BC)
+        self._unread_mask_BL = unread.mask_BC
         self._foreseen: tuple[Tensor, Tensor] | None = None
 
     def fork(self, rows: Sequence[int] | None = None) -> ReferenceStream:

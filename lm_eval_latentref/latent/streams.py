@@ -94,6 +94,22 @@ class Stream:
         branch.cache = seams.fork(self.cache, rows_R)
         return branch
 
+    def spread(self, num_rows: int, mask_BK: Tensor | None) -> Stream:
+        """Rows that have read as many columns as this single row: padding, then its first columns.
+
+        The memory is shared where no row is padded, until more is read.
+
+        Args:
+            mask_BK: which columns are real, those on the right; None if all are.
+        """
+        branch = copy.copy(self)
+        columns_BK = None
+        if mask_BK is not None:
+            branch.mask_BK = mask_BK = mask_BK.to(self.network.device)
+            columns_BK = (mask_BK.cumsum(-1) - 1).clamp(min=0)
+        branch.cache = seams.spread(self.cache, num_rows, columns_BK)
+        return branch
+
     @classmethod
     def join(cls, streams: Sequence[Stream]) -> Stream:
         """One stream with the rows of all `streams`, which must have read equally many columns.

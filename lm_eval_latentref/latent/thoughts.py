@@ -141,11 +141,10 @@ class Thinking:
         self._draws: Draws | None = None
         # Nothing else may be left to read after the columns whose state made a row stop.
         rereads = stops_early and not (markers and markers.closing)
-        self._stream = Stream(backbone, can_crop=rereads)
+        self._stream, unread = context.begin(backbone, can_crop=rereads)
         self._last_B1D: Tensor | None = None
         self._streaks_BE: Tensor | None = None
-        self._pending_BPD = backbone.embed(context.ids_BC)
-        self._pending_mask_BP = context.mask_BC
+        self._pending_BPD, self._pending_mask_BP = backbone.embed(unread.ids_BC), unread.mask_BC
         self._state: State | None = None
         self._search = _Search(references, context) if references else None
         self._thoughts: list[Tensor] = []
@@ -324,8 +323,8 @@ class _Search:
     """Of the thought at hand."""
 
     def __init__(self, references: References, context: Context) -> None:
-        self._strong = _Reference(references.strong, context.ids_BC, context.mask_BC)
-        self._weak = _Reference(references.weak, context.ids_BC, context.mask_BC)
+        self._strong = _Reference(references.strong, context)
+        self._weak = _Reference(references.weak, context)
 
     def fork(self, rows: Sequence[int] | None = None) -> _Search:
         branch = copy.copy(self)

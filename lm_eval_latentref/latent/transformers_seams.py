@@ -152,6 +152,12 @@ def keeps_columns(causal_lm: PreTrainedModel) -> bool:
     return not causal_lm._is_stateful and kinds <= {DynamicLayer, DynamicSlidingWindowLayer}
 
 
+def keeps_every_column(causal_lm: PreTrainedModel) -> bool:
+    """Whether each layer's cache holds the keys and values of all columns, without a window."""
+    layers = new_cache(causal_lm).layers
+    return keeps_columns(causal_lm) and all(type(layer) is DynamicLayer for layer in layers)
+
+
 @contextmanager
 def narrow_windows(causal_lm: PreTrainedModel, num_columns: int) -> Iterator[None]:
     """Windows and chunks of attention are `num_columns` wide at most while this is open.
@@ -183,7 +189,7 @@ def takes_any_mask(causal_lm: PreTrainedModel) -> bool:
     return (
         bool(getattr(causal_lm, "_supports_attention_backend", False))
         and causal_lm.config._attn_implementation in ("sdpa", "eager")
-        and all(type(layer) is DynamicLayer for layer in new_cache(causal_lm).layers)
+        and keeps_every_column(causal_lm)
     )
 
 
@@ -206,6 +212,28 @@ def fork(cache: DynamicCache, rows_R: Tensor | None) -> DynamicCache:
             if layer.is_initialized:
                 layer.batch_select_indices(rows_R.to(layer.keys.device))
     return branch
+
+
+def spread(cache: DynamicCache, num_rows: int, columns_BK: Tensor | None) -> DynamicCache:
+    """A cache of `num_rows` rows, made of columns of the single row of `cache`.
+
+    Args:
+        columns_BK: which column lies where in each row; None: all of them, in their order.
+    """
+    branch = fork(cache, None)
+    for layer in branch.layers:
+        if layer.is_initialized:
+            layer.keys = _spread(layer.keys, num_rows, columns_BK)
+            layer.values = _spread(layer.values, num_rows, columns_BK)
+    return branch
+
+
+def _spread(row_1HKD: Tensor, num_rows: int, columns_BK: Tensor | None) -> Tensor:
+    if columns_BK is None:
+        return row_1HKD.expand(num_rows, -1, -1, -1)
+    columns_BK = columns_BK.to(row_1HKD.device)
+    picked = row_1HKD[0].index_select(1, columns_BK.flatten())
+    return picked.unflatten(1, columns_BK.shape).transpose(0, 1)
 
 
 def join(caches: Sequence[DynamicCache]) -> DynamicCache:

@@ -1,0 +1,211 @@
+"""What contexts share is found, read once and branched from, and no number changes."""
+
+from __future__ import annotations
+
+import gc
+import weakref
+from collections import Counter
+from itertools import pairwise
+
+import oracle
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from test_thoughts import CONFIGS, MARKER_IDS, assert_same_scores, models
+from tiny import FAMILIES, random_ids, tiny_model, tiny_tokenizer
+
+from lm_eval_latentref.latent import prefixes
+from lm_eval_latentref.latent.config import RefinementConfig
+from lm_eval_latentref.latent.loaded import LoadedModel, LoadedSet
+from lm_eval_latentref.latent.networks import Network
+from lm_eval_latentref.latent.prefixes import Shared, Trunk, Trunks, by_prefix
+from lm_eval_latentref.latent.reasoner import Reasoner
+from lm_eval_latentref.latent.scoring import score
+from lm_eval_latentref.latent.streams import Stream
+from lm_eval_latentref.latent.thoughts import Context, Markers, References, think
+
+WINDOWED = ("mistral", "gemma2", "gemma3")
+PREFIX = random_ids(12, seed=100)
+# One row is so much longer that another begins after more padding than the prefix has columns.
+CONTEXTS = [PREFIX + random_ids(n, seed=n) for n in (10, 1, 18, 12, 12)]
+CONTINUATIONS = [[random_ids(2, seed=50 + row), random_ids(1, seed=60 + row)] for row in range(5)]
+GAP = 1e-2
+
+
+@pytest.fixture
+def short_prefixes_pay(monkeypatch):
+    monkeypatch.setattr(prefixes, "MIN_TOKENS", 2)
+    monkeypatch.setattr(prefixes, "MIN_SAVED", 1)
+
+
+def scores(family, config, trunk, rows=range(5)):
+    backbone, strong, weak = map(Network, models(family))
+    with torch.no_grad():
+        thought = think(
+            Context.pad([CONTEXTS[row] for row in rows], trunk=trunk),
+            backbone=backbone,
+            references=References(strong, weak) if config.searches else None,
+            config=config,
+            markers=Markers(MARKER_IDS[:1], MARKER_IDS[1:]),
+        )
+        return score(thought, [CONTINUATIONS[row] for row in rows], max_rows=8)
+
+
+def expected(family, config):
+    made = models(family)
+    with torch.no_grad():
+        return [
+            [
+                oracle.log_likelihood(
+                    oracle.prefix_embeds(context, config, MARKER_IDS, *made), tokens, made[0]
+                )
+                for tokens in choices
+            ]
+            for context, choices in zip(CONTEXTS, CONTINUATIONS, strict=True)
+        ]
+
+
+@pytest.mark.parametrize("name", ["no thought", "plain", "both", "through, two steps"])
+@pytest.mark.parametrize("family", [family for family in FAMILIES if family not in WINDOWED])
+def test_rows_that_branch_from_a_trunk_equal_the_oracle(family, name):
+    trunk = Trunk(PREFIX, Trunk(PREFIX[:5]))
+    assert_same_scores(scores(family, CONFIGS[name], trunk), expected(family, CONFIGS[name]))
+
+
+@pytest.mark.parametrize("family", ["gpt2", "llama"])
+def test_rows_of_one_length_and_single_rows_equal_the_oracle(family):
+    wanted, trunk = expected(family, CONFIGS["both"]), Trunk(PREFIX)
+    for rows in ([3, 4], [0], [2]):
+        found = scores(family, CONFIGS["both"], trunk, rows)
+        assert_same_scores(found, [wanted[row] for row in rows])
+
+
+def one_token_read_twice(monkeypatch):
+    branch = Trunk.branch
+    longer = (*PREFIX, CONTEXTS[0][len(PREFIX)])
+    monkeypatch.setattr(Trunk, "branch", lambda self, *args: branch(Trunk(longer), *args))
+
+
+def padded_rows_begin_as_the_others(monkeypatch):
+    spread = Stream.spread
+
+    def mutant(self, num_rows, mask_BK):
+        branch = spread(self, num_rows, None)
+        branch.mask_BK = mask_BK
+        return branch
+
+    monkeypatch.setattr(Stream, "spread", mutant)
+
+
+@pytest.mark.parametrize("mutant", [one_token_read_twice, padded_rows_begin_as_the_others])
+@pytest.mark.parametrize("family", ["gpt2", "llama"])
+def test_the_oracle_shows_a_wrong_branch(family, mutant, monkeypatch):
+    config = CONFIGS["both"]
+    mutant(monkeypatch)
+    pairs = zip(scores(family, config, Trunk(PREFIX)), expected(family, config), strict=True)
+    gaps = [abs(a[0] - b[0]) for found, wanted in pairs for a, b in zip(found, wanted, strict=True)]
+    assert max(gaps) > GAP
+
+
+contexts_of_few_tokens = st.lists(
+    st.lists(st.integers(0, 2), min_size=1, max_size=9).map(tuple), min_size=1, max_size=30
+)
+
+
+@settings(max_examples=200)
+@given(contexts=contexts_of_few_tokens, least=st.integers(1, 4), saved=st.integers(1, 12))
+def test_groups_hold_every_context_once_and_begin_with_their_prefix(contexts, least, saved):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(prefixes, "MIN_TOKENS", least)
+        patch.setattr(prefixes, "MIN_SAVED", saved)
+        plan = by_prefix(contexts)
+    assert Counter(n for part in plan for n in part.members) == Counter(range(len(contexts)))
+    for part in plan:
+        for number in part.members:
+            assert contexts[number][: len(part.prefix)] == part.prefix
+            assert len(contexts[number]) > len(part.prefix)
+    lengths = [len(part.prefix) for part in plan]
+    assert all(length == 0 or length >= least for length in lengths)
+    # A trunk in use is never read a second time: its groups are neighbours.
+    for part in plan:
+        under = [other.prefix[: len(part.prefix)] == part.prefix for other in plan]
+        assert sum(a != b for a, b in pairwise([False, *under, False])) == 2
+
+
+def test_nested_prefixes_are_found_and_what_does_not_pay_is_left_together():
+    system, shots = tuple(range(1000, 1100)), tuple(range(2000, 2050))
+    first = [(*system, *shots, 1, n) for n in range(30)]
+    second = [(*system, 7, *range(40), n) for n in range(30)]
+    few = [(*system, 8, *range(40), n) for n in range(3)]
+    plan = by_prefix([*first, *few, *second])
+    assert [(len(part.prefix), len(part.members)) for part in plan] == [
+        (0, 0),
+        (100, 3),
+        (141, 30),
+        (151, 30),
+    ]
+    assert by_prefix([(1, 2, 3, n) for n in range(50)]) == [Shared((), list(range(50)))]
+
+
+def reasoner(family, **settings):
+    members = (LoadedModel(model=tiny_model(family, s), identity={"name": s}) for s in range(3))
+    names = ("backbone", "strong", "weak")
+    loaded = dict(zip(names, members, strict=True))
+    return Reasoner(LoadedSet(tokenizer=tiny_tokenizer(), **loaded), RefinementConfig(**settings))
+
+
+REFINED = {"latent_steps": 2, "memory_rate": 0.4, "search_step_size": 30.0}
+
+
+@settings(max_examples=10)
+@given(
+    order=st.permutations(range(5)),
+    batch_size=st.integers(1, 5),
+    family=st.sampled_from(["gpt2", "llama", "mistral"]),
+)
+def test_order_and_batches_change_nothing_where_prefixes_are_shared(order, batch_size, family):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(prefixes, "MIN_TOKENS", 2)
+        patch.setattr(prefixes, "MIN_SAVED", 1)
+        subject, found = reasoner(family, **REFINED), {}
+        for numbers in subject.trunks.in_order([CONTEXTS[row] for row in order]):
+            for start in range(0, len(numbers), batch_size):
+                rows = [order[number] for number in numbers[start : start + batch_size]]
+                choices = [CONTINUATIONS[row] for row in rows]
+                results = subject.score([CONTEXTS[row] for row in rows], choices, max_rows=3)
+                found.update(zip(rows, results, strict=True))
+        alone = [
+            subject.score([context], [choices], max_rows=3)[0]
+            for context, choices in zip(CONTEXTS, CONTINUATIONS, strict=True)
+        ]
+    assert_same_scores([found[row] for row in range(5)], alone)
+    assert (subject.accounting.report()["tokens_shared"] > 0) == (family != "mistral")
+
+
+def test_shared_tokens_are_those_that_are_not_read(short_prefixes_pay):
+    subject = reasoner("llama", **REFINED)
+    contexts = [(*PREFIX, n, n) for n in range(4)]
+    for numbers in subject.trunks.in_order(contexts):
+        for start in (0, 2):
+            subject.think([contexts[number] for number in numbers[start : start + 2]])
+    report = subject.accounting.report()
+    assert (report["tokens_encoded"], report["tokens_shared"]) == (4 * 14, 3 * 12)
+    # Each model reads the prefix once; then two rows of two tokens, the marker and thoughts.
+    assert report["columns_read"]["backbone"] == 12 + 2 * 2 * (2 + 1 + 1)
+    assert report["forwards"] == {"backbone": 1 + 2 * 2, "strong": 1 + 2 * 2, "weak": 1 + 2 * 2}
+    assert report["seconds"]["think"] > 0
+
+
+def test_a_trunk_is_freed_when_no_context_to_do_begins_with_it(short_prefixes_pay):
+    network, alive = Network(tiny_model("llama")), []
+    trunks = Trunks([network])
+    contexts = [(*PREFIX, *branch, n) for branch in ((1, 1, 1), (2, 2, 2)) for n in range(3)]
+    for numbers in trunks.in_order(contexts):
+        alive.append(weakref.ref(trunks.of([contexts[number] for number in numbers])))
+        alive[-1]().stream(network)
+        gc.collect()
+        assert [ref() is not None for ref in alive] == [False] * (len(alive) - 1) + [True]
+    gc.collect()
+    assert [ref() for ref in alive] == [None, None]
+    assert not trunks.in_use
