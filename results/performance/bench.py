@@ -30,7 +30,7 @@ from lm_eval.api.instance import Instance
 from lm_eval.models.huggingface import HFLM
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from torch.profiler import profile
-from torch.utils.benchmark import Measurement, TaskSpec, timer
+from torch.utils.benchmark import Measurement, TaskSpec, Timer, timer
 from transformers import (
     AutoModelForCausalLM,
     GPT2Config,
@@ -84,7 +84,11 @@ SHAPES: dict[str, Callable[[], Any]] = {
 
 
 def parse(
-    description: str | None, argv: Sequence[str] | None, *extra: tuple[str, Any], **defaults: int
+    description: str | None,
+    argv: Sequence[str] | None,
+    *extra: tuple[str, Any],
+    dtype: str = "bfloat16",
+    **defaults: int,
 ) -> argparse.Namespace:
     """The options that all scripts have, `defaults` as integers, and `extra` (name, settings)."""
     parser = argparse.ArgumentParser(
@@ -92,7 +96,8 @@ def parse(
     )
     for name, default in {"rounds": 3, **defaults}.items():
         parser.add_argument(f"--{name}", type=int, default=default, help=f"default: {default}")
-    parser.add_argument("--dtype", default="bfloat16", help="of the weights (default: bfloat16)")
+    help = f"of the weights, or auto: the faster of float32 and bfloat16 here (default: {dtype})"
+    parser.add_argument("--dtype", default=dtype, help=help)
     parser.add_argument("--pretrained", help="the model (default: SmolLM2-135M-Instruct)")
     parser.add_argument("--shape", choices=SHAPES, help="random weights of this shape instead")
     parser.add_argument("--tiny", action="store_true", help="a tiny model; judges no target")
@@ -105,6 +110,8 @@ def parse(
         args.shape, args.dtype, args.rounds = "tiny", "float32", 1
         for name in defaults:
             setattr(args, name, min(2, getattr(args, name)))
+    if args.dtype == "auto":
+        args.dtype = faster_dtype()
     if not isinstance(kind := getattr(torch, args.dtype, None), torch.dtype) or (
         not kind.is_floating_point
     ):
@@ -113,6 +120,17 @@ def parse(
         if getattr(args, name) < 1:
             raise LatentRefError(f"{name}={getattr(args, name)}: give at least 1")
     return args
+
+
+def faster_dtype() -> str:
+    """The dtype of the two in which this machine multiplies faster: not all have bfloat16's."""
+    took = {}
+    for name in ("float32", "bfloat16"):
+        left = torch.randn(512, 512, device=device()).to(getattr(torch, name))
+        names = {"left": left}
+        timing = Timer("left @ left", globals=names, num_threads=torch.get_num_threads())
+        took[name] = timing.blocked_autorange(min_run_time=0.5).median
+    return min(took, key=took.__getitem__)
 
 
 def run(main: Callable[[], int]) -> None:

@@ -15,6 +15,7 @@ import generation
 import growth
 import memory
 import oracle
+import prefixes
 import pytest
 import refinement
 import starting
@@ -33,7 +34,18 @@ from lm_eval_latentref.latent.thoughts import Markers
 from lm_eval_latentref.training.curriculum import Row
 from lm_eval_latentref.training.loss import loss_sum, num_labelled
 
-SCRIPTS = (choices, device, generation, growth, memory, refinement, starting, sweep, train)
+SCRIPTS = (
+    choices,
+    device,
+    generation,
+    growth,
+    memory,
+    prefixes,
+    refinement,
+    starting,
+    sweep,
+    train,
+)
 OTHERS = ("bench", "leaderboard")
 """What scripts share, and the one that is tested beside its own command."""
 FOLDER = Path(bench.__file__).parent
