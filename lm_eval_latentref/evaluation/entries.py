@@ -59,11 +59,13 @@ class Entry:
 
     @property
     def device(self) -> str | None:
-        return self.runs[0].device
+        """Of all runs, with commas between where they differ."""
+        return _joined(run.device for run in self.runs)
 
     @property
     def dtype(self) -> str | None:
-        return self.runs[0].dtype
+        """Likewise."""
+        return _joined(run.dtype for run in self.runs)
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -88,12 +90,12 @@ class Entry:
     @property
     def made_with(self) -> dict[str, Any]:
         """Versions, data, date, device and dtype."""
-        run = self.runs[0]
-        data = run.settings.get("data")
+        names = dict.fromkeys(name for run in self.runs for name in run.versions)
+        versions = {n: _joined(run.versions.get(n) for run in self.runs) for n in names}
         return {
-            "versions": {plain(name): plain(value) for name, value in run.versions.items()},
-            "data": _data_hashes(data) if isinstance(data, Mapping) else {},
-            "date": _day(run.date),
+            "versions": {plain(name): plain(value) for name, value in versions.items()},
+            "data": {k: v for run in self.runs for k, v in _data_hashes(run).items()},
+            "date": _joined(_day(run.date) for run in self.runs),
             "device": self.device and plain(self.device),
             "dtype": self.dtype and plain(self.dtype),
         }
@@ -149,14 +151,29 @@ def entries_of(paths: Iterable[str | Path], read: Results, notes: list[str]) -> 
         results = read_results([place])
         read.runs += results.runs
         read.problems += results.problems
-        (unnamed if name is None else named.setdefault(name, [])).extend(results.runs)
+        kept = unnamed if name is None else named.setdefault(name, [])
+        there = {run.file.resolve() for run in kept}
+        kept += [run for run in results.runs if run.file.resolve() not in there]
     read.problems += [Problem(r.file, "no task with a score") for r in read.runs if not r.tasks]
     entries = [Entry(name=name, runs=runs) for name, runs in named.items() if runs]
+    for entry in entries:
+        if names := _differing(entry):
+            notes.append(f"{entry.name} joins runs that differ in {', '.join(names)}")
     taken = {run.file.resolve() for entry in entries for run in entry.runs}
     rest = [run for run in unnamed if run.file.resolve() not in taken]
     entries += [Entry(name="", runs=runs) for runs in _same_but_seeds(rest, notes)]
     _name(entries)
     return [entry for entry in entries if entry.tasks]
+
+
+def _differing(entry: Entry) -> list[str]:
+    """Settings in which a row's runs differ, as a table calls them."""
+    traits = [{**run.settings, "model": run.model} for run in entry.runs]
+    return [
+        shown
+        for name, shown in {"model": "model class", **SETTINGS}.items()
+        if len({str(values.get(name)) for values in traits}) > 1
+    ]
 
 
 def path_of(argument: str | Path) -> tuple[str | None, str]:
@@ -287,7 +304,15 @@ def _day(seconds: float | None) -> str | None:
     return moment.strftime("%Y-%m-%d %H:%M") if seconds else None
 
 
-def _data_hashes(data: Mapping[str, Any]) -> dict[str, str]:
+def _joined(texts: Iterable[str | None]) -> str | None:
+    return ", ".join(dict.fromkeys(text for text in texts if text)) or None
+
+
+def _data_hashes(run: Run) -> dict[str, str]:
+    """Of the splits as this package records them, else lm-eval's hash of each task's samples."""
+    data = run.settings.get("data")
+    if not isinstance(data, Mapping):
+        return {plain(task): plain(value)[:12] for task, value in run.task_hashes.items() if value}
     return {
         plain(split): plain(
             identity.get("sha256") or f"{identity.get('origin')}, seed {identity.get('seed')}"

@@ -14,6 +14,7 @@ import dataclasses
 import html
 import json
 import os
+import re
 import shutil
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
@@ -326,7 +327,8 @@ def _probability(value: float | None) -> str:
 
 def _inert(text: str) -> str:
     """Text that Markdown and HTML show as it is, in one line."""
-    for mark in "\\`*[]":
+    for mark in "\\`*[]~$":
         text = text.replace(mark, f"\\{mark}")
-    # A comment between the two keeps GitHub from notifying whoever is named so.
-    return html.escape(" ".join(text.split()), quote=False).replace("@", "@<!-- -->")
+    text = html.escape(" ".join(text.split()), quote=False)
+    # A comment between the two keeps GitHub from notifying whoever or what is named so.
+    return re.sub("[@#]", r"\g<0><!-- -->", text)

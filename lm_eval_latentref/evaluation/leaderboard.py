@@ -49,11 +49,12 @@ def leaderboard(
         raise LatentRefError(
             f"--allow_different {unknown[0]}: it must be one of {', '.join(FIELDS)}"
         )
-    read, notes = Results(), list[str]()
+    paths, read, notes = list(paths), Results(), list[str]()
     entries = entries_of(paths, read, notes)
     left_out = [plain(problem) for problem in read.problems]
     if not entries:
-        raise LatentRefError("; ".join(["no results that can be read", *left_out]))
+        where = left_out or [f"{plain(path)}: nothing that lm-eval wrote" for path in paths]
+        raise LatentRefError("; ".join(["no results that can be read", *where]))
     if metrics != METRICS:
         _check_metrics(metrics, entries)
     return _Builder(entries, notes, left_out, allow_different, metrics, seed).board(baseline)
@@ -209,7 +210,8 @@ class _Builder:
 
     def _note_machines(self, rows: Sequence[Row]) -> None:
         for what in ("device", "dtype"):
-            values = {str(getattr(row.entry, what)) for row in rows if getattr(row.entry, what)}
+            runs = [run for row in rows for run in row.entry.runs]
+            values = {str(getattr(run, what)) for run in runs if getattr(run, what)}
             if len(values) > 1:
                 self.notes.append(
                     f"rows differ in {what}: {', '.join(sorted(map(plain, values)))}; "

@@ -36,6 +36,7 @@ _ENVIRONMENT = {
     "cpu": re.compile(r"^Model name: (.+)$", re.MULTILINE),
 }
 """Of the text that lm-eval takes from torch.utils.collect_env."""
+_RESULTS_NAME = re.compile(r"results_(?P<date>\d{4}-\d\d-\d\dT[\d.-]+)\.json")
 _PROMPTING = ("chat_template", "system_instruction", "fewshot_as_multiturn")
 _TOLERANCE = 1e-6  # by which a mean of samples may differ from lm-eval's own
 
@@ -320,12 +321,15 @@ def _chance_of_choices(task: Task) -> float | None:
 def result_files(path: Path) -> list[Path]:
     """`path`, or the files below it that may be results or samples; none if there is no `path`.
 
-    Boards that were written into the same folder are left out.
+    A results file by lm-eval's name brings the samples that were logged with it. Boards that were
+    written into the same folder are left out.
     """
     if path.is_dir():
         files = sorted(p for p in path.rglob("*") if p.suffix in _SUFFIXES and p.is_file())
         return [file for file in files if not _is_board(file)]
-    return [path] if path.exists() else []
+    named = _RESULTS_NAME.fullmatch(path.name)
+    beside = sorted(path.parent.glob(f"samples_*_{named['date']}.jsonl")) if named else []
+    return [path, *beside] if path.exists() else []
 
 
 def _is_board(file: Path) -> bool:

@@ -326,6 +326,31 @@ def test_a_cost_that_is_not_known_is_empty(tmp_path):
     assert rows["hf"].entry.cost == dict.fromkeys(ours) | {"wall_seconds": 12.5}
 
 
+def test_a_row_of_several_runs_says_how_each_was_made(tmp_path):
+    for number, task in enumerate("tu"):
+        options = {"config": {"device": f"cuda:{number}"}, "lm_eval_version": f"0.4.1{number}"}
+        write_run(tmp_path / task, {task: {"acc": [1, 0]}}, **options)
+    board = leaderboard([f"both={tmp_path / 't'}", f"both={tmp_path / 'u'}"])
+    made = board.rows[0].entry.made_with
+    assert (made["device"], made["versions"]["lm-eval"]) == ("cuda:0, cuda:1", "0.4.10, 0.4.11")
+    assert set(made["data"]) == {"t", "u"}
+    assert any("rows differ in device: cuda:0, cuda:1" in note for note in board.notes)
+
+
+def test_a_row_that_joins_runs_of_other_settings_says_so(tmp_path):
+    for number, rate in enumerate((0.0, 0.3)):
+        config = {"latentref": {"latent_steps": 6, "memory_rate": rate}}
+        write_run(tmp_path / str(number), {"t": {"acc": turned(number)}}, config=config)
+    board = leaderboard([f"a={tmp_path / '0'}", f"a={tmp_path / '1'}"])
+    assert "a joins runs that differ in alpha" in board.notes
+
+
+def test_a_file_that_a_row_is_given_twice_is_one_run(tmp_path):
+    write_run(tmp_path, {"t": {"acc": [1, 0]}})
+    (row,) = leaderboard([f"a={tmp_path}", f"a={tmp_path}"]).rows
+    assert len(row.entry.runs) == 1
+
+
 def test_other_machines_are_pointed_at(tmp_path):
     write_run(tmp_path / "a", {"t": {"acc": [1, 0]}}, name="a")
     write_run(tmp_path / "b", {"t": {"acc": [1, 0]}}, name="b", config={"device": "cuda:1"})
@@ -438,3 +463,8 @@ def test_a_perplexity_of_millions_is_short(tmp_path):
 def test_no_run_at_all_is_one_line():
     with pytest.raises(LatentRefError, match="no results that can be read; nowhere: no such file"):
         leaderboard(["nowhere"])
+
+
+def test_a_folder_without_runs_is_named(tmp_path):
+    with pytest.raises(LatentRefError, match=f"{tmp_path}: nothing that lm-eval wrote"):
+        leaderboard([tmp_path])

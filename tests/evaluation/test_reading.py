@@ -169,6 +169,15 @@ def test_a_file_that_is_given_twice_is_one_run(tmp_path):
     assert len(read_results([tmp_path, file, tmp_path]).runs) == 1
 
 
+def test_a_results_file_brings_its_samples_and_no_others(tmp_path):
+    file = write_run(tmp_path, {"t": {"acc": VALUES}})
+    write_run(tmp_path, {"u": {"acc": VALUES}}, date="2026-01-02T10-00-00.000001")
+    results = read_results([file])
+    assert not results.problems
+    (run,) = results.runs
+    assert run.tasks["t"].paired("acc,none")
+
+
 def test_a_path_that_is_not_there_is_named(tmp_path):
     results = read_results([tmp_path / "nowhere"])
     assert "no such file or folder" in str(results.problems[0])
