@@ -1,23 +1,28 @@
 """Runs the rows of a packaged set, and `hf` on the same base, and writes their leaderboard.
 
-    python results/board/make.py                            # graph-small: a minute on one core
-    python results/board/make.py smollm2-135m --limit 100   # SmolLM2: StrategyQA and MathQA's test
+    python results/board/make.py                # graph-small: some minutes on one core
+    python results/board/make.py smollm2-135m   # SmolLM2: StrategyQA and MathQA's test problems
 
 To be run in the folder of the checkout. Rows, as far as the set has them: hf, No-CoT, CoT, Coconut,
 refined. Each is one command of lm-eval's, kept below out/board/SET, and left as it is when it is
-there; the pages go to results/board/SET.
+there; the board goes to results/board/SET, its summary to results/board/README.md.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import os
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from lm_eval_latentref import cli
 from lm_eval_latentref.checkpoints.packaged import base_file, packaged_folder
 from lm_eval_latentref.errors import LatentRefError
+from lm_eval_latentref.evaluation.report import percent, table
 from lm_eval_latentref.latent.accounting import restart_peak_memory
 
 
@@ -32,11 +37,12 @@ class Subject:
 
 
 SUBJECTS = {
-    "graph-small": Subject(tasks="latentref_graph_mc,latentref_graph", limit=500, refined=""),
+    "graph-small": Subject(tasks="latentref_graph_mc,latentref_graph", limit=2000, refined=""),
     "smollm2-135m": Subject(
         tasks="latentref_strategyqa_mc,latentref_mathqa_mc", limit=100, refined="memory_rate=0.1"
     ),
 }
+HERE = Path(__file__).parent
 PLAIN = "memory_rate=0,search_step_size=0"
 
 
@@ -59,9 +65,58 @@ def main(argv: list[str] | None = None) -> int:
                       "--limit", limit, "--batch_size", args.batch_size, "--device", "cpu",
                       "--log_samples", "--output_path", str(folder))  # fmt: skip
         named.append(f"{row}={folder}")
-    pages = Path(__file__).parent / args.name
-    latentref("leaderboard", *named, "--baseline", "Coconut", "-o", str(pages))
+    latentref("leaderboard", *named, "--baseline", "Coconut", "-o", str(HERE / args.name))
+    (HERE / "README.md").write_text(page(), encoding="utf-8")
     return 0
+
+
+def page() -> str:
+    """The summary of all boards that are there."""
+    files = [HERE / name / "leaderboard.json" for name in SUBJECTS]
+    boards = {file.parent.name: json.loads(file.read_text()) for file in files if file.is_file()}
+    environment = Environment(
+        loader=FileSystemLoader(HERE),
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    sets = [summary(name, board["rows"]) for name, board in boards.items()]
+    return environment.get_template("page.md.j2").render(sets=sets)
+
+
+def summary(name: str, rows: list[dict[str, Any]]) -> dict[str, Any]:
+    """What the page says of one board."""
+    metrics = [metric for by_name in rows[0]["tasks"].values() for metric in by_name.values()]
+    (machine,) = {f"{row['versions']['cpu']}, {row['device']}" for row in rows}
+    head = ("rank", "row", "mean", "against Coconut", "forwards", "ms a document")
+    return {
+        "name": name,
+        "tasks": [f"`{task}`" for task in rows[0]["tasks"]],
+        "documents": min(metric["n"] for metric in metrics),
+        "machine": machine,
+        "table": table(head, [cells(row) for row in rows]),
+    }
+
+
+def cells(row: dict[str, Any]) -> tuple[str, ...]:
+    """A row of the summary; empty where a model of another kind reports no cost."""
+    against, cost = row["to_baseline"], row["cost"]
+    forwards = (cost.get("forwards_per_document") or {}).values()
+    seconds = cost.get("seconds_per_document")
+    return (
+        str(row["rank"]),
+        row["name"],
+        f"{percent(row['mean'])} +- {percent(row['mean_stderr'])}",
+        "" if against is None else difference(against),
+        " + ".join(f"{number:.3g}" for number in forwards),
+        "" if seconds is None else f"{1000 * seconds:.3g}",
+    )
+
+
+def difference(against: dict[str, Any]) -> str:
+    """In points, with its interval."""
+    low, high = against["interval"]
+    return f"{100 * against['difference']:+.2f} [{100 * low:+.2f}, {100 * high:+.2f}]"
 
 
 def rows(name: str, subject: Subject) -> dict[str, tuple[str, str]]:
