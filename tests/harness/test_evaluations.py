@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import multiprocessing
+from concurrent.futures import ProcessPoolExecutor
 
 import lm_eval
 import pytest
@@ -53,16 +55,27 @@ def assert_same(found, wanted):
         assert cost == cost_alone
 
 
-def test_two_models_in_a_process_evaluated_twice_give_what_each_gives_alone(folders):
-    alone = [evaluate(latentref(folders, **settings)) for settings in (REFINED, PLAIN)]
+def evaluate_alone(folders, settings):
+    return evaluate(latentref(folders, **settings))
+
+
+@pytest.fixture(scope="module")
+def alone(folders):
+    """What a fresh process gives for each of the settings."""
+    spawn = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(1, mp_context=spawn, max_tasks_per_child=1) as fresh:
+        return list(fresh.map(evaluate_alone, [folders] * 2, [REFINED, PLAIN]))
+
+
+def test_two_models_in_a_process_evaluated_twice_give_what_fresh_processes_give(folders, alone):
     refined, plain = latentref(folders, **REFINED), latentref(folders, **PLAIN)
     for _ in range(2):
         assert_same(evaluate(refined), alone[0])
         assert_same(evaluate(plain), alone[1])
 
 
-def test_answers_from_a_cache_are_those_of_a_run_without_it(folders, tmp_path):
-    wanted, _ = evaluate(latentref(folders, **REFINED))
+def test_answers_from_a_cache_are_those_of_a_run_without_it(folders, alone, tmp_path):
+    wanted, _ = alone[0]
     first = CachingLM(latentref(folders, **REFINED), str(tmp_path / "cache_rank0.db"))
     # Some of what will be asked is in the cache already, as after a run that was killed.
     some = [request for number, request in enumerate(pairs()) if number % 3 == 0]
