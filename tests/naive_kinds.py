@@ -173,6 +173,24 @@ def think(
     return [*embed(model, read_ids), *thoughts, *embed(model, closing)], thoughts
 
 
+def more_confident(model, before, thoughts, after, draw, *, steps, step_size=0.05, noise=0.1):
+    """LTPO on the thoughts between `before` and `after`, lists of vectors; `draw(i)` is (T, D)."""
+    z = torch.stack(thoughts)
+    best, best_reward = None, -math.inf
+    for i in range(steps):
+        sigma = noise * 0.99**i
+        eps = sigma * draw(i)
+        columns = torch.stack([*before, *(z + eps), *after[:1]])
+        logits = model(inputs_embeds=columns[None], use_cache=False).logits[0, len(before) :]
+        p = torch.softmax(logits, -1)
+        rewards = [-(1 / 10) * sum(math.log(q) for q in sorted(row.tolist())[-10:]) for row in p]
+        reward = sum(rewards) / len(rewards)
+        z = z + step_size * reward * eps / sigma**2
+        if reward > best_reward:
+            best, best_reward = z, reward
+    return list(best)
+
+
 def log_likelihood(model, columns, continuation):
     total = 0.0
     for position, token in enumerate(continuation):

@@ -49,6 +49,9 @@ class Manifest:
     thought_temperature: float | None = None
     thought_noise: float | None = None
     thought_seed: int | None = None
+    confidence_steps: int | None = None
+    confidence_step_size: float | None = None
+    confidence_noise: float | None = None
 
     opening_ids: list[int] | None = None
     closing_ids: list[int] | None = None

@@ -52,6 +52,9 @@ _DOMAINS = {
     "thought_scale": "a number > 0",
     "thought_temperature": "a number >= 0",
     "thought_noise": "a number >= 0",
+    "confidence_steps": f"an integer >= 0, at most {MAX_STEPS}",
+    "confidence_step_size": "a number > 0",
+    "confidence_noise": "a number > 0",
     "thought_seed": "an integer >= 0",
 }
 
@@ -65,6 +68,9 @@ _ALLOWED: dict[str, Callable[[Any], bool]] = {
     "mixture_tokens": lambda value: value >= 1,
     "realign": lambda value: value in REALIGN,
     "thought_scale": lambda value: value > 0,
+    "confidence_steps": lambda value: 0 <= value <= MAX_STEPS,
+    "confidence_step_size": lambda value: value > 0,
+    "confidence_noise": lambda value: value > 0,
     "thought_temperature": lambda value: value >= 0,
 }
 """Of options that only some kinds read."""
@@ -145,6 +151,15 @@ class RefinementConfig:
     thought_noise: float = 0.0
     """Standard deviation of normal noise that is added to each thought."""
 
+    confidence_steps: int | None = None
+    """Steps of LTPO after the thoughts; None or 0: none."""
+
+    confidence_step_size: float | None = None
+    """How far each of them moves."""
+
+    confidence_noise: float | None = None
+    """Standard deviation of the displacement that the first of them tries."""
+
     thought_seed: int = 0
     """Seed of all that is drawn; a draw depends on it, the document and the sample alone."""
 
@@ -199,7 +214,13 @@ class RefinementConfig:
         """Whether thoughts depend on random numbers, so that two samples differ."""
         is_mean = self.thought_temperature == 0 and self.latent_stop == "steps"
         drawn = KINDS[self.latent_kind].draws_vectors and not is_mean
-        return self.latent_steps > 0 and (drawn or self.thought_noise > 0)
+        drawn = drawn or self.thought_noise > 0 or self.seeks_confidence
+        return self.latent_steps > 0 and drawn
+
+    @property
+    def seeks_confidence(self) -> bool:
+        """Whether LTPO's steps follow the thoughts."""
+        return self.latent_steps > 0 and bool(self.of_kind.get("confidence_steps"))
 
     @property
     def of_kind(self) -> dict[str, Any]:

@@ -13,6 +13,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 
 from lm_eval_latentref.latent.batching import Tokens
+from lm_eval_latentref.latent.confidence import more_confident
 from lm_eval_latentref.latent.config import RefinementConfig
 from lm_eval_latentref.latent.kinds.draws import Draws
 from lm_eval_latentref.latent.kinds.stops import StopRule
@@ -68,7 +69,16 @@ def think_about(
         if config.draws:
             draws = Draws.of([rows[row] for row in members], seed=config.thought_seed)
             thinking = thinking.samples([places[rows[row][0]] for row in members], draws)
+        origin = thinking.after_context() if config.seeks_confidence else None
         for chosen, thoughts in think_until_stopped(thinking, config, stop):
+            if origin is not None and thoughts.num_thoughts:
+                thoughts = more_confident(
+                    origin.fork(chosen),
+                    thoughts,
+                    num_closing=thinking.num_closing,
+                    config=config,
+                    draws=draws.select(chosen),
+                )
             numbers = [members[row] for row in chosen]
             by_number.setdefault(thoughts.num_thoughts, []).append((numbers, thoughts))
     return [_joined(groups) for groups in by_number.values()]

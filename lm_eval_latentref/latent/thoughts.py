@@ -186,6 +186,19 @@ class Thinking:
         branch._draws = draws
         return branch
 
+    @property
+    def num_closing(self) -> int:
+        """How many tokens close the thoughts."""
+        return len(self._markers.closing) if self._markers else 0
+
+    def after_context(self) -> Stream:
+        """A stream that has read all columns so far; they are read now if they were not."""
+        if self._pending_BPD.shape[1]:
+            self._read_state()
+        if self._pending_BPD.shape[1]:  # the kind does not look at states
+            self._feed(self._pending_BPD.shape[1])
+        return self._stream.fork()
+
     def stops(self, rule: StopRule) -> Tensor:
         """Which rows (B,) stop here; to be asked once before each thought."""
         state = self._read_state()

@@ -407,6 +407,54 @@ def test_a_context_is_read_once_for_all_its_samples():
     assert report["columns_read"]["backbone"] == num_read + 3 * 4
 
 
+@pytest.mark.parametrize("stops_early", [False, True])
+@pytest.mark.parametrize("closing", [CLOSING, ""])
+@pytest.mark.parametrize("name", ["realigned", "mixture", "projected"])
+def test_confidence_steps_equal_the_naive_loop(name, closing, stops_early):
+    options = {"confidence_steps": 3, "confidence_noise": 0.2, "thought_seed": 3}
+    model = tiny_model("llama")
+    temperature = 0.6 if name == "mixture" else 1.0
+    nats = entropies("llama", temperature)
+    if stops_early:
+        options |= {"latent_stop": "high_entropy", "stop_entropy": nats, "stop_patience": 1}
+    expected = []
+    with torch.no_grad():
+        for context, continuations in zip(CONTEXTS, CONTINUATIONS, strict=True):
+            vector = CASES[name].vector(model)
+            stops = naive.Stops(high=(nats, 1), temperature=temperature) if stops_early else None
+            columns, found = naive.think(
+                model, context, vector, cap=4, opening=ids(OPENING), stops=stops
+            )
+            num = len(found)
+            before, after = columns[: len(columns) - num], list(naive.embed(model, ids(closing)))
+
+            def draw(i, draws=draws_of(context), num=num):  # noqa: B008
+                return draws.normal("confidence", step=i, size=num * D).view(num, D)
+
+            better = found and naive.more_confident(
+                model, before, found, after, draw, steps=3, noise=0.2
+            )
+            columns = [*before, *better, *after]
+            expected.append([naive.log_likelihood(model, columns, c) for c in continuations])
+    for batch_size in (2, 5):
+        found, _, _ = ours(
+            "llama",
+            CASES[name].options,
+            batch_size=batch_size,
+            **options,
+            latent_markers=f"{OPENING}|{closing}",
+        )
+        for row, expected_row in zip(found, expected, strict=True):
+            assert row == pytest.approx(expected_row, abs=1e-3)
+
+
+def test_no_confidence_steps_are_bit_for_bit_nothing():
+    ((_, plain),) = reasoner("llama", CASES["projected"].options).think_in_groups(CONTEXTS)
+    none = reasoner("llama", CASES["projected"].options, confidence_steps=0)
+    ((_, same),) = none.think_in_groups(CONTEXTS)
+    assert torch.equal(plain.thoughts_BTD, same.thoughts_BTD)
+
+
 def test_without_noise_all_is_bit_for_bit_as_without_samples():
     subject = reasoner("llama", CASES["realigned"].options, **REFINED)
     seeded = reasoner("llama", CASES["realigned"].options, thought_seed=7, **REFINED)
@@ -525,6 +573,8 @@ def test_the_naive_loop_tells_a_mutant(mutant, monkeypatch):
         ),
         ({"latent_markers": "think"}, "latent_markers="),
         ({"thought_noise": -1}, "a number >= 0"),
+        ({"latent_kind": "gaussian", "confidence_steps": 3}, "does not read it"),
+        ({"confidence_noise": 0}, "a number > 0"),
         ({"latent_kind": "gaussian", "thought_scale": 0}, "a number > 0"),
     ],
 )

@@ -115,6 +115,9 @@ class Kind(ABC):
         "latent_stop": "steps",
         "stop_entropy": None,
         "stop_patience": None,
+        "confidence_steps": 0,
+        "confidence_step_size": 0.05,
+        "confidence_noise": 0.1,
     }
     """The options of `RefinementConfig` that it reads beside those that every kind reads."""
 

@@ -34,7 +34,7 @@ class Gaussian(Kind):
     min_thoughts = 1
     draws_vectors = True
     defaults = {  # noqa: RUF012
-        **Kind.defaults,
+        **{name: v for name, v in Kind.defaults.items() if not name.startswith("confidence")},
         "latent_stop": "end_token",
         "thought_scale": None,
         "thought_temperature": 1.0,

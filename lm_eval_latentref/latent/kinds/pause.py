@@ -22,7 +22,9 @@ class Pause(Kind):
 
     name = "pause"
     reads_state = False
-    defaults = {}  # noqa: RUF012
+    defaults = {  # noqa: RUF012
+        name: value for name, value in Kind.defaults.items() if name.startswith("confidence")
+    }
     why_not_refined = "pause tokens are not thoughts and cannot be refined"
 
     @classmethod
