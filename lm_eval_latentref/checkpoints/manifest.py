@@ -48,6 +48,7 @@ class Manifest:
     thought_scale: float | None = None
     thought_temperature: float | None = None
     thought_noise: float | None = None
+    thought_dropout: float | None = None
     thought_seed: int | None = None
     confidence_steps: int | None = None
     confidence_step_size: float | None = None

@@ -52,6 +52,7 @@ _DOMAINS = {
     "thought_scale": "a number > 0",
     "thought_temperature": "a number >= 0",
     "thought_noise": "a number >= 0",
+    "thought_dropout": "a number in [0, 1)",
     "confidence_steps": f"an integer >= 0, at most {MAX_STEPS}",
     "confidence_step_size": "a number > 0",
     "confidence_noise": "a number > 0",
@@ -151,6 +152,9 @@ class RefinementConfig:
     thought_noise: float = 0.0
     """Standard deviation of normal noise that is added to each thought."""
 
+    thought_dropout: float = 0.0
+    """Probability that a component of a residual branch is dropped while a thought is read."""
+
     confidence_steps: int | None = None
     """Steps of LTPO after the thoughts; None or 0: none."""
 
@@ -175,6 +179,7 @@ class RefinementConfig:
         )
         self._check("latent_kind", self.latent_kind in LATENT_KINDS)
         self._check("thought_noise", 0 <= self.thought_noise < math.inf)
+        self._check("thought_dropout", 0 <= self.thought_dropout < 1)
         self._check("thought_seed", self.thought_seed >= 0)
         self._check_kind()
 
@@ -214,8 +219,8 @@ class RefinementConfig:
         """Whether thoughts depend on random numbers, so that two samples differ."""
         is_mean = self.thought_temperature == 0 and self.latent_stop == "steps"
         drawn = KINDS[self.latent_kind].draws_vectors and not is_mean
-        drawn = drawn or self.thought_noise > 0 or self.seeks_confidence
-        return self.latent_steps > 0 and drawn
+        noisy = self.thought_noise > 0 or self.thought_dropout > 0
+        return self.latent_steps > 0 and (drawn or noisy or self.seeks_confidence)
 
     @property
     def seeks_confidence(self) -> bool:

@@ -68,7 +68,8 @@ def think_about(
         members = [row for row, (context, _) in enumerate(rows) if context in places]
         if config.draws:
             draws = Draws.of([rows[row] for row in members], seed=config.thought_seed)
-            thinking = thinking.samples([places[rows[row][0]] for row in members], draws)
+            of_row = [places[rows[row][0]] for row in members]
+            thinking = thinking.samples(of_row, draws, config.thought_dropout)
         origin = thinking.after_context() if config.seeks_confidence else None
         for chosen, thoughts in think_until_stopped(thinking, config, stop):
             if origin is not None and thoughts.num_thoughts:

@@ -27,6 +27,7 @@ from lm_eval_latentref.latent.accounting import Accounting
 from lm_eval_latentref.latent.batching import Tokens, give_back_memory
 from lm_eval_latentref.latent.config import RefinementConfig
 from lm_eval_latentref.latent.decoding import check_decoding
+from lm_eval_latentref.latent.dropout import check_droppable
 from lm_eval_latentref.latent.groups import Group, for_all, think_about
 from lm_eval_latentref.latent.lengths import check_length
 from lm_eval_latentref.latent.loaded import LoadedModel, LoadedSet
@@ -99,6 +100,8 @@ class Reasoner:
         self.markers = find_markers(loaded.tokenizer, config, files)
         self.stop = find_stop(config, self.markers)
         self.protocol = protocol_named(files.protocol or "coconut")
+        if config.thought_dropout:
+            check_droppable(self.backbone, _name(loaded.backbone))
         self._max_length = max_length
         self.trunks = Trunks(self.networks())
         for member in (loaded.backbone, loaded.strong, loaded.weak):

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -18,6 +19,14 @@ from torch import Tensor
 from lm_eval_latentref.latent.contexts import Context
 from lm_eval_latentref.latent.networks import Network
 from lm_eval_latentref.latent.streams import extended, picked
+
+
+@dataclass(frozen=True)
+class References:
+    """The two networks that define the search direction, from weak to strong."""
+
+    strong: Network
+    weak: Network
 
 
 class ReferenceStream:

@@ -16,6 +16,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
 import torch
@@ -23,72 +24,16 @@ from torch import Tensor
 
 from lm_eval_latentref.latent.config import RefinementConfig
 from lm_eval_latentref.latent.contexts import Context, Markers
+from lm_eval_latentref.latent.dropout import dropping
 from lm_eval_latentref.latent.kinds import CONTINUOUS, Kind, State
 from lm_eval_latentref.latent.kinds.draws import Draws
 from lm_eval_latentref.latent.kinds.stops import StopRule
 from lm_eval_latentref.latent.networks import Network
+from lm_eval_latentref.latent.references import References
 from lm_eval_latentref.latent.references import ReferenceStream as _Reference
 from lm_eval_latentref.latent.refinement import contrastive_loss, contrastive_step, mix_residual
 from lm_eval_latentref.latent.streams import Stream, extended, picked
-
-
-@dataclass(frozen=True)
-class References:
-    """The two networks that define the search direction, from weak to strong."""
-
-    strong: Network
-    weak: Network
-
-
-@dataclass(frozen=True)
-class Thoughts:
-    """The result of thinking: everything that the continuation is conditioned on.
-
-    The last columns (`pending`) are not read yet, so that the caller can read them together with
-    the continuation and no column is read twice.
-    """
-
-    stream: Stream
-    pending_BPD: Tensor
-    pending_mask_BP: Tensor | None
-    thoughts_BTD: Tensor
-    """z_1..z_T as committed, in the backbone's dtype."""
-    finite_BT3: Tensor
-    """bool: whether the backbone's hidden state, the references' hidden states and the refined
-    thought are finite."""
-
-    @property
-    def num_thoughts(self) -> int:
-        return self.thoughts_BTD.shape[1]
-
-    @classmethod
-    def join(cls, parts: Sequence[Thoughts]) -> Thoughts:
-        """The rows of all `parts`, whose padded contexts must be equally long.
-
-        The given parts cannot be used any more.
-        """
-        if len(parts) == 1:
-            return parts[0]
-        masks = [part.pending_mask_BP for part in parts if part.pending_mask_BP is not None]
-        return cls(
-            Stream.join([part.stream for part in parts]),
-            torch.cat([part.pending_BPD for part in parts]),
-            torch.cat(masks) if masks else None,
-            torch.cat([part.thoughts_BTD for part in parts]),
-            torch.cat([part.finite_BT3 for part in parts]),
-        )
-
-    def select(self, rows: Sequence[int]) -> Thoughts:
-        """The same thoughts for `rows` of the batch, in that order; a row may occur twice."""
-        rows_R = torch.as_tensor(rows, device=self.pending_BPD.device)
-        mask_BP = self.pending_mask_BP
-        return Thoughts(
-            self.stream.fork(rows),
-            self.pending_BPD[rows_R],
-            None if mask_BP is None else mask_BP[rows_R.to(mask_BP.device)],
-            self.thoughts_BTD[rows_R],
-            self.finite_BT3[rows_R.to(self.finite_BT3.device)],
-        )
+from lm_eval_latentref.latent.thoughtful import Thoughts
 
 
 def think(
@@ -139,6 +84,7 @@ class Thinking:
             context = context.then(markers.opening)
         self._markers, self.kind = markers, kind
         self._draws: Draws | None = None
+        self._dropout = 0.0
         # Nothing else may be left to read after the columns whose state made a row stop.
         rereads = stops_early and not (markers and markers.closing)
         self._stream, unread = context.begin(backbone, can_crop=rereads)
@@ -177,13 +123,17 @@ class Thinking:
         branch._state = None if self._state is None else self._state.select(rows)
         return branch
 
-    def samples(self, rows: Sequence[int], draws: Draws) -> Thinking:
-        """Samples of these contexts, each the row of `rows`; the contexts are read once, here."""
+    def samples(self, rows: Sequence[int], draws: Draws, dropout: float = 0.0) -> Thinking:
+        """Samples of these contexts, each the row of `rows`; the contexts are read once, here.
+
+        Args:
+            dropout: probability of dropping a component of a residual branch, in thoughts only.
+        """
         self.read_but_last()
         if self._search is not None:
             self._search.read()
         branch = self.select(rows)
-        branch._draws = draws
+        branch._draws, branch._dropout = draws, dropout
         return branch
 
     @property
@@ -265,7 +215,8 @@ class Thinking:
             hidden_BD = None
             if self.kind.reads_state:
                 # Column -1 is real in every row, because padding is on the left only.
-                hidden_BD = self._feed(self._pending_BPD.shape[1])[:, -1].float()
+                with self._dropping():
+                    hidden_BD = self._feed(self._pending_BPD.shape[1])[:, -1].float()
             network, num_rows = self._stream.network, len(self._pending_BPD)
             self._state = State(
                 network=network,
@@ -275,6 +226,13 @@ class Thinking:
                 draws=self._draws,
             )
         return self._state
+
+    def _dropping(self) -> AbstractContextManager[None]:
+        """Dropout while the last thought is read, and none while the context is."""
+        if not self._dropout or not self._thoughts or self._draws is None:
+            return nullcontext()
+        step = len(self._thoughts)
+        return dropping(self._stream.network, self._dropout, self._draws, step=step)
 
     def _append(self, thought_BD: Tensor) -> None:
         """Let the thought be read next."""

@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from transformers import DynamicCache, GenerationMixin, PreTrainedModel
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 from transformers.modeling_outputs import BaseModelOutputWithPast
+from transformers.pytorch_utils import Conv1D
 from transformers.utils import logging
 
 CACHE_ARGUMENTS = ("cache", "past_key_values")
@@ -132,6 +133,37 @@ def without_decoder(causal_lm: PreTrainedModel, decoder: nn.Module) -> PreTraine
         for name, child in causal_lm._modules.items()
     }
     return head
+
+
+def residual_branches(causal_lm: PreTrainedModel) -> list[nn.Module]:
+    """The modules whose outputs are added to the residual stream: attention and MLP of each layer.
+
+    They are the two children of a layer that hold linear layers. Empty if a layer has others, or
+    norms behind these two, whose outputs would be what is added.
+    """
+    branches: list[nn.Module] = []
+    for layer in _layers(causal_lm):
+        linear = [child for child in layer.children() if _holds_linear(child)]
+        others = [child for child in layer.children() if not _holds_linear(child)]
+        num_norms = sum(bool(list(child.parameters())) for child in others)
+        if len(linear) != 2 or num_norms > 2 or any(_is_linear(child) for child in linear):
+            return []
+        branches += linear
+    return branches
+
+
+def _layers(causal_lm: PreTrainedModel) -> list[nn.Module]:
+    """The layers of the decoder: its longest list of modules."""
+    lists = [m for m in find_decoder(causal_lm).modules() if isinstance(m, nn.ModuleList)]
+    return list(max(lists, key=len, default=[]))
+
+
+def _is_linear(module: nn.Module) -> bool:
+    return isinstance(module, (nn.Linear, Conv1D))
+
+
+def _holds_linear(module: nn.Module) -> bool:
+    return any(_is_linear(each) for each in module.modules())
 
 
 # The cache: the keys and values of all columns read, for each layer.

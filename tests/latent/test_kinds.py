@@ -463,6 +463,47 @@ def test_without_noise_all_is_bit_for_bit_as_without_samples():
     assert torch.equal(plain.thoughts_BTD, same.thoughts_BTD)
 
 
+@pytest.mark.parametrize("family", ["gpt2", "llama"])
+def test_dropout_acts_in_the_residual_branches_of_thoughts_alone(family):
+    rate, seed = 0.3, 3
+    subject = reasoner(family, CASES["realigned"].options, thought_dropout=rate, thought_seed=seed)
+    model = tiny_model(family)
+    layers = model.transformer.h if family == "gpt2" else model.model.layers
+    with torch.no_grad():
+        vector = CASES["realigned"].vector(model)
+    branches = [
+        getattr(layer, name)
+        for layer in layers
+        for name in (("attn",) if family == "gpt2" else ("self_attn",)) + ("mlp",)
+    ]
+    for batch in (CONTEXTS, CONTEXTS[3:4]):
+        ((_, thoughts_of_batch),) = subject.think_in_groups(batch)
+        for context, found in zip(batch, thoughts_of_batch.thoughts_BTD, strict=True):
+            draws, num_read = draws_of(context, seed=seed), len(context) + len(ids(OPENING))
+
+            def hook(number, draws=draws, num_read=num_read):
+                def drop(module, args, output):
+                    states = (output if isinstance(output, torch.Tensor) else output[0]).clone()
+                    for step, column in enumerate(range(num_read, states.shape[1]), start=1):
+                        drawn = draws.uniform(f"dropout {number}", step=step, size=D)[0]
+                        states[0, column] *= (drawn >= rate).float() / (1 - rate)
+                    return states if isinstance(output, torch.Tensor) else (states, *output[1:])
+
+                return drop
+
+            handles = [b.register_forward_hook(hook(n)) for n, b in enumerate(branches)]
+            with torch.no_grad():
+                _, expected = naive.think(model, context, vector, cap=4, opening=ids(OPENING))
+            for handle in handles:
+                handle.remove()
+            torch.testing.assert_close(found, torch.stack(expected), rtol=1e-4, atol=1e-4)
+
+
+def test_dropout_is_refused_where_branches_are_normalised_again():
+    with pytest.raises(LatentRefError, match="not the plain sum of attention and MLP"):
+        reasoner("gemma3", CASES["realigned"].options, thought_dropout=0.1)
+
+
 def test_noise_drawn_by_row_number_is_told(monkeypatch):
     def mutant(cls, rows, *, seed):
         return cls(tuple(bytes([row]) for row, _ in enumerate(rows)))
@@ -573,6 +614,7 @@ def test_the_naive_loop_tells_a_mutant(mutant, monkeypatch):
         ),
         ({"latent_markers": "think"}, "latent_markers="),
         ({"thought_noise": -1}, "a number >= 0"),
+        ({"thought_dropout": 1}, r"in \[0, 1\)"),
         ({"latent_kind": "gaussian", "confidence_steps": 3}, "does not read it"),
         ({"confidence_noise": 0}, "a number > 0"),
         ({"latent_kind": "gaussian", "thought_scale": 0}, "a number > 0"),

@@ -1,0 +1,67 @@
+"""The result of thinking, from which scoring and generation go on.
+
+    hidden_BPD = thoughts.stream.feed(thoughts.pending_BPD, thoughts.pending_mask_BP)
+
+Shape suffixes: B batch, P pending columns, T thoughts, D hidden size.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from lm_eval_latentref.latent.streams import Stream
+
+
+@dataclass(frozen=True)
+class Thoughts:
+    """The result of thinking: everything that the continuation is conditioned on.
+
+    The last columns (`pending`) are not read yet, so that the caller can read them together with
+    the continuation and no column is read twice.
+    """
+
+    stream: Stream
+    pending_BPD: Tensor
+    pending_mask_BP: Tensor | None
+    thoughts_BTD: Tensor
+    """z_1..z_T as committed, in the backbone's dtype."""
+    finite_BT3: Tensor
+    """bool: whether the backbone's hidden state, the references' hidden states and the refined
+    thought are finite."""
+
+    @property
+    def num_thoughts(self) -> int:
+        return self.thoughts_BTD.shape[1]
+
+    @classmethod
+    def join(cls, parts: Sequence[Thoughts]) -> Thoughts:
+        """The rows of all `parts`, whose padded contexts must be equally long.
+
+        The given parts cannot be used any more.
+        """
+        if len(parts) == 1:
+            return parts[0]
+        masks = [part.pending_mask_BP for part in parts if part.pending_mask_BP is not None]
+        return cls(
+            Stream.join([part.stream for part in parts]),
+            torch.cat([part.pending_BPD for part in parts]),
+            torch.cat(masks) if masks else None,
+            torch.cat([part.thoughts_BTD for part in parts]),
+            torch.cat([part.finite_BT3 for part in parts]),
+        )
+
+    def select(self, rows: Sequence[int]) -> Thoughts:
+        """The same thoughts for `rows` of the batch, in that order; a row may occur twice."""
+        rows_R = torch.as_tensor(rows, device=self.pending_BPD.device)
+        mask_BP = self.pending_mask_BP
+        return Thoughts(
+            self.stream.fork(rows),
+            self.pending_BPD[rows_R],
+            None if mask_BP is None else mask_BP[rows_R.to(mask_BP.device)],
+            self.thoughts_BTD[rows_R],
+            self.finite_BT3[rows_R.to(self.finite_BT3.device)],
+        )
