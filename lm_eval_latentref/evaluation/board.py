@@ -287,14 +287,22 @@ class Ranking:
         return None
 
     def _differs(self, first: Task, second: Task, field: str) -> bool:
-        if field == "documents" and not _common_documents(first, second):
-            return True  # allowed or not, there is nothing to pair
+        if field == "documents":
+            return not self._same_documents(first, second)
         if field in self.allowed:
             return False
-        if field == "documents":
-            return not _same_documents(first, second, any_number="limit" in self.allowed)
         mine, others = _work(first, field), _work(second, field)
         return mine is not None and others is not None and mine != others
+
+    def _same_documents(self, first: Task, second: Task) -> bool:
+        """Whether two runs of a task answered the same documents, as far as samples say."""
+        if not first.columns or not second.columns:
+            return True
+        a, b = (next(iter(task.columns.values())) for task in (first, second))
+        if "documents" in self.allowed:  # something must be left to pair
+            return bool(np.intersect1d(a.doc_ids, b.doc_ids).size)
+        same_ids = "limit" in self.allowed or np.array_equal(a.doc_ids, b.doc_ids)
+        return same_ids and a.same_documents(b)
 
     def _note_difference(self, first: Row, second: Row) -> None:
         task, field = self._difference(first, second) or ("", "")
@@ -379,22 +387,6 @@ def _work(task: Task, field: str) -> Any:
     """What must be equal in two runs; None where it is not recorded."""
     value = task.num_documents if field == "limit" else getattr(task, field, None)
     return float(value) if isinstance(value, int | float) else value
-
-
-def _common_documents(first: Task, second: Task) -> bool:
-    """Whether two runs of a task have a number of a document in common, as far as samples say."""
-    if not first.columns or not second.columns:
-        return True
-    a, b = (next(iter(task.columns.values())) for task in (first, second))
-    return bool(np.intersect1d(a.doc_ids, b.doc_ids).size)
-
-
-def _same_documents(first: Task, second: Task, *, any_number: bool) -> bool:
-    """Whether two runs of a task answered the same documents, as far as samples say."""
-    if not first.columns or not second.columns:
-        return True
-    a, b = (next(iter(task.columns.values())) for task in (first, second))
-    return a.same_documents(b) and (any_number or np.array_equal(a.doc_ids, b.doc_ids))
 
 
 def _flips(firsts: Sequence[Any], seconds: Sequence[Any]) -> tuple[int, int] | None:
