@@ -77,7 +77,10 @@ def printable(text: str) -> str:
 
 def without_secrets(arguments: Mapping[str, Any]) -> dict[str, Any]:
     """The arguments with *** for the value of a token, key or password."""
-    return {name: "***" if _SECRET.fullmatch(name) else _hidden(v) for name, v in arguments.items()}
+    return {
+        name: "***" if _SECRET.fullmatch(str(name)) else _hidden(value)
+        for name, value in arguments.items()
+    }
 
 
 def hide_secrets(word: str) -> str:
@@ -86,6 +89,10 @@ def hide_secrets(word: str) -> str:
 
 
 def _hidden(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return without_secrets(value)
+    if isinstance(value, list):
+        return [_hidden(each) for each in value]
     return _VALUE.sub("***", value) if isinstance(value, str) else value
 
 

@@ -29,6 +29,8 @@ def test_secrets_are_left_out_of_a_command(monkeypatch, word, shown):
 def test_secrets_are_left_out_of_arguments_and_other_values_keep_their_type():
     args = {"token": "abc", "use_auth_token": "d", "add_bos_token": True, "latent_steps": 6}
     assert without_secrets(args) == {**args, "token": "***", "use_auth_token": "***"}
+    nested = {"header": {"Authorization": "Bearer abc", 0: ["hf_abcdefgh1", 1]}}
+    assert without_secrets(nested) == {"header": {"Authorization": "***", 0: ["***", 1]}}
 
 
 @pytest.mark.parametrize("secret", ["abc123", "hf_abcdefgh1"])
