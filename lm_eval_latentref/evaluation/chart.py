@@ -140,7 +140,7 @@ class _Axis:
             values = [step * 10.0**power for power in powers for step in (1, 2, 5)]
             inside = [v for v in values if self.low <= math.log10(v) <= self.high]
         else:
-            step = _round_step((self.high - self.low) / 5)
+            step = _round_step((self.high - self.low) / 8)
             first = math.ceil(self.low / step)
             inside = [k * step for k in range(first, math.floor(self.high / step) + 1)]
         return [Tick(at=self.at(value), text=f"{value:.6g}") for value in inside]

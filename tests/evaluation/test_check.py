@@ -114,6 +114,13 @@ def test_documents_are_paired_whatever_their_order(runs):
     assert result.flips[0].gold == "0"
 
 
+def test_documents_without_a_hash_are_known_by_their_number(runs):
+    old, new = runs("old", RIGHT), runs("new", RIGHT)
+    (file,) = old.glob("samples*")
+    file.write_text(file.read_text().replace('"doc_hash"', '"other"'))
+    assert check(new, baseline=old).verdict == "pass"
+
+
 def test_a_metric_that_only_the_aggregate_has_is_compared_by_its_value(runs):
     def tasks(pairs):
         return {"ppl": {"word_perplexity": pairs}, "t": {"acc": RIGHT}}
