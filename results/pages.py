@@ -35,7 +35,7 @@ def main(root: Path) -> None:
 
 
 def _overview(content: dict[str, Any], folder: Path) -> str:
-    pages = {task: one["results"] for task, one in content["tasks"].items()}
+    pages = {task: each["results"] for task, each in content["tasks"].items()}
     studies = {
         task: json.loads((folder / at).read_text(encoding="utf-8")) for task, at in pages.items()
     }

@@ -5,6 +5,7 @@ They are set here because torch and transformers read them when they are importe
 
 from __future__ import annotations
 
+import functools
 import logging
 import os
 import subprocess
@@ -21,7 +22,7 @@ ROOT = Path(__file__).parent.parent
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["HF_DATASETS_OFFLINE"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
-# The tests run in parallel processes: more threads than this only get in each other's way.
+# The tests run in parallel processes, so more threads only slow each other down.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 settings.register_profile("shared-machine", deadline=None)
@@ -35,10 +36,7 @@ def pytest_addoption(parser):
 
 @pytest.fixture(autouse=True)
 def logs_can_be_caught(monkeypatch):
-    """lm-eval's logging set-up, once it has run in this process, keeps its lines from pytest.
-
-    Ours, which are handed on to lm-eval's logger, would be caught there and on the way.
-    """
+    """Lets pytest catch all log lines once: lm-eval's logging set-up would hide or repeat some."""
     logger = logging.getLogger("lm_eval")
     monkeypatch.setattr(logger, "propagate", True)
     level = logger.level
@@ -50,9 +48,19 @@ def logs_can_be_caught(monkeypatch):
     ours.setLevel(logging.NOTSET)
 
 
+@pytest.fixture(scope="session", autouse=True)
+def machine_is_described_once():
+    """lm-eval describes the machine after each evaluation, through subprocesses of seconds."""
+    from torch.utils import collect_env
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(collect_env, "get_env_info", functools.cache(collect_env.get_env_info))
+        yield
+
+
 @pytest.fixture
 def few_built_in_tasks(monkeypatch):
-    """Of lm-eval's own thousands of task files, which take it nine seconds a time, mathqa's."""
+    """Only mathqa's of lm-eval's own task files; reading all of them takes nine seconds."""
     from lm_eval.tasks import _index
 
     files, built_in = _index.TaskIndex._iter_yaml_files, Path(_index.__file__).parent
@@ -84,7 +92,7 @@ def once_a_run(
 
 
 def build(kind: str, folder: Path, source: Path = ROOT) -> Path:
-    """What the build backend makes of `source`: a wheel, an editable wheel or an sdist."""
+    """Builds a wheel, an editable wheel or an sdist (`kind`) of `source`; returns its path."""
     code = f"import sys; from hatchling import build; print(build.build_{kind}(sys.argv[1]))"
     command = [sys.executable, "-c", code, str(folder)]
     done = subprocess.run(command, cwd=source, capture_output=True, text=True, check=True)

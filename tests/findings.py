@@ -45,12 +45,12 @@ class Figure(NamedTuple):
 
     @property
     def half_a_digit(self) -> float:
-        """What rounding may have taken away."""
+        """The largest rounding error of the printed number."""
         mantissa, _, exponent = self.text.partition("e")
         return 0.5 * 10.0 ** (int(exponent or 0) - len(mantissa.partition(".")[2]))
 
     def is_of(self, number: float) -> bool:
-        """Whether `number` is printed so."""
+        """Whether `number`, rounded, is printed like this."""
         scaled = number * SCALES.get(self.unit, 1.0)
         scaled = scaled if self.text[0] in "+-" else abs(scaled)
         return abs(scaled - self.value) <= self.half_a_digit * (1 + 1e-9)
@@ -60,32 +60,32 @@ class Figure(NamedTuple):
 
 
 def figures(text: str) -> list[Figure]:
-    """All that `text` quotes."""
+    """All figures that `text` quotes."""
     plain = _NOT_QUOTED.sub(" ", text)
-    found = [
+    quoted = [
         Figure(number, match["unit"] or "")
         for match in _QUOTED.finditer(plain)
         for number in re.findall(_NUMBER, match["numbers"])
     ]
-    return [one for one in found if one.unit or len(one.text) > 1]
+    return [figure for figure in quoted if figure.unit or len(figure.text) > 1]
 
 
 def unsupported(folder: Path) -> list[str]:
-    """The figures of the folder's FINDINGS.md that nothing beside it has."""
+    """The figures in the folder's FINDINGS.md that are in no other file there."""
     written = [json.loads(path.read_text("utf-8")) for path in sorted(folder.rglob("*.json"))]
     numbers = [number for content in written for number in _leaves(content)]
     pages = [path for path in folder.rglob("*.md") if path.name != PAGE]
-    printed = {str(one) for path in pages for one in figures(path.read_text("utf-8"))}
+    printed = {str(figure) for path in pages for figure in figures(path.read_text("utf-8"))}
     return [
-        str(one)
-        for one in figures((folder / PAGE).read_text("utf-8"))
-        if str(one) not in printed and not any(one.is_of(number) for number in numbers)
+        str(figure)
+        for figure in figures((folder / PAGE).read_text("utf-8"))
+        if str(figure) not in printed and not any(figure.is_of(number) for number in numbers)
     ]
 
 
 def _leaves(content: Any) -> Iterator[float]:
     if isinstance(content, dict | list):
-        for one in content.values() if isinstance(content, dict) else content:
-            yield from _leaves(one)
+        for part in content.values() if isinstance(content, dict) else content:
+            yield from _leaves(part)
     elif isinstance(content, int | float) and not isinstance(content, bool):
         yield float(content)

@@ -51,7 +51,7 @@ def run_step(name: str, inputs: Mapping[str, str], environment: Mapping[str, str
 
 
 class Runner:
-    """What a runner of GitHub keeps between the steps of a job, below `folder`."""
+    """Runs the steps of a job as GitHub's runner does; its files lie below `folder`."""
 
     def __init__(self, folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)

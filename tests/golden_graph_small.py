@@ -17,7 +17,7 @@ from lm_eval_latentref.evaluation.runs import evaluate
 GOLDEN = Path(__file__).parent / "golden" / "graph_small.json"
 NUM_PROBLEMS = 25
 TOLERANCE = 1e-4
-"""Nats: of a log-likelihood, from one machine to another; twice the noise where that is more."""
+"""In nats: how much a log-likelihood may differ between machines; or twice the noise, if more."""
 
 PLAIN = {"memory_rate": 0.0, "search_step_size": 0.0}
 REFINED = {"memory_rate": 0.1, "search_step_size": 19.2}
@@ -40,48 +40,51 @@ Measured = dict[str, dict[str, Any]]
 
 
 def measure(folder: Path) -> Measured:
-    """By row: the answers (N), and log-likelihoods of all candidates (N, 2); runs go to `folder`.
+    """For each row, the answers (N) and the log-likelihoods of all candidates (N, 2).
 
-    Everything goes through lm-eval, as a user's evaluation does.
+    Everything goes through lm-eval, as a user's evaluation does; its results go to `folder`.
     """
-    found: Measured = {}
+    measured: Measured = {}
     for name, model_args in ROWS.items():
         answers = _responses(model_args, "latentref_graph", folder / name)
         scored = _responses(model_args, "latentref_graph_mc", folder / name)
-        found[name] = {
+        measured[name] = {
             "answers": [answer for (answer,) in answers],
-            "log_likelihoods": [[round(float(one), 6) for one, _ in row] for row in scored],
+            "log_likelihoods": [[round(float(value), 6) for value, _ in row] for row in scored],
         }
-    return found
+    return measured
 
 
-def differences(found: Measured, golden: Measured) -> list[str]:
-    """One line for each row and problem that is not as in `golden`."""
-    lines = [f"rows {sorted(found)}, not {sorted(golden)}"] if found.keys() != golden.keys() else []
+def differences(measured: Measured, golden: Measured) -> list[str]:
+    """One line for each row and problem that differs from `golden`."""
+    lines = []
+    if measured.keys() != golden.keys():
+        lines.append(f"rows {sorted(measured)}, not {sorted(golden)}")
     allowed = bounds("graph_small", at_least=TOLERANCE)
-    for name in found.keys() & golden.keys():
-        ours, theirs = found[name], golden[name]
+    for name in measured.keys() & golden.keys():
+        ours, theirs = measured[name], golden[name]
         for kind in ("answers", "log_likelihoods"):
             if len(ours[kind]) != len(theirs[kind]):
                 lines.append(f"{name}: {len(ours[kind])} {kind}, not {len(theirs[kind])}")
-            for number, (one, other) in enumerate(zip(ours[kind], theirs[kind], strict=False)):
-                if not _equal(one, other, allowed.get(name, TOLERANCE)):
-                    lines.append(f"{name}, problem {number}: {kind} {one}, not {other}")
+            for number, (mine, other) in enumerate(zip(ours[kind], theirs[kind], strict=False)):
+                if not _equal(mine, other, allowed.get(name, TOLERANCE)):
+                    lines.append(f"{name}, problem {number}: {kind} {mine}, not {other}")
     return lines
 
 
-def _equal(one: Any, other: Any, bound: float) -> bool:
-    if isinstance(one, str) or len(one) != len(other):
-        return bool(one == other)
-    # Not `>`: a nan must not pass.
-    return all(abs(a - b) <= bound for a, b in zip(one, other, strict=True))
+def _equal(first: Any, second: Any, bound: float) -> bool:
+    if isinstance(first, str) or len(first) != len(second):
+        return bool(first == second)
+    # `not >` would let a nan pass.
+    return all(abs(a - b) <= bound for a, b in zip(first, second, strict=True))
 
 
 def _responses(model_args: dict[str, Any], task: str, folder: Path) -> list[Any]:
     evaluate(model_args, task=task, folder=folder / task, limit=NUM_PROBLEMS)
     (file,) = (folder / task).rglob("samples_*.jsonl")
     samples = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
-    return [one["filtered_resps"] for one in sorted(samples, key=lambda one: one["doc_id"])]
+    samples.sort(key=lambda sample: sample["doc_id"])
+    return [sample["filtered_resps"] for sample in samples]
 
 
 if __name__ == "__main__":

@@ -22,7 +22,7 @@ def digest(text: str) -> str:
 
 
 def sample(doc_id: int, values: Mapping[str, Any], *, filter_name="none", candidates=2, text=""):
-    """One logged sample; candidate 0 is the gold one, and likeliest where acc is 1."""
+    """One logged sample; candidate 0 is the gold one, and the likeliest if acc is 1."""
     right = bool(values.get("acc", 1))
     scores = [["-1.0" if (k == 0) == right else "-2.0", "False"] for k in range(candidates)]
     question = text or f"question {doc_id}"
@@ -63,70 +63,31 @@ def write_run(
     """Writes one run below `folder`; returns its results file.
 
     Args:
-        tasks: by task and metric ("acc", or "acc,FILTER") the value of each document.
-        stderr: of every metric; None for what lm-eval computes.
-        order: of the samples in their file (several processes log 0, 2, 4, 1, 3).
-        text: of every question, in front of its number.
-        content: more or other fields of the results file; `config` is added to.
+        tasks: by task and metric ("acc", or "acc,FILTER"), the value of each document.
+        stderr: the standard error of every metric; None for the one that lm-eval computes.
+        order: the order of the samples in their file (several processes log 0, 2, 4, 1, 3).
+        text: what every question begins with, before its number.
+        content: further or other fields of the results file; `config` extends the usual one.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    results, hashes, counts, configs, better = {}, {}, {}, {}, {}
-    for task, metrics in tasks.items():
-        num = len(next(iter(metrics.values())))
-        results[task] = {"alias": task}
-        counts[task] = {"original": available or num, "effective": num}
-        better[task] = {key.partition(",")[0]: True for key in metrics}
-        configs[task] = {
-            "task": task,
-            "output_type": "multiple_choice" if candidates > 1 else "generate_until",
-            "metadata": {"version": 1.0},
-        }
-        lines = []
-        filters = {key.partition(",")[2] or "none" for key in metrics}
-        for filter_name in sorted(filters):
-            own = {
-                key.partition(",")[0]: values
-                for key, values in metrics.items()
-                if (key.partition(",")[2] or "none") == filter_name
-            }
-            for metric, values in own.items():
-                key = f"{metric},{filter_name}"
-                numbers = [v if isinstance(v, int | float) else float(len(v)) for v in values]
-                mean = sum(numbers) / num
-                spread = sum((v - mean) ** 2 for v in numbers) / max(1, num - 1)
-                results[task][key] = mean
-                results[task][f"{metric}_stderr,{filter_name}"] = (
-                    (spread / num) ** 0.5 if stderr is None else stderr
-                )
-            for doc_id in order or range(num):
-                values = {metric: values[doc_id] for metric, values in own.items()}
-                question = f"{text}{task} {doc_id}"
-                lines.append(
-                    sample(
-                        doc_id,
-                        values,
-                        filter_name=filter_name,
-                        candidates=candidates,
-                        text=question,
-                    )
-                )
-        if log_samples:
-            hashes[task] = digest(
-                "".join(s["doc_hash"] + s["prompt_hash"] + s["target_hash"] for s in lines)
-            )
-            path = folder / f"samples_{task}_{date}.jsonl"
-            path.write_text(
-                "".join(json.dumps(s, ensure_ascii=False) + "\n" for s in lines), "utf-8"
-            )
+    hashes = {}
+    for task, metrics in tasks.items() if log_samples else ():
+        samples = _samples(task, metrics, candidates=candidates, order=order, text=text)
+        hashes[task] = _write_samples(folder / f"samples_{task}_{date}.jsonl", samples)
+    nums = {task: len(next(iter(metrics.values()))) for task, metrics in tasks.items()}
     given = content.pop("config", {})
     whole = {
-        "results": results,
+        "results": {task: _scores(task, metrics, stderr) for task, metrics in tasks.items()},
         "group_subtasks": {task: [] for task in tasks},
-        "configs": configs,
+        "configs": {task: _config(task, candidates) for task in tasks},
         "versions": {task: (versions or {}).get(task, 1.0) for task in tasks},
         "n-shot": dict.fromkeys(tasks, shots),
-        "higher_is_better": better,
-        "n-samples": counts,
+        "higher_is_better": {
+            task: {_split(key)[0]: True for key in metrics} for task, metrics in tasks.items()
+        },
+        "n-samples": {
+            task: {"original": available or num, "effective": num} for task, num in nums.items()
+        },
         "config": {
             "model": "hf",
             "model_args": {"pretrained": name},
@@ -148,3 +109,62 @@ def write_run(
     file = folder / f"results_{date}.json"
     file.write_text(json.dumps(whole, indent=2, ensure_ascii=False), "utf-8")
     return file
+
+
+def _split(key: str) -> tuple[str, str]:
+    metric, _, filter_name = key.partition(",")
+    return metric, filter_name or "none"
+
+
+def _scores(task: str, metrics: Mapping[str, Sequence[Any]], stderr: Any) -> dict[str, Any]:
+    """The means and standard errors in the results of `task`."""
+    scores: dict[str, Any] = {"alias": task}
+    for key, values in sorted(metrics.items(), key=lambda item: _split(item[0])[1]):
+        metric, filter_name = _split(key)
+        numbers = [v if isinstance(v, int | float) else float(len(v)) for v in values]
+        mean, num = sum(numbers) / len(numbers), len(numbers)
+        spread = sum((v - mean) ** 2 for v in numbers) / max(1, num - 1)
+        scores[f"{metric},{filter_name}"] = mean
+        own = (spread / num) ** 0.5 if stderr is None else stderr
+        scores[f"{metric}_stderr,{filter_name}"] = own
+    return scores
+
+
+def _config(task: str, candidates: int) -> dict[str, Any]:
+    output_type = "multiple_choice" if candidates > 1 else "generate_until"
+    return {"task": task, "output_type": output_type, "metadata": {"version": 1.0}}
+
+
+def _samples(
+    task: str,
+    metrics: Mapping[str, Sequence[Any]],
+    *,
+    candidates: int,
+    order: Sequence[int] | None,
+    text: str,
+) -> list[dict[str, Any]]:
+    """The samples of `task`, one filter after another."""
+    by_filter: dict[str, dict[str, Sequence[Any]]] = {}
+    for key, values in metrics.items():
+        metric, filter_name = _split(key)
+        by_filter.setdefault(filter_name, {})[metric] = values
+    num = len(next(iter(metrics.values())))
+    return [
+        sample(
+            doc_id,
+            {metric: values[doc_id] for metric, values in own.items()},
+            filter_name=filter_name,
+            candidates=candidates,
+            text=f"{text}{task} {doc_id}",
+        )
+        for filter_name, own in sorted(by_filter.items())
+        for doc_id in order or range(num)
+    ]
+
+
+def _write_samples(path: Path, samples: Sequence[Mapping[str, Any]]) -> str:
+    """Writes a samples file; returns lm-eval's hash of it."""
+    lines = [json.dumps(values, ensure_ascii=False) + "\n" for values in samples]
+    path.write_text("".join(lines), "utf-8")
+    names = ("doc_hash", "prompt_hash", "target_hash")
+    return digest("".join(values[name] for values in samples for name in names))

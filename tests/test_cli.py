@@ -22,7 +22,7 @@ from lm_eval_latentref.benchmarks import splits
 from lm_eval_latentref.benchmarks.documents import tasks_path
 from lm_eval_latentref.cli import main, options
 from lm_eval_latentref.errors import LatentRefError
-from lm_eval_latentref.evaluation import demo_smollm2, study, sweep
+from lm_eval_latentref.evaluation import demo, study, sweep
 from lm_eval_latentref.harness import command as harness
 from lm_eval_latentref.harness import door
 
@@ -160,7 +160,7 @@ def test_help_names_every_subcommand_and_loads_nothing_heavy():
 
 
 @pytest.mark.parametrize(
-    ("readable", "task"), [(True, demo_smollm2.REAL_TASK), (False, demo_smollm2.GENERATED_TASK)]
+    ("readable", "task"), [(True, demo.REAL_TASK), (False, demo.GENERATED_TASK)]
 )
 def test_the_demo_takes_real_data_where_it_can(monkeypatch, readable, task):
     def read(name, split):
@@ -168,14 +168,14 @@ def test_the_demo_takes_real_data_where_it_can(monkeypatch, readable, task):
             raise splits.DataMissingError(f"{name} {split}: no download")
 
     monkeypatch.setattr(splits, "read", read)
-    assert demo_smollm2.choose_task() == task
+    assert demo.choose_task() == task
 
 
 def test_the_demo_runs_the_command_it_prints(monkeypatch, capsys):
     ran = []
-    monkeypatch.setattr(demo_smollm2, "choose_task", lambda: demo_smollm2.REAL_TASK)
+    monkeypatch.setattr(demo, "choose_task", lambda: demo.REAL_TASK)
     monkeypatch.setattr(
-        demo_smollm2.subprocess,
+        demo.subprocess,
         "run",
         lambda command, **_: ran.append(command) or SimpleNamespace(returncode=3),
     )
@@ -187,10 +187,10 @@ def test_the_demo_runs_the_command_it_prints(monkeypatch, capsys):
 
 def test_the_demos_report_says_what_was_shown_and_how_to_repeat_it(tmp_path):
     numbers = {"acc,none": 0.25, "acc_stderr,none": 0.0625, "alias": "task"}
-    results = {"results": {"task": numbers}, "n-samples": {"task": {"effective": 4}}}
+    results = {"results": {"task": numbers}, "n-samples": {"task": {"effective": 4}}, "config": {}}
     (tmp_path / "model").mkdir()
     (tmp_path / "model" / "results_1.json").write_text(json.dumps(results))
-    demo_smollm2.write_report(tmp_path, "lm_eval run --tasks task", "task", since=0.0)
+    demo.write_report(tmp_path, "lm_eval run --tasks task", "task", since=0.0)
     text = (tmp_path / "README.md").read_text()
     for part in ("$ lm_eval run --tasks task", "| acc | 0.2500 | 0.0625 |"):
         assert part in text

@@ -102,12 +102,12 @@ def save_adapter(
 
 
 def plan_of(**names: Any) -> SetPlan:
-    """What these names stand for."""
+    """The plan that these names resolve to."""
     return resolve(CheckpointNames(**names))
 
 
 def load(loading: Mapping[str, Any] | None = None, /, **names: Any) -> LoadedSet:
-    """The set of these names, as a caller without lm-eval opens it, in float32."""
+    """The set that these names resolve to, loaded without lm-eval in float32."""
     plan = plan_of(**names)
     return load_set(
         plan,

@@ -31,7 +31,7 @@ Splits = dict[str, dict[str, object]]
 
 
 class DataOfEvaluations:
-    """The data of each evaluation in this process: what was loaded since the last report."""
+    """The data of each evaluation in this process: the data loaded since the last report."""
 
     def __init__(self) -> None:
         self._loaded: Splits = {}

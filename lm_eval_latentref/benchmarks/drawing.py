@@ -1,6 +1,7 @@
-"""Shared by the generators: assigns problems to splits and yields each problem only once.
+"""Shared by the generators: splits without a problem in common, and shortest paths.
 
     problems = distinct(draw, "test", identity=lambda row: row["question"])
+    shortest_paths(0, [(0, 1), (1, 2)])[2]          # (0, 1, 2)
 
 The hash of a problem decides its split, so splits are disjoint whatever the seeds.
 """
@@ -8,7 +9,7 @@ The hash of a problem decides its split, so splits are disjoint whatever the see
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TypedDict
 
 from lm_eval_latentref.errors import LatentRefError
@@ -64,3 +65,18 @@ def distinct(
         f"these options give no more than {len(seen)} problems of {split}; give options that "
         "allow more, or ask for fewer"
     )
+
+
+def shortest_paths(start: int, edges: Iterable[Sequence[int]]) -> dict[int, tuple[int, ...]]:
+    """For each reachable node, the nodes of one shortest path from `start`, ends included."""
+    children: dict[int, list[int]] = {}
+    for up, down in edges:
+        children.setdefault(up, []).append(down)
+    paths: dict[int, tuple[int, ...]] = {start: (start,)}
+    queue = [start]
+    for node in queue:
+        for child in children.get(node, ()):
+            if child not in paths:
+                paths[child] = (*paths[node], child)
+                queue.append(child)
+    return paths

@@ -17,7 +17,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import islice
 
-from lm_eval_latentref.benchmarks.drawing import Row, check_request, distinct
+from lm_eval_latentref.benchmarks.drawing import Row, check_request, distinct, shortest_paths
 from lm_eval_latentref.errors import LatentRefError
 
 SYMBOLS = tuple(string.ascii_letters)
@@ -90,10 +90,12 @@ def _edges_of(row: Row) -> str:
 def _draw(rng: random.Random, size: _Size) -> Row | None:
     """A question about a new graph; None if no two candidates are equally far from their roots."""
     trees, edges = _grow(rng, size)
-    paths = [_shortest_paths(root, edges) for root in (0, 1)]
+    paths = [shortest_paths(root, edges) for root in (0, 1)]
     pools: dict[int, list[list[int]]] = {}
     for hops in range(size.min_hops, size.max_hops + 1):
-        both = [[node for node in trees[root] if len(paths[root][node]) == hops] for root in (0, 1)]
+        both = [
+            [node for node in trees[root] if len(paths[root][node]) == hops + 1] for root in (0, 1)
+        ]
         if all(both):
             pools[hops] = both
     if not pools:
@@ -112,27 +114,16 @@ def _grow(rng: random.Random, size: _Size) -> tuple[list[list[int]], list[tuple[
         edges.append((parent, node))
         depth[node] = depth[parent] + 1
         tree.append(node)
+    there = set(edges)
     more = [
         (up, down)
         for tree in trees
         for up in tree
         for down in tree
-        if depth[up] < depth[down] and (up, down) not in edges
+        if depth[up] < depth[down] and (up, down) not in there
     ]
     edges += rng.sample(more, min(size.extra, len(more)))
     return trees, edges
-
-
-def _shortest_paths(root: int, edges: list[tuple[int, int]]) -> dict[int, tuple[int, ...]]:
-    """For each reachable node, the nodes of one shortest path from `root`, without `root`."""
-    paths: dict[int, tuple[int, ...]] = {root: ()}
-    queue = [root]
-    for node in queue:
-        for up, down in edges:
-            if up == node and down not in paths:
-                paths[down] = (*paths[node], down)
-                queue.append(down)
-    return paths
 
 
 def _worded(
@@ -150,7 +141,7 @@ def _worded(
     rng.shuffle(candidates)
     return Row(
         question=f"{' '.join(words)} ; {' '.join(candidates)} ; {names[root]}",
-        steps=[names[node] for node in path],
+        steps=[names[node] for node in path[1:]],
         answer=names[path[-1]],
         candidates=candidates,
     )

@@ -24,7 +24,7 @@ from dataclasses import dataclass
 from itertools import islice
 from typing import TypedDict
 
-from lm_eval_latentref.benchmarks.drawing import SPLIT_BUCKETS, check_request
+from lm_eval_latentref.benchmarks.drawing import SPLIT_BUCKETS, check_request, shortest_paths
 
 _PEOPLE = "Alex Bob Carol Davis Eva Fae Gabriel Jack Max Oliver Polly Rex Sally Sam Stella Tom Wren"
 _CONCEPTS = """
@@ -186,7 +186,7 @@ def _union(sets: Iterator[int]) -> int:
 
 def _posed(graph: _Graph, hops: int, rng: random.Random) -> _Problem | None:
     """A question about the rival whose own descendants go deeper; None if none is `hops` away."""
-    routes = [_shortest_paths(graph, rival) for rival in (0, 1)]
+    routes = [shortest_paths(rival, graph.edges) for rival in (0, 1)]
     own = [[node for node in graph.leaves if graph.reached_by[node] == 1 + r] for r in (0, 1)]
     deepest = [max((len(routes[r][node]) for node in own[r]), default=0) - 1 for r in (0, 1)]
     candidates = [
@@ -203,21 +203,6 @@ def _posed(graph: _Graph, hops: int, rng: random.Random) -> _Problem | None:
     if not own[1 - rival]:
         return None
     return _Problem(graph, routes[rival][target], rng.choice(own[1 - rival]))
-
-
-def _shortest_paths(graph: _Graph, start: int) -> dict[int, tuple[int, ...]]:
-    """For each reachable node, the nodes of one shortest path from `start`, ends included."""
-    children: dict[int, list[int]] = {}
-    for up, node in graph.edges:
-        children.setdefault(up, []).append(node)
-    paths: dict[int, tuple[int, ...]] = {start: (start,)}
-    queue = [start]
-    for node in queue:
-        for child in children.get(node, ()):
-            if child not in paths:
-                paths[child] = (*paths[node], child)
-                queue.append(child)
-    return paths
 
 
 def _worded(problem: _Problem, rng: random.Random) -> Row:

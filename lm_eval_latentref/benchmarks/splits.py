@@ -22,11 +22,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from lm_eval_latentref.benchmarks import prosqa
-from lm_eval_latentref.benchmarks.rows import (
-    BENCHMARKS,
-    Row,
-    harness_example,
-)
+from lm_eval_latentref.benchmarks.rows import BENCHMARKS, Row, harness_example
 from lm_eval_latentref.checkpoints.files import read_json_lines
 from lm_eval_latentref.checkpoints.questions import normalise_question
 from lm_eval_latentref.errors import LatentRefError
@@ -41,7 +37,7 @@ NUM_GENERATED_TRAIN = 17886
 
 
 class KnownSplit(NamedTuple):
-    """Row count and content hash of a known test split."""
+    """The number of rows and the content hash of a known test split."""
 
     num_rows: int
     content_hash: str

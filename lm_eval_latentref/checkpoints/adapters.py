@@ -224,7 +224,7 @@ def _changes_base(what: str, weight: str) -> str:
 
 
 def compute_in_one_dtype(peft_model: Any) -> None:
-    """Make all adapters of `peft_model`, which will not be trained, compute in its base's dtype.
+    """Makes all adapters of `peft_model`, which will not be trained, compute in its base's dtype.
 
     PEFT loads adapters in float32, which training needs. On a base in half precision their products
     would then take twice the memory and be cast back and forth.
@@ -236,7 +236,7 @@ def compute_in_one_dtype(peft_model: Any) -> None:
 
 
 def _fill_new_rows(model: nn.Module, adapters: Mapping[str, Adapter], old_rows: int) -> None:
-    """Fill the new rows of the shared base from the first adapter whose file has them."""
+    """Fills the new rows of the shared base from the first adapter whose file has them."""
     held = dict(model.named_parameters(remove_duplicate=False))
     filled: set[str] = set()
     for adapter in adapters.values():

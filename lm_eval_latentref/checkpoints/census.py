@@ -21,14 +21,27 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from lm_eval_latentref.checkpoints.state_dicts import named_tensors
+
 # Legend of shape suffixes: R rows, C columns of a tensor's bytes, seen as integers.
 
-
 _PLACES = {
-    *("r", "rank_pattern", "alpha_pattern", "target_modules", "exclude_modules", "modules_to_save"),
-    *("layers_to_transform", "layers_pattern", "layer_replication", "trainable_token_indices"),
-    *("target_parameters", "fan_in_fan_out", "inference_mode", "task_type"),
-    *("base_model_name_or_path", "revision"),
+    "r",
+    "rank_pattern",
+    "alpha_pattern",
+    "target_modules",
+    "exclude_modules",
+    "modules_to_save",
+    "layers_to_transform",
+    "layers_pattern",
+    "layer_replication",
+    "trainable_token_indices",
+    "target_parameters",
+    "fan_in_fan_out",
+    "inference_mode",
+    "task_type",
+    "base_model_name_or_path",
+    "revision",
 }
 """Arguments of LoraConfig that select the layers of an adapter, its base and the kind of model."""
 
@@ -39,10 +52,10 @@ class Census:
     """The parameters and buffers of a model: how often each occurs, and a digest of its bytes."""
 
     def __init__(self, model: nn.Module) -> None:
-        named = _named_tensors(model)
+        named = named_tensors(model)
         # The tensors are kept, because an id identifies an object only while that object lives.
-        self._members = {id(tensor): (name, tensor) for name, tensor in reversed(named)}
-        self._places = Counter(id(tensor) for _, tensor in named)
+        self._members = {id(tensor): (name, tensor) for name, tensor in reversed(named.items())}
+        self._places = Counter(map(id, named.values()))
         self._digests = {key: digest(tensor) for key, (_, tensor) in self._members.items()}
 
     def __contains__(self, tensor: Tensor) -> bool:
@@ -53,7 +66,7 @@ class Census:
 
         `model` may hold further tensors, such as those of adapters, and may use other names.
         """
-        places = Counter(id(tensor) for _, tensor in _named_tensors(model))
+        places = Counter(map(id, named_tensors(model).values()))
         for key, (name, tensor) in self._members.items():
             if places[key] != self._places[key] or digest(tensor) != self._digests[key]:
                 return name
@@ -80,11 +93,6 @@ def digest(tensor: Tensor) -> tuple[Any, ...]:
 
 def _weights(total: Tensor) -> Tensor:
     return torch.arange(1, len(total) + 1, device=total.device)
-
-
-def _named_tensors(model: nn.Module) -> list[tuple[str, Tensor]]:
-    parameters = model.named_parameters(remove_duplicate=False)
-    return [*parameters, *model.named_buffers(remove_duplicate=False)]
 
 
 def changes_base(lora: Mapping[str, Any]) -> bool:

@@ -9,7 +9,6 @@ latentref.json. With `adapter=True` the three remain adapters on their base.
 
 from __future__ import annotations
 
-import copy
 import dataclasses
 import json
 import logging
@@ -32,7 +31,12 @@ from lm_eval_latentref.checkpoints.adapters import (
     SAFE_WEIGHTS,
     read_adapter,
 )
-from lm_eval_latentref.checkpoints.files import one_line, read_json_object
+from lm_eval_latentref.checkpoints.files import (
+    new_folder,
+    one_line,
+    read_json_object,
+    write_text,
+)
 from lm_eval_latentref.checkpoints.history import copy_history
 from lm_eval_latentref.checkpoints.loading import check_set, load_alone, read_thought_files
 from lm_eval_latentref.checkpoints.manifest import Manifest, write_manifest
@@ -45,17 +49,13 @@ from lm_eval_latentref.checkpoints.opening import (
 )
 from lm_eval_latentref.checkpoints.packaged import DEFAULT_MODEL
 from lm_eval_latentref.checkpoints.questions import QUESTIONS_NAME, write_hashes
-from lm_eval_latentref.checkpoints.sets import (
-    CheckpointNames,
-    SetPlan,
-    learnt_from,
-    resolve,
-)
+from lm_eval_latentref.checkpoints.sets import CheckpointNames, SetPlan, learnt_from, resolve
 from lm_eval_latentref.checkpoints.sources import Source, default_source
 from lm_eval_latentref.checkpoints.state_dicts import make_skeleton, read_tensors
 from lm_eval_latentref.checkpoints.thought_files import MAP_NAME, find_kind
+from lm_eval_latentref.checkpoints.unpacked import as_plain_model
 from lm_eval_latentref.checkpoints.written import check_written, log_likelihoods, sample_ids
-from lm_eval_latentref.errors import LatentRefError, saving
+from lm_eval_latentref.errors import LatentRefError
 from lm_eval_latentref.latent.config import RefinementConfig
 from lm_eval_latentref.latent.loaded import ThoughtFiles
 from lm_eval_latentref.latent.protocol import END_LATENT, START_LATENT, known_markers
@@ -77,13 +77,13 @@ def convert(
     """Writes the set into the folder `out` and returns its path.
 
     Args:
-        out: a new or empty folder; it appears complete or not at all.
+        out: a new or empty folder; after an error it is unchanged.
         adapter: keep adapters as adapters on their base instead of merging them into it.
         tuned_on: the split that memory rate and step size were tuned on.
         dtype: of the written weights; "auto" is each checkpoint's own.
         options: names of checkpoints (the fields of `CheckpointNames`), and fields of
-            `RefinementConfig` for latentref.json; what is not given comes from the latentref.json
-            beside `pretrained`.
+            `RefinementConfig` for latentref.json. The defaults are those of the latentref.json of
+            `pretrained`.
 
     Raises LatentRefError if the set does not fit together, `out` is taken or the disk is too small.
     """
@@ -108,13 +108,13 @@ def convert(
     if adapter:
         _check_adapters(plan)
     _check_space(plan, target, adapter, dtype, trust_remote_code)
-    with _appearing_whole(target) as folder:
+    with _new_set(target) as folder:
         samples = sample_ids(own_tokenizer)
         if adapter:
             _copy_adapters(plan, folder, samples, dtype, trust_remote_code)
         else:
             _save_models(plan, folder, own_tokenizer, borrowed, samples, dtype, trust_remote_code)
-        # An adapter's own was left to `_copy_adapter`, which knows whether the base has it too.
+        # An adapter's own tokenizer has been written by `_copy_adapter`, if the base lacks it.
         if not adapter or plan.backbone.tokenizer not in (None, plan.backbone.adapter):
             own_tokenizer.save_pretrained(folder)
         copy_history(_members(plan), folder, name=target.name)
@@ -135,24 +135,15 @@ def _check_dtype(name: str) -> None:
 
 
 @contextmanager
-def _appearing_whole(target: Path) -> Iterator[Path]:
-    """A folder beside `target` that takes its name at the end, or vanishes after an error."""
-    temporary = target.parent / f".{target.name}.{os.getpid()}.partial"
-    with saving(target):
-        target.parent.mkdir(parents=True, exist_ok=True)
-        temporary.mkdir()
+def _new_set(target: Path) -> Iterator[Path]:
+    """Yields a temporary folder to fill, which becomes `target`; a full disk ends in one line."""
     try:
-        with saving(target):
-            yield temporary
-            if target.exists():
-                target.rmdir()
-            temporary.rename(target)
-    except SafetensorError as error:  # a full disk
+        with new_folder(target) as folder:
+            yield folder
+    except SafetensorError as error:
         raise LatentRefError(
             f"{target} cannot be written ({one_line(error)}); make room"
         ) from error
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def _members(plan: SetPlan) -> dict[str, Source]:
@@ -161,7 +152,7 @@ def _members(plan: SetPlan) -> dict[str, Source]:
 
 
 def _manifest(plan: SetPlan, given: dict[str, Any], tuned_on: str | None) -> Manifest:
-    """The settings of `plan` under those `given`; a recorded split lasts while its values do."""
+    """The settings of `plan`, overridden by `given`; then `tuned_on` holds only if it is given."""
     retuned = {"memory_rate", "search_step_size"} & given.keys()
     settings: dict[str, Any] = {**plan.settings, **given}
     return Manifest(
@@ -213,7 +204,7 @@ def _save_models(
     dtype: str,
     trust_remote_code: bool,
 ) -> None:
-    """Writes the three as plain models, one in memory at a time, references with a tokenizer."""
+    """Writes the three as plain models, with one in memory at a time, and their tokenizers."""
     for role, source in _members(plan).items():
         logger.info("writing %s (%s)", role, source.name or source.base)
         place = folder if role == "pretrained" else folder / role
@@ -233,7 +224,7 @@ def _save_models(
 def _save_merged(
     source: Source, folder: Path, samples: _Samples, dtype: str, trust_remote_code: bool
 ) -> Tensor:
-    """Writes `source` as a plain model, its adapter merged; its log-likelihoods before that."""
+    """Writes `source` as a plain model with its adapter merged; returns its log-likelihoods."""
     loader = default_loader(dtype=dtype, trust_remote_code=trust_remote_code)
     loaded = load_alone(source, load_model=loader, trust_remote_code=trust_remote_code)
     model = loaded.model
@@ -246,13 +237,13 @@ def _save_merged(
             "plain folder; give the checkpoint it was quantised from"
         )
     if getattr(model, "hf_quantizer", None) is not None:
-        model = _fresh_copy(model, trust_remote_code)
+        model = as_plain_model(model)
     model.save_pretrained(folder)
     return before_S
 
 
 def _untie(model: Any) -> None:
-    """Gives the output layer weights of its own, for an adapter may be merged into one of two."""
+    """Copies tied weights, because an adapter may be merged into only one of the two layers."""
     shared = model.get_input_embeddings().weight
     for module in model.modules():
         for name, weight in list(module.named_parameters(recurse=False)):
@@ -261,9 +252,9 @@ def _untie(model: Any) -> None:
 
 
 def _merge(peft_model: Any) -> Any:
-    """The base with its adapter merged; output layer and embedding stay tied while they are equal.
+    """The base with its adapter merged; output layer and embedding stay tied if they are equal.
 
-    PEFT merges into both of two tied matrices what was learnt for one of them.
+    If two matrices are tied, PEFT merges into both what was learnt for one of them.
     """
     base = peft_model.get_base_model()
     configs = (base.config, base.config.get_text_config())
@@ -280,28 +271,14 @@ def _merge(peft_model: Any) -> Any:
     return model
 
 
-def _fresh_copy(model: Any, trust_remote_code: bool) -> Any:
-    """The same weights in a model that knows nothing of GGUF, which refuses to be saved."""
-    from transformers import AutoModelForCausalLM
-
-    config = copy.deepcopy(model.config)
-    if hasattr(config, "quantization_config"):
-        del config.quantization_config
-    fresh = AutoModelForCausalLM.from_config(
-        config, dtype=model.dtype, trust_remote_code=trust_remote_code
-    )
-    fresh.load_state_dict(model.state_dict())
-    fresh.generation_config = model.generation_config
-    return fresh
-
-
 def _save_own_tokenizer(
     source: Source, folder: Path, backbone: Any, borrowed: frozenset[int], trust_remote_code: bool
 ) -> None:
-    """Writes the tokenizer of a reference, which is what says whose its marker rows are.
+    """Writes the tokenizer of a reference, which determines whose rows the markers have.
 
-    With rows of its own for the markers: the backbone's, whose ids are the same. Otherwise its own
-    if it lacks the markers, else none: then its rows stay borrowed.
+    If the reference has own rows for the markers, this is the backbone's tokenizer, with the same
+    ids. Otherwise it is its own tokenizer, unless that has the markers: then none is written, and
+    the rows stay borrowed from the backbone.
     """
     markers = known_markers(backbone)
     fed = {markers[name] for name in (START_LATENT, END_LATENT) if name in markers}
@@ -335,11 +312,10 @@ def _check_adapters(plan: SetPlan) -> None:
 
 
 def _copy_adapter(source: Source, folder: Path, dtype: str, base_config: Any) -> None:
-    """Copies an adapter's files; its configuration then names the base as it was resolved.
+    """Copies an adapter's files, with the resolved name of its base in the configuration.
 
-    With a `dtype`, what the adapter learnt is written in it; copies of the base's own weights
-    beside that stay as they are, equal to the base's, which `attach` asks of them.
-    A tokenizer that is the base's once more is left out: the base's serves.
+    Trained weights are written in `dtype`. Copies of the base's weights beside them keep theirs,
+    because `attach` compares them with the base. A tokenizer that equals the base's is left out.
     """
     assert source.adapter is not None
     folder.mkdir(exist_ok=True)
@@ -354,7 +330,7 @@ def _copy_adapter(source: Source, folder: Path, dtype: str, base_config: Any) ->
     config = read_json_object(origin / CONFIG, "save the adapter again")
     config["base_model_name_or_path"] = base_name(source)
     config["revision"] = None if os.path.isdir(source.base) else source.revision
-    (folder / CONFIG).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+    write_text(folder / CONFIG, json.dumps(config, indent=2) + "\n")
     if source.tokenizer == source.adapter:
         own = open_tokenizer(source)
         base = dataclasses.replace(source, adapter=None, tokenizer=None)
@@ -363,7 +339,7 @@ def _copy_adapter(source: Source, folder: Path, dtype: str, base_config: Any) ->
 
 
 def _same_tokenizer(own: Any, other: Any) -> bool:
-    """Whether both know the same tokens and use the same of them to begin, end and pad."""
+    """Whether both have the same vocabulary, special tokens and chat template."""
     return bool(
         own.get_vocab() == other.get_vocab()
         and own.special_tokens_map == other.special_tokens_map
@@ -375,7 +351,7 @@ def _same_tokenizer(own: Any, other: Any) -> bool:
 def _write_as(
     dtype: str, tensors: Mapping[str, Tensor], learnt: Collection[str], target: Path
 ) -> None:
-    """`tensors`, those `learnt` in another floating-point type."""
+    """Writes `tensors` to `target`, with those in `learnt` converted to `dtype`."""
     wanted = getattr(torch, dtype)
     written = {
         name: tensor.to(wanted if name in learnt else tensor.dtype).contiguous()
@@ -385,7 +361,7 @@ def _write_as(
 
 
 def base_name(source: Source) -> str:
-    """How an adapter_config.json names the base of `source`; LatentRefError if it cannot."""
+    """The name of the base of `source` in an adapter_config.json; LatentRefError without one."""
     if source.gguf_file is None and not source.subfolder:
         return os.path.abspath(source.base) if os.path.isdir(source.base) else source.base
     if source.base_key == default_source().base_key:

@@ -16,6 +16,7 @@ import json
 import math
 import os
 import re
+import shutil
 import socket
 from collections.abc import Iterator
 from functools import lru_cache
@@ -137,6 +138,26 @@ def replacing(target: PathLike) -> Iterator[Path]:
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def new_folder(target: PathLike) -> Iterator[Path]:
+    """Yields a temporary folder to fill, which becomes `target` when the block ends.
+
+    Until then `target` must be missing or empty.
+    """
+    path = Path(target)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    with saving(path):
+        temporary.mkdir(parents=True)
+    try:
+        with saving(path):
+            yield temporary
+            if path.exists():
+                path.rmdir()
+            temporary.rename(path)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def write_text(target: PathLike, text: str) -> None:

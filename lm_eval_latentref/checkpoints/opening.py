@@ -26,6 +26,7 @@ from lm_eval_latentref.checkpoints.state_dicts import RawStateDict, read_raw, tr
 from lm_eval_latentref.errors import LatentRefError
 from lm_eval_latentref.latent.probe import check_model
 from lm_eval_latentref.latent.protocol import MARKERS, known_markers
+from lm_eval_latentref.latent.transformers_seams import has_causal_model
 
 logger = logging.getLogger(__name__)
 
@@ -59,14 +60,8 @@ def default_loader(**from_pretrained_kwargs: Any) -> ModelLoader:
     """A loader with `StrictAutoModel`; the dtype is the checkpoint's own if none is given."""
 
     def load(source: Source) -> Any:
-        where = {
-            "revision": source.revision,
-            "subfolder": source.subfolder,
-            "gguf_file": source.gguf_file,
-        }
-        return StrictAutoModel.from_pretrained(
-            source.base, **{**where, "dtype": "auto", **from_pretrained_kwargs}
-        )
+        options = {**_where(source), "dtype": "auto", **from_pretrained_kwargs}
+        return StrictAutoModel.from_pretrained(source.base, **options)
 
     return load
 
@@ -114,7 +109,9 @@ def check_loading_info(info: dict[str, Any], name: str) -> None:
     if unknown:
         logger.warning(
             "%s: key %r is unknown to its architecture and not used (%d such keys)",
-            *(name, unknown[0], len(unknown)),
+            name,
+            unknown[0],
+            len(unknown),
         )
 
 
@@ -221,14 +218,12 @@ def _where(source: Source) -> dict[str, Any]:
 
 def _check_causal(config: Any, label: str) -> None:
     """Raises LatentRefError unless `config` is that of a decoder-only language model."""
-    from transformers import AutoModelForCausalLM
-
     if getattr(config, "is_encoder_decoder", False):
         raise LatentRefError(
             f"{label} is an encoder-decoder model ({config.model_type}); give a decoder-only "
             "language model such as GPT-2 or Llama"
         )
-    known = type(config) in AutoModelForCausalLM._model_mapping
+    known = has_causal_model(config)
     remote = "AutoModelForCausalLM" in (getattr(config, "auto_map", None) or {})
     architectures = getattr(config, "architectures", None) or []
     other = next((name for name in architectures if name.endswith(_NOT_GENERATIVE)), None)

@@ -1,4 +1,4 @@
-"""Loads raw state dicts, as facebookresearch/coconut's trainer saves them, into a base model.
+"""Loads raw state dicts, such as those of facebookresearch/coconut's trainer, into a base model.
 
     raw = read_raw("checkpoint_41", config)    # strict: every key and shape is checked here
     lay(raw, model)                            # model: the base, opened by from_pretrained
@@ -60,8 +60,8 @@ class RawStateDict:
 def read_raw(path: str, config: Any, trust_remote_code: bool = False) -> RawStateDict:
     """Reads the file at `path` and checks it against the architecture of `config`.
 
-    Raises LatentRefError for a file that holds anything but tensors, and for a key that is
-    missing, unknown or of another shape (rows of the vocabulary apart).
+    Raises LatentRefError for a file that holds anything but tensors, and for a key that is missing,
+    unknown or has another shape (the number of vocabulary rows may differ).
     """
     tensors = _unparallel(_without_training_wrappers(path, read_tensors(path)))
     parts = take_apart(path, tensors)
@@ -116,7 +116,7 @@ def _read_file(path: str) -> dict[str, Tensor]:
             f"{path} is no state dict, is truncated, or holds pickled objects other than tensors, "
             "which are never executed; save it again with torch.save(model.state_dict(), FILE)"
         ) from error
-    except Exception as error:  # torch and safetensors raise every kind on a damaged file
+    except Exception as error:  # torch and safetensors raise many classes on damaged files
         raise LatentRefError(
             f"{path} cannot be read as a state dict, it may be truncated ({one_line(error)}); "
             "fetch or save it again"
@@ -135,11 +135,11 @@ def _read_file(path: str) -> dict[str, Tensor]:
 
 
 def lay(raw: RawStateDict, model: nn.Module, lora_alpha: float = LORA_ALPHA) -> None:
-    """Replaces the weights of `model` by those of `raw`, in the model's dtype and devices.
+    """Replaces the weights of `model` by those of `raw`, in the model's dtype and on its devices.
 
-    The embedding gets exactly the rows of the file. Adapters are merged: W + alpha / r * B A.
+    The embedding gets as many rows as in the file. Adapters are merged: W + alpha / r * B A.
     """
-    held = _named_tensors(model)
+    held = named_tensors(model)
     names = [*raw.tensors, *raw.deltas]
     stuck = next((name for name in names if not _is_writable(held.get(name))), None)
     if stuck is not None:
@@ -148,7 +148,7 @@ def lay(raw: RawStateDict, model: nn.Module, lora_alpha: float = LORA_ALPHA) -> 
             "dict cannot be laid over it; run `latentref convert` first and load its folder"
         )
     set_rows(model, raw.num_rows)
-    held = _named_tensors(model)
+    held = named_tensors(model)
     with torch.no_grad():
         for name, tensor in raw.tensors.items():
             held[name].copy_(tensor)
@@ -177,7 +177,7 @@ def set_rows(model: Any, num_rows: int) -> None:
 
 
 def make_skeleton(config: Any, trust_remote_code: bool = False) -> Any:
-    """The model of `config` with names and shapes, but no memory for its weights."""
+    """The model of `config` on the "meta" device: names and shapes without weights."""
     from transformers import AutoModelForCausalLM
 
     with torch.device("meta"):
@@ -227,7 +227,7 @@ def _check_deltas(
 
 
 def _unwrap(path: str, tensors: dict[str, Tensor]) -> tuple[dict[str, Tensor], bool]:
-    """The tensors by the model's names, and whether the Coconut wrapper was around it."""
+    """The tensors by the model's names, and whether they were saved from the Coconut wrapper."""
     is_coconut = any(name.startswith(WRAPPER_PREFIX) for name in tensors)
     if not is_coconut:
         return dict(tensors), False
@@ -264,7 +264,7 @@ def _without_training_wrappers(path: str, tensors: dict[str, Tensor]) -> dict[st
 def _check_keys(
     path: str, tensors: dict[str, Tensor], skeleton: Any, num_rows: int, config: Any
 ) -> dict[str, Tensor]:
-    """The tensors to copy; tied ones once, derived ones not at all."""
+    """The tensors to copy: only one of each tied group, and none that the model computes itself."""
     expected = _expected_shapes(skeleton, num_rows)
     for name in sorted(tensors.keys() - expected.keys()):
         if not _is_derived(name, tensors[name], config):
@@ -291,7 +291,7 @@ def _check_keys(
 
 
 def _expected_shapes(skeleton: Any, num_rows: int) -> dict[str, tuple[int, ...]]:
-    """Shape of every key of the state dict, the vocabulary having `num_rows` rows."""
+    """The shape of every key of the state dict, for a vocabulary of `num_rows` rows."""
     shapes = {name: tuple(tensor.shape) for name, tensor in skeleton.state_dict().items()}
     layers = (skeleton.get_input_embeddings(), skeleton.get_output_embeddings())
     for name, module in skeleton.named_modules(remove_duplicate=False):
@@ -303,10 +303,10 @@ def _expected_shapes(skeleton: Any, num_rows: int) -> dict[str, tuple[int, ...]]
 
 
 def _is_derived(name: str, tensor: Tensor, config: Any) -> bool:
-    """Whether an unknown key holds what the architecture computes by itself, checked by content.
+    """Whether an unknown key holds values that the architecture computes itself; these are checked.
 
-    Files of older transformers releases keep causal masks (`attn.bias`), the constant filled in
-    where the mask forbids (`masked_bias`) and rotary frequencies (`rotary_emb.inv_freq`).
+    Older releases of transformers save causal masks (`attn.bias`), the value of masked scores
+    (`masked_bias`) and rotary frequencies (`rotary_emb.inv_freq`).
     """
     last = name.rsplit(".", 1)[-1]
     if last == "masked_bias":
@@ -328,8 +328,8 @@ def _fits_rotary(frequencies: Tensor, config: Any) -> bool:
     return torch.allclose(frequencies.float(), float(theta) ** -exponents, rtol=1e-2)
 
 
-def _named_tensors(model: nn.Module) -> dict[str, Tensor]:
-    """Parameters and buffers of `model` under each of their names."""
+def named_tensors(model: nn.Module) -> dict[str, Tensor]:
+    """Parameters and buffers of `model`, each under all of its names."""
     parameters = dict(model.named_parameters(remove_duplicate=False))
     return {**parameters, **dict(model.named_buffers(remove_duplicate=False))}
 
@@ -339,8 +339,8 @@ def _is_writable(tensor: Tensor | None) -> bool:
     return tensor is not None and tensor.device.type != "meta" and tensor.dtype not in packed
 
 
-def _equal(one: Tensor | None, other: Tensor | None) -> bool:
-    return one is not None and other is not None and torch.equal(one, other)
+def _equal(first: Tensor | None, second: Tensor | None) -> bool:
+    return first is not None and second is not None and torch.equal(first, second)
 
 
 def _other_architecture(path: str, what: str, config: Any) -> str:

@@ -1,14 +1,14 @@
-"""GGUF files, unpacked once into the user's cache folder and loaded from there.
+"""Unpacks GGUF files once into the user's cache folder, so that they are loaded from there.
 
     name, where = unpacked.header("models/q4", {"gguf_file": "model.gguf"})
     config = AutoConfig.from_pretrained(name, **where)       # tokenizers likewise
     name, kwargs = unpacked.weights("models/q4", {"gguf_file": "model.gguf", "dtype": "bfloat16"})
     model = AutoModelForCausalLM.from_pretrained(name, **kwargs)
 
-transformers takes seconds to parse such a file and does so at every call. An entry is keyed by the
-file's sha256 and the versions of gguf and transformers, its weights by the dtype asked for too:
-they are what transformers made of the file in that dtype, so nothing is rounded twice. What cannot
-be unpacked, or reads back otherwise, is parsed as before. Knows nothing of sets and adapters.
+transformers takes seconds to parse such a file, and parses it at every call. A cache entry is
+identified by the file's sha256 and the versions of gguf and transformers. Weights are kept for each
+dtype as transformers reads them from the file, so nothing is rounded twice. A file that cannot be
+unpacked, or whose entry differs when it is read back, is parsed at every call as before.
 """
 
 from __future__ import annotations
@@ -35,27 +35,27 @@ from lm_eval_latentref.errors import LatentRefError
 logger = logging.getLogger(__name__)
 
 WRITTEN = "written.json"
-"""Lists an entry's files with their sizes and times of change; whoever changes one changes that."""
+"""Lists an entry's files with sizes and modification times, which show whether it was changed."""
 
 _LOCATION = ("revision", "subfolder", "gguf_file")
 
 _refused: set[Path] = set()
-"""Entries that could not be made; each is reported once a process, and not tried again."""
+"""Entries that could not be made; each is reported once per process and not tried again."""
 
 
 class _Differs(Exception):
-    """What is read back from an entry is not what parsing the file gave."""
+    """An entry that is read back differs from the parsed file."""
 
 
 def header(name: str, where: dict[str, Any]) -> tuple[str, dict[str, Any]]:
-    """`name` and `where` as AutoConfig and AutoTokenizer are to get them."""
+    """The arguments for AutoConfig and AutoTokenizer in place of `name` and `where`."""
     return _unpacked(name, where, "header", _write_header)
 
 
 def weights(name: str, kwargs: dict[str, Any]) -> tuple[str, dict[str, Any]]:
-    """`name` and `kwargs` as AutoModelForCausalLM is to get them.
+    """The arguments for AutoModelForCausalLM in place of `name` and `kwargs`.
 
-    Weights that are to stay quantised, and those in a dtype for each module, are not unpacked.
+    They are unchanged if weights stay quantised or if each module has its own dtype.
     """
     dtype = kwargs.get("dtype") or "auto"
     if kwargs.get("quantization_config") is not None or isinstance(dtype, dict):
@@ -65,7 +65,7 @@ def weights(name: str, kwargs: dict[str, Any]) -> tuple[str, dict[str, Any]]:
 
 
 def cache_folder() -> Path:
-    """Where entries lie: beside the hub's own cache, so `HF_HOME` moves both."""
+    """The folder of all entries, beside the hub's own cache, so that `HF_HOME` moves both."""
     return Path(constants.HF_HOME) / "latentref" / "gguf"
 
 
@@ -87,7 +87,9 @@ def _unpacked(
         _refused.add(entry)
         logger.warning(
             "%s is parsed at every start, as %s cannot be kept (%s)",
-            *(at["gguf_file"], entry, one_line(error)),
+            at["gguf_file"],
+            entry,
+            one_line(error),
         )
     if entry in _refused:
         return name, kwargs
@@ -99,7 +101,7 @@ def _key(path: str) -> str:
 
 
 def _ensure(entry: Path, write: Callable[[Path], None], label: str) -> None:
-    """Makes `entry` unless it is there whole; other processes wait, and find it."""
+    """Makes `entry` unless it is complete; other processes wait for it."""
     if _is_whole(entry):
         return
     entry.parent.mkdir(parents=True, exist_ok=True)
@@ -107,7 +109,7 @@ def _ensure(entry: Path, write: Callable[[Path], None], label: str) -> None:
         if _is_whole(entry):
             return
         temporary = entry.with_name(f".{entry.name}.tmp")
-        for remains in (temporary, entry):  # of a process that was stopped; of a damaged entry
+        for remains in (temporary, entry):  # left by a killed process; damaged
             if remains.exists():
                 shutil.rmtree(remains)
         logger.info("%s is unpacked, once, to %s", label, entry)
@@ -136,7 +138,7 @@ def _write_list(folder: Path) -> None:
 
 
 def _facts(folder: Path) -> dict[str, list[int]]:
-    """Size in bytes and time of change in nanoseconds of each file in `folder`."""
+    """Size in bytes and modification time in nanoseconds of each file in `folder`."""
     stats = {path.name: path.stat() for path in folder.iterdir() if path.name != WRITTEN}
     return {name: [stat.st_size, stat.st_mtime_ns] for name, stat in stats.items()}
 
@@ -157,7 +159,7 @@ def _write_header(at: dict[str, Any], folder: Path) -> None:
 
 
 def tokenizer_facts(tokenizer: Any) -> dict[str, Any]:
-    """All that decides which ids a text gets, and which text ids are."""
+    """Everything that determines how the tokenizer encodes and decodes."""
     return {
         "class": type(tokenizer).__name__,
         "backend": tokenizer.backend_tokenizer.to_str(),
@@ -171,7 +173,7 @@ def tokenizer_facts(tokenizer: Any) -> dict[str, Any]:
 
 
 def _write_weights(at: dict[str, Any], dtype: str, folder: Path) -> None:
-    """Saves what transformers makes of the file, and reads it back to see that it is the same."""
+    """Saves the model that transformers reads from the file; checks that it reads back equal."""
     from transformers import AutoModelForCausalLM
 
     where = {key: at[key] for key in _LOCATION if key in at}
@@ -188,7 +190,7 @@ def _write_weights(at: dict[str, Any], dtype: str, folder: Path) -> None:
 
 
 def _dense() -> dict[str, Any]:
-    """Asks for plain weights where transformers could leave them in the file's blocks."""
+    """Arguments for plain weights, if this transformers could leave them in the file's blocks."""
     import transformers
 
     if not hasattr(transformers, "GgufConfig"):
@@ -197,7 +199,7 @@ def _dense() -> dict[str, Any]:
 
 
 def as_plain_model(model: Any) -> Any:
-    """A model for saving that shares the weights of `model` and does not know they were GGUF."""
+    """A model with the weights of `model` that can be saved, which one read from GGUF cannot be."""
     config = type(model.config).from_dict(model.config.to_dict())
     if hasattr(config, "quantization_config"):
         del config.quantization_config

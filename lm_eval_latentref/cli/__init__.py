@@ -224,10 +224,10 @@ def check(args: argparse.Namespace) -> int:
 
 def demo(args: argparse.Namespace) -> int:
     """Runs a first evaluation with the packaged models and tasks."""
-    from lm_eval_latentref.evaluation import demo, demo_smollm2
+    from lm_eval_latentref.evaluation import demo
 
     if args.smollm2:
-        return demo_smollm2.run_demo(output=args.output, limit=args.limit or 50)
+        return demo.run_smollm2(output=args.output, limit=args.limit or 50)
     return demo.run_demo(output=args.output, limit=args.limit or 1000)
 
 

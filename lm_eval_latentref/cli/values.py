@@ -1,4 +1,4 @@
-"""What single words of a command line mean; a wrong one is argparse's error and says the range.
+"""Converters for words of a command line; a wrong word is argparse's error with what is allowed.
 
 count("20"), folder("out/set"), half_widths("0.3*d/2")     # 20, "out/set", 0.3
 contrast("control=out/best,out/set")                      # ("control", ("out/best", "out/set"))
@@ -110,7 +110,7 @@ def contrast(text: str) -> tuple[str, tuple[str, str]]:
 
 
 def no_flag(word: str) -> str:
-    """Returns `-0.3*d/2` with a space before it: argparse takes it for a value, as it does -0.3."""
+    """Puts a space before a word such as `-0.3*d/2`, so that argparse takes it for no option."""
     return f" {word}" if re.fullmatch(r"-[\d.]\S*\*\s*d\s*/\s*2", word) else word
 
 

@@ -3,19 +3,19 @@
     baseline = read_baseline("baseline.yaml")
     baseline.metrics[0].task, baseline.metrics[0].metric, baseline.metrics[0].value
 
-    model_name: my/model             # not compared: a candidate may be another model
+    model_name: my/model             # not compared: the candidate may be another model
     tasks:
     - name: gsm8k
       metrics:
       - name: exact_match,strict-match
         value: 0.753
-        max_drop: 0.02               # ours: absolute, in place of rtol
-        stderr: 0.014                # ours: for the interval that is shown
+        max_drop: 0.02               # our extension: absolute, in place of rtol
+        stderr: 0.014                # our extension: for the interval in the report
     limit: 1000
     num_fewshot: 5
     rtol: 0.08
 
-Keys of the file that name no accuracy (`env_vars`, `max_model_len`, ...) are left alone.
+Other keys of the file (`env_vars`, `max_model_len`, ...) are ignored and kept.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from lm_eval_latentref.checkpoints.files import read_yaml, reading, write_text
 from lm_eval_latentref.errors import LatentRefError
 
 DEFAULT_RTOL = 0.08
-"""vLLM's, where a file names no tolerance."""
+"""vLLM's tolerance, for files that name none."""
 
 _ADVICE = "give a file as docs/check.md describes it"
 _KEYS = ("name", "value", "stderr", "max_drop")
@@ -44,7 +44,7 @@ class ExpectedMetric:
 
     task: str
     metric: str
-    """lm-eval's name, with its filter: "acc,none"."""
+    """lm-eval's name of metric and filter: "acc,none"."""
     value: float
     stderr: float | None = None
     max_drop: float | None = None
@@ -59,13 +59,13 @@ class Baseline:
     rtol: float | None = None
     atol: float | None = None
     num_fewshot: int | None = None
-    """None: not compared."""
+    """None if it is not compared."""
     limit: float | None = None
     names_limit: bool = False
-    """Whether the file has a `limit`; a limit of null means that all documents are answered."""
+    """Whether the file has a `limit`; null there means all documents."""
 
     def tolerance(self, expected: ExpectedMetric, max_drop: float | None) -> float:
-        """How far `expected` may drop: `max_drop` if given, else the metric's, `atol` or `rtol`."""
+        """The accepted drop of `expected`: `max_drop`, else the metric's own, `atol` or `rtol`."""
         for absolute in (max_drop, expected.max_drop, self.atol):
             if absolute is not None:
                 return absolute
@@ -99,11 +99,11 @@ def _baseline(path: Path, content: Mapping[str, Any]) -> Baseline:
 
 
 Values = Mapping[tuple[str, str], Mapping[str, float]]
-"""By task and metric: `value` and, where it is known, `stderr`."""
+"""By task and metric: `value` and, if it is known, `stderr`."""
 
 
 def write_baseline(path: Path, values: Values, head: Mapping[str, Any]) -> None:
-    """Writes a new file of `values`, its other keys from `head`."""
+    """Writes a new file with `values` and the further keys in `head`."""
     tasks: dict[str, list[dict[str, Any]]] = {}
     for (task, metric), numbers in values.items():
         tasks.setdefault(task, []).append({"name": metric, **numbers})
@@ -113,9 +113,9 @@ def write_baseline(path: Path, values: Values, head: Mapping[str, Any]) -> None:
 
 
 def replace_values(path: Path, values: Values) -> None:
-    """Writes `values` over those of the file, whose comments and order stay as they are.
+    """Replaces the values in the file by `values`; its comments and order stay as they are.
 
-    Raises LatentRefError where the file shares values by anchors, aliases or merge keys.
+    Raises LatentRefError if the file shares values by anchors, aliases or merge keys.
     """
     try:
         text = _replaced(path.read_text(encoding="utf-8"), values)

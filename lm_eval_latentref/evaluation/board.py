@@ -37,30 +37,29 @@ COSTS = {
     "tokens_read_per_document": "tokens read",
     "tokens_written_per_document": "written",
     "seconds_per_document": "s",
-    "wall_seconds": "s in all",
+    "wall_seconds": "total s",
     "peak_memory_bytes": "peak GB",
 }
-"""Of `Entry.cost`, each with its column; all but the last two are for one document."""
+"""The column of each cost in `Entry.cost`; all but the last two are per document."""
 COSTS_IN_WORDS = {
-    "thoughts_per_document": "thoughts a document",
-    "forwards_per_document": "forwards of all models, a document",
-    "tokens_read_per_document": "tokens read, a document",
-    "tokens_written_per_document": "tokens written, a document",
-    "seconds_per_document": "seconds a document, without loading",
-    "wall_seconds": "seconds in all, with loading",
+    "thoughts_per_document": "thoughts per document",
+    "forwards_per_document": "forwards of all models, per document",
+    "tokens_read_per_document": "tokens read, per document",
+    "tokens_written_per_document": "tokens written, per document",
+    "seconds_per_document": "seconds per document, without loading",
+    "wall_seconds": "total seconds, with loading",
     "peak_memory_bytes": "peak memory, GB",
 }
 LEGEND = (
     "rank: rows that share one do not differ significantly from its best row (paired on the same "
     "documents, Holm over all pairs, 5 %). mean: of the first metric of each task; over chance: of "
-    "(value - chance) / (1 - chance). Costs are for one document, but seconds in all (loading "
-    "included) and memory; forwards: of the backbone + strong + weak."
+    "(value - chance) / (1 - chance). Costs are per document, except total seconds (with loading) "
+    "and memory; forwards: of the backbone + strong + weak."
 )
-
 
 SIGNIFICANCE = 0.05
 FIELDS = ("version", "num_fewshot", "limit", "documents")
-"""In which two runs of a task must be the same to be compared."""
+"""Two runs of a task are compared only if they agree in these."""
 _NUM_RESAMPLES = 2_000
 
 
@@ -71,7 +70,7 @@ class Cell:
     value: float
     stderr: float | None
     n: int | None
-    """Documents."""
+    """The number of documents."""
 
 
 @dataclass(kw_only=True)
@@ -86,9 +85,9 @@ class Row:
     normalised_mean: float | None
     """The mean of (value - chance) / (1 - chance), each at least 0; None if a chance is unknown."""
     rank: int | None = None
-    """None without samples, and where the work is not the same as the other rows'."""
+    """None for a row without samples, and for one whose work is not that of the other rows."""
     rank_by_stderr: int | None = None
-    """From standard errors alone, for a row without samples."""
+    """The rank by standard errors alone, of a row without samples."""
 
     @property
     def name(self) -> str:
@@ -96,7 +95,7 @@ class Row:
 
     @property
     def rank_text(self) -> str:
-        """The rank, in brackets where it is by standard errors alone, or nothing."""
+        """The rank, in brackets if it is by standard errors alone; empty if there is none."""
         if self.rank is not None:
             return str(self.rank)
         return "" if self.rank_by_stderr is None else f"({self.rank_by_stderr})"
@@ -109,16 +108,17 @@ class Pair:
     first: str
     second: str
     difference: float
-    """Of the mean, second minus first."""
+    """The mean of the second minus that of the first."""
     interval: tuple[float, float] | None
-    """95 %, paired bootstrap of the documents; None where standard errors are all there is."""
+    """95 %, by paired bootstrap over the documents; None if only standard errors are known."""
     p: float
     adjusted_p: float
-    """By Holm over all pairs of the board that were tested in the same way."""
+    """Adjusted by Holm's method over all pairs of the board that were tested in the same way."""
     paired: bool
     num_documents: int | None
     flips: tuple[int, int] | None
-    """Documents that only the first has right, only the second; None for other metrics."""
+    """How many documents only the first has right, and only the second; None unless the metric is
+    0 or 1 for each document."""
 
 
 @dataclass(kw_only=True)
@@ -131,18 +131,18 @@ class Board:
     """The metric of each task that the mean is over."""
     chance: dict[str, float | None]
     sign: int
-    """-1 where the metric is better when it is lower, else 1."""
+    """-1 if lower values of the metric are better, else 1."""
     notes: list[str]
-    """What a reader has to know: runs that were not compared, tasks left out of the mean, ..."""
+    """Remarks for readers: runs that were not compared, tasks left out of the mean, ..."""
     left_out: list[str]
-    """Files that could not be read, each with its reason."""
+    """Files that could not be read, each with the reason."""
     baseline: str | None = None
     to_baseline: dict[str, Interval] = field(default_factory=dict)
-    """By row, the difference of the mean to the baseline's."""
+    """For each row, the difference of its mean from the baseline's."""
 
     @property
     def columns(self) -> list[tuple[str, str]]:
-        """Every task and metric, those it is ranked by first within their task."""
+        """Every task and metric; of a task's metrics, the one it is ranked by comes first."""
         every = dict.fromkeys(
             (task, metric)
             for row in self.rows
@@ -163,7 +163,7 @@ def made_with(row: Row) -> str:
 
 
 def cost_texts(row: Row) -> dict[str, str]:
-    """Each cost as a table shows it; empty where it is not known."""
+    """Each cost as tables show it; empty if it is not known."""
     cost = dict(row.entry.cost)
     forwards = cost.pop("forwards_per_document") or {}
     memory = cost.pop("peak_memory_bytes")
@@ -178,9 +178,9 @@ class Ranking:
 
     Args:
         ranked_by: the metric of each task of the mean.
-        sign: -1 where lower is better.
+        sign: -1 if lower is better.
         allowed: those of `FIELDS` that may differ.
-        baseline: the row whose work is the right one; None for that of most rows.
+        baseline: the row whose work all ranked rows share; None for the work that most rows share.
     """
 
     def __init__(
@@ -216,7 +216,7 @@ class Ranking:
         ]
 
     def rank(self, pairs: Sequence[Pair]) -> None:
-        """Sets the rank of each row; that of a row without samples is in brackets."""
+        """Sets `rank` of rows with samples, and `rank_by_stderr` of the others."""
         if self._reference is None:
             return
         ranked = [k for k in range(len(self.rows)) if self._comparable[self._reference, k]]
@@ -253,15 +253,15 @@ class Ranking:
         for k, row, rank in zip(ranked, rows, ranks, strict=True):
             row.rank_by_stderr = None if self._sampled[k] else rank
         self.notes.append(
-            "ranks in brackets are by standard errors alone, which see less: these rows have no "
-            "samples, or a metric that only all documents together give"
+            "ranks in brackets are by standard errors alone, which detect less: these rows have no "
+            "samples, or their metric has no value for a single document"
         )
 
     def _is_worse(self, pair: Pair) -> bool:
         return pair.adjusted_p < SIGNIFICANCE and self.sign * pair.difference < 0
 
     def _same_work(self, baseline: str | None) -> tuple[NDArray[np.bool_], int | None]:
-        """(K, K): whether two rows did the same work and have a mean; the row ranks refer to."""
+        """Whether two rows have means of the same work (K, K), and the row that ranks refer to."""
         has_mean = np.array([row.mean is not None for row in self.rows])
         same = np.outer(has_mean, has_mean)
         for a, b in itertools.combinations(np.flatnonzero(has_mean).tolist(), 2):
@@ -275,7 +275,7 @@ class Ranking:
         return same, reference
 
     def _difference(self, first: Row, second: Row) -> tuple[str, str] | None:
-        """The first task and field in which two rows' work differs."""
+        """The first task and field in which the work of two rows differs; None if none does."""
         mine, others = self._work[first.name], self._work[second.name]
         if mine is not None and mine == others:
             return None
@@ -358,7 +358,7 @@ class Ranking:
         )
 
     def _aligned(self, task: str, first: Row, second: Row) -> list[NDArray[np.float64]]:
-        """Of both rows the values (N,), or (seeds, N), of the documents that both have."""
+        """The values (N,), or (seeds, N), of each row on the documents that both have."""
         metric, _, filter_name = self.ranked_by[task].partition(",")
         sides = [[t.columns[filter_name] for t in r.entry.tasks[task]] for r in (first, second)]
         columns = [*sides[0], *sides[1]]
@@ -376,7 +376,7 @@ class Ranking:
 
 
 def _work_of(row: Row, ranked_by: Mapping[str, str]) -> list[list[Any]] | None:
-    """All that is compared where no samples say more; None where they do."""
+    """Everything that is compared of a row without samples; None for a row with samples."""
     tasks = [t for task in ranked_by for t in row.entry.tasks.get(task, ())]
     if any(task.columns for task in tasks):
         return None
@@ -384,13 +384,13 @@ def _work_of(row: Row, ranked_by: Mapping[str, str]) -> list[list[Any]] | None:
 
 
 def _work(task: Task, field: str) -> Any:
-    """What must be equal in two runs; None where it is not recorded."""
+    """The value of `field`, which must be equal in two runs; None if it is not recorded."""
     value = task.num_documents if field == "limit" else getattr(task, field, None)
     return float(value) if isinstance(value, int | float) else value
 
 
 def _flips(firsts: Sequence[Any], seconds: Sequence[Any]) -> tuple[int, int] | None:
-    """Documents that only the first has right, only the second; None where not all are 0 or 1."""
+    """How many documents only the first has right, and only the second; None if not all 0 or 1."""
     if any(v.ndim > 1 or not np.isin(v, (0.0, 1.0)).all() for v in (*firsts, *seconds)):
         return None
     both = list(zip(firsts, seconds, strict=True))

@@ -13,13 +13,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 _LEFT, _RIGHT, _TOP, _BOTTOM, _HEIGHT, _WIDTH = 70.0, 760.0, 26.0, 340.0, 390.0, 860.0
-_LOG_FROM = 20.0  # ratio of costs
+_LOG_FROM = 20.0  # the ratio of costs above which the axis is logarithmic
 _MAX_LABELS, _MAX_LABEL = 14, 30
 
 
 @dataclass(kw_only=True)
 class Point:
-    """A row."""
+    """One row's point, with its error bar and label."""
 
     title: str
     label: str
@@ -35,20 +35,24 @@ class Point:
 
 @dataclass(frozen=True, kw_only=True)
 class Tick:
+    """One mark of an axis: its position and label."""
+
     at: float
     text: str
 
 
 @dataclass(kw_only=True)
 class Chart:
-    """A picture, in units of its `width` and `height`."""
+    """The chart's contents, in units of its `width` and `height`."""
 
     label: str
     points: list[Point]
     x_ticks: list[Tick]
     y_ticks: list[Tick]
     front: str
+    """The Pareto front as the `points` of an SVG polyline."""
     missing: str
+    """Names of rows that are not shown, as their cost or value is not known."""
     log: bool
     width: float = _WIDTH
     height: float = _HEIGHT
@@ -65,11 +69,11 @@ def chart(
     scale: float = 1.0,
     sign: int = 1,
 ) -> Chart | None:
-    """The picture of (name, cost, value, standard error); None where fewer than two are known.
+    """The chart of rows (name, cost, value, standard error); None if fewer than two are known.
 
     Args:
-        scale: by which costs are divided.
-        sign: -1 where a lower value is better.
+        scale: costs are divided by it.
+        sign: -1 if lower values are better.
     """
     known = [
         (name, cost / scale, value, error)
@@ -112,7 +116,7 @@ def chart(
 
 
 def pareto(points: Sequence[tuple[float, float]]) -> list[int]:
-    """Places of the points (cost, value) that none beats in both, by rising cost."""
+    """Indices of the points (cost, value) that no other beats in both, by rising cost."""
     front: list[int] = []
     for place in sorted(range(len(points)), key=lambda k: (points[k][0], -points[k][1])):
         if not front or points[place][1] > points[front[-1]][1]:
@@ -125,7 +129,7 @@ class _Axis:
         self.log, self.start, self.end = log, start, end
         low, high = (math.log10(low), math.log10(high)) if log else (low, high)
         room = 0.08 * (high - low) or 0.1 * abs(high) or 1.0
-        # A cost or a share has no negative values to make room for.
+        # Costs and shares are never negative, so the axis does not go below 0.
         self.low = max(0.0, low - room) if low >= 0 and not log else low - room
         self.high = high + room
 
@@ -152,7 +156,7 @@ def _round_step(step: float) -> float:
 
 
 def _place_labels(points: Sequence[Point]) -> None:
-    """Beside each point, moved down where another label is in the way."""
+    """Places each label beside its point, and moves it down until it covers no other label."""
     taken: list[tuple[float, float, float]] = []
     for point in sorted(points, key=lambda p: (p.y, p.x)):
         width = 7.2 * len(point.label)

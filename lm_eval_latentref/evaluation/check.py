@@ -5,8 +5,8 @@
     check("results/new", baseline="baseline.yaml")
     check("results/new", golden="golden.json")
 
-A folder with samples is compared document by document, a YAML file by its tolerance, a golden file
-up to rounding. `check_rules` decides when a metric fails.
+A folder with samples is compared document by document, a YAML file within its tolerance, a golden
+file within rounding. `check_rules` decides when a metric fails.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ class Report:
 
     candidate: str
     baseline: str
-    """Names of what it was compared with."""
+    """The names of the baseline and golden file, as given."""
     results: tuple[Result, ...]
 
     @property
@@ -81,11 +81,11 @@ def check(
 
     Args:
         baseline: a folder or results file of lm-eval, or a YAML file of accuracies.
-        max_drop: the absolute drop that is accepted. None for what the YAML file says, and for
-            0.02 where documents are paired.
-        significance: of the test by which a paired metric fails, over all metrics together.
+        max_drop: the absolute drop that is accepted. None for the tolerance of the YAML file, or
+            for 0.02 if documents are paired.
+        significance: of the paired tests, over all metrics together.
         golden: a file that `golden.write_golden` made.
-        show_flips: how many documents that changed each result lists.
+        show_flips: how many changed documents each result lists.
 
     Raises:
         LatentRefError: nothing to compare with, an impossible setting, or a file that cannot be
@@ -118,13 +118,14 @@ def check(
 
 
 def is_yaml(path: str | Path) -> bool:
+    """Whether `path` is a baseline file by its suffix; otherwise it is a folder or results file."""
     return Path(path).suffix in YAML_SUFFIXES
 
 
 def judge_by_file(
     candidate: Measured, baseline: Baseline, max_drop: float | None = None
 ) -> Iterator[Result]:
-    """Judges the metrics that a baseline file names, each by its tolerance."""
+    """Judges each metric that a baseline file names, within its tolerance."""
     for expected in baseline.metrics:
         if reason := other_than_file(candidate, expected, baseline):
             yield failed(expected.task, expected.metric, reason, expected.value)
@@ -154,7 +155,7 @@ def other_than_file(
 
 def _other_limit(candidate: Measured, task: Task, limit: float | None) -> str | None:
     numbers: tuple[float | None, float | None] = task.num_documents, _num_expected(task, limit)
-    if None in numbers:  # a group, or a release that records none
+    if None in numbers:  # a group, or a release of lm-eval that does not record it
         numbers = candidate.runs[task.name].limit, limit
     given, wanted = numbers
     if given == wanted:
@@ -183,7 +184,7 @@ def judge_by_golden(candidate: Measured, golden: Golden) -> Iterator[Result]:
 
 
 def _num_expected(task: Task, limit: float | None) -> int | None:
-    """Documents that lm-eval takes of a task under `--limit`; below 1 it is a share."""
+    """The number of documents that lm-eval takes under `--limit`, which is a share if below 1."""
     if task.num_available is None:
         return None
     if limit is None:
@@ -207,9 +208,9 @@ class Measured:
 
     name: str
     tasks: Mapping[str, Task]
-    """Groups included."""
+    """Tasks and groups by name."""
     runs: Mapping[str, Run]
-    """Of each task."""
+    """The run of each of them."""
 
 
 @dataclass(frozen=True)
@@ -225,7 +226,7 @@ class _Pair:
 def read_measured(path: str | Path) -> Measured:
     """The newest run of each task in `path`.
 
-    Raises LatentRefError where a file there cannot be read, or nothing is there.
+    Raises LatentRefError if there are no results or a file cannot be read.
     """
     results = read_results([path])
     if results.problems:
@@ -248,7 +249,7 @@ def judge_runs(
     significance: float,
     show_flips: int = 0,
 ) -> list[Result]:
-    """Judges every metric of the baseline's tasks; groups are averages of tasks and left out."""
+    """Judges every metric of the baseline's tasks; groups, which are averages, are left out."""
     compared = [
         _compared(task, candidate.tasks.get(name), metric, max_drop)
         for name, task in baseline.tasks.items()
@@ -284,7 +285,7 @@ def other_work(first: Task, second: Task) -> str | None:
 
 
 def paired_drop(first: Task, second: Task, metric: str) -> Drop | None:
-    """The drop on the documents of both; None where the metric has no value of 0 to 1 for each."""
+    """The drop over documents; None unless the metric has a value from 0 to 1 for each of them."""
     if not (first.paired(metric) and second.paired(metric)):
         return None
     name, _, filter_name = metric.partition(",")

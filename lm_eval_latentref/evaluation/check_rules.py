@@ -5,8 +5,8 @@
     judge_paired(drop, adjusted_p_value=0.003, max_drop=0.02, significance=0.05)    # Outcome
     judge_scores("mathqa", "acc,none", before, after, tolerance=0.02)                # Result
 
-A drop is positive where the candidate is worse, whichever direction the metric has. Each bound of a
-drop holds with `CONFIDENCE` by itself, so the two together are an interval of 90 %.
+A drop is positive if the candidate is worse, for metrics of either direction. Each bound of a drop
+holds with `CONFIDENCE` by itself, so both together are a 90 % interval.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from lm_eval_latentref.evaluation.results import Score
 Verdict = Literal["pass", "fail", "inconclusive"]
 
 MAX_DROP = 0.02
-"""Of an accuracy, absolute, where nothing else is said."""
+"""The absolute drop of an accuracy that is accepted by default."""
 
 SIGNIFICANCE = 0.05
 
@@ -37,13 +37,13 @@ _CONTINUITY = 0.5  # of a document: without it the score test passes up to 6 % o
 
 @dataclass(frozen=True, kw_only=True)
 class Drop:
-    """The mean of first minus second over the same documents."""
+    """A drop: the mean of first minus second over the same documents, with its bounds."""
 
     value: float
     lower: float
     upper: float
     p_value: float
-    """One-sided: probability of a drop at least this large where there is none."""
+    """One-sided: the probability of a drop at least this large if there is none."""
     num_changed: int
     num_documents: int
 
@@ -73,7 +73,7 @@ def mean_drop(first: ArrayLike, second: ArrayLike) -> Drop:
     differences_N = np.asarray(first, dtype=float) - np.asarray(second, dtype=float)
     num_documents = len(differences_N)
     value = float(differences_N.mean())
-    # Equal differences have no spread: what is left is that all of them have one sign.
+    # Equal differences have no spread, so this is a sign test: all of them are positive.
     p_value, half = (0.5**num_documents if value > 0.0 else 1.0), 0.0
     if num_documents < 2:
         half = 1.0
@@ -93,13 +93,13 @@ def mean_drop(first: ArrayLike, second: ArrayLike) -> Drop:
 def score_statistic(
     lost: ArrayLike, gained: ArrayLike, num_documents: int, drop: float
 ) -> NDArray[np.float64]:
-    """Standard errors by which the drop that was seen lies above `drop`, broadcast over counts.
+    """By how many standard errors the observed drop exceeds `drop`, for each pair of counts.
 
-    The standard error is that of the likeliest shares whose difference is `drop`; the correction
-    moves the drop that was seen up by half a document.
+    The standard error is that under the likeliest shares whose difference is `drop`; the continuity
+    correction adds half a document to the observed drop.
     """
     lost_N, gained_N = np.asarray(lost, dtype=float), np.asarray(gained, dtype=float)
-    # The likeliest share q of gained documents where that of lost ones is q + drop is the
+    # If the share of gained documents is q and that of lost ones q + drop, the likeliest q is the
     # positive root of 2 n q^2 + linear q + constant = 0.
     linear_N = (2 * num_documents - lost_N + gained_N) * drop - lost_N - gained_N
     constant_N = -gained_N * drop * (1.0 - drop)
@@ -111,7 +111,7 @@ def score_statistic(
 
 
 def _upper_bound(lost: int, gained: int, num_documents: int) -> float:
-    """The smallest drop that the test refuses as too large, at one-sided `CONFIDENCE`."""
+    """The upper bound of the drop at one-sided `CONFIDENCE`: larger drops are rejected."""
     threshold = stats.norm.ppf(1.0 - CONFIDENCE)
 
     def above(drop: float) -> float:
@@ -125,13 +125,13 @@ def _upper_bound(lost: int, gained: int, num_documents: int) -> float:
 
 @dataclass(frozen=True, kw_only=True)
 class Outcome:
-    """What a rule says."""
+    """The verdict of a rule."""
 
     verdict: Verdict
     reason: str = ""
-    """In one phrase; empty where the numbers say everything."""
+    """One phrase; empty if the numbers speak for themselves."""
     detectable: int | None = None
-    """Documents that would settle what is inconclusive, at the shares that were seen."""
+    """If inconclusive: how many documents would give a verdict, at the observed shares."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -141,7 +141,7 @@ class Flip:
     document: int
     """lm-eval's `doc_id`."""
     baseline: float
-    """Value of the metric in the first run."""
+    """The metric's value in the first run."""
     candidate: float
     gold: str
     baseline_answer: str
@@ -150,7 +150,7 @@ class Flip:
 
 @dataclass(frozen=True, kw_only=True)
 class Result:
-    """What the gate says about one metric."""
+    """The gate's verdict on one metric, with its numbers."""
 
     task: str
     metric: str
@@ -159,22 +159,22 @@ class Result:
     difference: float | None = None
     """Candidate minus baseline."""
     interval: tuple[float, float] | None = None
-    """Of the difference; each bound holds with 95 % by itself."""
+    """Bounds of the difference; each holds with 95 % confidence by itself."""
     p_value: float | None = None
-    """One-sided, of a change for the worse; None where documents were not paired."""
+    """One-sided, of a change for the worse; None if documents were not paired."""
     adjusted_p_value: float | None = None
-    """By Holm, over the metrics that are paired."""
+    """Adjusted by Holm's method over the paired metrics."""
     num_documents: int | None = None
     detectable: int | None = None
-    """Documents that would settle what is inconclusive."""
+    """If inconclusive: how many documents would give a verdict."""
     verdict: Verdict
     reason: str = ""
     flips: tuple[Flip, ...] = ()
-    """The first documents whose value changed, where they were asked for."""
+    """The documents whose value changed most, if they were asked for."""
 
 
 def failed(task: str, metric: str, reason: str, baseline: float | None = None) -> Result:
-    """A metric that cannot be compared, which is a failure of the candidate."""
+    """The result of a metric that cannot be compared, which counts as a failure."""
     return Result(task=task, metric=metric, baseline=baseline, verdict="fail", reason=reason)
 
 
@@ -188,12 +188,12 @@ def judge_paired(
 ) -> Outcome:
     """Judges a drop on the same documents.
 
-    It fails where it is significant and larger than `max_drop`, and passes where no document
-    changed or its upper bound is at most `max_drop`. With `max_drop` 0 all that is not
-    significant passes.
+    The metric fails if the drop is significant and larger than `max_drop`. It passes if no document
+    changed or if the drop's upper bound is at most `max_drop`. With `max_drop` 0, everything that
+    is not significant passes.
 
     Args:
-        adjusted_p_value: the drop's p-value, adjusted for the other metrics that are judged.
+        adjusted_p_value: the drop's p-value, adjusted for the number of judged metrics.
         rises: whether a drop is called a rise, as of a metric that is better when it is lower.
     """
     if adjusted_p_value <= significance and drop.value > max_drop:
@@ -205,7 +205,7 @@ def judge_paired(
         if drop.value < -max_drop and drop.upper < 0.0:
             reason = _BETTER
         return Outcome(verdict="pass", reason=reason)
-    # What Holm's adjustment left of the significance for this metric.
+    # Holm's adjustment leaves this share of the significance to this metric.
     share = drop.p_value / adjusted_p_value if adjusted_p_value else 1.0
     needed = documents_to_settle(drop, max_drop=max_drop, significance=significance * share)
     reason = f"a {'rise' if rises else 'drop'} of up to {drop.upper:.4f} is possible, "
@@ -217,7 +217,7 @@ def judge_paired(
 def judge_scores(
     task: str, metric: str, baseline: Score, candidate: Score, *, tolerance: float
 ) -> Result:
-    """Judges two values without a test: the candidate is at most `tolerance` worse, or it fails."""
+    """Judges two values without a test: the candidate fails if it is over `tolerance` worse."""
     difference = candidate.value - baseline.value
     rises = is_lower_better(candidate)
     outcome = _within(difference if rises else -difference, tolerance, rises=rises)
@@ -237,7 +237,7 @@ def judge_scores(
 
 
 def is_lower_better(score: Score) -> bool:
-    """By what the task says; where it says nothing, more is better."""
+    """Whether the task says so; by default, higher is better."""
     return score.higher_is_better is False
 
 
@@ -251,8 +251,8 @@ def _within(drop: float, tolerance: float, *, rises: bool) -> Outcome:
 def documents_to_settle(drop: Drop, *, max_drop: float, significance: float) -> int | None:
     """How many documents would give a verdict if all shares stayed as they are.
 
-    Both bounds come closer with the square root of the number of documents. None where the drop
-    is `max_drop` itself: no number of documents would do.
+    The bounds approach the drop with the square root of the number of documents. None if the drop
+    is exactly `max_drop`, because then no number of documents would do.
     """
     if drop.value == max_drop:
         return None

@@ -1,26 +1,35 @@
-"""The first run of a new user: the small set of the package, without any download.
+"""First runs for new users: the small packaged set without any download, and SmolLM2-135M.
 
     latentref demo --output results/demo
+    latentref demo --smollm2 --output results/demo-smollm2
 
-No-CoT, CoT, Coconut, and Coconut refined with the paper's references and with the positive control,
-on the same problems; a picture beside the table, and one line of what it means. Commands are
-printed so that they can be copied and changed.
+The first evaluates No-CoT, CoT, Coconut, and Coconut refined with the paper's references and with
+the positive control on the same problems, and draws a picture. The second is a plain lm-eval
+command without any model argument. Commands are printed so that they can be copied and changed.
 """
 
 from __future__ import annotations
 
 import json
 import logging
+import os
+import shlex
+import subprocess
+import sys
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lm_eval_latentref.checkpoints.files import holding
-from lm_eval_latentref.checkpoints.packaged import packaged_folder
+from lm_eval_latentref.benchmarks import splits
+from lm_eval_latentref.benchmarks.documents import tasks_path
+from lm_eval_latentref.checkpoints.files import holding, write_text
+from lm_eval_latentref.checkpoints.packaged import DEFAULT_SET, packaged_folder
 from lm_eval_latentref.errors import LatentRefError, saving
 from lm_eval_latentref.evaluation.plots import figure_class
 from lm_eval_latentref.evaluation.provenance import machine, versions
+from lm_eval_latentref.evaluation.results import read_run
 from lm_eval_latentref.evaluation.runs import Runs, StudyRun
 from lm_eval_latentref.evaluation.statistics import Interval, paired_interval, proportion_interval
 from lm_eval_latentref.evaluation.templates import render
@@ -32,6 +41,11 @@ PLAIN = "Coconut"
 REFINED, CONTROL = "refined, the paper's references", "refined, positive control"
 PICTURE = "demo.png"
 
+REAL_TASK = "latentref_mathqa_harness"
+"""The SmolLM2 demo's task: lm-eval's own `mathqa`, on rows that `LATENTREF_DATA` may hold."""
+GENERATED_TASK = "latentref_prosqa_generated"
+"""Its task if these rows are not available."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Row:
@@ -41,7 +55,7 @@ class Row:
     run: StudyRun
     accuracy: Interval
     difference: Interval
-    """Of accuracy to plain Coconut, over the same problems."""
+    """The difference of accuracy from plain Coconut on the same problems."""
 
 
 def run_demo(*, output: str, limit: int) -> int:
@@ -68,14 +82,13 @@ def run_demo(*, output: str, limit: int) -> int:
         versions=versions(),
         machine=machine(),
     )
-    with saving(Path(output) / "README.md"):
-        (Path(output) / "README.md").write_text(page, encoding="utf-8")
+    write_text(Path(output) / "README.md", page)
     print(page, flush=True)
     return 0
 
 
 def model_arguments(shown: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
-    """Of each row, in order; `shown` is the set's demo.json."""
+    """The model arguments of each row, in order; `shown` is the set's demo.json."""
     control = {"strong": f"{SET}/control", "weak": SET}
     return {
         "No-CoT": {"pretrained": f"{SET}/no_cot"},
@@ -87,7 +100,7 @@ def model_arguments(shown: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
 
 
 def meaning(rows: Sequence[Row]) -> str:
-    """What the two refined rows say, in one line."""
+    """The result of the two refined rows in one line."""
     by_name = {row.name: row.difference for row in rows}
     return (
         f"With the paper's references Coconut is {_verdict(by_name[REFINED])}; with a reference "
@@ -120,7 +133,7 @@ def _row(name: str, run: StudyRun, plain: StudyRun) -> Row:
 
 
 def _draw(rows: Sequence[Row], path: Path) -> bool:
-    """Draws every accuracy with its interval; False, and one line, without matplotlib."""
+    """Draws every accuracy with its interval; logs a line and returns False without matplotlib."""
     try:
         figure = figure_class()(figsize=(7, 3), layout="constrained")
     except LatentRefError as error:
@@ -139,3 +152,56 @@ def _draw(rows: Sequence[Row], path: Path) -> bool:
     with saving(path):
         figure.savefig(path, dpi=110)
     return True
+
+
+def run_smollm2(*, output: str, limit: int) -> int:
+    """Prints and runs lm-eval's command on `limit` documents; returns its exit status.
+
+    Its results go below the folder `output`, with a README.md.
+    """
+    task = choose_task()
+    command = lm_eval_command(task, output=output, limit=limit)
+    print(f"$ {shlex.join(command)}", flush=True)
+    environment = dict(os.environ)
+    if task == GENERATED_TASK:
+        # Nothing of this run is on the hub; without this, libraries still wait for it.
+        environment["HF_HUB_OFFLINE"] = "1"
+    started = time.time()
+    done = subprocess.run([sys.executable, "-m", *command], env=environment, check=False)
+    if done.returncode == 0:
+        # A path of this machine means nothing to a reader.
+        shown = shlex.join(command).replace(str(tasks_path()), '"$(latentref tasks-path)"')
+        write_report(Path(output), shown, task, since=started)
+    return done.returncode
+
+
+def write_report(output: Path, command: str, task: str, *, since: float) -> None:
+    """Writes the results of the SmolLM2 demo, and where it ran, into `output`/README.md."""
+    files = [path for path in output.rglob("results_*.json") if path.stat().st_mtime >= since]
+    results = read_run(max(files, key=lambda path: path.stat().st_mtime)).tasks[task]
+    page = render(
+        "demo_smollm2.md.j2",
+        model=DEFAULT_SET,
+        task=results,
+        command=command,
+        versions=versions(),
+        machine=machine(),
+    )
+    write_text(output / "README.md", page)
+
+
+def choose_task() -> str:
+    """MathQA from the folder `LATENTREF_DATA` or the hub; if it is in neither, generated data."""
+    try:
+        splits.read("mathqa", "test")
+        return REAL_TASK
+    except splits.DataMissingError as error:
+        logger.warning("%s", error)
+    return GENERATED_TASK
+
+
+def lm_eval_command(task: str, *, output: str, limit: int) -> list[str]:
+    """The words of the SmolLM2 demo's command, as a user would type them."""
+    words = ["lm_eval", "run", "--model", "latentref", "--include_path", str(tasks_path())]
+    words += ["--tasks", task, "--limit", str(limit), "--batch_size", "8", "--output_path", output]
+    return words

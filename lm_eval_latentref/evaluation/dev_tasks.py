@@ -1,11 +1,10 @@
-"""lm-eval tasks for choosing settings: lm-eval's own requests, and the gold answers.
+"""Loads lm-eval tasks for sweeps: lm-eval's own requests, and the gold answers.
 
-    task = load_dev_task("latentref_mathqa_mc_dev")
+    task = load_task("latentref_mathqa_mc_dev", tuning=True)
     task.requests[0].args, task.documents[0].gold
 
-A task either offers candidates, of which one is right, or its answer is free text; then a document
-has one request, its right answer. Settings are chosen on validation splits; test and training
-splits are refused.
+A task either offers candidates, one of which is right, or its answers are free text; then each
+document has one request, its right answer. Settings are chosen on validation splits only.
 """
 
 from __future__ import annotations
@@ -26,7 +25,7 @@ from lm_eval_latentref.errors import LatentRefError
 
 @dataclass(frozen=True)
 class Document:
-    """One document: which requests are its candidates, and which of them is right."""
+    """One document: the numbers of its requests, and which of these is right."""
 
     doc_id: int
     doc_hash: str
@@ -34,7 +33,7 @@ class Document:
     requests: tuple[int, ...]
     gold: int
     num_steps: int | None = None
-    """Of its gold reasoning, where the document has `steps`."""
+    """The number of its gold reasoning steps, if the document has `steps`."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,100 +45,37 @@ class DevTask:
     requests: list[Any]
     """lm-eval Instances; `args` is (context, continuation)."""
     is_free: bool
-    """Whether answers are written freely: each request is then a right answer, to which the model's
-    end-of-sequence token belongs."""
+    """Whether answers are free text: each request is then a right answer, which ends with the
+    model's end-of-sequence token."""
     documents: list[Document]
     splits: dict[str, dict[str, object]]
-    """Identity of the data that was loaded for it, by split name; empty for a foreign task."""
-
-
-def load_dev_task(
-    name: str,
-    *,
-    limit: int | None = None,
-    metadata: Mapping[str, Any] | None = None,
-    include_path: str | None = None,
-    trained_on: Collection[str] = (),
-    trained_questions: Hashes | None = None,
-) -> DevTask:
-    """The task called `name` for choosing settings: as `load_task`, but not with any documents.
-
-    Args:
-        limit, metadata, include_path, trained_on, trained_questions: as of `load_task`.
-
-    Raises:
-        LatentRefError: as `load_task`, or its documents are test documents.
-    """
-    task = _load(name, metadata, include_path)
-    _check_split(name, task.task)
-    return _unseen(task, limit, trained_on, trained_questions)
+    """Identity of the data that was loaded for it, by split name; empty for a user's own task."""
 
 
 def load_task(
     name: str,
     *,
+    tuning: bool = False,
     limit: int | None = None,
     metadata: Mapping[str, Any] | None = None,
     include_path: str | None = None,
     trained_on: Collection[str] = (),
     trained_questions: Hashes | None = None,
 ) -> DevTask:
-    """The task called `name`, ready to be asked, whatever split it is evaluated on.
+    """The task called `name` with its requests.
 
     Args:
-        limit: the first so many documents only.
-        metadata: what lm-eval's `--metadata` takes, for generated sets.
+        tuning: whether settings will be chosen on it, so that test documents are refused.
+        limit: only the first `limit` documents.
+        metadata: values of lm-eval's `--metadata`, for generated tasks.
         include_path: a folder of the user's own task files.
-        trained_on: splits ("mathqa train") that the checkpoints learnt from.
-        trained_questions: hashes of questions that they learnt from, of whatever file.
+        trained_on: splits ("mathqa train") that the checkpoints were trained on.
+        trained_questions: hashes of the questions that they were trained on.
 
     Raises:
-        LatentRefError: no such task, one with neither candidates nor an answer as text, or one
-            whose documents were trained on.
+        LatentRefError: there is no such task, it has neither candidates nor text answers, or its
+            documents were trained on or are test documents.
     """
-    return _unseen(_load(name, metadata, include_path), limit, trained_on, trained_questions)
-
-
-@dataclass(frozen=True)
-class _Task:
-    """lm-eval's task and what was loaded for it."""
-
-    name: str
-    task: Any
-    splits: dict[str, dict[str, object]]
-
-    def asked(self, limit: int | None) -> DevTask:
-        """Its requests: all candidates of each document, or its right answer if that is free."""
-        task = self.task
-        task.build_all_requests(limit=limit, rank=0, world_size=1)
-        is_free = task.OUTPUT_TYPE == "generate_until"
-        requests = [_gold(task, each) for each in task.instances] if is_free else task.instances
-        return DevTask(
-            name=self.name,
-            version=task.VERSION,
-            requests=list(requests),
-            is_free=is_free,
-            documents=_free_documents(task) if is_free else _documents(task),
-            splits=self.splits,
-        )
-
-
-def _unseen(
-    task: _Task, limit: int | None, trained_on: Collection[str], trained_questions: Hashes | None
-) -> DevTask:
-    """`task` ready to be asked; LatentRefError if a training saw its documents."""
-    if seen := sorted(task.splits.keys() & set(trained_on)):
-        raise LatentRefError(
-            f"task={task.name}: the checkpoints were trained on its documents ({', '.join(seen)}); "
-            "give a task on a split that no training saw"
-        )
-    asked = task.asked(limit)
-    if trained_questions is not None:
-        _check_questions(task.name, task.task, trained_questions)
-    return asked
-
-
-def _load(name: str, metadata: Mapping[str, Any] | None, include_path: str | None) -> _Task:
     with documents.recording() as splits:
         task = _find(name, metadata, include_path)
     if task.OUTPUT_TYPE not in ("multiple_choice", "generate_until"):
@@ -147,7 +83,25 @@ def _load(name: str, metadata: Mapping[str, Any] | None, include_path: str | Non
             f"task={name} has neither candidates nor an answer to write (it is "
             f"{task.OUTPUT_TYPE}); give a task such as latentref_prosqa_mc_dev"
         )
-    return _Task(name, task, splits)
+    if tuning:
+        _check_split(name, task)
+    if seen := sorted(splits.keys() & set(trained_on)):
+        raise LatentRefError(
+            f"task={name}: the checkpoints were trained on its documents ({', '.join(seen)}); "
+            "give a task on a split that no training saw"
+        )
+    task.build_all_requests(limit=limit, rank=0, world_size=1)
+    if trained_questions is not None:
+        _check_questions(name, task, trained_questions)
+    is_free = task.OUTPUT_TYPE == "generate_until"
+    return DevTask(
+        name=name,
+        version=task.VERSION,
+        requests=[_gold(task, request) if is_free else request for request in task.instances],
+        is_free=is_free,
+        documents=_free_documents(task) if is_free else _documents(task),
+        splits=splits,
+    )
 
 
 def _find(name: str, metadata: Mapping[str, Any] | None, include_path: str | None) -> Any:
@@ -197,7 +151,7 @@ def _check_questions(name: str, task: Any, trained: Hashes) -> None:
 
 
 def _questions(task: Any, document: Any) -> Iterator[str]:
-    """Texts that may be a document's question: its prompt, then each field that occurs in it."""
+    """Texts that may be the document's question: its prompt, then each field that occurs in it."""
     text = task.doc_to_text(document)
     fields = [value for value in document.values() if isinstance(value, str)]
     if not isinstance(text, str):  # the number of a choice, in tasks that fill a gap
@@ -209,7 +163,7 @@ def _questions(task: Any, document: Any) -> Iterator[str]:
 
 
 def _gold(task: Any, request: Any) -> Any:
-    """The request for the log-likelihood of what `request` should have written."""
+    """A request for the log-likelihood of the right answer to `request`."""
     target = task.doc_to_target(request.doc)
     if not isinstance(target, str) or not target:
         raise LatentRefError(
@@ -243,7 +197,7 @@ def _documents(task: Any) -> list[Document]:
                 f"task={task.config.task} document {doc_id}: its right answer ({gold!r}) is not "
                 f"one of its {len(choices)} candidates; leave it out of the task"
             )
-        # A metric such as acc_mutual_info asks for more than the candidates; those come first.
+        # Metrics such as acc_mutual_info add further requests after those for the candidates.
         candidates = tuple(numbers[: len(choices)])
         steps = _num_steps(document)
         documents.append(Document(doc_id, _hash(document), candidates, gold, steps))

@@ -29,32 +29,32 @@ SETTINGS = {
     "search_step_size": "eta",
     "search_steps": "S",
 }
-"""What a table shows of a latent model, and its column."""
+"""The settings of a latent model that tables show, each with its column."""
 _SEEDS = ("random_seed", "numpy_seed", "torch_seed", "fewshot_seed")
 _PHASES = ("encode", "think", "decode")
 
 
 @dataclass(kw_only=True)
 class Entry:
-    """One row: a run, or several of the same name (tasks run one by one, seeds)."""
+    """One row: a run, or several runs under one name (tasks run one by one, or seeds)."""
 
     name: str
     runs: list[Run]
 
     @functools.cached_property
     def tasks(self) -> dict[str, list[Task]]:
-        """Each task in every run that has it."""
+        """For each task, its results in every run that has it."""
         names = dict.fromkeys(task for run in self.runs for task in run.tasks)
         return {name: [r.tasks[name] for r in self.runs if name in r.tasks] for name in names}
 
     @property
     def model(self) -> str:
-        """As lm-eval calls it, `hf` and the like in front."""
+        """The model's name in lm-eval, after its class: "hf gpt2"."""
         return f"{self.model_class} {plain(self.runs[0].name)}".strip()
 
     @property
     def model_class(self) -> str:
-        """hf, vllm, latentref, ..."""
+        """The name of the model class in lm-eval: hf, vllm, latentref, ..."""
         return plain(self.runs[0].model)
 
     @property
@@ -69,7 +69,7 @@ class Entry:
 
     @property
     def settings(self) -> dict[str, Any]:
-        """Of a latent model, all that decides its answers but its checkpoints; else empty."""
+        """The options of a latent model that influence its answers; empty for other models."""
         recorded = self.runs[0].settings
         names = (*SETTINGS, "search_gradient", "latent_markers")
         return {name: recorded[name] for name in names if name in recorded}
@@ -102,10 +102,10 @@ class Entry:
 
     @property
     def cost(self) -> dict[str, Any]:
-        """For each document: thoughts, forwards, tokens, seconds; and memory. None: not known.
+        """Thoughts, forwards, tokens and seconds per document, and memory; None if not known.
 
-        `seconds_per_document` leaves loading out; `wall_seconds` is lm-eval's time of all runs,
-        loading included, which any model has.
+        `seconds_per_document` excludes loading; `wall_seconds` is the total time of all runs with
+        loading, which lm-eval records for every model.
         """
         reports = [c for run in self.runs if isinstance(c := run.settings.get("cost"), Mapping)]
         num = sum(t.num_documents or 0 for tasks in self.tasks.values() for t in tasks)
@@ -114,7 +114,7 @@ class Entry:
         def each(of: Any) -> float | None:
             try:
                 return sum(of(report) for report in reports) / num if known else None
-            except (AttributeError, KeyError, TypeError):  # another release's record
+            except (AttributeError, KeyError, TypeError):  # recorded by another release
                 return None
 
         forwards = [c for report in reports if isinstance(c := report.get("forwards"), Mapping)]
@@ -133,16 +133,16 @@ class Entry:
 
     @property
     def command(self) -> str:
-        """What repeats the row; one line for each of its runs."""
+        """The command lines that repeat the row, one for each of its runs."""
         return "\n".join(dict.fromkeys(command(run) for run in self.runs))
 
 
 def entries_of(paths: Iterable[str | Path], read: Results, notes: list[str]) -> list[Entry]:
-    """The rows of what is in `paths` (NAME=PATH names a row), in the order read.
+    """The rows made of the runs in `paths` (NAME=PATH names a row), in the order read.
 
     Args:
-        read: what is read is added to it, with the files that were left out.
-        notes: runs that are there twice are added to it.
+        read: the runs, and the files that were left out, are added to it.
+        notes: a remark is added to it for each run that occurs twice.
     """
     named: dict[str, list[Run]] = {}
     unnamed: list[Run] = []
@@ -177,14 +177,14 @@ def _differing(entry: Entry) -> list[str]:
 
 
 def path_of(argument: str | Path) -> tuple[str | None, str]:
-    """The row's name in NAME=PATH, or None, and the path; a file of such a name is a path."""
+    """The row's name in NAME=PATH, or None, and the path; an existing path has no name."""
     name, equals, place = str(argument).partition("=")
     is_path = not equals or Path(argument).exists()
     return (None, str(argument)) if is_path else (plain(name), place)
 
 
 def command(run: Run) -> str:
-    """The command line that repeats a run, as far as its results file records it."""
+    """The command line that repeats a run, from what its results file records."""
     ours = all((tasks_path() / f"{task}.yaml").is_file() for task in run.tasks)
     words = ["latentref", "run"] if ours or run.model == "latentref" else ["lm_eval", "run"]
     args = without_secrets({k: v for k, v in run.model_args.items() if v is not None})
@@ -219,14 +219,14 @@ def _prompting_words(prompting: Mapping[str, Any]) -> list[str]:
 
 
 def _same_but_seeds(runs: Iterable[Run], notes: list[str]) -> list[list[Run]]:
-    """Runs that differ in nothing but seeds, together; a run that is there twice, once."""
+    """Groups of runs that differ only in seeds; a run that occurs twice is kept once."""
     kept: dict[str, list[Run]] = {}
     for run in runs:
         same = kept.setdefault(_identity(run, seeds=False), [])
         twins = [r for r in same if _identity(r, seeds=True) == _identity(run, seeds=True)]
         if any(_scores(r) == _scores(run) for r in twins):
             notes.append(f"{plain(run.file)} repeats {plain(twins[0].file)}: left out")
-        elif twins:  # of the same name, but not the same: other weights, or chance
+        elif twins:  # the same settings, other scores: other weights, or chance
             kept[f"{run.file}"] = [run]
         else:
             same.append(run)
@@ -250,7 +250,7 @@ def _scores(run: Run) -> dict[str, Any]:
 
 
 def _name(entries: list[Entry]) -> None:
-    """Names entries that have no name by their model and, if several share it, by differences."""
+    """Names unnamed entries after their models; entries that share a name get their differences."""
     for entry in entries:
         run = entry.runs[0]
         seeds = f" ({len(entry.runs)} seeds)" if len(entry.runs) > 1 else ""
@@ -270,7 +270,7 @@ def _namesakes(entries: list[Entry]) -> list[list[Entry]]:
 
 
 def _setting_traits(entries: list[Entry]) -> list[str]:
-    """Model class, settings and arguments in which they differ."""
+    """For each entry: its model class, settings and arguments, as far as they differ."""
     every = []
     for entry in entries:
         settings = {SETTINGS.get(name, name): v for name, v in entry.settings.items()}
@@ -323,7 +323,7 @@ def _data_hashes(run: Run) -> dict[str, str]:
 
 
 def _peak(report: Mapping[str, Any]) -> int:
-    """Of tensors on the GPUs if there are any, else of the process."""
+    """Peak memory in bytes: of tensors on the GPUs if there are any, else of the process."""
     recorded = report.get("peak_memory_bytes")
     peaks = dict(recorded) if isinstance(recorded, Mapping) else {}
     host = peaks.pop("host", 0)

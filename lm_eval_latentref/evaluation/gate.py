@@ -57,7 +57,7 @@ def gate(
     """`latentref check`: prints the verdict or updates its files; returns the exit status.
 
     Args:
-        update: whether the baseline becomes what `candidate` measured.
+        update: whether the results of `candidate` become the new baseline.
         write_golden: the golden file to write; True for `options["golden"]`.
         options: those of `check`.
     """
@@ -92,13 +92,14 @@ def _write_golden(candidate: str | Path, file: bool | str, options: dict[str, An
 
 
 def update_baseline(candidate: str | Path, baseline: str | Path) -> None:
-    """Makes `baseline` what `candidate` measured; a file or folder that is missing is made.
+    """Replaces `baseline` by the results of `candidate`; a missing file or folder is made.
 
-    In a YAML file the values change, and nothing else; a new one holds every metric. From a folder
-    lm-eval's files go, and the candidate's take their place.
+    In an existing YAML file only the values change; a new file holds every metric. In a folder,
+    lm-eval's files are replaced by the candidate's.
 
     Raises:
-        LatentRefError: the candidate lacks a metric of the file, or did other work than it says.
+        LatentRefError: the candidate lacks a metric of the file, or did other work than the file
+            says.
     """
     measured, path = read_measured(candidate), Path(baseline)
     if not is_yaml(path):
@@ -115,7 +116,7 @@ def update_golden(
     """Writes the golden file of the candidate's samples and returns its tolerance in nats.
 
     Args:
-        again: a second run of the same model, by which the tolerance is measured.
+        again: a second run of the same model; the difference of the two sets the tolerance.
     """
     measured = read_measured(candidate)
     versions = {name: text for run in measured.runs.values() for name, text in run.versions.items()}
@@ -163,7 +164,7 @@ def _head(measured: Measured) -> dict[str, Any]:
     run = next(iter(measured.runs.values()))
     head: dict[str, Any] = {"model_name": str(run.model_args.get("pretrained", run.name))}
     (limit,) = limits
-    # null: all documents; a later run that is cut is then no equal.
+    # null means all documents, so a later run with --limit is not compared.
     head["limit"] = int(limit) if limit is not None and limit.is_integer() else limit
     return head | ({"num_fewshot": shots.pop()} if shots else {})
 
@@ -218,7 +219,7 @@ def announce(report: Report) -> None:
         file.write(_markdown(report) + "\n")
     for result in report.results:
         if level := {"fail": "error", "inconclusive": "warning"}.get(result.verdict):
-            # GitHub decodes these: a % of a name must not become something else.
+            # GitHub decodes %XX in these lines; a % in a name must stay a %.
             text = _reason(result).replace("%", "%25")
             say(f"::{level} title=latentref check::{text}")
 
@@ -279,8 +280,10 @@ FORMATS: dict[str, Callable[[Report], str]] = {
 def _cells(result: Result) -> list[str]:
     interval = result.interval
     return [
-        *(printable(result.task), printable(result.metric)),
-        *(_number(result.baseline), _number(result.candidate)),
+        printable(result.task),
+        printable(result.metric),
+        _number(result.baseline),
+        _number(result.candidate),
         "" if result.difference is None else figure(result.difference, sign="+"),
         "" if interval is None else f"[{interval[0]:+.4f}, {interval[1]:+.4f}]",
         _probability(result.p_value),
@@ -291,9 +294,12 @@ def _cells(result: Result) -> list[str]:
 def _flips(report: Report) -> list[list[str]]:
     return [
         [
-            *(printable(result.task), printable(result.metric), str(flip.document)),
+            printable(result.task),
+            printable(result.metric),
+            str(flip.document),
             f"{flip.baseline:g} to {flip.candidate:g}",
-            *(printable(flip.gold), printable(flip.baseline_answer)),
+            printable(flip.gold),
+            printable(flip.baseline_answer),
             printable(flip.candidate_answer),
         ]
         for result in report.results
@@ -305,7 +311,7 @@ def _table(
     writer_class: type[AbstractTableWriter], headers: Sequence[str], rows: Sequence[Sequence[str]]
 ) -> str:
     writer = writer_class(headers=headers, value_matrix=rows, margin=1)
-    writer.type_hints = ["str"] * len(headers)  # numbers stay as they are written here
+    writer.type_hints = ["str"] * len(headers)  # numbers are formatted already
     return str(writer.dumps()).rstrip()
 
 
@@ -326,9 +332,9 @@ def _probability(value: float | None) -> str:
 
 
 def _inert(text: str) -> str:
-    """Text that Markdown and HTML show as it is, in one line."""
+    """`text` in one line, escaped so that Markdown and HTML show it unchanged."""
     for mark in "\\`*[]~$":
         text = text.replace(mark, f"\\{mark}")
     text = html.escape(" ".join(text.split()), quote=False)
-    # A comment between the two keeps GitHub from notifying whoever or what is named so.
+    # The comment keeps GitHub from notifying a user, or an issue, of that name.
     return re.sub("[@#]", r"\g<0><!-- -->", text)

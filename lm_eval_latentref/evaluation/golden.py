@@ -1,10 +1,10 @@
 """Golden answers for CI: the log-likelihoods and texts expected from a tiny model.
 
     write_golden(Path("golden.json"), answers(files), made_with={"torch": "2.13.0"})
-    compare_golden(read_golden(Path("golden.json")), answers(files))        # {} where all agree
+    compare_golden(read_golden(Path("golden.json")), answers(files))        # {} if all agree
 
-This test is much stricter than one of accuracy: a log-likelihood that changes by more than the
-tolerance for rounding is a mismatch, whether or not the answer changes. Greedy texts must be equal.
+This test is much stricter than one of accuracy: a log-likelihood that changes by more than rounding
+is a mismatch, whether or not the answer changes. Greedy texts must be equal.
 """
 
 from __future__ import annotations
@@ -22,22 +22,22 @@ from lm_eval_latentref.errors import LatentRefError
 from lm_eval_latentref.evaluation.samples import iterate
 
 TOLERANCE = 1e-4
-"""Nats: of a log-likelihood in float32, from one machine to another."""
+"""In nats: how much a log-likelihood in float32 may differ between machines."""
 
-_NOISE_FACTOR = 2.0  # two runs show about half of what a third may
+_NOISE_FACTOR = 2.0  # a third run may differ by about twice as much as two runs do
 _FORMAT_VERSION = 1
 _ADVICE = "make one with `latentref check RESULTS --write_golden FILE.json`"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Document:
-    """What a model said about one document, whichever filters read it."""
+    """A model's answers to one document, before any filter."""
 
     doc_hash: str
     log_likelihoods: tuple[float, ...] = ()
-    """In nats, of each request of a task that scores."""
+    """For a task that scores: one for each request, in nats."""
     texts: tuple[str, ...] = ()
-    """Of each request of a task that generates."""
+    """For a task that generates: one for each request."""
 
 
 Answers = Mapping[str, Mapping[int, Document]]
@@ -51,14 +51,14 @@ class Golden:
     name: str
     tolerance: float
     made_with: Mapping[str, str]
-    """Versions and machine of the run that the file was made from."""
+    """The versions and machine of the run that it was made from."""
     tasks: Answers
 
 
 def answers(files: Mapping[str, Path]) -> Answers:
-    """What the samples file of each task holds.
+    """The answers in the samples file of each task.
 
-    Raises LatentRefError for texts that were sampled: the next run would give others.
+    Raises LatentRefError for texts that were sampled, because they differ from run to run.
     """
     return {
         task: {
@@ -75,8 +75,8 @@ def write_golden(
     """Writes the golden file of `tasks`, one document a line, and returns its tolerance.
 
     Args:
-        again: a second run of the same model (another batch size, other threads): where the two
-            differ by more than `TOLERANCE` allows, the tolerance becomes twice what they differ by.
+        again: a second run of the same model (with another batch size or number of threads). The
+            tolerance is twice the largest difference of the two runs, and at least `TOLERANCE`.
     """
     noise = largest_difference(tasks, again) if again is not None else 0.0
     tolerance = max(TOLERANCE, _NOISE_FACTOR * noise)
@@ -91,7 +91,7 @@ def write_golden(
 
 
 def read_golden(path: Path) -> Golden:
-    """Reads a golden file; raises LatentRefError where `path` is none."""
+    """Reads a golden file; raises LatentRefError if `path` is not one."""
     content = read_json_object(path, _ADVICE)
     with reading(path, _ADVICE):
         if content["format_version"] != _FORMAT_VERSION:
@@ -109,7 +109,7 @@ def read_golden(path: Path) -> Golden:
 
 
 def compare_golden(golden: Golden, candidate: Answers) -> dict[str, str]:
-    """By task of `golden` that `candidate` lacks or answers otherwise: why, in one phrase."""
+    """For each task of `golden` that `candidate` lacks or answers otherwise, why, in one phrase."""
     reasons = {}
     for task, expected in golden.tasks.items():
         if task not in candidate:
@@ -122,7 +122,7 @@ def compare_golden(golden: Golden, candidate: Answers) -> dict[str, str]:
 def largest_difference(first: Answers, second: Answers) -> float:
     """The largest difference, in nats, between log-likelihoods of two runs of one model.
 
-    Raises LatentRefError where the runs are of other documents or write other texts.
+    Raises LatentRefError if the runs have different documents or texts.
     """
     largest = 0.0
     for task, documents in first.items():
@@ -136,7 +136,7 @@ def largest_difference(first: Answers, second: Answers) -> float:
 def _difference(
     expected: Mapping[int, Document], seen: Mapping[int, Document], tolerance: float
 ) -> str | None:
-    """Why `seen` is not as `expected`, in one phrase; None where it is."""
+    """How `seen` differs from `expected`, in one phrase; None if it does not."""
     if expected.keys() != seen.keys():
         return f"it has {len(seen)} documents, not the {len(expected)} that are expected"
     for key, document in expected.items():
@@ -162,7 +162,7 @@ def _difference(
 
 
 def _distances(first: Document, second: Document) -> list[float]:
-    """Of each log-likelihood, in nats; infinite where their numbers differ or one is nan."""
+    """Differences of log-likelihoods in nats; infinite if one is nan or missing in one document."""
     ours, theirs = first.log_likelihoods, second.log_likelihoods
     if len(ours) != len(theirs):
         return [math.inf]
@@ -190,7 +190,7 @@ def _document(sample: Mapping[str, Any], where: str) -> Document:
 
 
 def _nats(answer: Any, where: str) -> float:
-    """Of an answer as lm-eval logs it: "-1.5", or ["-1.5", "False"] with whether it is greedy."""
+    """The log-likelihood in an answer as lm-eval logs it: "-1.5", or ["-1.5", IS_GREEDY]."""
     value = round(float(answer[0] if isinstance(answer, list) else answer), 6) + 0.0  # no -0.0
     if not math.isfinite(value):
         raise LatentRefError(f"{where}: a log-likelihood of {value} cannot be compared")

@@ -32,7 +32,7 @@ class Part:
     num: int
     accuracy: float
     gained: int
-    """Wrong under the plain setting, right under this one."""
+    """Problems that are wrong under the plain setting and right under this one."""
     lost: int
 
 
@@ -64,10 +64,10 @@ def judge(
     journal: Path,
     seed: int = 0,
 ) -> list[Judged]:
-    """What each of `settings` does on `task`, in their order.
+    """The results of each of `settings` on `task`, in their order.
 
     Args:
-        plain: what each is compared with.
+        plain: the setting that each is compared with.
         journal: file of finished work, from which the same call continues.
 
     Raises:

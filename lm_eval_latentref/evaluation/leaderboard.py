@@ -40,7 +40,7 @@ def leaderboard(
             name again adds tasks or seeds to that row.
         baseline: the name of a row to which the others' differences are given.
         allow_different: of `FIELDS`, those in which runs may differ and are compared anyway.
-        metrics: by which tasks are ranked, the first that a task has.
+        metrics: a task is ranked by the first of these that it has.
 
     Raises:
         LatentRefError: no run can be read, or no row is called `baseline`.
@@ -61,7 +61,7 @@ def leaderboard(
 
 
 def state_of(paths: Iterable[str | Path]) -> list[tuple[str, int, int]]:
-    """Names, sizes and times of the files that `leaderboard` would read: they say what is new."""
+    """Names, sizes and times of the files that `leaderboard` would read, to notice changes."""
     places = [path_of(path)[1] for path in paths]
     files = [file for place in places for file in result_files(Path(place).expanduser())]
     states = []
@@ -122,7 +122,7 @@ class _Builder:
     # What the board is ranked by.
 
     def _ranked_by(self, metrics: Sequence[str]) -> dict[str, str]:
-        """The metric of each task of the mean: tasks that all rows have, or else most of them."""
+        """The tasks of the mean, which all rows or else most of them have, each with its metric."""
         names = dict.fromkeys(task for entry in self.entries for task in entry.tasks)
         preferred = {
             task: _preferred([e.tasks[task][0] for e in self.entries if task in e.tasks], metrics)
@@ -160,13 +160,13 @@ class _Builder:
         return all(0 <= s.value <= 1 and s.higher_is_better is not False for s in scores)
 
     def _sign(self) -> int:
-        """-1 where the board's one metric is better when it is lower."""
+        """-1 if the board is ranked by one metric and lower values of it are better, else 1."""
         (task, metric), *_ = [*self.ranked_by.items(), (None, None)]
         scores = [t.scores.get(metric) for e in self.entries for t in e.tasks.get(task, ())]
         return -1 if any(s and s.higher_is_better is False for s in scores) else 1
 
     def _chance(self, task: str) -> float | None:
-        """Of guessing; None where no run knows it (a run without samples takes the others')."""
+        """The score of guessing on `task`, from any run that knows it; None if none does."""
         known = [
             t.chance for e in self.entries for t in e.tasks.get(task, ()) if t.chance is not None
         ]
@@ -239,7 +239,7 @@ def _preferred(tasks: Sequence[Task], metrics: Sequence[str]) -> str:
 
 
 def _cells(tasks: Sequence[Task]) -> dict[str, Cell]:
-    """Of one task in all runs (seeds) of a row: means over them."""
+    """The scores of one task, each the mean over the runs (seeds) of a row."""
     cells = {}
     for metric in dict.fromkeys(key for task in tasks for key in task.scores):
         scores: list[Score] = [t.scores[metric] for t in tasks if metric in t.scores]
@@ -252,7 +252,7 @@ def _cells(tasks: Sequence[Task]) -> dict[str, Cell]:
 
 
 def _stderr_over_seeds(tasks: Sequence[Task], metric: str) -> float | None:
-    """Of the mean over seeds, by document; None where not all have the same documents' values."""
+    """Standard error over documents of the mean over seeds; None if their documents differ."""
     name, _, filter_name = metric.partition(",")
     if not all(task.paired(metric) for task in tasks):
         return None

@@ -1,10 +1,10 @@
-"""A leaderboard as one page in HTML that works from disk, without a network.
+"""A leaderboard as one HTML page, which works from disk without a network.
 
     Path("board.html").write_text(as_html(board))
 
-The table, the picture of accuracy against cost and the commands are plain HTML and SVG; a script
+The table, the chart of accuracy against cost and the commands are plain HTML and SVG; a script
 sorts, filters, and shows two chosen rows document by document. Everything that comes from data
-sets and models is escaped, or set as text. Computes nothing but places on the page.
+sets and models is escaped or set as text.
 
 Array suffix: N documents of a task.
 """
@@ -18,6 +18,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from lm_eval_latentref.errors import LatentRefError
 from lm_eval_latentref.evaluation.board import (
@@ -37,13 +38,13 @@ from lm_eval_latentref.evaluation.templates import render
 from lm_eval_latentref.evaluation.wording import figure, plain, short_name
 
 MAX_TEXT_BYTES = 1_500_000
-"""Of questions and answers in a page; documents beyond it are counted, not shown."""
+"""The most bytes of questions and answers in a page; further documents are only counted."""
 _MAX_QUESTION, _MAX_ANSWER = 600, 160
 _QUESTIONS = ("question", "query", "Problem", "problem", "prompt", "input", "ctx", "sentence")
 
 
 def as_html(board: Board) -> str:
-    """The page."""
+    """The page as text."""
     groups = [("metrics", "all metrics"), ("settings", "settings"), ("costs", "costs")]
     latent = any(row.entry.settings for row in board.rows)
     tasks = ", ".join(plain(f"{task} {metric}") for task, metric in board.ranked_by.items())
@@ -65,7 +66,7 @@ def as_html(board: Board) -> str:
 
 
 def _inert(data: str) -> Any:
-    """JSON that cannot end the script element it lies in."""
+    """`data` escaped so that it cannot end the script element that holds it."""
     from markupsafe import Markup
 
     for character in "<>&\u2028\u2029":
@@ -120,7 +121,7 @@ def _shade(row: Row) -> str:
 
 
 def _is_of_model(row: Row) -> bool:
-    """Whether the row's name says already which model it is."""
+    """Whether the row's name begins with the name of its model."""
     return row.name.startswith(short_name(row.entry.runs[0].name))
 
 
@@ -172,7 +173,7 @@ def _difference_cell(board: Board, row: Row) -> dict[str, Any]:
 
 
 def _bars(rows: Sequence[Row]) -> list[dict[str, float] | None]:
-    """Where each mean and its 95 % by standard error lie between the board's extremes, 0 to 100."""
+    """Each mean and its 95 % interval as positions from 0 to 100 between the board's extremes."""
     reach = [_reach(row) for row in rows]
     known = [ends for ends in reach if ends is not None]
     if not known:
@@ -198,7 +199,7 @@ def _reach(row: Row) -> tuple[float, float] | None:
     return row.mean - half, row.mean + half
 
 
-# The picture.
+# The chart.
 
 
 def _charts(board: Board) -> list[Chart]:
@@ -246,7 +247,7 @@ def _data(board: Board) -> dict[str, Any]:
 
 
 def _task_data(board: Board, task: str, metric: str) -> dict[str, Any]:
-    """Of each row, which documents are right, as bits; None for rows of other documents."""
+    """Which documents each row has right, as bits; None for rows of other documents."""
     name, _, filter_name = metric.partition(",")
     reference = next(row for row in board.rows if row.rank is not None)
     ids_N = reference.entry.tasks[task][0].columns[filter_name].doc_ids
@@ -258,18 +259,16 @@ def _task_data(board: Board, task: str, metric: str) -> dict[str, Any]:
         values_N = column.values.get(name) if column is not None and same else None
         is_right = values_N is not None and np.isin(values_N, (0.0, 1.0)).all()
         values.append(values_N.astype(bool) if values_N is not None and is_right else None)
-    right = [
-        None if v is None else base64.b64encode(np.packbits(v).tobytes()).decode() for v in values
-    ]
+    right = [None if values_N is None else _bits(values_N) for values_N in values]
     return {"name": plain(task), "n": len(ids_N), "right": right, "values": values}
 
 
-def _bits(is_right_N: Any) -> str:
+def _bits(is_right_N: NDArray[np.bool_]) -> str:
     return base64.b64encode(np.packbits(is_right_N).tobytes()).decode("ascii")
 
 
 def _documents(board: Board, tasks: Sequence[dict[str, Any]]) -> Iterator[dict[str, Any]]:
-    """Documents on which rows disagree, of each task in turn, as many as there is room for."""
+    """Documents on which rows disagree, from the tasks in turn, as many as there is room for."""
     queues = []
     for number, task in enumerate(tasks):
         known = [values for values in task["values"] if values is not None]
@@ -304,13 +303,13 @@ def _document(
     document = {
         "id": first["doc_id"],
         "place": place,
-        "question": _safe(_question(first)),
-        "gold": _safe(gold_text(first, _MAX_ANSWER)),
-        "answers": [sample and _safe(answer_text(sample, _MAX_ANSWER)) for sample in samples],
+        "question": plain(_question(first)),
+        "gold": plain(gold_text(first, _MAX_ANSWER)),
+        "answers": [sample and plain(answer_text(sample, _MAX_ANSWER)) for sample in samples],
     }
     if any(sample and sample.get("thoughts") for sample in samples):
         thoughts = [sample and sample.get("thoughts") for sample in samples]
-        document["thoughts"] = [t and _safe(clip(t, _MAX_QUESTION)) for t in thoughts]
+        document["thoughts"] = [t and plain(clip(t, _MAX_QUESTION)) for t in thoughts]
     return document
 
 
@@ -319,7 +318,7 @@ def _sample(run: Task, filter_name: str, place: int) -> dict[str, Any] | None:
         return None
     try:
         return read_at(run.samples_file, [int(run.columns[filter_name].offsets[place])])[0]
-    except LatentRefError:  # damaged where no score lies
+    except LatentRefError:  # damaged, but not in its scores
         return None
 
 
@@ -332,7 +331,3 @@ def _question(sample: dict[str, Any]) -> str:
                 return clip(document[name], _MAX_QUESTION)
     prompt = " ".join(str(request(sample, 0).get("arg_0", document)).split())
     return prompt if len(prompt) <= _MAX_QUESTION else f"...{prompt[3 - _MAX_QUESTION :]}"
-
-
-def _safe(text: str) -> str:
-    return plain(text)

@@ -1,10 +1,8 @@
-"""A leaderboard as text, Markdown, CSV, JSON, a page in HTML, or entries for the hub.
+"""Writes a leaderboard as text, Markdown, CSV, JSON, HTML, or as entries for the hub.
 
-    print(as_text(board))
-    save(board, "board.html")           # by the suffix; a folder gets one of each
-    save_eval_results(board, "hub")     # .eval_results/*.yaml for each row
-
-Computes nothing.
+print(as_text(board))
+save(board, "board.html")           # the suffix says which; a folder gets all of them
+save_eval_results(board, "hub")     # .eval_results/*.yaml for each row
 """
 
 from __future__ import annotations
@@ -47,12 +45,13 @@ def show(
     metric: Sequence[str] = METRICS,
     **options: Any,
 ) -> None:
-    """Prints the board of `results` and writes it; the other arguments are `leaderboard`'s.
+    """Prints the board of `results` and writes it; `options` are those of `leaderboard`.
 
     Args:
-        output: as `save` takes it.
-        eval_results: as `save_eval_results` takes it.
-        watch: seconds between looks for new or changed results, without end; None for once.
+        output: the target of `save`.
+        eval_results: the folder of `save_eval_results`.
+        watch: seconds between two looks for new or changed results, until interrupted; None for
+            one look.
     """
     if output is not None:
         check_output(output)
@@ -66,7 +65,7 @@ def show(
         except LatentRefError as error:
             if watch is None:
                 raise
-            say(error)  # what is missing now may be there next time
+            say(error)  # missing results may be there at the next look
         if watch is None:
             return
         before = state
@@ -82,7 +81,7 @@ def _write(board: Board, output: str | None, eval_results: str | None) -> None:
 
 
 def as_json(board: Board) -> dict[str, Any]:
-    """All of it as JSON values: `rows` in order and `pairs`."""
+    """The whole board as JSON values: `rows` in order, `pairs`, and what they were made with."""
     return {
         "format": f"{BOARD_FORMAT} 1",
         "rows": [_row_values(board, row) for row in board.rows],
@@ -109,7 +108,7 @@ def as_json(board: Board) -> dict[str, Any]:
 
 
 def as_text(board: Board) -> str:
-    """The table for a terminal, notes below it."""
+    """The table for a terminal, with the notes below it."""
     lines = [table(*_table(board, plain), numbers_from=2), "", LEGEND]
     lines += [f"note: {note}" for note in board.notes]
     lines += [f"left out: {reason}" for reason in board.left_out]
@@ -117,7 +116,7 @@ def as_text(board: Board) -> str:
 
 
 def as_markdown(board: Board) -> str:
-    """A page: the table, and below it how each row was made."""
+    """A page with the table, and how each row was made."""
     rows = [
         {
             "name": markdown(row.name),
@@ -137,7 +136,7 @@ def as_markdown(board: Board) -> str:
 
 
 def as_csv(board: Board) -> str:
-    """One line a row, numbers with all their digits; the standard error beside each value."""
+    """One line per row: unrounded numbers, with the standard error beside each score."""
     lines = []
     for row in board.rows:
         values = _row_values(board, row)
@@ -180,7 +179,7 @@ WRITERS: Mapping[str, Callable[[Board], str]] = {
 
 
 def check_output(target: str | Path) -> None:
-    """Raises LatentRefError for a suffix that nothing is written for, before time is spent."""
+    """Raises LatentRefError if `target` has a suffix that is not in `WRITERS`."""
     suffix = Path(target).suffix.lower()
     if suffix and suffix not in WRITERS and not Path(target).is_dir():
         raise LatentRefError(
@@ -190,7 +189,7 @@ def check_output(target: str | Path) -> None:
 
 
 def save(board: Board, target: str | Path) -> list[Path]:
-    """Writes the board by the suffix of `target`, or all kinds into that folder."""
+    """Writes the board in the format of `target`'s suffix, or in all formats into that folder."""
     check_output(target)
     path = Path(target)
     write = WRITERS.get(path.suffix.lower())
@@ -206,7 +205,7 @@ def save(board: Board, target: str | Path) -> list[Path]:
 
 
 def save_eval_results(board: Board, folder: str | Path) -> list[Path]:
-    """Writes FOLDER/ROW/.eval_results/TASK.yaml, to be put into a model's repository on the hub.
+    """Writes FOLDER/ROW/.eval_results/TASK.yaml, to be copied into a model's repository on the hub.
 
     Tasks whose data set is not on the hub are left out, with a note on the board.
     """
@@ -245,7 +244,7 @@ def save_eval_results(board: Board, folder: str | Path) -> list[Path]:
 
 
 def _table(board: Board, escape: Callable[[Any], str]) -> tuple[list[str], list[list[str]]]:
-    """Headers and rows; columns that are empty in every row are left out."""
+    """The headers and rows of the table, without columns that are empty in every row."""
     headers = ["rank", "row", "mean", "over chance"]
     headers += [f"- {board.baseline}"] if board.baseline is not None else []
     headers += [f"{task} {metric}" for task, metric in board.columns]
@@ -312,7 +311,7 @@ def _row_values(board: Board, row: Row) -> dict[str, Any]:
 
 
 def _hub_id(row: Row, task: Task) -> str | None:
-    """Of the task's data set, as lm-eval loads it or as our own tasks do."""
+    """The id on the hub of the data set that lm-eval or our own task loads; None if it has none."""
     path = task.config.get("dataset_path")
     if isinstance(path, str) and re.fullmatch(r"[\w.-]+/[\w.-]+", path):
         return path
@@ -346,5 +345,5 @@ def _inert_value(value: Any) -> Any:
 
 
 def _inert(text: str) -> str:
-    """What a spreadsheet takes for a text, not for a formula."""
+    """`text` so that a spreadsheet does not read it as a formula."""
     return f"'{text}" if text[:1] in "=+-@" else text

@@ -1,9 +1,9 @@
-"""Shared by all pages: formatting of figures, tables and files. Also the page of a sweep.
+"""Formats figures, writes the files of all pages, and makes the page of a sweep.
 
     page("study.md.j2", content=content)                    # the prose is in `templates`
     save(content, "results/mine", text)                     # results.json and README.md
 
-A page is made from its JSON alone, so the JSON read back gives the same page.
+A page is made from its JSON values alone, so the file read back gives the same page.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ from lm_eval_latentref.evaluation.settings import ROWS, Setting
 from lm_eval_latentref.evaluation.templates import render
 from lm_eval_latentref.evaluation.wording import table as aligned
 
-SWEEP, STUDY, OVERVIEW, THOUGHTS = (
-    *("latentref sweep 2", "latentref study 3", "latentref overview 1"),
-    "latentref thoughts 1",
-)
-"""The format that each kind of JSON names."""
+SWEEP = "latentref sweep 2"
+STUDY = "latentref study 3"
+OVERVIEW = "latentref overview 1"
+THOUGHTS = "latentref thoughts 1"
+"""The `format` of each kind of JSON file."""
 RESULTS, PAGE, SWEEP_RESULTS = "results.json", "README.md", "sweep.json"
 HEAT_MAP = "sweep-{}.png"
 
@@ -42,7 +42,7 @@ def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 
 
 def percent(share: float) -> str:
-    """A share such as an accuracy."""
+    """A share, such as an accuracy, in percent."""
     return f"{100 * share:.2f}"
 
 
@@ -65,7 +65,7 @@ def nats(interval: Content, digits: int = 3) -> str:
 
 
 def with_unit(label: str) -> str:
-    """A setting's label with the unit of eta, which those of older files left out."""
+    """A setting's label with the unit of eta, which older files leave out."""
     return re.sub(r"eta=(?!0(?:\s|$))([^\s*]+)(?=\s|$)", r"eta=\1*d/2", label)
 
 
@@ -80,7 +80,7 @@ def setting_of(content: Content) -> Setting:
 
 
 def margin_meaning(is_free: bool) -> str:
-    """What a margin is, of a task whose answers are free or on offer."""
+    """The definition of a margin, for tasks with free answers or with candidates."""
     if is_free:
         return (
             "log-likelihood of the gold answer with its end of sequence (answers are free; right "
@@ -90,19 +90,18 @@ def margin_meaning(is_free: bool) -> str:
 
 
 HELPERS: dict[str, Callable[..., Any]] = {
-    **{"table": table, "percent": percent, "plus_minus": plus_minus, "points": points},
-    **{"nats": nats, "with_unit": with_unit, "setting_of": setting_of},
-    "margin_meaning": margin_meaning,
+    helper.__name__: helper
+    for helper in (percent, plus_minus, points, nats, with_unit, setting_of, margin_meaning)
 }
 
 
 def page(template: str, **values: Any) -> str:
-    """The text of a template, which may use all helpers above."""
+    """The text of a template, which may call `HELPERS` by their names."""
     return render(template, **HELPERS, **values)
 
 
 def origin(made: Iterable[Content]) -> str:
-    """With which versions and on which machines it was made."""
+    """A section with the versions and machines that results were made with."""
     return page("made_with.md.j2", made=list(made)).rstrip("\n")
 
 
@@ -116,7 +115,7 @@ def margin_gain(row: Content) -> str:
 
 
 def save(content: Content, folder: str | os.PathLike[str], text: str) -> str:
-    """Writes results.json and README.md, which ends with links to what lies beside it."""
+    """Writes results.json and README.md, which ends with links to the other pages in `folder`."""
     path = Path(folder)
     with saving(path):
         path.mkdir(parents=True, exist_ok=True)
@@ -127,7 +126,7 @@ def save(content: Content, folder: str | os.PathLike[str], text: str) -> str:
 
 
 def save_as(content: Content, file: str | os.PathLike[str], text: str) -> str:
-    """Writes the page `file`, and all its content into the .json of the same name."""
+    """Writes the page `file`, and its content into the .json file of the same name."""
     check_file(file)
     path = Path(file)
     with saving(path):
@@ -148,9 +147,9 @@ def check_file(file: str | os.PathLike[str]) -> None:
 
 
 def check_kind(folder: str | os.PathLike[str], wanted: str) -> None:
-    """Raises LatentRefError if results.json in `folder` is of another kind than format `wanted`.
+    """Raises LatentRefError if `folder` has a results.json of another kind than `wanted`.
 
-    Its page would be lost otherwise.
+    Otherwise its page would be overwritten.
     """
     path = Path(folder) / RESULTS
     try:
@@ -165,7 +164,7 @@ def check_kind(folder: str | os.PathLike[str], wanted: str) -> None:
 
 
 def see_also(folder: Path) -> str:
-    """Links to what other commands wrote into the same folder."""
+    """Links to the pages that other commands wrote into the same folder."""
     pages = [*sorted(folder.glob("*.md")), *sorted(folder.glob(f"*/{PAGE}"))]
     names = [file.relative_to(folder).as_posix() for file in pages if file != folder / PAGE]
     links = "".join(f"- [{name}]({name})\n" for name in names)
@@ -175,13 +174,15 @@ def see_also(folder: Path) -> str:
 # A sweep -----------------------------------------------------------------------------------------
 
 ROW_NAMES = {
-    **{"plain": "plain", "residual": "residual only"},
-    **{"search": "search only", "both": "both"},
+    "plain": "plain",
+    "residual": "residual only",
+    "search": "search only",
+    "both": "both",
 }
 
 
 def sweep_page(content: Content) -> str:
-    """The table, the best of each row, the recommendation, what the split could show, the cost."""
+    """The page: all settings, the best of each row, the recommendation, power and cost."""
     by_label = {tried["label"]: tried for tried in content["settings"]}
     settings = sorted(
         content["settings"], key=lambda tried: (ROWS.index(tried["row"]), setting_of(tried))
@@ -218,35 +219,44 @@ _JUDGED = (
 
 
 def _judged_rows(judged: Content) -> list[Sequence[str]]:
-    """A line for each row, then one for each number of steps, where there are several."""
+    """A line for each row, followed by one for each number of steps if there are several."""
     lines: list[Sequence[str]] = []
     for row, outcome in judged["rows"].items():
-        points = {name: 100 * value for name, value in outcome["difference"].items()}
         lines.append(
             (
-                *(ROW_NAMES[row], with_unit(outcome["label"]), "all", str(judged["documents"])),
-                *(
-                    percent(outcome["accuracy"]),
-                    nats(points, 2),
-                    nats(outcome["margin_difference"], 4),
-                ),
-                *(str(outcome["gained"]), str(outcome["lost"])),
+                ROW_NAMES[row],
+                with_unit(outcome["label"]),
+                "all",
+                str(judged["documents"]),
+                percent(outcome["accuracy"]),
+                points(outcome["difference"]),
+                nats(outcome["margin_difference"], 4),
+                str(outcome["gained"]),
+                str(outcome["lost"]),
             )
         )
         parts = outcome["by_steps"] if len(outcome["by_steps"]) > 1 else {}
-        for steps, part in parts.items():
-            change = 100 * (part["gained"] - part["lost"]) / part["num"]
-            lines.append(
-                (
-                    *("", "", str(steps), str(part["num"]), percent(part["accuracy"])),
-                    *(f"{change:+.2f}", "", str(part["gained"]), str(part["lost"])),
-                )
-            )
+        lines += [_part_row(steps, part) for steps, part in parts.items()]
     return lines
 
 
+def _part_row(steps: int, part: Content) -> Sequence[str]:
+    change = 100 * (part["gained"] - part["lost"]) / part["num"]
+    numbers = (str(steps), str(part["num"]), percent(part["accuracy"]), f"{change:+.2f}")
+    return "", "", *numbers, "", str(part["gained"]), str(part["lost"])
+
+
 _SETTINGS = (
-    *("row", "T", "alpha", "eta", "S", "accuracy %", "margin", "margin - plain", "p (acc)", ""),
+    "row",
+    "T",
+    "alpha",
+    "eta",
+    "S",
+    "accuracy %",
+    "margin",
+    "margin - plain",
+    "p (acc)",
+    "",
     "--model_args",
 )
 
@@ -258,10 +268,14 @@ def _setting_row(content: Content, tried: Content) -> Sequence[str]:
     margin_error = math.nan if tried["margin_stderr"] is None else tried["margin_stderr"]
     return (
         ROW_NAMES[tried["row"]],
-        *(str(setting.latent_steps), f"{setting.memory_rate:g}", setting.eta),
-        *(str(setting.search_steps), plus_minus(tried)),
+        str(setting.latent_steps),
+        f"{setting.memory_rate:g}",
+        setting.eta,
+        str(setting.search_steps),
+        plus_minus(tried),
         f"{tried['margin']:+.4f} +- {margin_error:.4f}",
         "" if is_plain else nats(tried["margin_against_plain"], 4),
         "" if is_plain else f"{tried['mcnemar_against_plain']['p_value']:.3f}",
-        *(", ".join(marks), setting.model_args),
+        ", ".join(marks),
+        setting.model_args,
     )

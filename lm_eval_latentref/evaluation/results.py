@@ -1,4 +1,4 @@
-"""lm-eval's results, of any model: one reader of everything that its output folders hold.
+"""Reads lm-eval's results of any model: everything in its output folders.
 
     results = read_results(["results/", "other/run.json"])
     for run in results.runs:
@@ -7,9 +7,9 @@
     for problem in results.problems:
         print(problem)                                         # a file that was left out, and why
 
-Reads what lm-eval 0.4.8 to today's main write, with samples or without, in one process or several.
-Files are recognised by their content. Samples are joined to their run by the hash that lm-eval
-takes of them, by date and task in their name, and by the scores they add up to.
+It reads results of lm-eval 0.4.8 up to its current main branch, with or without samples, of one
+process or several. Files are recognised by their content. A samples file is assigned to its run by
+lm-eval's hash of the samples, by the date and task in its name, and by the means of its scores.
 """
 
 from __future__ import annotations
@@ -29,16 +29,16 @@ from lm_eval_latentref.errors import LatentRefError
 from lm_eval_latentref.evaluation.samples import SAMPLES_NAME, Column, Samples, read_samples
 
 BOARD_FORMAT = "lm-eval-latentref leaderboard"
-"""With a number behind it, the `format` of a leaderboard in JSON."""
+"""The `format` of a leaderboard in JSON, followed by a version number."""
 _SUFFIXES = (".json", ".jsonl")
 _ENVIRONMENT = {
     "torch": re.compile(r"^PyTorch version: (.+)$", re.MULTILINE),
     "cpu": re.compile(r"^Model name: (.+)$", re.MULTILINE),
 }
-"""Of the text that lm-eval takes from torch.utils.collect_env."""
+"""Lines in the text that lm-eval takes from torch.utils.collect_env."""
 _RESULTS_NAME = re.compile(r"results_(?P<date>\d{4}-\d\d-\d\dT[\d.-]+)\.json")
 _PROMPTING = ("chat_template", "system_instruction", "fewshot_as_multiturn")
-_TOLERANCE = 1e-6  # by which a mean of samples may differ from lm-eval's own
+_TOLERANCE = 1e-6  # of a mean of samples, against lm-eval's own
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,7 +47,7 @@ class Score:
 
     value: float
     stderr: float | None
-    """None where lm-eval records none ("N/A")."""
+    """None if lm-eval records none ("N/A")."""
     higher_is_better: bool | None
 
 
@@ -60,21 +60,21 @@ class Task:
     num_fewshot: int | None
     num_documents: int | None
     num_available: int | None
-    """Documents that the task has without a limit."""
+    """The number of documents without a limit."""
     scores: dict[str, Score]
-    """By lm-eval's name of metric and filter, such as "acc,none"."""
+    """Scores by lm-eval's name of metric and filter, such as "acc,none"."""
     chance: float | None
-    """What guessing scores, from the task's metadata or the number of candidates; None: unknown."""
+    """The score of guessing, from the task's metadata or the number of candidates, if known."""
     config: Mapping[str, Any]
-    """As lm-eval records it."""
+    """The task's configuration as lm-eval records it."""
     columns: Mapping[str, Column] = field(default_factory=dict)
-    """Samples by filter; empty where none were logged."""
+    """Samples by filter; empty if none were logged."""
     samples_file: Path | None = None
 
     def paired(self, metric: str) -> bool:
-        """Whether the samples hold a number for each document whose mean is the score.
+        """Whether the score is the mean of one number per document in the samples.
 
-        Others (F1, BLEU, perplexity) become a number only when all documents are aggregated.
+        Other metrics (F1, BLEU, perplexity) have a value only for all documents together.
 
         Args:
             metric: such as "acc,none".
@@ -93,29 +93,29 @@ class Run:
 
     file: Path
     name: str
-    """lm-eval's `model_name`: a hub id, a path, or what the model is called."""
+    """lm-eval's `model_name`: a hub id, a path or another name."""
     model: str
     """lm-eval's name of the model class: hf, vllm, latentref, ..."""
     tasks: dict[str, Task]
     groups: dict[str, Task]
-    """Averages of tasks that are listed themselves."""
+    """Averages over tasks, which are in `tasks` as well."""
     config: Mapping[str, Any]
     """lm-eval's record of model_args, limit, seeds, dtype, device, ..."""
     date: float | None
     """Seconds since 1970."""
     versions: Mapping[str, str]
-    """Of lm-eval, transformers and torch, and the `cpu`, as far as they are recorded."""
+    """The versions of lm-eval, transformers and torch, and the `cpu`, if they are recorded."""
     seconds: float | None
-    """Of the whole evaluation, loading included."""
+    """The time of the whole evaluation, with loading."""
     task_hashes: Mapping[str, str]
     environment: str
-    """What torch says of the machine, as text."""
+    """torch's description of the machine."""
     prompting: Mapping[str, Any]
     """`chat_template`, `system_instruction` and `fewshot_as_multiturn`, as lm-eval records them."""
 
     @property
     def device(self) -> str | None:
-        """As given to lm-eval; "cpu" where that was a GPU and there was none."""
+        """The device given to lm-eval; "cpu" if that was a GPU and there was none."""
         device = self.config.get("device")
         if "Is CUDA available: False" in self.environment and str(device).startswith("cuda"):
             return "cpu"
@@ -123,13 +123,13 @@ class Run:
 
     @property
     def dtype(self) -> str | None:
-        """Of the weights, such as "float32"; None where it is not recorded."""
+        """The dtype of the weights, such as "float32"; None if it is not recorded."""
         dtype = self.settings.get("dtype") or self.config.get("model_dtype")
         return str(dtype).removeprefix("torch.") if dtype else None
 
     @property
     def model_args(self) -> dict[str, Any]:
-        """As a mapping, which releases before 0.4.10 record as text."""
+        """The model arguments; lm-eval before 0.4.10 records them as text."""
         args = self.config.get("model_args")
         if isinstance(args, Mapping):
             return dict(args)
@@ -168,10 +168,10 @@ class Results:
 
 
 def read_results(paths: Iterable[str | Path], *, samples: bool = True) -> Results:
-    """The runs in `paths` (files, or folders and what is below them), by file name.
+    """The runs in `paths` (files, and folders with their subfolders), by file name.
 
     Args:
-        samples: whether logged samples are read, too.
+        samples: whether logged samples are read as well.
     """
     results = Results()
     logged: list[Samples] = []
@@ -269,7 +269,7 @@ def _task(name: str, content: Mapping[str, Any]) -> Task:
 
 
 def _join(samples: Samples, runs: Sequence[Run]) -> None:
-    """Gives samples to the one task of the one run that they are of."""
+    """Adds samples to the task that they belong to; LatentRefError if that is not certain."""
     near = [run for run in runs if run.file.parent == samples.file.parent] or runs
     owners = [(run, task) for run in near for task in run.tasks.values()]
     named = SAMPLES_NAME.fullmatch(samples.file.name)
@@ -280,7 +280,7 @@ def _join(samples: Samples, runs: Sequence[Run]) -> None:
         lambda run, task: task.samples_file is None and _adds_up(samples, task),
     ]
     for fits in narrower:
-        # What fits no task says nothing: names are people's own, and old files have no hashes.
+        # A test that no task passes is ignored: files may be renamed, and old ones have no hashes.
         owners = [owner for owner in owners if fits(*owner)] or owners
     if len(owners) != 1 or not any(fits(*owners[0]) for fits in narrower):
         raise LatentRefError(
@@ -300,7 +300,7 @@ def _join(samples: Samples, runs: Sequence[Run]) -> None:
 
 
 def _adds_up(samples: Samples, task: Task) -> bool:
-    """Whether the samples' means are the task's scores, as far as both have them."""
+    """Whether a score of the task is the mean of the samples' values."""
     shared = [
         (column.values[metric], task.scores[f"{metric},{name}"].value)
         for name, column in samples.columns.items()
@@ -311,7 +311,7 @@ def _adds_up(samples: Samples, task: Task) -> bool:
 
 
 def _chance_of_choices(task: Task) -> float | None:
-    """The mean of 1 / candidates over the documents, where the task is to choose one of them."""
+    """The mean over documents of 1 / (number of candidates); None unless one is to be chosen."""
     if task.config.get("output_type") != "multiple_choice" or task.config.get("process_results"):
         return None
     num_N = next(iter(task.columns.values())).num_requests
@@ -319,10 +319,10 @@ def _chance_of_choices(task: Task) -> float | None:
 
 
 def result_files(path: Path) -> list[Path]:
-    """`path`, or the files below it that may be results or samples; none if there is no `path`.
+    """`path`, or the files below it that may be results or samples; empty if it does not exist.
 
-    A results file by lm-eval's name brings the samples that were logged with it. Boards that were
-    written into the same folder are left out.
+    A results file with the name that lm-eval gives it brings the samples that were logged with it. Leaderboards
+    that were written into the same folder are left out.
     """
     if path.is_dir():
         files = sorted(p for p in path.rglob("*") if p.suffix in _SUFFIXES and p.is_file())
@@ -337,11 +337,11 @@ def _is_board(file: Path) -> bool:
         with file.open("rb") as content:
             return BOARD_FORMAT.encode() in content.read(200)
     except OSError:
-        return False  # whoever reads it says why it cannot be read
+        return False  # reported when it is read
 
 
 def _holds_samples(file: Path) -> bool:
-    """Whether the first line is a sample; a results file's first line is a bracket or all of it."""
+    """Whether the first line is a sample; that of a results file is "{" or the whole file."""
     with reading(file), file.open("rb") as lines:
         line = lines.readline()
     if not line:

@@ -1,11 +1,11 @@
-"""Evaluations through lm-eval, each kept in a folder and not done twice.
+"""Runs evaluations through lm-eval, and keeps each in a folder so that none is repeated.
 
     runs = Runs(batch_size=100)
     run = runs.evaluate({"pretrained": "graph-small"}, task="latentref_graph", folder="out/coconut")
     run.accuracy, run.command, run.tokens_per_document
 
-A run whose folder already holds this command's results on these checkpoints and this data, by this
-release, is read back. Knows the files that lm-eval writes; deliberately compares nothing.
+If the folder already holds results of the same command, checkpoints, data and release, these are
+read.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import logging
 import shlex
 import shutil
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,13 +26,7 @@ from lm_eval_latentref.benchmarks import documents
 from lm_eval_latentref.benchmarks.documents import tasks_path
 from lm_eval_latentref.benchmarks.splits import load_split
 from lm_eval_latentref.checkpoints.files import read_json, read_json_lines, reading, write_text
-from lm_eval_latentref.checkpoints.sets import (
-    NAMES,
-    CheckpointNames,
-    SetPlan,
-    plan_run,
-    resolve,
-)
+from lm_eval_latentref.checkpoints.sets import NAMES, CheckpointNames, SetPlan, plan_run, resolve
 from lm_eval_latentref.checkpoints.sources import fingerprint
 from lm_eval_latentref.evaluation.compare import Answer, Answers, read_answers
 from lm_eval_latentref.evaluation.provenance import machine, versions
@@ -46,7 +40,7 @@ logger = logging.getLogger(__name__)
 DONE = "done.json"
 RESULTS = "results_*.json"
 SAMPLES = "samples_*.jsonl"
-"""Files that lm-eval writes, one of each for a task."""
+"""The files that lm-eval writes, one of each for a task."""
 PACKAGE = "lm-eval-latentref"
 _WORKING = ("encode", "think", "decode")
 
@@ -56,28 +50,28 @@ class StudyRun:
     """A finished evaluation of one task."""
 
     command: str
-    """What repeats it, as a user would type it."""
+    """The command line that repeats it."""
     answers: Answers
     cost: Mapping[str, Any]
-    """As `accounting.Accounting.report` gives it."""
+    """The report of `accounting.Accounting`."""
     targets: tuple[str, ...]
     """Each document's right answer."""
     num_steps: tuple[int | None, ...]
     """Of each document's gold reasoning; None where the task's documents have none."""
     made_with: Mapping[str, Any]
-    """`versions` and `machine` of the process that ran it."""
+    """The `versions` and `machine` of the process that ran it."""
     checkpoints: tuple[str, ...]
     """Fingerprints of the backbone and, if the set has them, of strong and weak."""
 
     @property
     def metric(self) -> str:
-        """By which `values` were judged."""
+        """The metric that `values` are of."""
         (metric,) = self.answers.metrics.values()
         return metric
 
     @property
     def values(self) -> list[float]:
-        """Of the task's metric, by document."""
+        """The task's metric for each document."""
         return [answer.value for answer in self._by_document()]
 
     @property
@@ -90,7 +84,7 @@ class StudyRun:
 
     @property
     def margins(self) -> list[float]:
-        """Of the gold candidate in nats, by document; empty where candidates were not scored."""
+        """The gold candidate's margin in nats for each document; empty without candidates."""
         margins = [answer.margin for answer in self._by_document()]
         return [margin for margin in margins if margin is not None]
 
@@ -108,24 +102,24 @@ class StudyRun:
 
     @property
     def tokens_per_document(self) -> float:
-        """Text that was generated, the end-of-sequence token and the thoughts left out."""
+        """The number of generated text tokens, without end of sequence and thoughts."""
         return float(self.cost["tokens_generated"] / len(self.values))
 
     @property
     def seconds_per_document(self) -> float:
-        """Of encoding, thinking and writing or scoring; loading left out."""
+        """The time of encoding, thinking, and writing or scoring, without loading."""
         seconds = sum(self.cost["seconds"][phase] for phase in _WORKING)
         return float(seconds / len(self.values))
 
     @property
     def peak_memory(self) -> int | None:
-        """Bytes of tensors on the GPUs; None on a CPU, where memory of earlier runs would count."""
+        """Bytes of tensors on the GPUs; None on a CPU, as that would include earlier runs."""
         peaks = self.cost["peak_memory_bytes"]
         return sum(num for place, num in peaks.items() if place != "host") or None
 
     @property
     def majority(self) -> float:
-        """Accuracy of always giving the most frequent answer."""
+        """The accuracy of always giving the most frequent answer."""
         return Counter(self.targets).most_common(1)[0][1] / len(self.targets)
 
     def _by_document(self) -> list[Answer]:
@@ -136,29 +130,40 @@ class StudyRun:
 class Runs:
     """Evaluations one after another, with the same batch size and on the same device.
 
-    The model loaded last is kept for the next run that differs in its refinement or task only.
+    Names are resolved once. The model loaded last is kept for the next run, if that differs only in
+    its refinement or task.
 
     Args:
-        device: None for the GPU when there is one.
-        limit: the first so many documents of each task only.
+        device: None for the GPU if there is one.
+        limit: only the first `limit` documents of each task.
+        plans: names that the caller has already resolved.
     """
 
     def __init__(
-        self, *, batch_size: int = 100, device: str | None = None, limit: int | None = None
+        self,
+        *,
+        batch_size: int = 100,
+        device: str | None = None,
+        limit: int | None = None,
+        plans: Iterable[SetPlan] = (),
     ) -> None:
         self._options = {"batch_size": batch_size, "device": device}
         self._limit = limit
+        self._plans = {plan.names: plan for plan in plans}
         self._key: str | None = None
         self._model: LatentRefLM | None = None
 
     def evaluate(self, model_args: Mapping[str, Any], *, task: str, folder: str | Path) -> StudyRun:
-        """Runs `task` with lm-eval, its samples logged below `folder`, or reads what is there.
+        """Runs `task` with lm-eval, logging samples below `folder`, or reads the results there.
 
-        Raises LatentRefError for what the model cannot use.
+        Raises LatentRefError for arguments that the model cannot use.
         """
         folder = Path(folder)
         command = self._command(model_args, task)
-        plan = resolve(CheckpointNames.of(model_args))
+        names = CheckpointNames.of(model_args)
+        if names not in self._plans:
+            self._plans[names] = resolve(names)
+        plan = self._plans[names]
         sources = [plan.backbone, plan.strong, plan.weak]
         prints = [fingerprint(source) for source in sources if source is not None]
         identity = {"command": command, "checkpoints": prints}
@@ -199,7 +204,7 @@ class Runs:
             model=model,
             model_args=dict(model_args),
             tasks=[task],
-            # The command line looks through all of lm-eval's own tasks first: that takes seconds.
+            # lm-eval's own tasks are not needed, and reading them takes seconds.
             task_manager=TaskManager(include_path=str(tasks_path()), include_defaults=False),
             limit=self._limit,
             log_samples=True,
@@ -211,15 +216,16 @@ class Runs:
         tracker.save_results_samples(task_name=task, samples=samples[task])
 
     def _load(self, model_args: Mapping[str, Any], plan: SetPlan, prints: list[str]) -> LatentRefLM:
-        """The model of `model_args`: the last one, thinking otherwise, where that is enough.
+        """The model of `model_args`: the last one with another refinement, if that is enough.
 
         Args:
-            plan: what the names stand for; `prints`: the fingerprints of its checkpoints.
+            plan: the resolved names.
+            prints: the fingerprints of its checkpoints.
         """
         given = {name: model_args[name] for name in OPTION_NAMES if name in model_args}
         _, config = plan_run(plan, given)
         others = {name: value for name, value in model_args.items() if name not in OPTION_NAMES}
-        # Without a search no reference is loaded, so that memory is what such a run needs.
+        # Runs without a search load no references, so that their memory is measured without them.
         kept = {name: getattr(config, name) for name in ("searches", "latent_kind")}
         key = json.dumps([others, kept, prints], sort_keys=True)
         if self._model is None or key != self._key:
@@ -248,13 +254,13 @@ def evaluate(
     batch_size: int = 100,
     limit: int | None = None,
 ) -> StudyRun:
-    """A single evaluation; see `Runs`."""
+    """One evaluation; see `Runs`."""
     runs = Runs(batch_size=batch_size, limit=limit)
     return runs.evaluate(model_args, task=task, folder=folder)
 
 
 def _is_done(folder: Path, identity: Mapping[str, Any]) -> bool:
-    # Of two runs that once shared the folder neither is this one.
+    # If two runs shared the folder, it is not known which results belong to which.
     if any(len(list(folder.rglob(pattern))) != 1 for pattern in (RESULTS, SAMPLES)):
         return False
     try:
@@ -268,10 +274,11 @@ def _is_done(folder: Path, identity: Mapping[str, Any]) -> bool:
 
 
 def _is_at_hand(data: Mapping[str, Mapping[str, Any]]) -> bool:
-    """Whether the splits are what they were; what a release generates is always the same."""
-    published = {split: one["sha256"] for split, one in data.items() if "sha256" in one}
+    """Whether published splits are unchanged; generated ones are the same within a release."""
     return all(
-        load_split(*split.split()).content_hash == sha256 for split, sha256 in published.items()
+        load_split(*split.split()).content_hash == identity["sha256"]
+        for split, identity in data.items()
+        if "sha256" in identity
     )
 
 

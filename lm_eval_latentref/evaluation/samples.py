@@ -1,13 +1,13 @@
-"""lm-eval's logged samples: one reader, quick where only scores are needed.
+"""Reads lm-eval's logged samples, quickly if only scores are needed.
 
     samples = read_samples(Path("samples_mathqa_2026-01-01T11-00-00.5.jsonl"))
     samples.columns["none"].values["acc"]        # array of N numbers, ordered by document
     for sample in iterate(path): ...             # whole samples as dicts, one line at a time
-    read_at(path, [0, 52_133])                   # those at these byte offsets
+    read_at(path, [0, 52_133])                   # the samples at these byte offsets
 
-`read_samples` parses only the fields that a score needs (a sample's prompt and answers are most of
-its bytes), so that gigabytes take seconds and memory stays at a few numbers a document. Files of
-lm-eval 0.4.8 and later have these fields last; a line of another order is parsed whole.
+`read_samples` parses only the fields that a score needs, because prompts and answers are most of
+the bytes. So gigabytes take seconds, and only a few numbers per document are kept. lm-eval 0.4.8
+and later write these fields last; a line in another order is parsed whole.
 
 Array suffix: N documents, ordered by `doc_id`.
 """
@@ -29,12 +29,13 @@ from lm_eval_latentref.checkpoints.files import reading
 from lm_eval_latentref.errors import LatentRefError
 
 SAMPLES_NAME = re.compile(r"samples_(?P<task>.+)_(?P<date>\d{4}-\d\d-\d\dT[\d.-]+)\.jsonl")
-"""Of the files of `--log_samples`."""
+"""The names of files that `--log_samples` writes."""
 METRICS = ("acc", "exact_match")
-"""By which a task is judged where no metric is named: the first of these that it has."""
+"""The default metrics: a task is judged by the first of these that it has."""
 
+_MAX_CHARACTERS = 60
 _FIRST = b'{"doc_id": '
-_LAST = b', "filter": '  # inside a text its quotes would be escaped, so this is always a key
+_LAST = b', "filter": '  # always a key: inside a string its quotes would be escaped
 _REQUEST = b', "gen_args_'
 _FIELDS = frozenset(
     [
@@ -51,27 +52,26 @@ _FIELDS = frozenset(
         "target_hash",
     ]
 )
+"""The fields of a sample that are not metrics."""
 
 ADVICE = "give a file that `lm_eval --log_samples` wrote"
-
-_MAX_CHARACTERS = 60
 
 
 @dataclass(frozen=True, kw_only=True)
 class Column:
-    """What one filter of a samples file holds."""
+    """The scores of one filter in a samples file."""
 
     doc_ids: NDArray[np.int64]
     hashes: NDArray[np.uint64]
-    """Of each document: the first 64 bits of lm-eval's hash; 0 where none was recorded."""
+    """For each document, the first 64 bits of lm-eval's hash; 0 if none was recorded."""
     offsets: NDArray[np.int64]
     """Where each sample begins in the file, in bytes."""
     num_requests: NDArray[np.int64]
-    """Of each document; the number of candidates where candidates are scored."""
+    """The number of requests of each document, which is that of candidates if these are scored."""
     values: Mapping[str, NDArray[np.float64]]
-    """By metric, one number a document."""
+    """For each metric, one number per document."""
     unpaired: tuple[str, ...]
-    """Metrics that have no number of their own for each document (pairs, lists, texts)."""
+    """Metrics whose value for a document is not one number but a pair, a list or a text."""
 
     def same_documents(self, other: Column) -> bool:
         """Whether the documents that both have are the same, as far as hashes were recorded."""
@@ -88,9 +88,9 @@ class Samples:
 
     file: Path
     columns: Mapping[str, Column]
-    """By filter."""
+    """The scores by filter."""
     task_hash: str
-    """As lm-eval's `task_hashes` has it, by which the file's task can be recognised."""
+    """The hash in lm-eval's `task_hashes`, which identifies the task of the file."""
 
 
 @dataclass
@@ -140,8 +140,8 @@ def read_samples(file: Path) -> Samples:
     """The scores in a samples file.
 
     Raises:
-        LatentRefError: with the line that is no sample; for a document that occurs twice, a number
-            that is not finite, and a file without samples.
+        LatentRefError: a line is not a sample (the message has its number), a document occurs
+            twice, a number is not finite, or there are no samples.
     """
     builders: dict[str, _Builder] = {}
     task_hash = hashlib.sha256()
@@ -150,8 +150,8 @@ def read_samples(file: Path) -> Samples:
         sample = _scores(line) or parse(line, file, number)
         try:
             builder = builders.setdefault(str(sample.get("filter", "none")), _Builder())
-            # Candidates that acc_mutual_info scores once more, without context, are no more of
-            # them; each request after the first has its key behind a comma.
+            # Each request but the first has its key behind a comma. acc_mutual_info scores every
+            # candidate twice, the second time without context.
             requests = (line.count(_REQUEST) + 1) // (2 if is_mutual(sample) else 1)
             builder.add(sample, offset, requests)
         except (TypeError, ValueError) as error:
@@ -169,7 +169,7 @@ def read_samples(file: Path) -> Samples:
 def iterate(file: Path) -> Iterator[dict[str, Any]]:
     """Each sample of a file as a dict with at least `doc_id` and `filter`, in the file's order.
 
-    Raises LatentRefError with the line that is no sample.
+    Raises LatentRefError, with the line's number, if a line is not a sample.
     """
     for number, line in _lines(file):
         yield parse(line, file, number)
@@ -197,7 +197,7 @@ def parse(line: bytes, file: Path, number: int) -> dict[str, Any]:
 
 
 def metric_names(sample: Mapping[str, Any]) -> Sequence[str]:
-    """Of a sample's metrics; those of files without such a list are the fields lm-eval adds."""
+    """The names of a sample's metrics, from its list or, in old files, from its further fields."""
     names = sample.get("metrics")
     if isinstance(names, list):
         return [str(name) for name in names]
@@ -210,17 +210,17 @@ def is_mutual(sample: Mapping[str, Any]) -> bool:
 
 
 def request(sample: Mapping[str, Any], number: int) -> Mapping[str, Any]:
-    """The arguments of one of a sample's requests, `arg_0` on; empty where none are logged."""
+    """The arguments (`arg_0`, ...) of a sample's request `number`; empty if they are not logged."""
     every = sample.get("arguments")
-    found = every.get(f"gen_args_{number}") if isinstance(every, Mapping) else None
-    return found if isinstance(found, Mapping) else {}
+    arguments = every.get(f"gen_args_{number}") if isinstance(every, Mapping) else None
+    return arguments if isinstance(arguments, Mapping) else {}
 
 
 def candidates(sample: Mapping[str, Any]) -> tuple[list[float], int] | None:
-    """The candidates' log-likelihoods in nats and the gold one's place; None if there are none.
+    """Log-likelihoods of the candidates in nats, and the index of the gold one; None without any.
 
-    lm-eval logs a candidate as texts: ["-0.5", "False"]. Scores without context, which
-    acc_mutual_info adds behind them, are left out.
+    lm-eval logs a candidate as two strings: ["-0.5", "False"]. The scores without context that
+    acc_mutual_info appends are left out.
     """
     try:
         values = [float(value) for value, _ in sample["filtered_resps"]]
@@ -241,12 +241,12 @@ def _lines(file: Path) -> Iterator[tuple[int, bytes]]:
 
 
 def _scores(line: bytes) -> dict[str, Any] | None:
-    """The fields behind the answers, and `doc_id`; None where the line has another order."""
+    """The fields after the answers, and `doc_id`; None if the line has another order."""
     place = line.rfind(_LAST)
     if place < 0 or not line.startswith(_FIRST):
         return None
     try:
-        # Where that key lies deeper than the sample's own, the brackets do not match: an error.
+        # If the key belongs to a nested object, the brackets do not match, which is an error.
         sample: dict[str, Any] = json.loads(b"{" + line[place + 2 :])
         sample["doc_id"] = int(line[len(_FIRST) : line.index(b",")])
     except (ValueError, RecursionError):
@@ -261,13 +261,13 @@ def _no_sample(file: Path, number: int, error: Exception) -> LatentRefError:
 
 
 def gold_text(sample: Mapping[str, Any], limit: int = _MAX_CHARACTERS) -> str:
-    """The right answer: the gold candidate's text, or the target; one line of `limit` at most."""
+    """The right answer in one line of at most `limit` characters: the gold candidate or target."""
     scored = candidates(sample)
     return clip(_choice(sample, scored[1]) if scored else sample.get("target"), limit)
 
 
 def answer_text(sample: Mapping[str, Any], limit: int = _MAX_CHARACTERS) -> str:
-    """What the model answered: its likeliest candidate, or the text that was judged."""
+    """The model's answer in one line: its likeliest candidate, or the judged text."""
     if scored := candidates(sample):
         values, _ = scored
         return clip(_choice(sample, values.index(max(values))), limit)
@@ -282,5 +282,5 @@ def clip(text: object, limit: int = _MAX_CHARACTERS) -> str:
 
 
 def _choice(sample: Mapping[str, Any], number: int) -> str:
-    """The text of a candidate, or its number where the requests are not logged."""
+    """The text of a candidate, or its number if the requests are not logged."""
     return str(request(sample, number).get("arg_1", number))

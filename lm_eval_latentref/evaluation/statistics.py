@@ -1,4 +1,4 @@
-"""Numbers about paired answers: exact McNemar, bootstrap and simultaneous intervals, Holm, tiers.
+"""Statistics of paired answers: exact McNemar, bootstrap and joint intervals, Holm, tiers.
 
     mcnemar([True, False], [True, True]).p_value
     paired_p([values_a_N], [values_b_N])                # one array for each task
@@ -66,7 +66,7 @@ def standard_error(values: ArrayLike) -> float:
 
 
 def proportion_interval(values: ArrayLike) -> Interval:
-    """The mean of 0/1 values with Wilson's 95 % interval."""
+    """The mean of 0/1 values, with Wilson's 95 % interval."""
     from scipy.stats import binomtest
 
     values_N = np.asarray(values, dtype=float)
@@ -82,7 +82,7 @@ def mcnemar(
 ) -> McNemar:
     """Exact test of whether two sets of answers to the same documents are equally often right.
 
-    Only documents on which the two disagree count (McNemar 1947, in its exact binomial form).
+    Only documents on which the two disagree count (McNemar 1947, in the exact binomial form).
 
     Args:
         alternative: "two-sided", "greater" (the first is right more often) or "less".
@@ -120,7 +120,7 @@ def mean_intervals(
     confidence: float = 0.95,
     num_resamples: int = NUM_RESAMPLES,
 ) -> list[Interval]:
-    """Percentile bootstrap interval of each row's mean, each for itself."""
+    """Percentile bootstrap interval of each row's mean; each holds by itself, not jointly."""
     values_SN = np.asarray(differences_SN, dtype=float)
     means_SR = resampled_means(values_SN, seed=seed, num_resamples=num_resamples)
     tail = (1.0 - confidence) / 2.0
@@ -138,12 +138,12 @@ def joint_intervals(
     confidence: float = 0.95,
     num_resamples: int = NUM_RESAMPLES,
 ) -> list[Interval]:
-    """Bootstrap intervals of S means that hold all at once with the stated confidence.
+    """Bootstrap max-t intervals of S means, which hold jointly with the stated confidence.
 
-    The best of many settings looks better than it is. Each half-width is the setting's standard
-    error times the `confidence` quantile of the largest deviation, in standard errors, that any of
-    the S resampled means has from its own mean (the bootstrap max-t interval), so that picking the
-    best of S settings that change nothing shows an effect in 1 - `confidence` of the cases only.
+    The best of many settings looks better than it is. In each resample, the largest deviation of
+    any of the S means from its own mean is taken, in standard errors. Each half-width is the
+    setting's standard error times the `confidence` quantile of these. So the best of S settings
+    that change nothing shows an effect in only 1 - `confidence` of the cases.
     """
     values_SN = np.asarray(differences_SN, dtype=float)
     means_S = values_SN.mean(axis=1)
@@ -167,7 +167,7 @@ def resampled_means(values_SN: Floats, *, seed: int, num_resamples: int) -> Floa
     shares_N = np.full(num_documents, 1.0 / num_documents)
     parts = []
     for start in range(0, num_resamples, _CHUNK):
-        # How often each document is drawn is all that a mean needs to know.
+        # A mean depends only on how often each document is drawn.
         size = min(_CHUNK, num_resamples - start)
         counts_RN = generator.multinomial(num_documents, shares_N, size=size)
         parts.append(values_SN @ counts_RN.T / num_documents)
@@ -181,36 +181,36 @@ def detectable_difference(
     significance: float = 0.05,
     power: float = 0.8,
 ) -> float:
-    """The smallest difference of two accuracies that a paired test on n documents would show.
+    """The smallest difference of two accuracies that a paired test on n documents can detect.
 
-    Solves Connor's (1987) sample size of McNemar's test for the difference d:
-    n d^2 = (z_{1-a/2} sqrt(psi) + z_power sqrt(psi - d^2))^2, with psi the `discordant_share` of
-    documents on which the two disagree, which is d at least. Never less than what the exact test
-    needs for a p-value of `significance`: so many documents, all in one direction. 1 at most.
+    Solves Connor's (1987) formula for the sample size of McNemar's test for the difference d:
+    n d^2 = (z_{1-a/2} sqrt(psi) + z_power sqrt(psi - d^2))^2. Here psi is the `discordant_share`,
+    the share of documents on which the two disagree, and at least d. The result is at most 1, and
+    at least the share of documents that the exact test needs, all changed in one direction, for a
+    p-value of `significance`.
     """
     if num_documents < 1 or not 0.0 <= discordant_share <= 1.0:
         raise ValueError(f"impossible: {num_documents} documents, {discordant_share=}")
+    from scipy.optimize import brentq
+
     normal = NormalDist()
     alpha, beta = normal.inv_cdf(1.0 - significance / 2.0), normal.inv_cdf(power)
 
-    def shows(difference: float) -> bool:
+    def excess(difference: float) -> float:
         share = max(discordant_share, difference)
         needed = alpha * math.sqrt(share) + beta * math.sqrt(share - difference**2)
-        return math.sqrt(num_documents) * difference >= needed
+        return math.sqrt(num_documents) * difference - needed
 
     # 2 * (1/2)^k <= significance: the fewest discordant documents that can be significant.
     fewest = math.ceil(1.0 - math.log2(significance)) / num_documents
-    low, high = 0.0, 1.0
-    for _ in range(60):
-        middle = (low + high) / 2.0
-        low, high = (low, middle) if shows(middle) else (middle, high)
-    return min(1.0, max(high, fewest))
+    smallest = brentq(excess, 1e-12, 1.0, xtol=1e-15) if excess(1.0) > 0.0 else 1.0
+    return min(1.0, max(smallest, fewest))
 
 
 def detectable_mean(
     differences: ArrayLike, *, significance: float = 0.05, power: float = 0.8
 ) -> float:
-    """The smallest mean difference that a paired test would show, by the differences' spread."""
+    """The smallest mean difference that a paired test can detect, given the differences' spread."""
     normal = NormalDist()
     factor = normal.inv_cdf(1.0 - significance / 2.0) + normal.inv_cdf(power)
     return factor * standard_error(differences)
@@ -226,7 +226,7 @@ def _paired(first: Any, second: Any) -> tuple[NDArray[Any], NDArray[Any]]:
 
 
 def mean_of_repeats(values: ArrayLike) -> Floats:
-    """One number a document from (repeats or seeds, N) or (N,): the document is what is drawn."""
+    """The mean over repeats or seeds, (N,) from (R, N) or (N,): documents are what is resampled."""
     array = np.asarray(values, dtype=float)
     return array.mean(axis=0) if array.ndim == 2 else array
 
@@ -234,14 +234,14 @@ def mean_of_repeats(values: ArrayLike) -> Floats:
 def paired_p(first: Sequence[ArrayLike], second: Sequence[ArrayLike]) -> float:
     """Two-sided p-value of a difference between the means over tasks of two rows.
 
-    Where all values are 0 or 1, each document on which the two disagree may as well have gone the
-    other way: for one task, and for several of the same size, this is the exact McNemar test; for
-    several of other sizes, documents count by their weight in the mean (exact up to 100,000
-    outcomes, then by the normal distribution with the same variance). Otherwise the normal
-    distribution with the differences' standard error, which is that of the bootstrap.
+    If all values are 0 or 1, this is a sign-flip test: under the null hypothesis, each document on
+    which the two disagree could equally have gone the other way. For one task, or tasks of equal
+    size, that is the exact McNemar test. For tasks of different sizes, documents count by their
+    weight in the mean (exact up to 100,000 outcomes, then by a normal distribution of the same
+    variance). For other values it is a normal test with the differences' standard error.
 
     Args:
-        first: for each task the values (N,), or (repeats, N), of the same documents as `second`.
+        first: for each task the values (N,), or (repeats, N); `second` has the same documents.
     """
     firsts, seconds = ([mean_of_repeats(v) for v in values] for values in (first, second))
     differences = _differences(firsts, seconds)
@@ -266,7 +266,7 @@ def paired_difference(
 ) -> Interval:
     """The mean over tasks of `second - first` and its percentile bootstrap interval.
 
-    Documents are drawn within their task; arguments as `paired_p` takes them.
+    Documents are resampled within their task. The arguments are those of `paired_p`.
     """
     firsts, seconds = ([mean_of_repeats(v) for v in values] for values in (first, second))
     differences = _differences(firsts, seconds)
@@ -301,8 +301,8 @@ def tiers(is_worse: Sequence[Sequence[bool]]) -> list[int]:
     """Ranks from 1, shared by rows that do not differ significantly from the best of their tier.
 
     Args:
-        is_worse: (K, K), rows from best to worst: whether the second is significantly worse than
-            the first.
+        is_worse: (K, K), rows sorted from best to worst: `is_worse[a][b]` says whether b is
+            significantly worse than a.
     """
     ranks: list[int] = []
     best = 0
@@ -321,12 +321,12 @@ def _differences(firsts: Sequence[Floats], seconds: Sequence[Floats]) -> list[Fl
 
 
 def _normal_p(z: float) -> float:
-    """Two-sided."""
+    """Two-sided p-value of a standard normal `z`."""
     return math.erfc(abs(z) / math.sqrt(2.0))
 
 
 def _flipping_p(differences: Sequence[Floats], weights: Sequence[float]) -> float:
-    """Share of all ways to flip the signs of non-zero differences that lead at least as far."""
+    """Share of all sign flips of non-zero differences whose sum is at least as far from 0."""
     from scipy.stats import binom
 
     flips: Counter[float] = Counter()
@@ -353,7 +353,7 @@ def _resampled(differences_N: Floats, seed: tuple[int, int], num_resamples: int)
     if len(values_U) > _MOST_VALUES:
         drawn_R: Floats = _counts(num, seed, num_resamples) @ differences_N / num
         return drawn_R
-    # How often each value is drawn is all that a mean needs to know.
+    # A mean depends only on how often each value is drawn.
     counts_RU = np.random.default_rng(seed).multinomial(num, counts_U / num, size=num_resamples)
     means_R: Floats = counts_RU @ values_U / num
     return means_R
@@ -361,7 +361,7 @@ def _resampled(differences_N: Floats, seed: tuple[int, int], num_resamples: int)
 
 @functools.lru_cache(maxsize=4)
 def _counts(num: int, seed: tuple[int, int], num_resamples: int) -> NDArray[np.float32]:
-    """How often each of `num` documents is drawn in each resample: (R, N)."""
+    """How often each of `num` documents is drawn in each resample (R, N)."""
     shares_N = np.full(num, 1.0 / num)
     counts_RN = np.random.default_rng(seed).multinomial(num, shares_N, size=num_resamples)
     return counts_RN.astype(np.float32)

@@ -1,9 +1,9 @@
-"""All rows of the paper's table on trained sets: baselines, Coconut, and each refinement.
+"""Evaluates trained sets by all rows of the paper's table: baselines, Coconut, each refinement.
 
     (study,) = run_studies(["out/s0", "out/s1"], tasks=["latentref_mathqa"], work="out/study")
     study.sets[0].rows["both"].run.accuracy
 
-Settings of the refined rows are chosen by a sweep of each task's dev split; its test split is
+The settings of the refined rows are chosen by a sweep on each task's dev split; the test split is
 evaluated once with each. Finished work is kept in `work`, so the same call continues where an
 earlier one stopped. `study_report` makes the tables.
 """
@@ -22,7 +22,7 @@ from lm_eval_latentref.checkpoints.files import holding, read_yaml
 from lm_eval_latentref.checkpoints.history import RECIPE
 from lm_eval_latentref.checkpoints.manifest import MANIFEST_NAME, Manifest, read_manifest
 from lm_eval_latentref.checkpoints.packaged import local_folder
-from lm_eval_latentref.checkpoints.sets import CheckpointNames, learnt_from, resolve
+from lm_eval_latentref.checkpoints.sets import CheckpointNames, SetPlan, learnt_from, resolve
 from lm_eval_latentref.checkpoints.sources import describe
 from lm_eval_latentref.errors import LatentRefError
 from lm_eval_latentref.evaluation.compare import Comparison, compare
@@ -31,19 +31,20 @@ from lm_eval_latentref.evaluation.provenance import command
 from lm_eval_latentref.evaluation.report import SWEEP_RESULTS
 from lm_eval_latentref.evaluation.runs import Runs, StudyRun
 from lm_eval_latentref.evaluation.settings import Grid
-from lm_eval_latentref.evaluation.sweep import load_model, save_sweep, sweep
+from lm_eval_latentref.evaluation.sweep import Sweep, load_model, save_sweep, sweep
 from lm_eval_latentref.evaluation.sweep_model import SweepModel
+from lm_eval_latentref.evaluation.sweep_run import SWEPT
 from lm_eval_latentref.training.log import TrainingLog, read_training, retrain_command
 
 COCONUT = "Coconut"
 BASELINES = {"No-CoT": "no_cot", "CoT": "strong", "pause tokens": "pause"}
-"""Rows that are a part of the trained folder, evaluated as it is."""
+"""The rows of other models in the trained folder, each with its subfolder."""
 REFINED = {COCONUT: "plain", "+ residual": "residual", "+ search": "search", "both": "both"}
-"""Rows of the set itself, by the sweep's row that gives their settings."""
+"""The rows of the set itself, each with the row of the sweep that its settings come from."""
 WRITES_STEPS = ("CoT",)
-"""Rows that answer at the end of what they write: candidates are not compared without it."""
+"""Rows that write steps before their answer, so candidates cannot be scored right away."""
 WITHOUT_STEPS = ", without its steps"
-"""What such a row is called on a task that is itself a choice among candidates."""
+"""Added to the name of such a row on a task that is itself a choice among candidates."""
 
 MEMORY_RATES = (0.05, 0.1, 0.3)
 STEP_SIZES = (-0.1, 0.03, 0.1, 0.3)
@@ -51,20 +52,20 @@ STEP_SIZES = (-0.1, 0.03, 0.1, 0.3)
 
 @dataclass(frozen=True)
 class TaskNames:
-    """A task of the test split and what goes with it."""
+    """A task on a test split, and its companions."""
 
     name: str
-    """What the rows are judged by."""
+    """The task that the rows are judged by."""
 
     @property
     def scored(self) -> str | None:
-        """Its companion with candidates, where margins come from; None where there is none."""
+        """Its companion with candidates, which gives margins; None if there is none."""
         companion = f"{self.name}_mc"
         return companion if (tasks_path() / f"{companion}.yaml").is_file() else None
 
     @property
     def dev(self) -> str:
-        """What settings are chosen on."""
+        """The task that settings are chosen on."""
         return f"{self.scored or self.name}_dev"
 
 
@@ -75,22 +76,22 @@ class StudyRow:
     run: StudyRun
     model_args: Mapping[str, Any]
     setting: str | None
-    """Of a refined row, in the sweep's words."""
+    """For a refined row: the label of its setting in the sweep."""
     scored: StudyRun | None
-    """By the log-likelihood of candidates; None where that is not asked."""
+    """The run on the companion with candidates; None if there is none or it was not asked for."""
     against_coconut: Comparison | None = None
-    """Of `run`, on the same problems; None for Coconut itself."""
+    """`run` compared with Coconut's on the same problems; None for Coconut itself."""
     scored_against: Comparison | None = None
-    """Likewise of `scored`."""
+    """`scored` compared with Coconut's."""
 
     @property
     def choosing(self) -> StudyRun | None:
-        """The run that compared candidates, whether that is the task's own or a companion's."""
+        """The run that compared candidates: `scored`, or `run` if its own task has candidates."""
         return self.scored or (self.run if self.run.margins else None)
 
     @property
     def choosing_against(self) -> Comparison | None:
-        """Of `choosing`, on the same problems; None for Coconut itself."""
+        """`choosing` compared with Coconut's; None for Coconut itself."""
         return self.scored_against if self.scored else self.against_coconut
 
 
@@ -100,22 +101,21 @@ class TrainedSet:
 
     folder: str
     recipe: Mapping[str, Any]
-    """As the training resolved it; empty where the folder has none."""
+    """The recipe.yaml of the folder; empty if it has none."""
     trained_on: tuple[str, ...]
-    """As latentref.json says."""
+    """The splits that latentref.json names."""
     rows: Mapping[str, StudyRow]
-    sweep: Mapping[str, Any]
-    """The contents of sweep.json, the single documents left out."""
+    sweep: Sweep
     heat_map: Path
-    """The sweep's figure; drawn where matplotlib is installed."""
-    contrast_sweeps: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
-    """Likewise of each row with references of its own."""
+    """The sweep's figure, which is drawn if matplotlib is installed."""
+    contrast_sweeps: Mapping[str, Sweep] = field(default_factory=dict)
+    """The sweeps of rows with references of their own, by row."""
     weights_file: str | None = None
-    """The GGUF file of the base, where it comes from one."""
+    """The GGUF file of the base, if it comes from one."""
     trainings: Mapping[str, TrainingLog] = field(default_factory=dict)
     """The training records of the folder, and of each baseline that was trained separately."""
     train_commands: Sequence[str] = ()
-    """What repeats them."""
+    """The commands that repeat these trainings."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -131,33 +131,33 @@ class Study:
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
-    """What all sets and tasks of a study share."""
+    """The options of a study, for all sets and tasks."""
 
     latent_steps: int | None = None
-    """Thoughts of the Coconut rows; default: what latentref.json says."""
+    """The number of thoughts of the Coconut rows; the default is that of latentref.json."""
     memory_rates: Sequence[float] = MEMORY_RATES
     step_sizes: Sequence[float] = STEP_SIZES
-    """The sweep's grid, step sizes in units of d/2."""
+    """The sweep's grid; step sizes are in units of d/2."""
     batch_size: int = 100
     device: str | None = None
-    """None for the GPU when there is one."""
+    """None for the GPU if there is one."""
     dtype: str | None = None
-    """Of the models; None for the checkpoint's own."""
+    """The dtype of the models; None for that of the checkpoint."""
     limit: int | None = None
-    """The first so many documents of each test."""
+    """Only the first `limit` documents of each test."""
     dev_limit: int | None = None
-    """The first so many documents of each sweep; None for `limit`."""
+    """Only the first `dev_limit` documents of each sweep; None for `limit`."""
     contrasts: Mapping[str, tuple[str, str]] = field(default_factory=dict)
-    """More rows of search alone, by name, each with its own strong and weak: a part of the set,
+    """Further rows of search alone, by name, each with its own strong and weak: a part of the set,
     "." for the set itself, or a checkpoint. A control has a reference known to think better."""
     margins: bool = True
-    """Whether a generation task's candidates are scored too, which takes as long again."""
+    """Whether the candidates of generation tasks are scored as well, which doubles the time."""
     seed: int = 0
-    """Of the bootstrap."""
+    """The seed of the bootstrap."""
 
     @property
     def loading(self) -> dict[str, Any]:
-        """As model arguments of every row."""
+        """Model arguments of every row."""
         return {} if self.dtype is None else {"dtype": self.dtype}
 
 
@@ -205,11 +205,11 @@ def run_study(folders: Sequence[str], *, task: str, work: str, **options: Any) -
 
 
 def _check_apart(what: str, names: Sequence[str]) -> None:
-    """Each set and task has a folder of its name in `work`: two of a name would be one."""
+    """Raises if two sets or tasks have the same name, which is also that of their work folder."""
     if twice := sorted({name for name in names if names.count(name) > 1}):
         raise LatentRefError(
-            f"{what} {twice[0]} is given twice, and what is done is kept by that name; give each "
-            "once, and study sets in folders of the same name one by one, each with its own --work"
+            f"{what} {twice[0]} is given twice, and results are kept by that name; give each once, "
+            "and study sets in folders of the same name one by one, each with its own --work"
         )
 
 
@@ -238,15 +238,23 @@ def _check_contrasts(options: Options) -> None:
 
 @dataclass
 class _SetStudy:
-    """One trained folder under all rows and tasks; each of its models is loaded once."""
+    """The study of one trained folder; its names are resolved and its models loaded once."""
 
     folder: str
     work: Path
     tasks: Sequence[TaskNames]
     options: Options
     _model: SweepModel | None = field(default=None, init=False)
+    _plans: dict[str | None, SetPlan] = field(default_factory=dict, init=False)
+
+    def _plan(self, contrast: str | None = None) -> SetPlan:
+        """The checkpoints of the set, or of a row with references of its own."""
+        if contrast not in self._plans:
+            self._plans[contrast] = resolve(CheckpointNames.of(self._names(contrast)))
+        return self._plans[contrast]
 
     def all_tasks(self) -> dict[TaskNames, TrainedSet]:
+        """Runs every row on every task; the results by task."""
         root = local_folder(self.folder)
         if root is None or not (root / MANIFEST_NAME).is_file():
             raise LatentRefError(
@@ -256,7 +264,7 @@ class _SetStudy:
         manifest, trainings = read_manifest(root / MANIFEST_NAME), self._trainings()
         self._check_unseen()
         swept = {task: self._sweep(task, manifest) for task in self.tasks}
-        contrasts: dict[TaskNames, dict[str, Any]] = {task: {} for task in self.tasks}
+        contrasts: dict[TaskNames, dict[str, Sweep]] = {task: {} for task in self.tasks}
         for name in self.options.contrasts:
             self._model = None  # it has other references
             for task in self.tasks:
@@ -267,8 +275,9 @@ class _SetStudy:
             batch_size=self.options.batch_size,
             device=self.options.device,
             limit=self.options.limit,
+            plans=self._plans.values(),
         )
-        # Rows outside, tasks inside: neighbours share a model.
+        # All tasks of a row come together, because they share its model.
         for name, part, by_task in self._rows(swept, contrasts):
             for task, (args, label) in by_task.items():
                 folder = self.work / part
@@ -287,10 +296,10 @@ class _SetStudy:
                 recipe=_recipe(root),
                 trained_on=tuple(manifest.trained_on or ()),
                 rows=_compared(runs[task], seed=self.options.seed),
-                sweep=_short(swept[task]),
-                contrast_sweeps={name: _short(one) for name, one in contrasts[task].items()},
+                sweep=swept[task],
+                contrast_sweeps=contrasts[task],
                 heat_map=(self._sweep_folder(task) / SWEEP_RESULTS).with_suffix(".png"),
-                weights_file=_weights_file(self.folder),
+                weights_file=_weights_file(self._plan()),
                 trainings=trainings,
                 train_commands=self._train_commands(trainings),
             )
@@ -304,44 +313,49 @@ class _SetStudy:
         return {name: log for name, log in logs.items() if log is not None}
 
     def _train_commands(self, trainings: Iterable[str]) -> list[str]:
-        # The folder's recipe says how it was trained, even without a log.
+        # The folder's own recipe counts even if it has no log.
         names = dict.fromkeys([self.folder, *trainings])
         commands = [retrain_command(str(local_folder(name))) for name in names]
         return [command for command in commands if command is not None]
 
     def _check_unseen(self) -> None:
         """Raises LatentRefError if the set was trained on documents that its rows answer."""
-        splits, questions = learnt_from(resolve(CheckpointNames(pretrained=self.folder)))
+        splits, questions = learnt_from(self._plan())
         limit = self.options.limit
         for task in self.tasks:
             load_task(task.name, limit=limit, trained_on=splits, trained_questions=questions)
 
     def _rows(
         self,
-        swept: Mapping[TaskNames, Mapping[str, Any]],
-        contrasts: Mapping[TaskNames, Mapping[str, Mapping[str, Any]]],
+        swept: Mapping[TaskNames, Sweep],
+        contrasts: Mapping[TaskNames, Mapping[str, Sweep]],
     ) -> Iterator[tuple[str, str, dict[TaskNames, tuple[dict[str, Any], str | None]]]]:
-        """Each row's name, folder of results, and model arguments and setting by task."""
+        """Each row's name, its folder of results, and its model arguments and setting by task."""
         loading = self.options.loading
         for name, part in BASELINES.items():
             if local_folder(f"{self.folder}/{part}"):
                 args = {"pretrained": f"{self.folder}/{part}", **loading}
                 yield name, part, {task: (args, None) for task in swept}
         for name, key in REFINED.items():
-            by_task = {}
-            for task, content in swept.items():
-                if key in content["best"]:
-                    setting = _setting(content, content["best"][key])
-                    args = {"pretrained": self.folder, **loading, **_arguments(setting)}
-                    by_task[task] = args, setting["label"]
-            yield name, key, by_task
+            chosen = {task: self._chosen(result, key) for task, result in swept.items()}
+            yield name, key, {task: pair for task, pair in chosen.items() if pair}
         for name in self.options.contrasts:
-            by_task = {}
-            for task, by_name in contrasts.items():
-                setting = _setting(by_name[name], by_name[name]["best"]["search"])
-                args = {**self._names(name), **loading, **_arguments(setting)}
-                by_task[task] = args, setting["label"]
-            yield name, name, by_task
+            chosen = {
+                task: self._chosen(of[name], "search", name) for task, of in contrasts.items()
+            }
+            yield name, name, {task: pair for task, pair in chosen.items() if pair}
+
+    def _chosen(
+        self, result: Sweep, row: str, contrast: str | None = None
+    ) -> tuple[dict[str, Any], str | None] | None:
+        """The model arguments and the label of the best setting of `row`; None without any."""
+        if (outcome := result.choice.best.get(row)) is None:
+            return None
+        config = result.configs[outcome.setting]
+        # All options are given, so that recommendations of latentref.json have no effect.
+        settings = {option: getattr(config, option) for option in SWEPT}
+        args = {**self._names(contrast), **self.options.loading, **settings}
+        return args, outcome.setting.label
 
     def _names(self, contrast: str | None) -> dict[str, Any]:
         """The checkpoints of a row, as model arguments."""
@@ -360,11 +374,9 @@ class _SetStudy:
     def _sweep_folder(self, task: TaskNames, contrast: str | None = None) -> Path:
         return self.work / "sweep" / (f"{task.dev}-{contrast}" if contrast else task.dev)
 
-    def _sweep(
-        self, task: TaskNames, manifest: Manifest, *, contrast: str | None = None
-    ) -> dict[str, Any]:
-        """The contents of sweep.json; of a contrast, the grid without residual mixing."""
-        # The journal makes this quick when it was done before.
+    def _sweep(self, task: TaskNames, manifest: Manifest, *, contrast: str | None = None) -> Sweep:
+        """The sweep of a task; that of a contrast leaves residual mixing out."""
+        # The journal makes this quick if it was done before.
         options, work = self.options, self._sweep_folder(task, contrast)
         args = {**self._names(contrast), "batch_size": options.batch_size}
         args |= options.loading | ({"device": options.device} if options.device else {})
@@ -375,7 +387,7 @@ class _SetStudy:
             step_sizes=tuple(options.step_sizes),
         )
         if self._model is None and steps:
-            self._model = load_model(args, grid)
+            self._model = load_model(args, grid, self._plan(contrast))
         result = sweep(
             args,
             task=task.dev,
@@ -385,13 +397,15 @@ class _SetStudy:
             step_sizes=grid.step_sizes,
             limit=options.limit if options.dev_limit is None else options.dev_limit,
             seed=options.seed,
+            plan=self._plan(contrast),
             model=self._model,
         )
-        return save_sweep(result, work, command=command())
+        save_sweep(result, work, command=command())
+        return result
 
 
 def _compared(rows: Mapping[str, StudyRow], *, seed: int) -> dict[str, StudyRow]:
-    """All rows, those beside Coconut's with what they are against it."""
+    """All rows; each but Coconut's with its comparison with Coconut."""
     coconut = rows[COCONUT]
     return {
         name: row if name == COCONUT else _against(coconut, row, seed) for name, row in rows.items()
@@ -406,32 +420,9 @@ def _against(coconut: StudyRow, row: StudyRow, seed: int) -> StudyRow:
     return dataclasses.replace(row, against_coconut=against, scored_against=scored)
 
 
-def _weights_file(folder: str) -> str | None:
-    base = describe(resolve(CheckpointNames(pretrained=folder)).backbone)
+def _weights_file(plan: SetPlan) -> str | None:
+    base = describe(plan.backbone)
     return f"{base['base']}/{base['gguf_file']}" if "gguf_file" in base else None
-
-
-def _setting(swept: Mapping[str, Any], label: str) -> dict[str, Any]:
-    settings: Iterable[dict[str, Any]] = swept["settings"]
-    return next(setting for setting in settings if setting["label"] == label)
-
-
-def _arguments(setting: Mapping[str, Any]) -> dict[str, Any]:
-    """As model arguments; all are given, so that what latentref.json recommends does not count."""
-    names = ("latent_steps", "memory_rate", "search_step_size", "search_steps")
-    return {name: setting[name] for name in names}
-
-
-def _short(swept: Mapping[str, Any]) -> dict[str, Any]:
-    left_out = ("correct", "margins")
-    settings = [
-        {name: value for name, value in setting.items() if name not in left_out}
-        for setting in swept["settings"]
-    ]
-    names = ("best", "recommended", "rule", "best_of_all", "rivals", "smallest_effect", "cost")
-    task = swept["task"]
-    facts = {"problems": len(task["documents"]), "free_answers": task["free_answers"]}
-    return {**{name: swept[name] for name in names}, **facts, "settings": settings}
 
 
 def _recipe(folder: Path) -> dict[str, Any]:
@@ -439,7 +430,7 @@ def _recipe(folder: Path) -> dict[str, Any]:
     if not path.is_file():
         return {}
     content = read_yaml(path)
-    content.pop("output", None)  # where it was made decides nothing
+    content.pop("output", None)  # has no influence on the training
     if Path(content.get("pretrained") or "").is_absolute():
         content["pretrained"] = Path(content["pretrained"]).name
     return content

@@ -1,7 +1,7 @@
-"""A study as JSON values, and as a page made of them.
+"""Turns a study into JSON values, and these into a page.
 
 content = study_json(study, command="latentref study ...")
-study_page(content)         # the same page, also from a results.json read back
+study_page(content)         # a results.json that is read back gives the same page
 """
 
 from __future__ import annotations
@@ -41,6 +41,7 @@ from lm_eval_latentref.evaluation.statistics import (
     standard_error,
 )
 from lm_eval_latentref.evaluation.study import COCONUT, Study, StudyRow, TrainedSet
+from lm_eval_latentref.evaluation.sweep import Sweep, sweep_json
 from lm_eval_latentref.evaluation.wording import markdown
 from lm_eval_latentref.training.data import leaves_questions_out
 from lm_eval_latentref.training.log import TrainingLog
@@ -54,11 +55,11 @@ CHANCE = {
     "latentref_strategyqa": _TWO,
     "latentref_prosqa": _TWO,
 }
-"""Accuracy of a guess among the answers that are possible, where that is known."""
+"""The accuracy of guessing among the possible answers, and its meaning, if it is known."""
 
 
 def study_json(study: Study, *, command: str) -> dict[str, Any]:
-    """All numbers, without the single problems."""
+    """All numbers of the study, without those of single problems."""
     run = study.sets[0].rows[COCONUT].run
     return {
         "format": STUDY,
@@ -71,7 +72,7 @@ def study_json(study: Study, *, command: str) -> dict[str, Any]:
         "batch_size": study.batch_size,
         "bootstrap_seed": study.seed,
         "majority_answer": run.majority,
-        # A companion with candidates has the chance of its task.
+        # Guessing does as well on the companion with candidates.
         "chance": CHANCE.get(study.task.removesuffix("_mc"), (None, ""))[0],
         "sets": [_set_json(number, trained) for number, trained in enumerate(study.sets)],
         "mean_over_sets": {name: _mean_json(study, name) for name in _names(study)},
@@ -79,7 +80,7 @@ def study_json(study: Study, *, command: str) -> dict[str, Any]:
 
 
 def made_with(study: Study) -> list[dict[str, Any]]:
-    """Versions and machines that the rows were run with, each once."""
+    """The distinct versions and machines that the rows were run with."""
     origins: list[dict[str, Any]] = []
     for run in (row.run for trained in study.sets for row in trained.rows.values()):
         if run.made_with not in origins:
@@ -88,7 +89,7 @@ def made_with(study: Study) -> list[dict[str, Any]]:
 
 
 def mean_difference(study: Study, name: str) -> Interval:
-    """Of row `name` against Coconut over all sets that have it: problems are what is resampled."""
+    """Row `name` minus Coconut, the mean over all sets that have it; problems are resampled."""
     sets = [trained for trained in study.sets if name in trained.rows]
     rows_N = np.mean([trained.rows[name].run.values for trained in sets], axis=0)
     coconut_N = np.mean([trained.rows[COCONUT].run.values for trained in sets], axis=0)
@@ -118,11 +119,27 @@ def _set_json(number: int, trained: TrainedSet) -> dict[str, Any]:
         "rows": {
             name: _row_json(row, trained.rows[COCONUT].run) for name, row in trained.rows.items()
         },
-        "sweep": dict(trained.sweep),
-        "contrast_sweeps": {name: dict(sweep) for name, sweep in trained.contrast_sweeps.items()},
+        "sweep": _sweep_json(trained.sweep),
+        "contrast_sweeps": {
+            name: _sweep_json(result) for name, result in trained.contrast_sweeps.items()
+        },
         "weights_file": trained.weights_file,
         "train_commands": list(trained.train_commands),
         "trainings": {name: _training_json(log) for name, log in trained.trainings.items()},
+    }
+
+
+def _sweep_json(result: Sweep) -> dict[str, Any]:
+    """The sweep's results, without those of single documents."""
+    content = sweep_json(result, command="")
+    for setting in content["settings"]:
+        del setting["correct"], setting["margins"]
+    names = ("best", "recommended", "rule", "best_of_all", "rivals", "smallest_effect", "cost")
+    return {
+        **{name: content[name] for name in names},
+        "problems": len(result.task.documents),
+        "free_answers": result.task.is_free,
+        "settings": content["settings"],
     }
 
 
@@ -179,12 +196,12 @@ def _by_steps(run: StudyRun, coconut: StudyRun) -> dict[str, Content]:
 
 
 def save_study(study: Study, folder: str | os.PathLike[str], *, command: str) -> str:
-    """Writes page, results.json and each sweep's heat map if it is drawn; returns the page."""
+    """Writes the page, results.json and the heat maps of sweeps; returns the page."""
     return _save(study, Path(folder), study_json(study, command=command))
 
 
 def save_studies(studies: Sequence[Study], folder: str | os.PathLike[str], *, command: str) -> str:
-    """Writes each study into a subfolder of its own, the page of all into `folder`; returns it."""
+    """Writes each study into its own subfolder, and a page of all into `folder`; returns that."""
     root = Path(folder)
     pages = {study.task: place(study.task) for study in studies}
     contents = {study.task: study_json(study, command=command) for study in studies}
@@ -205,14 +222,9 @@ def _save(study: Study, path: Path, content: dict[str, Any]) -> str:
 
 # The page ----------------------------------------------------------------------------------------
 
-_TABLE = (
-    *("row", "accuracy %", "against Coconut, points", "p", "tokens", "ms", "peak memory GB"),
-    "settings",
-)
-_CHOICES = (
-    *("row", "accuracy %", "against Coconut, points", "p", "margin", "difference"),
-    *("tied %", "commonest %"),
-)
+_COMPARED = ("row", "accuracy %", "against Coconut, points", "p")
+_TABLE = (*_COMPARED, "tokens", "ms", "peak memory GB", "settings")
+_CHOICES = (*_COMPARED, "margin", "difference", "tied %", "commonest %")
 
 
 def study_page(content: Content) -> str:
@@ -259,6 +271,7 @@ def study_page(content: Content) -> str:
 
 
 def set_name(trained: Content) -> str:
+    """The heading of a trained set: its folder and, if it is known, the training seed."""
     seed = trained["recipe"].get("seed")
     return str(trained["folder"]) if seed is None else f"{trained['folder']}, training seed {seed}"
 
@@ -270,8 +283,10 @@ def _mean_row(content: Content, name: str) -> Sequence[str]:
     mean = content["mean_over_sets"][name]
     rows = [trained["rows"][name] for trained in content["sets"] if name in trained["rows"]]
     return (
-        *(name, plus_minus(mean), ", ".join(percent(row["accuracy"]) for row in rows)),
-        "" if name == "Coconut" else points(mean["against_coconut"]),
+        name,
+        plus_minus(mean),
+        ", ".join(percent(row["accuracy"]) for row in rows),
+        "" if name == COCONUT else points(mean["against_coconut"]),
         "; ".join(filter(None, map(margin_gain, rows))),
     )
 
@@ -279,7 +294,9 @@ def _mean_row(content: Content, name: str) -> Sequence[str]:
 def _row(name: str, row: Content) -> Sequence[str]:
     memory = row["peak_memory_bytes"]
     return (
-        *(name, plus_minus(row), *_against(row["against_coconut"])),
+        name,
+        plus_minus(row),
+        *_against(row["against_coconut"]),
         f"{row['tokens_per_problem']:.2f}",
         f"{1000 * row['seconds_per_problem']:.2f}",
         "" if memory is None else f"{memory / 1e9:.2f}",
@@ -288,34 +305,30 @@ def _row(name: str, row: Content) -> Sequence[str]:
 
 
 def _against(against: Content | None) -> tuple[str, str]:
-    """The difference from Coconut's, and p."""
+    """The difference from Coconut, and its p-value if the metric is an accuracy."""
     if against is None:
         return "", ""
-    return points(against["difference"]), _p_value(against)
-
-
-def _p_value(against: Content) -> str:
-    return f"{against['test']['p_value']:.3g}" if against["test"] else ""
+    p_value = f"{against['test']['p_value']:.3g}" if against["test"] else ""
+    return points(against["difference"]), p_value
 
 
 def _choices(trained: Content) -> str:
     scored = {
         name: row for name, row in trained["rows"].items() if row["choice_accuracy"] is not None
     }
-    if not scored:
-        return ""
-    return table(
-        _CHOICES,
-        [
-            (
-                *(name, plus_minus(row, "choice_accuracy")),
-                *_against(row["margin_against_coconut"]),
-                *(f"{row['margin_mean']:+.3f}", margin_gain(row)),
-                *(percent(row[share] or 0.0) for share in ("choices_tied", "commonest_choice")),
-            )
-            for name, row in scored.items()
-        ],
-    )
+    rows = [
+        (
+            name,
+            plus_minus(row, "choice_accuracy"),
+            *_against(row["margin_against_coconut"]),
+            f"{row['margin_mean']:+.3f}",
+            margin_gain(row),
+            percent(row["choices_tied"] or 0.0),
+            percent(row["commonest_choice"] or 0.0),
+        )
+        for name, row in scored.items()
+    ]
+    return table(_CHOICES, rows) if rows else ""
 
 
 def _steps_table(rows: Mapping[str, Content]) -> str:
@@ -377,10 +390,8 @@ def _model(trained: Content) -> str:
     recipe: Content = trained["recipe"]
     config: Content = recipe.get("config") or {}
     if not config:
-        name, weights = (
-            str(recipe.get("pretrained", trained["folder"])),
-            trained.get("weights_file"),
-        )
+        name = str(recipe.get("pretrained", trained["folder"]))
+        weights = trained.get("weights_file")
         return name if weights is None else f"{name}, the weights of {weights}"
     return (
         f"{config['model_type']} from scratch, {config.get('num_hidden_layers')} layers, width "
@@ -389,13 +400,13 @@ def _model(trained: Content) -> str:
 
 
 def _trained_on(trained: Content) -> str:
-    """What follows the list of splits: how the questions were held apart, or what came before."""
+    """A remark after the list of splits: on an earlier training, or on questions left out."""
     recipe, train = trained["recipe"], trained["recipe"].get("train") or []
     names = [train] if isinstance(train, str) else train
     if names and len(trained["trained_on"]) > len(names):
         return (
-            f" In part before, as {recipe.get('pretrained')}: all else that this page says of the "
-            "training is of the last one alone."
+            f" On some of them in an earlier training, that of {recipe.get('pretrained')}; "
+            "everything else here about training refers to the last one."
         )
     if names and leaves_questions_out(names, bool(recipe.get("check_overlap"))):
         return " Questions of any benchmark's dev or test split were left out."
@@ -403,11 +414,11 @@ def _trained_on(trained: Content) -> str:
 
 
 def _power(content: Content) -> str:
-    """How small a difference so many problems can show, at best and as the rows differ here."""
+    """The smallest difference that so many problems can show, at best and for rows as these."""
     num, first = content["problems"], content["sets"][0]
     at_best = detectable_difference(num, discordant_share=0.0)
     text = (
-        "At 5 % significance and 80 % power so many problems show a difference of "
+        "At 5 % significance and 80 % power, so many problems can show a difference of "
         f"{percent(at_best)} points if none of them changes the other way"
     )
     tests = [

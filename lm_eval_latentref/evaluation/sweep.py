@@ -1,4 +1,4 @@
-"""Chooses a checkpoint set's settings on a dev split from a grid; shared work is done once.
+"""Chooses the settings of a checkpoint set from a grid, on a dev split; shared work is done once.
 
     result = sweep({"pretrained": FOLDER}, task="latentref_mathqa_mc_dev", output="sweeps/mathqa",
                    memory_rates=(0.3, 0.5), step_sizes=(0.1, 0.3))
@@ -11,6 +11,7 @@ the same call continues where an interrupted one stopped. `report` makes the pag
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 import logging
 import math
@@ -29,16 +30,9 @@ from lm_eval_latentref.checkpoints.manifest import (
     read_manifest,
     write_manifest,
 )
-from lm_eval_latentref.checkpoints.questions import Hashes
-from lm_eval_latentref.checkpoints.sets import (
-    NAMES,
-    CheckpointNames,
-    SetPlan,
-    learnt_from,
-    resolve,
-)
+from lm_eval_latentref.checkpoints.sets import NAMES, CheckpointNames, SetPlan, learnt_from, resolve
 from lm_eval_latentref.errors import LatentRefError, saving
-from lm_eval_latentref.evaluation.dev_tasks import DevTask, load_dev_task, load_task
+from lm_eval_latentref.evaluation.dev_tasks import DevTask, load_task
 from lm_eval_latentref.evaluation.judge import Judged, judge
 from lm_eval_latentref.evaluation.plots import heat_map
 from lm_eval_latentref.evaluation.provenance import machine, versions
@@ -64,18 +58,25 @@ class Sweep:
     outcomes: tuple[Outcome, ...]
     choice: Choice
     overflowed: dict[Setting, int]
-    """Settings under which thoughts became infinite, with the number of documents; left out."""
+    """Settings that were left out as thoughts became infinite, with the number of documents."""
     configs: dict[Setting, RefinementConfig]
     model: dict[str, Any]
     """Identity of the checkpoints, dtype, markers."""
     seed: int
     cost: Cost
-    """Of all that the journal holds for these settings, earlier runs' parts included."""
+    """The cost of all these settings, including that of earlier runs in the journal."""
     written: Path | None
     judge_task: DevTask | None = None
-    """The test task on which the best of each row was judged."""
+    """The test task on which the best setting of each row was judged."""
     judged: Mapping[str, Judged] = dataclasses.field(default_factory=dict)
-    """By row."""
+    """The results on that task, by row."""
+
+    @functools.cached_property
+    def against_plain(self) -> list[Interval]:
+        """For each outcome, its mean margin minus that of the best plain setting."""
+        plain = self.choice.best["plain"]
+        margins_SN = np.array([outcome.margins for outcome in self.outcomes])
+        return mean_intervals(margins_SN - np.array(plain.margins), seed=self.seed)
 
 
 def sweep(
@@ -92,53 +93,39 @@ def sweep(
     write: bool = False,
     metadata: Mapping[str, Any] | None = None,
     include_path: str | None = None,
-    model: SweepModel | None = None,
     judge_on: str | None = None,
+    plan: SetPlan | None = None,
+    model: SweepModel | None = None,
 ) -> Sweep:
-    """Runs the grid on `task` and judges it; see `Grid` for units and `settings.RULE`.
+    """Runs the grid on `task` and chooses by `settings.RULE`; `Grid` has the units.
 
     Args:
-        model_args: as `lm_eval --model latentref --model_args`, without what is swept.
-        task: a task on a dev split: its candidates are compared, or, where answers are free, the
-            log-likelihood of the right one (end of sequence included) is what counts.
+        model_args: the `--model_args` of `--model latentref`, without the swept ones.
+        task: a task on a dev split, with candidates or free answers.
         output: folder of the journal.
-        latent_steps: default: what latentref.json says.
-        memory_rates, step_sizes: None for `MEMORY_RATES` and, with references, `STEP_SIZES`.
-        limit: the first so many documents only.
+        latent_steps, memory_rates, step_sizes: the values to try. The defaults are that of
+            latentref.json, `MEMORY_RATES` and, with references, `STEP_SIZES`.
+        limit, metadata, include_path: as for `load_task`.
         seed: of the bootstrap.
         write: put the recommended setting into the checkpoint's latentref.json.
-        model: what an earlier sweep of the same arguments loaded (`load_model`).
-        judge_on: a test task with candidates, on which the best of each row is judged once.
+        judge_on: a test task with candidates, on which the best setting of each row is judged once.
+        plan, model: the resolved names, and the result of `load_model`, if the caller has them.
 
-    Raises:
-        LatentRefError: something given cannot be used, the task's documents are not for tuning, or
-            another process sweeps into `output`.
+    Raises LatentRefError for arguments that cannot be used, and if `output` is in use.
     """
-    started = _Start.of(model_args, latent_steps, memory_rates, step_sizes, search_steps, write)
-    loading: dict[str, Any] = {
-        "limit": limit,
-        "metadata": metadata,
-        "include_path": include_path,
-        "trained_on": started.trained_on,
-        "trained_questions": started.trained_questions,
-    }
-    dev_task = load_dev_task(task, **loading)
-    test = load_task(judge_on, **loading) if judge_on else None
-    grid = started.grid
+    _check_arguments(model_args, write)
+    grids = (latent_steps, memory_rates, step_sizes, search_steps)
+    started = _Start.of(plan or resolve(CheckpointNames.of(model_args)), *grids)
+    tasks = {"limit": limit, "metadata": metadata, "include_path": include_path, **started.trained}
+    dev_task = load_task(task, tuning=True, **tasks)
+    test = load_task(judge_on, **tasks) if judge_on else None
     with holding(output, "latentref sweep"):
-        model = model or load_model(model_args, grid, started.plan)
-        run = GridRun(model, dev_task, grid.settings())
+        model = model or load_model(model_args, started.grid, started.plan)
+        run = GridRun(model, dev_task, started.grid.settings())
         cost = run.fill(Path(output) / JOURNAL_NAME)
         outcomes, overflowed = run.outcomes()
         choice = choose(outcomes, seed=seed)
-        judged: dict[str, Judged] = {}
-        if test is not None:
-            best = {row: outcome.setting for row, outcome in choice.best.items()}
-            journal = Path(output) / JUDGED_NAME
-            found = judge(
-                model, test, list(best.values()), plain=best["plain"], journal=journal, seed=seed
-            )
-            judged = dict(zip(best, found, strict=True))
+        judged = _judge_best(model, test, choice, output, seed) if test else {}
     return Sweep(
         judge_task=test,
         judged=judged,
@@ -154,18 +141,28 @@ def sweep(
     )
 
 
+def _judge_best(
+    model: SweepModel, test: DevTask, choice: Choice, output: str, seed: int
+) -> dict[str, Judged]:
+    best = {row: outcome.setting for row, outcome in choice.best.items()}
+    journal, settings = Path(output) / JUDGED_NAME, list(best.values())
+    judged = judge(model, test, settings, plain=best["plain"], journal=journal, seed=seed)
+    return dict(zip(best, judged, strict=True))
+
+
 def load_model(
     model_args: Mapping[str, Any], grid: Grid, plan: SetPlan | None = None
 ) -> SweepModel:
-    """The checkpoints with what any setting of `grid` needs.
+    """Loads the checkpoints with everything that a setting of `grid` needs.
 
-    `plan` is what the names in `model_args` stand for, where that is known already.
+    Args:
+        plan: the resolved names of `model_args`, if the caller has them.
     """
     needed = {
         "latent_steps": max(grid.latent_steps),
         "search_step_size": float(any(grid.step_sizes)),
     }
-    # What lm-eval's command line gives; without a GPU it means the CPU.
+    # The default of lm-eval's command line; without a GPU it means the CPU.
     given = {"device": "cuda:0", **model_args, **needed}
     if plan is not None:
         given = {name: value for name, value in given.items() if name not in NAMES}
@@ -175,29 +172,22 @@ def load_model(
 
 @dataclass(frozen=True, kw_only=True)
 class _Start:
-    """What is known, and checked, before anything large is loaded."""
+    """Everything that is known and checked before anything large is loaded."""
 
     grid: Grid
     plan: SetPlan
-    folder: Path
-    """Where latentref.json is or would be."""
-    trained_on: frozenset[str]
-    trained_questions: Hashes
+    trained: Mapping[str, Any]
+    """The splits and questions that the checkpoints were trained on, as `load_task` takes them."""
 
     @classmethod
     def of(
         cls,
-        model_args: Mapping[str, Any],
+        plan: SetPlan,
         latent_steps: Sequence[int],
         memory_rates: Sequence[float] | None,
         step_sizes: Sequence[float] | None,
         search_steps: Sequence[int],
-        write: bool,
     ) -> _Start:
-        _check_arguments(model_args, write)
-        plan = resolve(CheckpointNames.of(model_args))
-        backbone = plan.backbone
-        folder = Path(backbone.adapter or Path(backbone.base) / backbone.subfolder)
         recorded = plan.settings.get("latent_steps", 0)
         assert isinstance(recorded, int)
         steps = tuple(latent_steps) or (recorded,)
@@ -215,13 +205,14 @@ class _Start:
             search_steps=tuple(search_steps),
         )
         splits, questions = learnt_from(plan)
-        return cls(
-            grid=grid,
-            plan=plan,
-            folder=folder,
-            trained_on=splits,
-            trained_questions=questions,
-        )
+        trained = {"trained_on": splits, "trained_questions": questions}
+        return cls(grid=grid, plan=plan, trained=trained)
+
+    @property
+    def folder(self) -> Path:
+        """The folder that latentref.json is or would be in."""
+        backbone = self.plan.backbone
+        return Path(backbone.adapter or Path(backbone.base) / backbone.subfolder)
 
     def write(self, setting: Setting, run: GridRun, model_args: Mapping[str, Any]) -> Path:
         """Puts `setting` into latentref.json, with the references if it needs them."""
@@ -268,7 +259,7 @@ def _relative(path: Path, folder: Path) -> str:
 
 
 def save_sweep(result: Sweep, folder: str | os.PathLike[str], *, command: str) -> dict[str, Any]:
-    """Writes sweep.json and, where matplotlib is there, sweep.png; returns the JSON values."""
+    """Writes sweep.json and, if matplotlib is installed, sweep.png; returns the JSON values."""
     path, content = Path(folder) / SWEEP_RESULTS, sweep_json(result, command=command)
     write_text(path, json.dumps(content, indent=1) + "\n")
     title = f"{result.task.name}, {len(result.task.documents)} documents"
@@ -276,15 +267,14 @@ def save_sweep(result: Sweep, folder: str | os.PathLike[str], *, command: str) -
         with saving(path.with_suffix(".png")):
             heat_map(result.outcomes, path.with_suffix(".png"), title=title)
     except LatentRefError as error:
-        # The work is done and saved: a missing extra is no reason to fail now.
+        # The results are saved, so a missing extra is no reason to fail.
         logger.warning("%s; the same command then draws it, nothing is run again", error)
     return content
 
 
 def sweep_json(result: Sweep, *, command: str) -> dict[str, Any]:
-    """What was asked, by what, on what, each document's outcome, the verdict."""
+    """The sweep as JSON values, with each document's outcome under each setting."""
     choice, task = result.choice, result.task
-    intervals = _against_plain(result)
     return {
         "format": SWEEP,
         "command": command,
@@ -302,7 +292,7 @@ def sweep_json(result: Sweep, *, command: str) -> dict[str, Any]:
         },
         "settings": [
             _setting_json(result, outcome, interval)
-            for outcome, interval in zip(result.outcomes, intervals, strict=True)
+            for outcome, interval in zip(result.outcomes, result.against_plain, strict=True)
         ],
         "overflowed": {setting.label: num for setting, num in result.overflowed.items()},
         "best": {row: outcome.setting.label for row, outcome in choice.best.items()},
@@ -353,15 +343,8 @@ def _setting_json(result: Sweep, outcome: Outcome, interval: Interval) -> dict[s
     }
 
 
-def _against_plain(result: Sweep) -> list[Interval]:
-    """Of each setting's mean margin minus the best plain one's, each for itself."""
-    plain = result.choice.best["plain"]
-    margins_SN = np.array([outcome.margins for outcome in result.outcomes])
-    return mean_intervals(margins_SN - np.array(plain.margins), seed=result.seed)
-
-
 def last_line(result: Sweep) -> dict[str, Any]:
-    """What a script wants to know, for the last line of a sweep's output."""
+    """The recommendation for scripts, which is the last line of a sweep's output."""
     recommended = result.choice.recommended
     return {
         "task": result.task.name,
@@ -374,5 +357,5 @@ def last_line(result: Sweep) -> dict[str, Any]:
 
 
 def _finite(value: float) -> float | None:
-    """A number as JSON has it: none that is infinite."""
+    """`value`, or None if it is not finite, which JSON cannot express."""
     return value if math.isfinite(value) else None

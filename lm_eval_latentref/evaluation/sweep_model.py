@@ -30,9 +30,10 @@ Scores = list[list[Score | None]]
 
 
 class SweepModel(LatentRefLM):
-    """`LatentRefLM`, loaded with the most thoughts of any setting and with what any of them needs.
+    """`LatentRefLM` for several settings, loaded with everything that any of them needs.
 
-    Contexts that are too long are cut for the most thoughts, so that all settings share them.
+    Contexts that are too long are cut for the largest number of thoughts, so that all settings
+    share them.
     """
 
     _pairs: list[tuple[Tokens, Tokens]]
@@ -78,8 +79,8 @@ class SweepModel(LatentRefLM):
                     number,
                     [
                         [
-                            one if finite and math.isfinite(one.log_likelihood) else None
-                            for one in row
+                            choice if finite and math.isfinite(choice.log_likelihood) else None
+                            for choice in row
                         ]
                         for row, finite in zip(scores, finite_B, strict=True)
                     ],
@@ -87,7 +88,7 @@ class SweepModel(LatentRefLM):
 
 
 def forwards(reasoner: Reasoner) -> dict[str, int]:
-    """How often each model of the set has been run so far."""
+    """The number of forward passes of each model of the set so far."""
     names = ("backbone", "strong", "weak")
     return {
         name: network.num_forwards

@@ -1,11 +1,11 @@
-"""One checkpoint set on one task under many settings, kept in a journal as it goes.
+"""Evaluates one checkpoint set on one task under many settings, keeping a journal.
 
     run = GridRun(model, task, grid.settings())
     cost = run.fill(path)                   # what the journal at `path` holds is not done again
     outcomes, overflowed = run.outcomes()
 
-The journal is one JSON object a line. A process may be killed at any moment: a last line that was
-cut off is left out when reading and removed before anything is added.
+The journal holds one JSON object per line. A process may be killed at any moment: an incomplete
+last line is ignored when reading, and removed before anything is added.
 """
 
 from __future__ import annotations
@@ -38,15 +38,15 @@ from lm_eval_latentref.latent.scoring import Score
 logger = logging.getLogger(__name__)
 
 JOURNAL_FORMAT = 2
-"""Of a line; those of other formats are not read."""
+"""The format of a line; lines of other formats are ignored."""
 
 SWEPT = ("latent_steps", "memory_rate", "search_step_size", "search_steps")
-"""The refinement options that a setting decides."""
+"""The refinement options that are part of a setting."""
 
 
 @dataclass
 class Cost:
-    """What some work took."""
+    """The time and forward passes that some work took."""
 
     seconds: float = 0.0
     forwards: dict[str, int] = field(default_factory=dict)
@@ -58,12 +58,12 @@ class Cost:
 
 
 class GridRun:
-    """One model, one task, all settings; scores by setting and request.
+    """Scores of one model on one task, by setting and request.
 
     Args:
-        written: a document is right if greedy decoding writes its gold answer, end of sequence
-            included, and nothing else; otherwise if that is the likeliest of its candidates. Free
-            answers are always judged so.
+        written: a document is right if greedy decoding writes exactly its gold answer and the end
+            of sequence. If false, it is right if the gold answer is the likeliest candidate. Free
+            answers are always judged by what is written.
     """
 
     def __init__(
@@ -97,14 +97,15 @@ class GridRun:
         self.pairs = model.encode(task.requests, ending=self.written)
         self.groups = group_by_context(self.pairs)
         self.keys = {setting: self._key(setting) for setting in self.configs}
-        self.found: dict[Setting, dict[int, Score | None]] = {
+        self.scores: dict[Setting, dict[int, Score | None]] = {
             setting: {} for setting in self.configs
         }
+        """By setting and request; None if a thought overflowed."""
 
     def fill(self, path: Path) -> Cost:
-        """Takes from the journal at `path` what is there, and does the rest.
+        """Reads what the journal at `path` holds, and does the rest.
 
-        The cost is that of all these settings, earlier calls' parts included.
+        Returns the cost of all these settings, including that of earlier calls.
         """
         cost = self._recall(path)
         missing = [group for group in self.groups if self._missing([group])]
@@ -122,9 +123,9 @@ class GridRun:
         return cost
 
     def outcomes(self) -> tuple[list[Outcome], dict[Setting, int]]:
-        """What each setting did; the settings that overflowed, with the number of documents."""
+        """The outcomes; and the settings that overflowed, with the number of documents."""
         outcomes, overflowed = [], {}
-        for setting, values in self.found.items():
+        for setting, values in self.scores.items():
             rows = [
                 [values[number] for number in document.requests] for document in self.task.documents
             ]
@@ -143,7 +144,7 @@ class GridRun:
     def _score(self, batch: Sequence[Group], max_rows: int) -> Iterator[dict[str, Any]]:
         """Scores what `batch` is missing; yields a journal line for each setting.
 
-        What settings share is in the cost of the first of them.
+        The cost of work that settings share is counted for the first of them.
         """
         settings = self._missing(batch)
         configs = [self.configs[setting] for setting in settings]
@@ -151,7 +152,7 @@ class GridRun:
         start, before = time.perf_counter(), forwards(self.model.reasoner)
         for number, scores in self.model.score_under(batch, configs, max_rows=max_rows):
             values = [value for row in scores for value in row]
-            self.found[settings[number]].update(zip(requests, values, strict=True))
+            self.scores[settings[number]].update(zip(requests, values, strict=True))
             now, after = time.perf_counter(), forwards(self.model.reasoner)
             yield {
                 "key": self.keys[settings[number]],
@@ -165,8 +166,8 @@ class GridRun:
     def _missing(self, batch: Sequence[Group]) -> list[Setting]:
         return [
             setting
-            for setting, found in self.found.items()
-            if any(request not in found for group in batch for request in group.requests)
+            for setting, known in self.scores.items()
+            if any(request not in known for group in batch for request in group.requests)
         ]
 
     def _recall(self, path: Path) -> Cost:
@@ -176,14 +177,14 @@ class GridRun:
                 if setting := settings.get(line["key"]):
                     values = [value and _recalled(*value) for value in line["values"]]
                     requests = map(int, line["requests"])
-                    self.found[setting].update(zip(requests, values, strict=True))
+                    self.scores[setting].update(zip(requests, values, strict=True))
                     cost.add(float(line["seconds"]), line["forwards"])
-        if num_found := sum(map(len, self.found.values())):
-            logger.info("%s holds %d log-likelihoods of this sweep already", path, num_found)
+        if num_known := sum(map(len, self.scores.values())):
+            logger.info("%s holds %d log-likelihoods of this sweep already", path, num_known)
         return cost
 
     def _key(self, setting: Setting) -> str:
-        """Tells this setting's answers to these requests from any others."""
+        """A key that identifies the answers of this model under `setting` to these requests."""
         identity = dict(self.identity)
         if not setting.step_size:
             for name in ("strong", "weak", "search_gradient"):
@@ -200,7 +201,7 @@ class GridRun:
 
 
 def _recalled(log_likelihood: float, is_greedy: bool) -> Score:
-    """A score as the journal holds it; TypeError for values of another kind."""
+    """A score from its values in the journal; TypeError for values of another kind."""
     if not isinstance(log_likelihood, float) or not isinstance(is_greedy, bool):
         raise TypeError(f"{log_likelihood!r}, {is_greedy!r} is no score")
     return Score(log_likelihood, is_greedy)
@@ -209,8 +210,8 @@ def _recalled(log_likelihood: float, is_greedy: bool) -> Score:
 def _judge(scores: Sequence[Score], gold: int, written: bool) -> tuple[bool, float]:
     """Whether a document is right, and its margin.
 
-    Of candidates the likeliest counts (the first of equals, as lm-eval's acc) unless `written`. A
-    lone one is a free answer: there is no other to be better than, so its margin is its
+    Unless `written`, it is right if the gold candidate is the likeliest (of equal ones the first,
+    as in lm-eval's acc). A free answer has no other candidates, so its margin is its
     log-likelihood.
     """
     values = [score.log_likelihood for score in scores]
@@ -241,7 +242,7 @@ def read_journal(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
 
 
 class Journal:
-    """The file, open for adding; everything added is with the operating system at once."""
+    """The journal file, open for adding lines; each is flushed at once."""
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self._path = path = Path(path)
@@ -269,7 +270,7 @@ class Journal:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        # Closing tries a failed write again; its first failure has already been reported.
+        # Closing repeats a failed write, whose failure has already been reported.
         with contextlib.suppress(OSError) if kind is not None else saving(self._path):
             self._file.close()
 

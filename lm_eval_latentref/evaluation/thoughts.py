@@ -1,11 +1,11 @@
-"""A case study: what thoughts decode to, before and after refinement, if it changes the answer.
+"""A case study: the tokens that thoughts decode to, on documents whose answer refinement changes.
 
     study = study_cases("out/mine", task="latentref_mathqa_mc", work="out/cases", memory_rate=0.3)
     study.cases[0].thoughts[2].refined          # tokens and their probabilities
     save_thoughts(thoughts_json(study, command="latentref thoughts ..."), "thoughts.md")
 
 The cases are the first documents of the task that refinement turns from wrong to right, and from
-right to wrong; none is picked by hand. Thoughts are decoded by the backbone's own output layer.
+right to wrong; none is picked by hand. Thoughts are decoded by the backbone's output layer.
 
 Shape suffixes: B documents, T thoughts, D hidden size, V vocabulary.
 """
@@ -13,6 +13,7 @@ Shape suffixes: B documents, T thoughts, D hidden size, V vocabulary.
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -43,10 +44,10 @@ from lm_eval_latentref.latent.streams import Stream
 from lm_eval_latentref.latent.thoughts import Context
 
 NUM_TOKENS = 5
-"""Of the most likely ones that a thought is read as."""
+"""The number of most likely tokens that a thought is shown as."""
 
 MAX_NEW_TOKENS = 64
-"""Of an answer that is written freely."""
+"""The most tokens of a free answer."""
 
 Reading = tuple[tuple[str, float], ...]
 """Tokens with their probabilities, the likeliest first."""
@@ -57,22 +58,22 @@ class Thought:
     """One thought of one document; distances are Euclidean."""
 
     plain: Reading
-    """Of Coconut's own thought, without any refinement."""
+    """Coconut's own thought, without any refinement."""
     raw: Reading
-    """Of what the backbone thinks after the refined thoughts before, not yet refined itself."""
+    """The backbone's thought after the refined thoughts before it, not yet refined itself."""
     refined: Reading
     cosine_to_plain: float
     """Between the refined thought and Coconut's own."""
     moved: float
     """|z_t - raw_t|: how far its own refinement moved it."""
     to_strong: tuple[float, float]
-    """From the strong reference's state at this thought, before and after its refinement."""
+    """Distance from the strong reference's state at this thought, before and after refinement."""
     to_weak: tuple[float, float]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Case:
-    """One document that refinement changes the answer to."""
+    """One document whose answer refinement changes."""
 
     doc_id: int
     question: str
@@ -80,9 +81,9 @@ class Case:
     answer_before: str
     answer_after: str
     margins: tuple[float, float]
-    """Of the gold answer in nats, before and after."""
+    """Margins of the gold answer in nats, before and after."""
     helped: bool
-    """From wrong to right; else from right to wrong."""
+    """Whether the answer turned from wrong to right; if false, from right to wrong."""
     thoughts: tuple[Thought, ...]
 
 
@@ -95,11 +96,11 @@ class CaseStudy:
     setting: Setting
     num_documents: int
     accuracy: tuple[float, float]
-    """Without and with refinement."""
+    """Accuracy without and with refinement."""
     test: McNemar
-    """How many documents changed to wrong, and to right."""
+    """The test of right answers without against right answers with refinement."""
     is_free: bool
-    """Whether answers are written; else, candidates are compared."""
+    """Whether answers are free text; if false, candidates are compared."""
     model: dict[str, Any]
     """Identity of the checkpoints, dtype, markers."""
     cases: tuple[Case, ...]
@@ -120,11 +121,11 @@ def study_cases(
     """Finds up to `num` cases, half of each kind, and reads their thoughts.
 
     Args:
-        task: any task with candidates or free answers, on whatever split.
-        work: folder for what is finished.
-        latent_steps, memory_rate, step_size: default: what latentref.json says; the step size is
-            in units of d/2.
-        limit: the first so many documents only.
+        task: any task with candidates or free answers, on any split.
+        work: folder of finished work, from which the same call continues.
+        latent_steps, memory_rate, step_size: the defaults are those of latentref.json; the step
+            size is in units of d/2.
+        limit: only the first `limit` documents.
         loading: `batch_size`, `device`, `dtype`.
 
     Raises:
@@ -134,11 +135,11 @@ def study_cases(
     plan = resolve(CheckpointNames(pretrained=folder))
     if plan.strong is None or plan.weak is None:
         raise LatentRefError(
-            f"{folder} has no strong and weak reference, to which a case study tells the distances "
-            "of thoughts; give a set whose latentref.json names both"
+            f"{folder} lacks a strong or weak reference, and a case study measures the distances "
+            "of thoughts to both; give a set whose latentref.json names both"
         )
     given = {name: value for name, value in loading.items() if value is not None}
-    # The search is asked for so that both references are loaded.
+    # With a search step size, both references are loaded.
     steps = {} if latent_steps is None else {"latent_steps": latent_steps}
     model = SweepModel(**{"pretrained": plan, **given, **steps, "search_step_size": 1.0})
     if not model.reasoner.kind.is_identity:
@@ -153,14 +154,10 @@ def study_cases(
     run = GridRun(model, asked, [plain, setting])
     with holding(work, "latentref thoughts"):
         run.fill(Path(work) / Path(folder).name / "cases" / task / JOURNAL_NAME)
-    outcomes = {one.setting: one for one in run.outcomes()[0]}
-    if plain not in outcomes:
-        raise LatentRefError(
-            f"{folder}: thoughts overflowed without any refinement; give --dtype float32, or fewer "
-            "--latent_steps"
-        )
-    if setting not in outcomes:
-        raise LatentRefError(f"{folder}: thoughts overflowed under {setting.label}; lower it")
+    outcomes = {outcome.setting: outcome for outcome in run.outcomes()[0]}
+    for needed, advice in ((plain, "give --dtype float32"), (setting, "lower it")):
+        if needed not in outcomes:
+            raise LatentRefError(f"{folder}: thoughts overflowed under {needed.label}; {advice}")
     before, after = outcomes[plain], outcomes[setting]
     return CaseStudy(
         folder=folder,
@@ -197,11 +194,11 @@ def _setting(
 
 
 def _changed(before: Outcome, after: Outcome, num: int) -> list[int]:
-    """Places of the first documents of each kind: turned to right, then turned to wrong."""
+    """Indices of the first documents that turned to right, then of those that turned to wrong."""
     pairs = list(enumerate(zip(before.correct, after.correct, strict=True)))
     helped = [place for place, (was, is_now) in pairs if is_now and not was]
     harmed = [place for place, (was, is_now) in pairs if was and not is_now]
-    # Where there are too few of one kind, there may be more of the other.
+    # If there are too few of one kind, more of the other are taken.
     num_helped = max(num - num // 2, num - len(harmed))
     helped = helped[:num_helped]
     return helped + harmed[: num - len(helped)]
@@ -222,8 +219,8 @@ def _cases(
     contexts = [run.pairs[document.requests[0]][0] for document in documents]
     thoughts = _thoughts(plain, refined, reasoner, contexts)
     answers = [
-        _answers(run, setting, places, who)
-        for setting, who in zip(settings, (plain, refined), strict=True)
+        _answers(run, setting, places, answering)
+        for setting, answering in zip(settings, (plain, refined), strict=True)
     ]
     return tuple(
         Case(
@@ -243,17 +240,17 @@ def _cases(
 def _answers(
     run: GridRun, setting: Setting, places: Sequence[int], reasoner: Reasoner
 ) -> list[str]:
-    """What was answered: the likeliest candidate, or the text that is written."""
+    """The answers: the likeliest candidates, or the texts that are written."""
     task: DevTask = run.task
     documents = [task.documents[place] for place in places]
     if task.is_free:
-        contexts = [run.pairs[one.requests[0]][0] for one in documents]
+        contexts = [run.pairs[document.requests[0]][0] for document in documents]
         written = reasoner.answer(contexts, max_new_tokens=MAX_NEW_TOKENS)
-        return [one.text.strip() for one in written]
-    found = run.found[setting]
+        return [answer.text.strip() for answer in written]
+    scores = run.scores[setting]
 
     def likelihood(request: int) -> float:
-        score = found[request]
+        score = scores[request]
         assert score is not None
         return score.log_likelihood
 
@@ -265,7 +262,7 @@ def _answers(
 def _thoughts(
     plain: Reasoner, refined: Reasoner, reasoner: Reasoner, contexts: Sequence[Tokens]
 ) -> list[tuple[Thought, ...]]:
-    """Of each context; `reasoner` has both references, whatever `refined` uses."""
+    """The thoughts on each context; `reasoner` has both references, even if `refined` has not."""
     plain_BTD = plain.think(contexts).thoughts_BTD.float()
     refined_BTD = refined.think(contexts).thoughts_BTD.float()
     raw_BTD = raw_thoughts(reasoner, contexts, refined_BTD)
@@ -279,13 +276,14 @@ def _thoughts(
         states_at(network, reasoner, contexts, refined_BTD, mixed_BTD)
         for network in (references.strong, references.weak)
     ]
+    states = (raw_BTD, refined_BTD)
     distances = [
-        torch.stack([(one_BTD - target_BTD).norm(dim=-1) for one_BTD in (raw_BTD, refined_BTD)], -1)
+        [(state_BTD - target_BTD).norm(dim=-1).tolist() for state_BTD in states]
         for target_BTD in targets
     ]
     cosine_BT = torch.cosine_similarity(plain_BTD, refined_BTD, dim=-1)
     moved_BT = (refined_BTD - raw_BTD).norm(dim=-1)
-    readings = [_read(reasoner, one_BTD) for one_BTD in (plain_BTD, raw_BTD, refined_BTD)]
+    readings = [_read(reasoner, states_BTD) for states_BTD in (plain_BTD, *states)]
     return [
         tuple(
             Thought(
@@ -294,8 +292,8 @@ def _thoughts(
                 refined=readings[2][row][step],
                 cosine_to_plain=float(cosine_BT[row, step]),
                 moved=float(moved_BT[row, step]),
-                to_strong=_pair(distances[0][row, step]),
-                to_weak=_pair(distances[1][row, step]),
+                to_strong=(distances[0][0][row][step], distances[0][1][row][step]),
+                to_weak=(distances[1][0][row][step], distances[1][1][row][step]),
             )
             for step in range(refined_BTD.shape[1])
         )
@@ -304,7 +302,7 @@ def _thoughts(
 
 
 def raw_thoughts(reasoner: Reasoner, contexts: Sequence[Tokens], thoughts_BTD: Tensor) -> Tensor:
-    """What the backbone thinks next (B, T, D) after each of none to T - 1 of `thoughts_BTD`."""
+    """The backbone's next thoughts (B, T, D) after the first 0, 1, ..., T - 1 of `thoughts_BTD`."""
     backbone = reasoner.backbone
     stream, last_BD = _reading(backbone, reasoner, contexts)
     fed_BTD = thoughts_BTD[:, :-1].to(backbone.device, backbone.dtype)
@@ -319,23 +317,23 @@ def states_at(
     thoughts_BTD: Tensor,
     probes_BTD: Tensor,
 ) -> Tensor:
-    """States (B, T, D) of `network` at probe t, were it thought t after those committed before."""
+    """States (B, T, D) of `network`: the t-th after the first t - 1 thoughts and the t-th probe."""
     stream, _ = _reading(network, reasoner, contexts)
-    found = []
+    states = []
     for step in range(probes_BTD.shape[1]):
         probe_B1D, thought_B1D = (
-            one_BTD[:, step : step + 1].to(network.device, network.dtype)
-            for one_BTD in (probes_BTD, thoughts_BTD)
+            inputs_BTD[:, step : step + 1].to(network.device, network.dtype)
+            for inputs_BTD in (probes_BTD, thoughts_BTD)
         )
-        found.append(stream.fork().feed(probe_B1D)[:, 0])
+        states.append(stream.fork().feed(probe_B1D)[:, 0])
         stream.feed(thought_B1D)
-    return torch.stack(found, 1).float().to(thoughts_BTD.device)
+    return torch.stack(states, 1).float().to(thoughts_BTD.device)
 
 
 def _reading(
     network: Network, reasoner: Reasoner, contexts: Sequence[Tokens]
 ) -> tuple[Stream, Tensor]:
-    """`network` having read the contexts with their start marker, and its last states (B, D)."""
+    """A stream of `network` after contexts and start markers, and the last states (B, D)."""
     context = Context.pad(contexts, device=network.device)
     if reasoner.markers is not None:
         context = context.then(reasoner.markers.opening)
@@ -344,40 +342,34 @@ def _reading(
 
 
 def _read(reasoner: Reasoner, thoughts_BTD: Tensor) -> list[list[Reading]]:
-    """What thoughts read as through the backbone's output layer."""
+    """The readings of thoughts by the backbone's output layer, for each document and step."""
     backbone, tokenizer = reasoner.backbone, reasoner.tokenizer
     backbone.activate()
     states_BTD = thoughts_BTD.to(backbone.device, backbone.dtype)
-    found = []
+    readings = []
     for states_TD in states_BTD:
         p_TV = backbone.project(states_TD).float().softmax(-1)
-        values, ids = (one.tolist() for one in p_TV.topk(NUM_TOKENS))
-        found.append(
+        values, ids = (top.tolist() for top in p_TV.topk(NUM_TOKENS))
+        readings.append(
             [
                 tuple((tokenizer.decode([token]), p) for token, p in zip(*step, strict=True))
                 for step in zip(ids, values, strict=True)
             ]
         )
-    return found
-
-
-def _pair(values_2: Tensor) -> tuple[float, float]:
-    before, after = values_2.tolist()
-    return before, after
+    return readings
 
 
 def thoughts_json(study: CaseStudy, *, command: str) -> dict[str, Any]:
-    """All of the case study as JSON values."""
+    """The case study as JSON values."""
     made = {"versions": versions(), "machine": machine()}
     return {"format": THOUGHTS, "command": command, **made, **dataclasses.asdict(study)}
 
 
 def thoughts_page(content: Content) -> str:
-    """What the columns mean, the counts, then each case with a table of its thoughts."""
+    """The page: what the columns mean, the counts, and each case with a table of its thoughts."""
     cases = [
-        {**case, "table": table(_HEAD, map(_row, range(1, 1 + len(found)), found))}
+        {**case, "table": table(_HEAD, itertools.starmap(_row, enumerate(case["thoughts"], 1)))}
         for case in content["cases"]
-        if (found := case["thoughts"]) is not None
     ]
     label = Setting(**content["setting"]).label
     values = {"content": content, "cases": cases, "label": label, "code": as_code}
@@ -385,13 +377,19 @@ def thoughts_page(content: Content) -> str:
 
 
 def save_thoughts(content: Content, file: str | os.PathLike[str]) -> str:
-    """Writes and returns the page; everything is in the .json of the same name."""
+    """Writes and returns the page; its content is in the .json file of the same name."""
     return save_as(content, file, thoughts_page(content))
 
 
 _HEAD = (
-    *("t", "Coconut's own thought", "raw, after refined ones", "refined", "cosine", "moved"),
-    *("to strong", "to weak"),
+    "t",
+    "Coconut's own thought",
+    "raw, after refined ones",
+    "refined",
+    "cosine",
+    "moved",
+    "to strong",
+    "to weak",
 )
 
 
@@ -400,7 +398,7 @@ def _row(step: int, thought: Content) -> Sequence[str]:
     distances = [thought[name] for name in ("to_strong", "to_weak")]
     return (
         str(step),
-        *(", ".join(f"{as_code(text)} {100 * p:.0f}" for text, p in one) for one in readings),
+        *(", ".join(f"{as_code(text)} {100 * p:.0f}" for text, p in top) for top in readings),
         f"{thought['cosine_to_plain']:.3f}",
         f"{thought['moved']:.2f}",
         *(f"{raw:.2f} to {refined:.2f}" for raw, refined in distances),

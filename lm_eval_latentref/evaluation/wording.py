@@ -31,14 +31,14 @@ def figure(value: float, *, sign: str = "") -> str:
 
 
 def short_name(name: str) -> str:
-    """The last folder of a path; other names, such as a hub id, as they are."""
+    """The last folder of a path; other names, such as hub ids, are returned unchanged."""
     name = plain(name)
     is_path = name.startswith(("/", "./", "../", "~")) or name.count("/") > 1 or "\\" in name
     return (re.split(r"[/\\]", name.rstrip("/\\"))[-1] or name) if is_path else name
 
 
 def markdown(text: Any) -> str:
-    """`plain` text for Markdown, in which nothing is markup."""
+    """`plain` text with Markdown's special characters escaped."""
     return re.sub(r"([\\`*{}\[\]<>#&~$!|]|(?<!\w)_|_(?!\w))", r"\\\1", plain(text))
 
 
@@ -59,7 +59,7 @@ def table(headers: Sequence[str], rows: Iterable[Sequence[str]], *, numbers_from
     """A Markdown table with aligned columns, also fit for a terminal.
 
     Args:
-        headers: texts in which markup is escaped already, as those of `rows`.
+        headers: texts in which markup is already escaped; so are those of `rows`.
         numbers_from: the first column that is aligned on the right.
     """
     from pytablewriter import MarkdownTableWriter

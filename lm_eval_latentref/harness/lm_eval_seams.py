@@ -10,6 +10,7 @@ lm-eval.
 from __future__ import annotations
 
 import argparse
+import inspect
 import logging
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -36,6 +37,11 @@ DEFAULT_DEVICE = "cuda:0"
 """The device that lm-eval's command line uses if none is given, whether or not there is a GPU."""
 
 _TRACKER = "lm_eval.loggers.evaluation_tracker"
+
+
+def loading_arguments() -> frozenset[str]:
+    """The names of the arguments with which HFLM loads a model."""
+    return frozenset(inspect.signature(HFLM._create_model).parameters)
 
 
 class SeamLM(HFLM):

@@ -39,7 +39,7 @@ from lm_eval_latentref.harness.arguments import (
 )
 from lm_eval_latentref.harness.distributed import prepare_processes
 from lm_eval_latentref.harness.generating import GeneratingLM
-from lm_eval_latentref.harness.lm_eval_seams import Request, log_as_lm_eval
+from lm_eval_latentref.harness.lm_eval_seams import Request, loading_arguments, log_as_lm_eval
 from lm_eval_latentref.harness.naming import DocumentNames
 from lm_eval_latentref.harness.response_cache import check_settings
 from lm_eval_latentref.latent.accounting import Accounting
@@ -48,6 +48,7 @@ from lm_eval_latentref.latent.config import OPTION_NAMES, RefinementConfig
 from lm_eval_latentref.latent.loaded import LoadedModel, LoadedSet
 from lm_eval_latentref.latent.probe import check_model
 from lm_eval_latentref.latent.reasoner import Reasoner
+from lm_eval_latentref.latent.transformers_seams import attention_of
 
 logger = logging.getLogger(__name__)
 
@@ -164,7 +165,7 @@ class LatentRefLM(GeneratingLM):
 
     def open_models(self, arguments: dict[str, Any]) -> None:
         """Load the backbone and, if the search runs, both references."""
-        own = inspect.signature(HFLM._create_model).parameters
+        own = loading_arguments()
         hflm = inspect.signature(HFLM.__init__).parameters.keys() - {"self", "kwargs"}
         check_known(arguments.keys() - own, self.config, also=hflm)
         delta = arguments.pop("delta", None)
@@ -356,13 +357,12 @@ class LatentRefLM(GeneratingLM):
 
     def set_cache_hook(self, cache_hook: Any) -> None:
         """Take lm-eval's response cache, unless it holds answers made under other settings."""
-        config = self.model.config
         settings = {
             **self.reasoner.settings(),
             **self._deciding,  # its dtype as given: that of the settings is the backbone's alone
             "tokenizer": tokenizer_digest(self.tokenizer),
-            "attn_implementation": config._attn_implementation,
-            "quantization": str(getattr(config, "quantization_config", None)),
+            "attn_implementation": attention_of(self.model),
+            "quantization": str(getattr(self.model.config, "quantization_config", None)),
         }
         check_settings(cache_hook, settings)
         super().set_cache_hook(cache_hook)

@@ -25,7 +25,7 @@ LATENT_MARKERS = ("auto", "none")
 REALIGN = ("identity", "ridge")
 LATENT_KINDS = tuple(KINDS)
 MAX_STEPS = 10_000
-"""Of thoughts, and of updates per thought: more is a slip that would never end."""
+"""The most thoughts, and the most updates per thought; a larger number is surely a slip."""
 
 
 def _one_of(choices: tuple[str, ...]) -> str:
@@ -284,7 +284,7 @@ OPTION_NAMES = tuple(field.name for field in dataclasses.fields(RefinementConfig
 
 
 def _step_size(value: Any) -> Any:
-    """A step size that has its unit as `HalfWidths`; anything else as it is."""
+    """`value` as `HalfWidths` if it has the unit d/2; otherwise unchanged."""
     number, _, unit = value.partition("*") if isinstance(value, str) else ("", "", "")
     if "".join(unit.split()) != "d/2":
         return value
@@ -314,4 +314,4 @@ _PREPARED = {
     "latent_stop": _lower_case,
     "realign": _lower_case,
 }
-"""What an option's value may be written as, beside its type."""
+"""Functions that turn other spellings of an option's value into its type."""

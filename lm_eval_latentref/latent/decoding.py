@@ -16,6 +16,7 @@ from typing import Any
 from transformers import GenerationConfig, GenerationMixin
 
 from lm_eval_latentref.errors import LatentRefError
+from lm_eval_latentref.latent.transformers_seams import generation_default
 
 ALLOWED = frozenset(
     # First those that act on the logits of the next token, then those that have no effect unless
@@ -114,8 +115,7 @@ def check_names(names: Iterable[str], *, also: Iterable[str] = ()) -> None:
 
 
 def _is_off(name: str, value: Any) -> bool:
-    default = GenerationConfig._get_default_generation_params().get(name)
-    return value is None or value is False or value == default
+    return value is None or value is False or value == generation_default(name)
 
 
 def _refusal(name: str, value: Any, what: str) -> str:

@@ -29,7 +29,7 @@ _NUM_TOKENS, _SHORT, _SPLIT = 9, 5, 4
 """The number of tokens, the length of the shorter row, and where the nine tokens are split."""
 
 _WINDOW = 4
-"""How wide windows of attention are meanwhile, so that so few tokens go beyond them."""
+"""The width of attention windows during the check, so that so few tokens exceed it."""
 
 _NUM_COLUMNS = 11
 """The most columns of a row: the first, a branch and the rest."""
@@ -148,8 +148,13 @@ class _Probe:
         next_ids = (self._ids[_SHORT], self._ids[-1])
         written = self._model.generate(
             **inputs,
-            **{"max_new_tokens": 2, "min_new_tokens": 2, "do_sample": False, "num_beams": 1},
-            **{"return_dict_in_generate": True, "output_logits": True, "pad_token_id": 0},
+            max_new_tokens=2,
+            min_new_tokens=2,
+            do_sample=False,
+            num_beams=1,
+            return_dict_in_generate=True,
+            output_logits=True,
+            pad_token_id=0,
             prefix_allowed_tokens_fn=lambda row, _: [next_ids[row]],
         )
         for step, logits_BV in enumerate(written.logits):
@@ -187,7 +192,7 @@ class _Probe:
 
 @contextmanager
 def _watching_lookups(model: Any, ids_1L: Tensor) -> Iterator[list[str]]:
-    """The embeddings, other than that of the input, which are asked for `ids_1L` meanwhile."""
+    """Yields the names of embeddings, without the input's, that look up `ids_1L` in this block."""
     names: list[str] = []
 
     def watch(name: str) -> Any:

@@ -20,7 +20,13 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import DynamicCache, GenerationMixin, PreTrainedModel
+from transformers import (
+    AutoModelForCausalLM,
+    DynamicCache,
+    GenerationConfig,
+    GenerationMixin,
+    PreTrainedModel,
+)
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 from transformers.modeling_outputs import BaseModelOutputWithPast
 from transformers.pytorch_utils import Conv1D
@@ -48,6 +54,22 @@ def own_cache_argument() -> str:
     name = cache_argument(GenerationMixin.prepare_inputs_for_generation)
     assert name is not None, "transformers' generate takes no cache"
     return name
+
+
+def has_causal_model(config: Any) -> bool:
+    """Whether transformers itself has a causal language model for `config`."""
+    return type(config) in AutoModelForCausalLM._model_mapping
+
+
+def attention_of(causal_lm: PreTrainedModel) -> str | None:
+    """The implementation of attention that the model uses, such as "sdpa"."""
+    name: str | None = causal_lm.config._attn_implementation
+    return name
+
+
+def generation_default(name: str) -> Any:
+    """The value of `name` that `generate` uses if none is given; None for other names."""
+    return GenerationConfig._get_default_generation_params().get(name)
 
 
 def given_arguments(
@@ -220,7 +242,7 @@ def takes_any_mask(causal_lm: PreTrainedModel) -> bool:
     """
     return (
         bool(getattr(causal_lm, "_supports_attention_backend", False))
-        and causal_lm.config._attn_implementation in ("sdpa", "eager")
+        and attention_of(causal_lm) in ("sdpa", "eager")
         and keeps_every_column(causal_lm)
     )
 

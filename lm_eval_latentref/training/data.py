@@ -247,7 +247,11 @@ def _generated(
             logged.add(number)
             logger.info(
                 "%s: %d of the %d problems of epoch %d removed because they are in %s",
-                *(name, len(drawn) - len(kept), len(drawn), number + 1, recipe.validation),
+                name,
+                len(drawn) - len(kept),
+                len(drawn),
+                number + 1,
+                recipe.validation,
             )
         _check_left(f"train={name}", kept)
         return kept

@@ -2,7 +2,7 @@
 
     log = read_training("out/graph-s0")
     log.seconds["cot"], log.references["weak"].accuracy
-    retrain_command("out/graph-s0")      # "latentref train graph-small output=out/graph-s0"
+    retrain_command("out/graph-s0")      # "latentref train out/graph-s0/recipe.yaml output=..."
 
 The records are metrics.jsonl, training_data.yaml, recipe.yaml and latentref.json.
 """
@@ -10,15 +10,11 @@ The records are metrics.jsonl, training_data.yaml, recipe.yaml and latentref.jso
 from __future__ import annotations
 
 import logging
-import math
 import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from operator import index
 from pathlib import Path
-from typing import Any
-
-import yaml
 
 from lm_eval_latentref.checkpoints.files import read_json_lines, read_yaml, reading
 from lm_eval_latentref.checkpoints.history import DATA, METRICS, RECIPE
@@ -26,15 +22,12 @@ from lm_eval_latentref.checkpoints.manifest import MANIFEST_NAME, read_manifest
 from lm_eval_latentref.checkpoints.packaged import without_place
 from lm_eval_latentref.errors import LatentRefError
 from lm_eval_latentref.training.data import load_data
-from lm_eval_latentref.training.recipe import RECIPES, Recipe, load_recipe
+from lm_eval_latentref.training.recipe import Recipe, load_recipe
 from lm_eval_latentref.training.schedule import Epoch, choose
 
 logger = logging.getLogger(__name__)
 
 _ADVICE = "remove it, for it is not what `latentref train` writes"
-
-MOST_OVERRIDES = 6
-"""The most overrides of a packaged recipe; a run with more is described by its own recipe file."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,28 +70,15 @@ def read_training(folder: str) -> TrainingLog | None:
 
 
 def retrain_command(folder: str) -> str | None:
-    """The command that trains such a set again; None if the folder has no recipe.
+    """The command that trains the set in `folder` again; None if the folder has no recipe.
 
-    It names a packaged recipe if at most MOST_OVERRIDES values differ from it, else the folder's
-    own recipe.
+    A packaged set is named without its place, and trained into out/.
     """
-    recipe = _recipe(folder)
-    if recipe is None:
+    if _recipe(folder) is None:
         return None
-    # A set that came with the package is named without its place, and retrained into out/.
     name = without_place(folder)
     output = folder if name == folder else f"out/{Path(name).name}"
-    own = {**recipe.to_dict(), "output": output}
-    near: tuple[str, dict[str, Any]] = (f"{name}/{RECIPE}", {"output": f"{output}-again"})
-    num_fewest = MOST_OVERRIDES + 1
-    for path in sorted(RECIPES.glob("*.yaml")):
-        other = load_recipe(path.stem).to_dict()
-        changes = {name: value for name, value in own.items() if value != other[name]}
-        if len(changes) < num_fewest:
-            near, num_fewest = (path.stem, changes), len(changes)
-    name, changes = near
-    overrides = [f"{key}={_as_yaml(value)}" for key, value in changes.items()]
-    return shlex.join(["latentref", "train", name, *overrides])
+    return shlex.join(["latentref", "train", f"{name}/{RECIPE}", f"output={output}-again"])
 
 
 def _data(path: Path) -> dict[str, dict[str, int]]:
@@ -121,9 +101,7 @@ def _references(folder: str, epochs: Sequence[Epoch]) -> dict[str, Epoch]:
         path = Path(folder) / role / MANIFEST_NAME
         if path.is_file():
             recorded[role] = read_manifest(path).epoch
-    if (
-        len(recorded) < 2 or None in recorded.values()
-    ):  # trained before latentref.json recorded it: choose again
+    if len(recorded) < 2 or None in recorded.values():  # written by an older release
         recorded = dict(zip(("weak", "strong"), _chosen_again(folder, epochs), strict=True))
     return {role: by_number[number] for role, number in recorded.items() if number in by_number}
 
@@ -149,8 +127,3 @@ def _recipe(folder: str) -> Recipe | None:
     except LatentRefError as error:  # of another release
         logger.warning("%s", error)
         return None
-
-
-def _as_yaml(value: Any) -> str:
-    text: str = yaml.safe_dump(value, default_flow_style=True, width=math.inf)
-    return text.removesuffix("\n").removesuffix("\n...")  # which ends a lone value

@@ -23,10 +23,7 @@ from accelerate import Accelerator
 from accelerate.utils import gather_object
 from tqdm import tqdm
 
-from lm_eval_latentref.checkpoints.questions import (
-    Hashes,
-    hash_questions,
-)
+from lm_eval_latentref.checkpoints.questions import Hashes, hash_questions
 from lm_eval_latentref.errors import LatentRefError
 from lm_eval_latentref.harness.distributed import prepare_processes
 from lm_eval_latentref.latent.protocol import Example
@@ -34,10 +31,7 @@ from lm_eval_latentref.training.data import load_data, texts
 from lm_eval_latentref.training.learner import Learner
 from lm_eval_latentref.training.models import state, words
 from lm_eval_latentref.training.recipe import Recipe
-from lm_eval_latentref.training.schedule import (
-    Progress,
-    check_kept,
-)
+from lm_eval_latentref.training.schedule import Progress, check_kept
 from lm_eval_latentref.training.start import Start, check_start
 from lm_eval_latentref.training.state import RunFolder
 
@@ -120,9 +114,9 @@ class TrainingRun:
         if unknown:
             shown = ", ".join(map(repr, unknown[:5])) + (", ..." if unknown[5:] else "")
             raise LatentRefError(
-                f"epoch {self.progress.num_epochs + 1} has {len(unknown)} words that the first "
-                f"epoch and the validation problems have not, so the tokenizer made of these does "
-                f"not know them: {shown}; give a larger num_train, or a tokenizer"
+                f"epoch {self.progress.num_epochs + 1} has {len(unknown)} words that are neither "
+                "in the first epoch nor in the validation problems, which the tokenizer was made "
+                f"from: {shown}; give a larger num_train"
             )
 
     @functools.cached_property
@@ -133,6 +127,7 @@ class TrainingRun:
 
     @property
     def trained_on(self) -> list[str]:
+        """The splits trained on, including those of the model it starts from."""
         own = self.recipe.trained_on
         return [*own, *sorted(self.start.trained_on - {*own})]
 

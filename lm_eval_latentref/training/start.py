@@ -176,7 +176,9 @@ class Start:
             logger.warning(
                 "pretrained=%s was trained on %d of the %d validation problems: accuracy on them "
                 "says little, and chooses references badly; give another validation",
-                *(self._name, num_seen, len(questions)),
+                self._name,
+                num_seen,
+                len(questions),
             )
 
     def references(self) -> dict[str, Path]:

@@ -26,10 +26,7 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 
 from lm_eval_latentref.checkpoints.files import holding
 from lm_eval_latentref.checkpoints.manifest import Manifest
-from lm_eval_latentref.checkpoints.questions import (
-    QUESTIONS_NAME,
-    write_hashes,
-)
+from lm_eval_latentref.checkpoints.questions import QUESTIONS_NAME, write_hashes
 from lm_eval_latentref.errors import LatentRefError
 from lm_eval_latentref.latent.config import RefinementConfig
 from lm_eval_latentref.latent.selection import find_markers, make_kind
@@ -198,7 +195,10 @@ class Phase:
             num_long = len(rows) - len(fitting)
             logger.warning(
                 "%s: %d of %d rows are left out: longer than the %s columns the model reads",
-                *(self._label(stage), num_long, len(rows), longest),
+                self._label(stage),
+                num_long,
+                len(rows),
+                longest,
             )
         if not fitting:
             raise LatentRefError(
@@ -208,7 +208,7 @@ class Phase:
         return epoch_batches(fitting, self._recipe.batch_size, rng)
 
     def _validate(self, stage: Stage) -> int:
-        """Measures the epoch just trained and writes its line; returns how many are right."""
+        """Validates the epoch just trained and writes its metrics; returns the number right."""
         progress, sources = self._progress, self._run.data.validation_by_source
         num_thoughts = latent_steps(self._recipe, stage)
         started = time.perf_counter()
@@ -239,8 +239,11 @@ class Phase:
             progress.metrics_bytes = self._folder.append_metrics(values)
         logger.info(
             "%s, epoch %d: loss %.4f, validation accuracy %.3f, %.0f s",
-            *(self._label(stage), values["epoch"], values["loss"]),
-            *(values["validation_accuracy"], values["seconds"]),
+            self._label(stage),
+            values["epoch"],
+            values["loss"],
+            values["validation_accuracy"],
+            values["seconds"],
         )
         progress.end_epoch()
         return num_correct
@@ -270,7 +273,7 @@ class Phase:
         )
 
     def _drop_snapshots(self, kept: set[int]) -> None:
-        # Called after a state is saved that does not need them.
+        # The state that was just saved does not need them.
         for folder in (self._folder.path / SNAPSHOTS).glob("epoch-*"):
             if int(folder.name.removeprefix("epoch-")) not in kept:
                 self._folder.remove(f"{SNAPSHOTS}/{folder.name}")

@@ -124,14 +124,14 @@ def rows(name: str, subject: Subject) -> dict[str, tuple[str, str]]:
     folder = packaged_folder(name)
     if folder is None:
         raise LatentRefError(f"{name}: no packaged set of that name")
-    found = {"hf": ("hf", base_of(folder))}
+    models = {"hf": ("hf", base_of(folder))}
     for row, part in (("No-CoT", "no_cot"), ("CoT", "cot")):
         if (folder / part).is_dir():
-            found[row] = ("latentref", f"pretrained={name}/{part}")
-    found["Coconut"] = ("latentref", f"pretrained={name},{PLAIN}")
+            models[row] = ("latentref", f"pretrained={name}/{part}")
+    models["Coconut"] = ("latentref", f"pretrained={name},{PLAIN}")
     refined = f",{subject.refined}" if subject.refined else ""
-    found["refined"] = ("latentref", f"pretrained={name}{refined}")
-    return found
+    models["refined"] = ("latentref", f"pretrained={name}{refined}")
+    return models
 
 
 def base_of(folder: Path) -> str:

@@ -43,7 +43,7 @@ TOKENIZER = ("tokenizer.json", "tokenizer_config.json")
 
 def package(trained: Path, unit: dict[str, Any], target: Path) -> None:
     """Copies the parts of `trained` to `target` and writes their settings."""
-    (rung,) = [one for one in unit["rungs"] if one["name"] == RUNG]
+    (rung,) = [each for each in unit["rungs"] if each["name"] == RUNG]
     hidden_size = json.loads((trained / "config.json").read_text(encoding="utf-8"))["hidden_size"]
     for name, part in PARTS.items():
         folder = target / name
@@ -77,8 +77,8 @@ def _shown(rung: dict[str, Any], hidden_size: int) -> dict[str, Any]:
     rows, dev = rung["rows"], rung["dev"]["paper"]
     chosen, why = rows["recommended"], "validation's choice"
     if not chosen["setting"]["step_size"]:
-        searching = [one for one in dev if one["step_size"]]
-        best = max(searching, key=lambda one: one["margin"])
+        searching = [each for each in dev if each["step_size"]]
+        best = max(searching, key=lambda each: each["margin"])
         chosen, why = {"setting": best}, "the grid's best search on validation, which chose none"
     return {
         "refined": _options(chosen, hidden_size),

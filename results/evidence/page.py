@@ -100,14 +100,15 @@ class TaskPage:
 
     def accuracy(self, rung: str, name: str) -> float:
         """In per cent, over seeds."""
-        return 100 * float(np.mean([one["accuracy"] for one in self.row(rung, name)]))
+        return 100 * float(np.mean([each["accuracy"] for each in self.row(rung, name)]))
 
     def difference(self, rung: str, name: str, *, margins: bool = False) -> Mean:
         """To the rung's plain Coconut: in points, or of margins in nats."""
         scale, key = (1, "margin_difference") if margins else (100, "difference")
-        found = [one[key] for one in self.row(rung, name)]
+        values = [each[key] for each in self.row(rung, name)]
         return mean(
-            [scale * one["mean"] for one in found], [scale * interval_error(one) for one in found]
+            [scale * each["mean"] for each in values],
+            [scale * interval_error(each) for each in values],
         )
 
     def relative(self, rung: str, name: str) -> float:
@@ -117,12 +118,12 @@ class TaskPage:
 
     def flips(self, rung: str, name: str) -> tuple[int, int]:
         rows = self.row(rung, name)
-        return sum(one["gained"] for one in rows), sum(one["lost"] for one in rows)
+        return sum(each["gained"] for each in rows), sum(each["lost"] for each in rows)
 
     def settings(self, rung: str, name: str) -> str:
         """What validation chose, seed by seed."""
-        found = [one["setting"] for one in self.row(rung, name)]
-        return "; ".join(f"{one['memory_rate']:g}, {one['step_size']:g}" for one in found)
+        values = [each["setting"] for each in self.row(rung, name)]
+        return "; ".join(f"{each['memory_rate']:g}, {each['step_size']:g}" for each in values)
 
     def baseline(self, rung: str, part: str) -> tuple[float, Mean]:
         """Accuracy of a part that writes, and its difference to the rung's plain Coconut."""
@@ -137,7 +138,7 @@ class TaskPage:
 
     def baselines(self, rung: str) -> dict[str, str]:
         """The parts that stand beside a rung, by the names of their rows."""
-        (pause,) = [one.pause for one in self.plan.rungs if one.name == rung]
+        (pause,) = [each.pause for each in self.plan.rungs if each.name == rung]
         return {
             "No-CoT": "No-CoT",
             "CoT (the strong reference)": "CoT",
@@ -151,9 +152,9 @@ class TaskPage:
 
     def by_steps(self, rung: str, name: str, steps: str) -> tuple[int, float, float]:
         """Problems of so many steps, accuracy in per cent and difference in points, over seeds."""
-        parts = [one["by_steps"][steps] for one in self.row(rung, name)]
-        changes = [(one["gained"] - one["lost"]) / one["num"] for one in parts]
-        accuracy = float(np.mean([one["accuracy"] for one in parts]))
+        parts = [each["by_steps"][steps] for each in self.row(rung, name)]
+        changes = [(each["gained"] - each["lost"]) / each["num"] for each in parts]
+        accuracy = float(np.mean([each["accuracy"] for each in parts]))
         return parts[0]["num"], 100 * accuracy, 100 * float(np.mean(changes))
 
     def line(self, rung: str, contrast: str) -> list[tuple[float, Mean]]:
@@ -163,8 +164,8 @@ class TaskPage:
             (
                 points[0]["step_size"],
                 mean(
-                    [100 * one["difference"]["mean"] for one in points],
-                    [100 * interval_error(one["difference"]) for one in points],
+                    [100 * each["difference"]["mean"] for each in points],
+                    [100 * interval_error(each["difference"]) for each in points],
                 ),
             )
             for points in zip(*lines, strict=True)
@@ -173,13 +174,13 @@ class TaskPage:
     def grid(self, rung: str) -> list[list[float]]:
         """Differences on the dev problems in points, by memory rate and step size, over seeds."""
         rates, sizes = [0.0, *MEMORY_RATES], sorted([0.0, *STEP_SIZES])
-        found: dict[tuple[float, float], list[float]] = {}
+        values: dict[tuple[float, float], list[float]] = {}
         for unit in self.units:
-            for one in self.rung(unit, rung)["dev"]["paper"]:
-                key = one["memory_rate"], one["step_size"]
-                found.setdefault(key, []).append(100 * one["difference"]["mean"])
+            for each in self.rung(unit, rung)["dev"]["paper"]:
+                key = each["memory_rate"], each["step_size"]
+                values.setdefault(key, []).append(100 * each["difference"]["mean"])
         return [
-            [float(np.mean(found.get((rate, size), [math.nan]))) for size in sizes]
+            [float(np.mean(values.get((rate, size), [math.nan]))) for size in sizes]
             for rate in rates
         ]
 
@@ -191,8 +192,8 @@ class TaskPage:
 
     def earlier(self, rung: str) -> str:
         """The epoch that self-contrast has as its weak reference."""
-        (found,) = [one.earlier for one in self.plan.rungs if one.name == rung]
-        return found
+        (earlier,) = [each.earlier for each in self.plan.rungs if each.name == rung]
+        return earlier
 
     def sign_of_eta(self, rung: str, contrast: str, size: float = 0.1) -> tuple[Mean, Mean]:
         """The differences at the step of this size towards strong, and away from it."""
@@ -237,11 +238,11 @@ def draw(page: TaskPage, path: Path) -> None:
         for contrast, (colour, label) in colours.items():
             line = sorted([*page.line(rung, contrast), (0.0, Mean(0.0, 0.0, None))])
             sizes, means = zip(*line, strict=True)
-            above.plot(sizes, [one.value for one in means], "o-", color=colour, label=label)
+            above.plot(sizes, [each.value for each in means], "o-", color=colour, label=label)
             above.fill_between(
                 sizes,
-                [one.low for one in means],
-                [one.high for one in means],
+                [each.low for each in means],
+                [each.high for each in means],
                 color=colour,
                 alpha=0.25,
             )
@@ -285,15 +286,15 @@ def signed(value: float, digits: int = 1) -> str:
     return f"{value:+.{digits}f}"
 
 
-def bounds(one: Mean, digits: int = 1) -> str:
+def bounds(mean: Mean, digits: int = 1) -> str:
     """ "+1.2 [+0.3, +2.1]", the interval over problems."""
-    return f"{one.value:+.{digits}f} [{one.low:+.{digits}f}, {one.high:+.{digits}f}]"
+    return f"{mean.value:+.{digits}f} [{mean.low:+.{digits}f}, {mean.high:+.{digits}f}]"
 
 
-def seeds_interval(one: Mean) -> str:
-    if one.over_seeds is None:
+def seeds_interval(mean: Mean) -> str:
+    if mean.over_seeds is None:
         return "one seed"
-    return f"[{one.value - one.over_seeds:+.1f}, {one.value + one.over_seeds:+.1f}]"
+    return f"[{mean.value - mean.over_seeds:+.1f}, {mean.value + mean.over_seeds:+.1f}]"
 
 
 def count(pages: Sequence[TaskPage], row: str, sign: int) -> int:

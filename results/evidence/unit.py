@@ -96,7 +96,9 @@ class Unit:
 
     def _by_rung(self) -> list[tuple[str, str]]:
         rungs = self.plan.rungs
-        return [("pause", rung.pause) for rung in rungs] + [("Coconut", one.name) for one in rungs]
+        return [("pause", rung.pause) for rung in rungs] + [
+            ("Coconut", each.name) for each in rungs
+        ]
 
     def _kept(self, name: str, make: Any) -> Json:
         """What `make` returns, or returned when it was last called under this name."""
@@ -120,7 +122,7 @@ class Unit:
                 [document["question"] for document in batch], max_new_tokens=MOST_TOKENS
             )
             correct += [
-                one.answer == doc["answer"] for one, doc in zip(answers, batch, strict=True)
+                each.answer == doc["answer"] for each, doc in zip(answers, batch, strict=True)
             ]
         steps = [len(document["steps"]) for document in documents]
         return {
@@ -146,7 +148,7 @@ class Unit:
             "self": (backbone, earlier),
         }
         test = load_task(f"{self.plan.task}_mc", limit=self.limit)
-        found: Json = {
+        content: Json = {
             "name": rung.name,
             "problems": len(test.documents),
             "rows": {},
@@ -175,11 +177,11 @@ class Unit:
                 journal=place / "test.jsonl",
                 seed=self.seed,
             )
-            found["latent_steps"] = steps
-            found["rows"] |= dict(zip(rows, map(_as_json, judged), strict=False))
-            found["eta"][contrast] = [_in_line(one) for one in judged[len(rows) :]]
-            found["dev"][contrast] = _dev(swept, self.seed)
-        return found
+            content["latent_steps"] = steps
+            content["rows"] |= dict(zip(rows, map(_as_json, judged), strict=False))
+            content["eta"][contrast] = [_in_line(each) for each in judged[len(rows) :]]
+            content["dev"][contrast] = _dev(swept, self.seed)
+        return content
 
     def _sweep(self, args: Json, output: Path, *, full: bool) -> tuple[Sweep, SweepModel]:
         """The grid on the dev split; of the controls, its row without residual mixing."""
@@ -219,18 +221,20 @@ def _rows(contrast: str, swept: Sweep) -> dict[str, Setting]:
     }
 
 
-def _as_json(one: Judged) -> Json:
+def _as_json(judged: Judged) -> Json:
     setting = {
-        "memory_rate": one.setting.memory_rate,
-        "step_size": one.setting.step_size,
-        "latent_steps": one.setting.latent_steps,
+        "memory_rate": judged.setting.memory_rate,
+        "step_size": judged.setting.step_size,
+        "latent_steps": judged.setting.latent_steps,
     }
-    return {**dataclasses.asdict(one), "setting": setting, "correct": _packed(one.correct)}
+    return {**dataclasses.asdict(judged), "setting": setting, "correct": _packed(judged.correct)}
 
 
-def _in_line(one: Judged) -> Json:
+def _in_line(judged: Judged) -> Json:
     named = ("accuracy", "margin", "difference", "margin_difference", "gained", "lost")
-    return {"step_size": one.setting.step_size} | {name: _as_json(one)[name] for name in named}
+    return {"step_size": judged.setting.step_size} | {
+        name: _as_json(judged)[name] for name in named
+    }
 
 
 def _packed(correct: Sequence[bool]) -> str:
@@ -241,20 +245,22 @@ def _packed(correct: Sequence[bool]) -> str:
 def _dev(swept: Sweep, seed: int) -> list[Json]:
     """Each setting of the grid against the plain one on the dev problems."""
     outcomes: Sequence[Outcome] = swept.outcomes
-    (plain,) = [one for one in outcomes if one.setting.row == "plain"]
-    values_SN = [np.array(one.correct, float) - np.array(plain.correct, float) for one in outcomes]
-    values_SN += [np.array(one.margins) - np.array(plain.margins) for one in outcomes]
+    (plain,) = [each for each in outcomes if each.setting.row == "plain"]
+    values_SN = [
+        np.array(each.correct, float) - np.array(plain.correct, float) for each in outcomes
+    ]
+    values_SN += [np.array(each.margins) - np.array(plain.margins) for each in outcomes]
     intervals = mean_intervals(values_SN, seed=seed, num_resamples=2000)
     return [
         {
-            "memory_rate": one.setting.memory_rate,
-            "step_size": one.setting.step_size,
-            "accuracy": one.accuracy,
-            "margin": one.margin,
+            "memory_rate": each.setting.memory_rate,
+            "step_size": each.setting.step_size,
+            "accuracy": each.accuracy,
+            "margin": each.margin,
             "difference": dataclasses.asdict(intervals[number]),
             "margin_difference": dataclasses.asdict(intervals[len(outcomes) + number]),
         }
-        for number, one in enumerate(outcomes)
+        for number, each in enumerate(outcomes)
     ]
 
 

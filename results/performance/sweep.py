@@ -18,7 +18,7 @@ from typing import Any
 
 import bench
 
-from lm_eval_latentref.evaluation.dev_tasks import load_dev_task
+from lm_eval_latentref.evaluation.dev_tasks import load_task
 from lm_eval_latentref.evaluation.settings import Grid, Setting
 from lm_eval_latentref.evaluation.sweep import load_model
 from lm_eval_latentref.evaluation.sweep_run import GridRun
@@ -47,7 +47,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     model_args = {"pretrained": name, "batch_size": args.batch_size, "dtype": args.dtype}
     model = load_model({**model_args, "device": str(bench.device())}, grid)
-    task = load_dev_task(task_name, limit=args.rounds * args.documents)
+    task = load_task(task_name, tuning=True, limit=args.rounds * args.documents)
     run = GridRun(model, task, grid.settings())
     reasoner = model.reasoner
     before = sum(reasoner.accounting.report()["columns_read"].values())
@@ -94,7 +94,7 @@ def separately(run: GridRun, settings: Sequence[Setting]) -> tuple[float, float,
         took, answers = bench.timed(score, run, reasoner)
         seconds += took
         columns += sum(reasoner.accounting.report()["columns_read"].values())
-        for request, value in run.found[setting].items():
+        for request, value in run.scores[setting].items():
             largest = max(
                 largest, abs(answers[request] - (value.log_likelihood if value else math.nan))
             )

@@ -30,7 +30,7 @@ from lm_eval_latentref.checkpoints.packaged import (
 from lm_eval_latentref.checkpoints.questions import QUESTIONS_NAME, hash_questions, read_hashes
 from lm_eval_latentref.checkpoints.sets import CheckpointNames, plan_run
 from lm_eval_latentref.checkpoints.sources import Source, describe
-from lm_eval_latentref.evaluation import demo_smollm2
+from lm_eval_latentref.evaluation import demo
 
 FOLDER = PACKAGED_MODELS / DEFAULT_SET
 PARTS = ("", "strong", "weak", "no_cot")
@@ -99,7 +99,7 @@ def test_no_place_of_this_machine_is_written_into_results(stand_in):
 
 
 def test_the_demo_ends_with_the_plain_command(stand_in):
-    command = demo_smollm2.lm_eval_command(demo_smollm2.REAL_TASK, output="out", limit=4)
+    command = demo.lm_eval_command(demo.REAL_TASK, output="out", limit=4)
     assert "--model_args" not in command
     assert command[:4] == ["lm_eval", "run", "--model", "latentref"]
 

@@ -15,6 +15,7 @@ from tables import squeezed
 
 from lm_eval_latentref.benchmarks.documents import tasks_path
 from lm_eval_latentref.benchmarks.graph import generate
+from lm_eval_latentref.checkpoints import sets
 from lm_eval_latentref.checkpoints.manifest import read_manifest, write_manifest
 from lm_eval_latentref.checkpoints.packaged import PACKAGED_MODELS
 from lm_eval_latentref.checkpoints.questions import QUESTIONS_NAME, hash_questions, write_hashes
@@ -158,8 +159,8 @@ def test_training_and_its_command_are_told_where_the_folder_tells_them(study):
     row = "| 1.5 | 4.0 |  | 5.5 | epoch 3, 25.00 % of 80 | epoch 9, 100.00 % of 80 |"
     assert f"| {folder} {row}" in page
     assert f"| {folder}/no_cot |  |  | 0.5 | 0.5 |  |  |" in page
-    assert "trained: cot 2.000, 1.250; coconut stage 1 0.500." in page
-    assert "trained: no_cot 3.000." in page
+    assert "each epoch: cot 2.000, 1.250; coconut stage 1 0.500." in page
+    assert "each epoch: no_cot 3.000." in page
     assert "mathqa 90 (2 more removed)." in page
     assert "latentref train x\nlatentref train x phases" in page.split("## Commands")[1]
     content = study_json(made, command="")["sets"]
@@ -249,6 +250,20 @@ def test_the_mean_over_sets_weighs_each_set_the_same(study):
         expected = np.mean(runs_of_row) - np.mean(coconut)
         assert mean_difference(study, name).mean == pytest.approx(expected)
     assert study_json(study, command="")["mean_over_sets"]["CoT"]["sets"] == 2
+
+
+def test_a_study_resolves_each_name_once(study, ask, folders, monkeypatch):
+    resolved = []
+    find = sets._backbone
+
+    def finding(names):
+        resolved.append(names.pretrained)
+        return find(names)
+
+    monkeypatch.setattr(sets, "_backbone", finding)
+    ask()
+    parts = ("", "/no_cot", "/strong")  # the set, No-CoT, CoT
+    assert sorted(resolved) == sorted(f"{folder}{part}" for folder in folders for part in parts)
 
 
 def test_nothing_is_run_twice(study, ask, monkeypatch):
@@ -491,16 +506,16 @@ def test_a_contrast_is_a_row_of_search_with_its_own_references(contrasted, folde
     assert (args["strong"], args["weak"]) == (f"{folders[0]}/control", folders[0])
     assert args["memory_rate"] == 0
     assert args["search_step_size"]
-    tried = trained.contrast_sweeps["control"]["settings"]
-    assert {setting["memory_rate"] for setting in tried} == {0}
+    tried = trained.contrast_sweeps["control"].outcomes
+    assert {outcome.setting.memory_rate for outcome in tried} == {0}
     assert len(tried) == 3
 
 
 def test_a_contrast_of_a_reference_with_itself_changes_nothing(contrasted):
     rows = contrasted.sets[0].rows
     assert rows["same"].run.values == rows["Coconut"].run.values
-    tried = contrasted.sets[0].contrast_sweeps["same"]["settings"]
-    assert len({setting["margin"] for setting in tried}) == 1
+    tried = contrasted.sets[0].contrast_sweeps["same"].outcomes
+    assert len({outcome.margin for outcome in tried}) == 1
 
 
 def test_contrasts_are_on_the_page_with_all_that_was_tried(contrasted):

@@ -28,7 +28,7 @@ from lm_eval_latentref.checkpoints.questions import QUESTIONS_NAME, hash_questio
 from lm_eval_latentref.cli import main
 from lm_eval_latentref.errors import LatentRefError
 from lm_eval_latentref.evaluation import sweep_model
-from lm_eval_latentref.evaluation.dev_tasks import load_dev_task
+from lm_eval_latentref.evaluation.dev_tasks import load_task
 from lm_eval_latentref.evaluation.report import sweep_page
 from lm_eval_latentref.evaluation.settings import Setting
 from lm_eval_latentref.evaluation.sweep import save_sweep, sweep, sweep_json
@@ -263,7 +263,7 @@ def test_tasks_that_settings_are_not_chosen_on_are_refused(task, message, tasks,
             TaskManager, "load", lambda self, names: {"tasks": {"latentref_aqua_mc_dev": None}}
         )
     with pytest.raises(LatentRefError, match=message) as error:
-        load_dev_task(task, include_path=tasks)
+        load_task(task, tuning=True, include_path=tasks)
     assert "\n" not in str(error.value)
 
 
@@ -345,9 +345,9 @@ def test_a_question_is_recognised_within_a_longer_prompt(tasks):
         seen = hash_questions([question, "another"])
         if num_seen:
             with pytest.raises(LatentRefError, match="trained on 1 of its 12 documents"):
-                load_dev_task("worded_dev", include_path=tasks, trained_questions=seen)
+                load_task("worded_dev", tuning=True, include_path=tasks, trained_questions=seen)
         else:
-            load_dev_task("worded_dev", include_path=tasks, trained_questions=seen)
+            load_task("worded_dev", tuning=True, include_path=tasks, trained_questions=seen)
     path.unlink()
 
 
@@ -394,8 +394,9 @@ def test_free_answers_are_judged_by_their_likelihood_and_by_greedy_decoding(
 
 
 def test_generated_validation_sets_can_be_chosen_by_metadata():
-    task = load_dev_task(
+    task = load_task(
         "latentref_prosqa_generated_mc_dev",
+        tuning=True,
         metadata={"num_documents": 7, "generator_seed": 2},
         limit=5,
     )

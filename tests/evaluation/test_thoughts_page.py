@@ -99,7 +99,7 @@ def test_free_answers_are_written_and_the_page_has_them(tmp_path, capsys):
     assert (case["answer_before"] == case["gold"]) != case["helped"]
     text = page.read_text(encoding="utf-8")
     assert f'without refinement `"{case["answer_before"]}"`' in text
-    assert "its end included" in text
+    assert "with its end of sequence" in text
     assert text.strip() in capsys.readouterr().out
 
 
@@ -161,11 +161,11 @@ def test_a_second_process_in_the_same_work_folder_is_refused(tmp_path):
 
 
 def test_a_set_without_references_is_refused_in_its_own_words(tmp_path):
-    with pytest.raises(LatentRefError, match="has no strong and weak reference"):
+    with pytest.raises(LatentRefError, match="lacks a strong or weak reference"):
         study_cases(f"{SET}/no_cot", task="latentref_graph_mc", work=str(tmp_path), **OPTIONS)
 
 
-@pytest.mark.parametrize(("finite", "named"), [(False, "without any refinement"), (True, "lower")])
+@pytest.mark.parametrize(("finite", "named"), [(False, "alpha=0 eta=0"), (True, "lower")])
 def test_what_overflowed_is_what_is_named(tmp_path, monkeypatch, finite, named):
     def outcomes(run):
         return [outcome([True])] if finite else [], {}

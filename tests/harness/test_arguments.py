@@ -94,13 +94,15 @@ def test_a_value_of_a_type_that_hflm_does_not_take_is_refused(name):
 
 def test_defaults_are_values_that_can_be_meant():
     parameters = inspect.signature(HFLM.__init__).parameters
-    check_values({n: parameters[n].default for n in HFLM_NAMES - {"pretrained"}})
-    check_values({"softmax_dtype": torch.float32, "max_length": 12, "think_end_token": 3})
+    defaults = {name: parameters[name].default for name in HFLM_NAMES - {"pretrained"}}
+    given = {"softmax_dtype": torch.float32, "max_length": 12, "think_end_token": 3}
+    for values in (defaults, given):
+        assert check_values(values) is None
 
 
 @pytest.mark.parametrize("device", ["cpu", torch.device("cpu")])
 def test_a_device_that_is_there(device):
-    check_device(device)
+    assert check_device(device) is None
 
 
 @pytest.mark.parametrize("device", ["cuda:99", "nowhere", "", 3.5])

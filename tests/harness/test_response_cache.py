@@ -15,6 +15,7 @@ import pytest
 from sqlitedict import SqliteDict
 
 from lm_eval_latentref.errors import LatentRefError
+from lm_eval_latentref.harness import response_cache
 from lm_eval_latentref.harness.response_cache import SETTINGS_KEY, check_files, check_settings
 
 SETTINGS = {"latent_steps": 3}
@@ -159,7 +160,8 @@ def test_answers_of_every_plain_kind_are_read(tmp_path):
     for number, value in enumerate(values):
         path = tmp_path / f"{number}_rank1.db"
         planted(path, pickle.dumps(value))
-        check_files(str(tmp_path / str(number)))
+        assert list(response_cache._read(path).values()) == [value]
+        assert check_files(str(tmp_path / str(number))) is None
 
 
 @pytest.mark.parametrize("kind", ["cut", "foreign", "text", "empty pickle", "cut pickle"])
@@ -185,5 +187,5 @@ def test_a_file_that_is_cut_or_foreign_is_refused(tmp_path, kind):
 def test_a_cache_that_is_only_being_made_is_none_yet(tmp_path):
     (tmp_path / "cache_rank0.db").touch()
     (tmp_path / "cache_rank1.txt").write_text("not ours")
-    check_files(str(tmp_path / "cache"))
-    check_files(str(tmp_path / "nowhere" / "cache"))
+    for name in ("cache", "nowhere/cache"):
+        assert check_files(str(tmp_path / name)) is None

@@ -37,6 +37,14 @@ def test_groups_do_not_depend_on_the_order_of_requests(requests, random):
     assert contexts == [group.context for group in group_by_context(shuffled)]
 
 
+@pytest.fixture(scope="module", autouse=True)
+def no_garbage_collection():
+    """Collecting all garbage after each of hundreds of failures would take minutes."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(batching, "clear_device_cache", lambda **_: None)
+        yield
+
+
 @given(st.integers(0, 30), st.integers(1, 12), st.integers(1, 12))
 def test_memory_running_out_halves_the_batch_and_redoes_only_that_one(num, batch_size, capacity):
     done = []

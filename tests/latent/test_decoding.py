@@ -60,7 +60,7 @@ def test_an_argument_of_the_models_own_is_allowed_replaced_or_refused(name):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_without_thoughts_and_markers_everything_is_allowed(name):
-    check_decoding(own(**{name: ON}), {name: ON}, thinks=False)
+    assert check_decoding(own(**{name: ON}), {name: ON}, thinks=False) is None
 
 
 @pytest.mark.parametrize("given", ["assistant_model", "custom_generate", "streamer"])

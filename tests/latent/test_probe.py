@@ -44,7 +44,7 @@ def test_each_trait_is_refused_in_one_line_that_names_the_property(trait, named,
 
 
 def test_a_head_that_calls_its_decoder_by_position_is_read_right():
-    check_model(odd_model(), "some/model")
+    assert check_model(odd_model(), "some/model") is None
 
 
 @pytest.mark.parametrize("trait", ["", "counts positions by columns", "keeps no cache"])
@@ -65,7 +65,7 @@ def test_remote_code_is_probed_when_its_folder_is_loaded(trait, tmp_path, monkey
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("family", FAMILIES)
 def test_every_supported_family_passes(family, dtype):
-    check_model(tiny_model(family).to(dtype), family)
+    assert check_model(tiny_model(family).to(dtype), family) is None
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -123,6 +123,6 @@ def test_lengths_at_which_a_model_changes_are_allowed_up_to_and_refused_beyond(f
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_other_families_read_every_length_alike(family):
-    check_length(tiny_model(family).config, None, family)
-    yarn = transformers.LlamaConfig(rope_parameters={"rope_type": "linear", "factor": 2.0})
-    check_length(yarn, 10**6, "llama")
+    assert check_length(tiny_model(family).config, None, family) is None
+    linear = transformers.LlamaConfig(rope_parameters={"rope_type": "linear", "factor": 2.0})
+    assert check_length(linear, 10**6, "llama") is None

@@ -6,6 +6,7 @@ import warnings
 
 import pytest
 import torch
+import transformers
 from tiny import FAMILIES, random_ids, tiny_model, tiny_tokenizer
 
 from lm_eval_latentref.latent import transformers_seams as seams
@@ -30,13 +31,35 @@ def test_no_call_of_ours_uses_a_name_that_transformers_gave_up(family):
     with warnings.catch_warnings():
         warnings.simplefilter("error", FutureWarning)
         reasoner = Reasoner(loaded, RefinementConfig(latent_steps=2, search_step_size=5.0))
-        reasoner.score(contexts, [[random_ids(3, seed=3)]] * 2, max_rows=2)
-        reasoner.answer(contexts, max_new_tokens=3)
+        scores = reasoner.score(contexts, [[random_ids(3, seed=3)]] * 2, max_rows=2)
+        answers = reasoner.answer(contexts, max_new_tokens=3)
+    assert len(scores) == len(answers) == len(contexts)
 
 
 def test_each_family_takes_the_cache_under_the_name_that_generate_uses():
     forwards = [tiny_model(family).base_model.forward for family in FAMILIES]
     assert {cache_argument(forward) for forward in forwards} == {own_cache_argument()}
+
+
+def test_the_causal_models_are_known_by_the_class_of_their_configuration():
+    """`_BaseAutoModelClass._model_mapping`: of configurations' classes to models' classes."""
+    assert all(seams.has_causal_model(tiny_model(family).config) for family in FAMILIES)
+    assert not seams.has_causal_model(transformers.ViTConfig())
+
+
+@pytest.mark.parametrize("attention", ["eager", "sdpa"])
+def test_a_model_knows_its_attention(attention):
+    """`PreTrainedConfig._attn_implementation`: what the layers look their attention up by."""
+    config = tiny_model("llama").config
+    model = transformers.LlamaForCausalLM._from_config(config, attn_implementation=attention)
+    assert seams.attention_of(model) == attention
+
+
+def test_generation_has_defaults_for_what_a_config_leaves_open():
+    """`GenerationConfig._get_default_generation_params`: values for fields that are None."""
+    assert seams.generation_default("num_beams") == 1
+    assert seams.generation_default("do_sample") is False
+    assert seams.generation_default("no such argument") is None
 
 
 @pytest.mark.parametrize("family", FAMILIES)
