@@ -19,7 +19,7 @@ from lm_eval_latentref.evaluation.report import (
     THOUGHTS,
     see_also,
 )
-from lm_eval_latentref.evaluation.study_report import study_page
+from lm_eval_latentref.evaluation.study_page import study_page
 from lm_eval_latentref.evaluation.thoughts import thoughts_page
 
 

@@ -30,7 +30,7 @@ from lm_eval_latentref.evaluation.report import (
     table,
 )
 from lm_eval_latentref.evaluation.statistics import mcnemar, paired_interval
-from lm_eval_latentref.evaluation.study import BASELINES, COCONUT, WITHOUT_STEPS
+from lm_eval_latentref.evaluation.study_options import BASELINES, COCONUT, WITHOUT_STEPS
 from lm_eval_latentref.evaluation.wording import markdown
 
 REFINED = ("+ residual", "+ search", "both")

@@ -29,7 +29,7 @@ from tiny_checkpoints import (
 )
 from transformers import AutoModelForCausalLM
 
-from lm_eval_latentref.checkpoints.convert import _fresh_copy, convert
+from lm_eval_latentref.checkpoints.convert import convert
 from lm_eval_latentref.checkpoints.files import folder_digest
 from lm_eval_latentref.checkpoints.manifest import (
     MANIFEST_NAME,
@@ -45,6 +45,7 @@ from lm_eval_latentref.checkpoints.questions import (
     write_hashes,
 )
 from lm_eval_latentref.checkpoints.sources import default_source
+from lm_eval_latentref.checkpoints.unpacked import as_plain_model
 from lm_eval_latentref.errors import LatentRefError
 from lm_eval_latentref.training.recipe import load_recipe
 
@@ -288,7 +289,7 @@ def test_a_whole_embedding_that_an_adapter_learnt_is_written_in_the_wanted_dtype
 
 def test_a_model_that_refuses_to_be_saved_is_copied():
     model = fresh_model("llama")
-    copy = _fresh_copy(model, trust_remote_code=False)
+    copy = as_plain_model(model)
     assert copy is not model
     assert torch.equal(logits(copy.eval()), logits(model))
 

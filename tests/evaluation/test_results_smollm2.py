@@ -14,7 +14,7 @@ import pytest
 
 from lm_eval_latentref.checkpoints.files import folder_digest
 from lm_eval_latentref.checkpoints.packaged import DEFAULT_SET, PACKAGED_MODELS
-from lm_eval_latentref.evaluation.study import WITHOUT_STEPS
+from lm_eval_latentref.evaluation.study_options import WITHOUT_STEPS
 
 FOLDER = Path(__file__).parents[2] / "results" / "smollm2-135m"
 BASELINES = ("No-CoT", "CoT")

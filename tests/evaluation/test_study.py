@@ -25,12 +25,13 @@ from lm_eval_latentref.errors import LatentRefError
 from lm_eval_latentref.evaluation import overview, runs
 from lm_eval_latentref.evaluation.overview import REPORTED, overview_page, pooled
 from lm_eval_latentref.evaluation.statistics import McNemar
-from lm_eval_latentref.evaluation.study import TaskNames, run_studies, run_study
+from lm_eval_latentref.evaluation.study import run_studies, run_study
+from lm_eval_latentref.evaluation.study_options import TaskNames
+from lm_eval_latentref.evaluation.study_page import study_page
 from lm_eval_latentref.evaluation.study_report import (
     mean_difference,
     save_study,
     study_json,
-    study_page,
 )
 from lm_eval_latentref.training.log import TrainingLog
 from lm_eval_latentref.training.schedule import Epoch
