@@ -24,6 +24,7 @@ from lm_eval_latentref.evaluation.report import (
 )
 from lm_eval_latentref.evaluation.statistics import detectable_difference
 from lm_eval_latentref.evaluation.study_options import COCONUT
+from lm_eval_latentref.evaluation.wording import markdown
 from lm_eval_latentref.training.data import leaves_questions_out
 
 _FIVE, _TWO = (1 / 5, "1 in 5: the choices"), (1 / 2, "1 in 2: the answers on offer")
