@@ -22,7 +22,7 @@ from lm_eval_latentref.benchmarks import splits
 from lm_eval_latentref.benchmarks.documents import tasks_path
 from lm_eval_latentref.cli import main, options
 from lm_eval_latentref.errors import LatentRefError
-from lm_eval_latentref.evaluation import demo, study, sweep
+from lm_eval_latentref.evaluation import demo, study_options, sweep
 from lm_eval_latentref.harness import command as harness
 from lm_eval_latentref.harness import door
 
@@ -257,7 +257,7 @@ def test_every_help_says_what_each_option_is_for_and_what_the_status_means():
 
 def test_the_help_says_the_values_that_are_tried_by_default():
     for name in ("memory_rates", "step_sizes"):
-        tried = [getattr(module, name.upper()) for module in (sweep, study)]
+        tried = [getattr(module, name.upper()) for module in (sweep, study_options)]
         swept, studied = (" ".join(map(str, values)) for values in tried)
         assert f"(default: {swept}, in a study {studied})" in options.OPTIONS[name]["help"]
 
