@@ -321,8 +321,8 @@ def _chance_of_choices(task: Task) -> float | None:
 def result_files(path: Path) -> list[Path]:
     """`path`, or the files below it that may be results or samples; empty if it does not exist.
 
-    A results file with the name that lm-eval gives it brings the samples that were logged with it. Leaderboards
-    that were written into the same folder are left out.
+    A results file with the name that lm-eval gives it brings the samples that were logged with it.
+    Leaderboards that were written into the same folder are left out.
     """
     if path.is_dir():
         files = sorted(p for p in path.rglob("*") if p.suffix in _SUFFIXES and p.is_file())
