@@ -15,7 +15,6 @@ lm-eval's hash of the samples, by the date and task in its name, and by the mean
 from __future__ import annotations
 
 import json
-import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -38,6 +37,7 @@ _ENVIRONMENT = {
 """Lines in the text that lm-eval takes from torch.utils.collect_env."""
 _RESULTS_NAME = re.compile(r"results_(?P<date>\d{4}-\d\d-\d\dT[\d.-]+)\.json")
 _PROMPTING = ("chat_template", "system_instruction", "fewshot_as_multiturn")
+_MOST = 1e150  # the square of a larger number is infinite
 _TOLERANCE = 1e-6  # of a mean of samples, against lm-eval's own
 
 
@@ -364,4 +364,4 @@ def _number(value: Any) -> float | None:
         number = float(value)
     except OverflowError:  # an integer of hundreds of digits
         return None
-    return number if math.isfinite(number) else None
+    return number if abs(number) < _MOST else None

@@ -265,6 +265,6 @@ def test_points_lie_by_cost_and_value_and_dear_ones_on_a_logarithm():
     assert a.y > c.y > b.y
     assert a.low > a.y > a.high
     assert chart(rows[:1], "seconds") is None
-    for high in (0.33, 0.4, 0.55, 0.7, 0.9):
-        made = chart([("a", 1.0, 0.3, None), ("b", 2.0, high, None)], "seconds")
+    for high in (0.28, 0.4, 0.55, 0.73, 0.9):
+        made = chart([("a", 1.0, 0.25, None), ("b", 2.0, high, None)], "seconds")
         assert all(3 <= len(ticks) <= 9 for ticks in (made.x_ticks, made.y_ticks))
