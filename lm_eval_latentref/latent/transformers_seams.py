@@ -39,6 +39,10 @@ WINDOWS = ("sliding_window", "attention_chunk_size")
 """Fields of a configuration that say how many columns a layer sees, if not all."""
 
 
+MIN_SPARE = 32
+"""Room for so many columns is left at least when a cache layer grows."""
+
+
 def cache_argument(forward: Callable[..., Any]) -> str | None:
     """The name of the argument of `forward` that takes a cache; None if it has none."""
     names = inspect.signature(forward).parameters
@@ -191,9 +195,70 @@ def _holds_linear(module: nn.Module) -> bool:
 # The cache: the keys and values of all columns read, for each layer.
 
 
+class GrowingLayer(DynamicLayer):
+    """A layer with room for further columns, which are written in place.
+
+    A DynamicLayer copies all columns whenever it reads more. Layers that share their columns with a
+    fork, and those that keep an autograd graph, do so here too.
+    """
+
+    keys: Any
+    values: Any
+    _room: tuple[Tensor, Tensor] | None = None
+    """Tensors that keys and values are the first columns of, if no other layer shares them."""
+
+    def update(
+        self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any
+    ) -> tuple[Tensor, Tensor]:
+        """Adds new columns (B, H, L, D), and returns the keys and values of all (B, H, K, D)."""
+        if key_states.requires_grad or value_states.requires_grad:
+            self._room = None
+            return super().update(key_states, value_states, *args, **kwargs)
+        if not self.is_initialized:
+            self.lazy_initialization(key_states, value_states)
+        past = self.get_seq_length()
+        num_columns = past + key_states.shape[-2]
+        if self._room is None or not self._fits(num_columns):
+            self._room = (
+                _with_room(self.keys, key_states, past, num_columns),
+                _with_room(self.values, value_states, past, num_columns),
+            )
+        keys_BHRD, values_BHRD = self._room
+        keys_BHRD[..., past:num_columns, :] = key_states
+        values_BHRD[..., past:num_columns, :] = value_states
+        self.keys = keys_BHRD[..., :num_columns, :]
+        self.values = values_BHRD[..., :num_columns, :]
+        return self.keys, self.values
+
+    def share(self) -> GrowingLayer:
+        """Another layer with these columns; neither writes where the other reads."""
+        self._room = None
+        return copy.copy(self)
+
+    def _fits(self, num_columns: int) -> bool:
+        # Whoever replaced the keys, for other rows say, took them out of the room.
+        assert self._room is not None
+        room_BHRD = self._room[0]
+        return self.keys.data_ptr() == room_BHRD.data_ptr() and num_columns <= room_BHRD.shape[-2]
+
+
+def _with_room(columns_BHKD: Tensor, new_BHLD: Tensor, past: int, num_columns: int) -> Tensor:
+    """A tensor with the first `past` columns of the given ones and room for more."""
+    num_rows, num_heads, _, size = new_BHLD.shape
+    spare = max(MIN_SPARE, num_columns // 8)
+    room_BHRD = new_BHLD.new_empty(num_rows, num_heads, num_columns + spare, size)
+    if past:
+        room_BHRD[..., :past, :] = columns_BHKD
+    return room_BHRD
+
+
 def new_cache(causal_lm: PreTrainedModel) -> DynamicCache:
     """An empty cache for the kinds of layers that `causal_lm` has."""
-    return DynamicCache(config=causal_lm.config)
+    cache = DynamicCache(config=causal_lm.config)
+    cache.layers = [
+        GrowingLayer() if type(layer) is DynamicLayer else layer for layer in cache.layers
+    ]
+    return cache
 
 
 def keeps_columns(causal_lm: PreTrainedModel) -> bool:
@@ -203,13 +268,13 @@ def keeps_columns(causal_lm: PreTrainedModel) -> bool:
     sparse attention keeps keys of its own.
     """
     kinds = {type(layer) for layer in new_cache(causal_lm).layers}
-    return not causal_lm._is_stateful and kinds <= {DynamicLayer, DynamicSlidingWindowLayer}
+    return not causal_lm._is_stateful and kinds <= {GrowingLayer, DynamicSlidingWindowLayer}
 
 
 def keeps_every_column(causal_lm: PreTrainedModel) -> bool:
     """Whether each layer's cache holds the keys and values of all columns, without a window."""
     layers = new_cache(causal_lm).layers
-    return keeps_columns(causal_lm) and all(type(layer) is DynamicLayer for layer in layers)
+    return keeps_columns(causal_lm) and all(type(layer) is GrowingLayer for layer in layers)
 
 
 @contextmanager
@@ -260,7 +325,10 @@ def crop(cache: DynamicCache, num_columns: int) -> None:
 def fork(cache: DynamicCache, rows_R: Tensor | None) -> DynamicCache:
     """An independent cache with `rows_R` of this one; tensors are shared until one is extended."""
     branch = copy.copy(cache)
-    branch.layers = [copy.copy(layer) for layer in cache.layers]
+    branch.layers = [
+        layer.share() if isinstance(layer, GrowingLayer) else copy.copy(layer)
+        for layer in cache.layers
+    ]
     if rows_R is not None:
         for layer in branch.layers:
             if layer.is_initialized:

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import copy
 import warnings
 
 import pytest
 import torch
 import transformers
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from tiny import FAMILIES, random_ids, tiny_model, tiny_tokenizer
+from transformers import DynamicCache
 
 from lm_eval_latentref.latent import transformers_seams as seams
 from lm_eval_latentref.latent.config import RefinementConfig
@@ -117,3 +121,58 @@ def test_masks_and_caches_are_as_wide_as_the_configuration_says_when_they_are_ma
         assert model.config.sliding_window == 200
         assert torch.equal(model(ids_1L).logits, wide)
     assert not torch.allclose(wide, narrow(ids_1L).logits, atol=1e-2)
+
+
+MODEL = tiny_model("llama")
+steps = st.lists(
+    st.one_of(
+        st.tuples(st.just("read"), st.integers(1, 50)),
+        st.tuples(st.just("crop"), st.integers(1, 3)),
+        st.tuples(st.just("fork"), st.none()),
+        st.tuples(st.just("rows"), st.lists(st.integers(0, 1), min_size=2, max_size=2)),
+        st.tuples(st.just("back"), st.none()),
+    ),
+    max_size=12,
+)
+
+
+@settings(max_examples=100)
+@given(steps=steps)
+def test_a_growing_layer_holds_what_a_dynamic_layer_holds_forks_included(steps):
+    ours, theirs = [seams.new_cache(MODEL)], [DynamicCache(config=MODEL.config)]
+    assert {type(layer) for layer in ours[0].layers} == {seams.GrowingLayer}
+    for name, value in steps:
+        length = theirs[-1].get_seq_length()
+        if name == "read":
+            new_BHLD = torch.randn(2, 2, value, 8)
+            pair = [caches[-1].update(new_BHLD, -new_BHLD, 0) for caches in (ours, theirs)]
+            assert all(map(torch.equal, *pair))
+        elif name == "crop" and length > value:
+            for caches in (ours, theirs):
+                seams.crop(caches[-1], value)
+        elif name == "fork":
+            ours.append(seams.fork(ours[-1], None))
+            theirs.append(copy.deepcopy(theirs[-1]))
+        elif name == "rows" and length:
+            for caches in (ours, theirs):
+                caches[-1].batch_select_indices(torch.tensor(value))
+        elif name == "back":
+            ours.insert(0, ours.pop())
+            theirs.insert(0, theirs.pop())
+        for a, b in zip(ours, theirs, strict=True):
+            assert a.get_seq_length() == b.get_seq_length()
+            if b.get_seq_length():
+                assert torch.equal(a.layers[0].keys, b.layers[0].keys)
+                assert torch.equal(a.layers[0].values, b.layers[0].values)
+
+
+def test_columns_are_written_in_place_and_not_where_a_fork_reads():
+    cache, new_BHLD = seams.new_cache(MODEL), torch.randn(2, 2, 5, 8)
+    cache.update(new_BHLD, new_BHLD, 0)
+    place = cache.layers[0].keys.data_ptr()
+    cache.update(new_BHLD, new_BHLD, 0)
+    assert cache.layers[0].keys.data_ptr() == place
+    fork = seams.fork(cache, None)
+    for one in (cache, fork):
+        one.update(torch.randn(2, 2, 1, 8), new_BHLD[:, :, :1], 0)
+    assert not torch.equal(cache.layers[0].keys, fork.layers[0].keys)
