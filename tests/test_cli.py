@@ -199,7 +199,7 @@ def test_the_demos_report_says_what_was_shown_and_how_to_repeat_it(tmp_path):
 
 
 def test_every_option_may_be_written_with_hyphens_or_underscores():
-    (commands,) = (one for one in options.parser()._actions if one.choices)
+    (commands,) = (each for each in options.parser()._actions if each.choices)
     for name, command in commands.choices.items():
         for action in command._actions:
             flags = {flag for flag in action.option_strings if flag.startswith("--")}
@@ -245,7 +245,7 @@ def test_wrong_words_are_one_line_that_names_the_help(capsys, words, status, par
 
 
 def test_every_help_says_what_each_option_is_for_and_what_the_status_means():
-    (commands,) = (one for one in options.parser()._actions if one.choices)
+    (commands,) = (each for each in options.parser()._actions if each.choices)
     for name, command in commands.choices.items():
         assert "Exit status: " in command.format_help()
         for action in command._actions:

@@ -73,8 +73,8 @@ class Environment:
 
     def files(self) -> set[str]:
         """Every file installed, byte code aside."""
-        found = (path for path in self.site_packages.rglob("*") if "__pycache__" not in path.parts)
-        return {str(path.relative_to(self.site_packages)) for path in found}
+        actual = (path for path in self.site_packages.rglob("*") if "__pycache__" not in path.parts)
+        return {str(path.relative_to(self.site_packages)) for path in actual}
 
 
 def new_environment(folder: Path) -> Environment:

@@ -39,8 +39,8 @@ def layers(below, root):
 def solve_graph(row):
     """Checks the row's claims against its question; the number of hops."""
     below, candidates, root = parse_graph(row["question"])
-    found = [(hops, node) for hops, layer in enumerate(layers(below, root)) for node in layer]
-    ((hops, answer),) = [(hops, node) for hops, node in found if node in candidates]
+    actual = [(hops, node) for hops, layer in enumerate(layers(below, root)) for node in layer]
+    ((hops, answer),) = [(hops, node) for hops, node in actual if node in candidates]
     assert answer == row["answer"] == row["steps"][-1]
     assert len(row["steps"]) == hops
     assert all(b in below[a] for a, b in itertools.pairwise([root, *row["steps"]]))

@@ -65,11 +65,11 @@ def children_of(row):
 
 def distances(row, start):
     """Breadth-first distances by whole levels, another way than the generator's."""
-    children, level, found = children_of(row), {start}, {}
+    children, level, actual = children_of(row), {start}, {}
     while level:
-        found |= dict.fromkeys(level, len(set(found.values())))
-        level = {child for node in level for child in children[node]} - found.keys()
-    return found
+        actual |= dict.fromkeys(level, len(set(actual.values())))
+        level = {child for node in level for child in children[node]} - actual.keys()
+    return actual
 
 
 def fact(row, up, node):
@@ -83,7 +83,7 @@ def statistics_of(rows):
     for row in rows:
         reached = [set(distances(row, rival)) for rival in (0, 1)]
         offered = row["question"].rsplit(" a ", 1)[1].rstrip("?").split(" or ")
-        one = {
+        first = {
             "hops": len(row["steps"]),
             "nodes": len(row["idx_to_symbol"]),
             "edges": len(row["edges"]),
@@ -97,7 +97,7 @@ def statistics_of(rows):
             "nodes only one rival reaches": len(reached[0] ^ reached[1]) - 2,
             "leaves": sum(not below for below in children_of(row).values()),
         }
-        for name, value in one.items():
+        for name, value in first.items():
             values[name].append(value)
     return {name: statistics.mean(of_all) for name, of_all in values.items()}
 

@@ -275,19 +275,19 @@ def judged(manager, name, texts):
 def test_a_vote_takes_the_answer_of_most_samples(manager, fixture_data):
     gold = first_document(manager.load(["latentref_gsm8k"])["tasks"]["latentref_gsm8k"])
     right = gold["answer_text"]
-    found = judged(manager, "latentref_gsm8k_vote", ["### 7", *[f"2+2 {right}"] * 9, *["x"] * 6])
-    assert found == {"answer": {"exact_match": 0.0}, "vote": {"exact_match": 1.0}}
+    actual = judged(manager, "latentref_gsm8k_vote", ["### 7", *[f"2+2 {right}"] * 9, *["x"] * 6])
+    assert actual == {"answer": {"exact_match": 0.0}, "vote": {"exact_match": 1.0}}
 
 
 @pytest.mark.parametrize("num_right", [0, 1, 5, 16])
 def test_pass_at_k_is_the_share_of_subsets_with_a_right_sample(num_right, manager, fixture_data):
     gold = first_document(manager.load(["latentref_gsm8k"])["tasks"]["latentref_gsm8k"])
     texts = [gold["answer_text"]] * num_right + ["### none"] * (16 - num_right)
-    (found,) = judged(manager, "latentref_gsm8k_pass", texts).values()
+    (actual,) = judged(manager, "latentref_gsm8k_pass", texts).values()
     for k in (1, 4, 16):
         subsets = list(itertools.combinations(range(16), k))
         share = sum(any(i < num_right for i in subset) for subset in subsets) / len(subsets)
-        assert found[f"pass@{k}"] == pytest.approx(share)
+        assert actual[f"pass@{k}"] == pytest.approx(share)
 
 
 @pytest.mark.parametrize("group", GROUPS)
@@ -380,7 +380,7 @@ def test_a_generated_document_offers_its_candidates_with_the_right_one_marked():
             name, num=20, seed=3, split="validation", options=options
         ):
             assert made["prompt"] == made["question"] + "\n"
-            assert made["choices"] == [f"### {one}" for one in made["candidates"]]
+            assert made["choices"] == [f"### {each}" for each in made["candidates"]]
             assert made["choices"][made["gold"]] == made["answer_text"] == f"### {made['answer']}"
 
 

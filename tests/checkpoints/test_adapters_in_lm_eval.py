@@ -57,9 +57,9 @@ def test_an_adapter_is_what_peft_makes_of_it(tmp_path, family, kind, tied):
     with torch.no_grad():
         ids = torch.tensor([[*context, *continuation]])
         log_p = plain.eval()(ids).logits[0, 2:4].log_softmax(-1)
-    (((found, _),),) = lm.reasoner.score([context], [[continuation]], max_rows=1)
+    (((actual, _),),) = lm.reasoner.score([context], [[continuation]], max_rows=1)
     wanted = log_p[range(2), list(continuation)].sum()
-    assert found == pytest.approx(float(wanted), abs=1e-4)
+    assert actual == pytest.approx(float(wanted), abs=1e-4)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -73,9 +73,9 @@ def test_three_adapters_on_one_base_are_the_same_in_lm_eval_and_in_the_library(
     where = {"peft": str(tmp_path / "backbone"), "device": "cpu", "dtype": "float32"}
     lm = LatentRefLM(str(tmp_path / "base"), **names, **settings, **where, batch_size=3)
     reasoner = load(str(tmp_path / "base"), **names, **settings, **where)
-    found = lm.loglikelihood(pairs())
+    actual = lm.loglikelihood(pairs())
     lm.reasoner = reasoner
-    assert_close(found, lm.loglikelihood(pairs()))
+    assert_close(actual, lm.loglikelihood(pairs()))
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
@@ -90,7 +90,7 @@ def test_adapters_compute_in_the_dtype_of_their_base(tmp_path, kind, dtype):
     ]
     assert factors
     assert {weight.dtype for weight in factors} == {getattr(torch, dtype)}
-    (((found, _),),) = reasoner.score([(5, 297, 9)], [[(7, 298)]], max_rows=1)
+    (((actual, _),),) = reasoner.score([(5, 297, 9)], [[(7, 298)]], max_rows=1)
     exact = load(str(tmp_path / "base"), peft=str(tmp_path / "backbone"), dtype="float32")
     (((wanted, _),),) = exact.score([(5, 297, 9)], [[(7, 298)]], max_rows=1)
-    assert found == pytest.approx(wanted, rel=0.05)
+    assert actual == pytest.approx(wanted, rel=0.05)

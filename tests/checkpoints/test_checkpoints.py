@@ -129,7 +129,7 @@ def test_a_revision_is_inherited_unless_a_reference_names_its_own(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("name", "told"),
+    ("name", "said"),
     [
         ("./nothing", "there is no such folder"),
         ("/nothing/here", "there is no such folder"),
@@ -137,29 +137,29 @@ def test_a_revision_is_inherited_unless_a_reference_names_its_own(monkeypatch):
     ],
 )
 @pytest.mark.parametrize("role", ["pretrained", "strong", "weak"])
-def test_a_name_that_stands_for_nothing_is_an_error(base, role, name, told):
+def test_a_name_that_stands_for_nothing_is_an_error(base, role, name, said):
     message = failing(plan_of, **{"pretrained": base, role: name})
     assert f"{role}={name}" in message
-    assert told in message
+    assert said in message
     assert "REPO@REVISION" in message
 
 
 @pytest.mark.parametrize(
-    ("error", "told"),
+    ("error", "said"),
     [
         (LocalEntryNotFoundError("offline"), "the hub cannot be reached"),
         (EntryNotFoundError("404"), "it has neither config.json nor adapter_config.json"),
         (OSError("reset by peer"), "reset by peer"),
     ],
 )
-def test_a_hub_id_that_cannot_be_opened_is_an_error(monkeypatch, error, told):
+def test_a_hub_id_that_cannot_be_opened_is_an_error(monkeypatch, error, said):
     def fetch(*args, **options):
         raise error
 
     monkeypatch.setattr("lm_eval_latentref.checkpoints.sources.hf_hub_download", fetch)
     message = failing(plan_of, pretrained="me/nothing")
     assert "me/nothing" in message
-    assert told in message
+    assert said in message
 
 
 class Response:
@@ -194,10 +194,10 @@ def test_sequence_to_sequence_and_encoder_models_are_errors(tmp_path):
     bert = transformers.BertConfig(vocab_size=10, architectures=["BertForMaskedLM"])
     bert.save_pretrained(tmp_path / "bert")
     transformers.ViTConfig().save_pretrained(tmp_path / "vit")
-    for name, told in (("t5", "encoder-decoder"), ("bert", "BertForMaskedLM"), ("vit", "vit")):
+    for name, said in (("t5", "encoder-decoder"), ("bert", "BertForMaskedLM"), ("vit", "vit")):
         tiny_tokenizer().save_pretrained(tmp_path / name)
         message = failing(load, pretrained=str(tmp_path / name))
-        assert told in message
+        assert said in message
         assert "decoder-only" in message
 
 
@@ -205,13 +205,13 @@ def test_sequence_to_sequence_and_encoder_models_are_errors(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("kind", "told"),
+    ("kind", "said"),
     [
         ("missing", "key 'transformer.h.0.ln_1.weight' is missing"),
         ("mismatched", "key 'transformer.h.0.ln_1.weight' is wrongly shaped"),
     ],
 )
-def test_a_folder_with_a_key_that_does_not_fit_is_an_error(base, kind, told):
+def test_a_folder_with_a_key_that_does_not_fit_is_an_error(base, kind, said):
     path = Path(base) / "model.safetensors"
     state, key = load_file(path), "transformer.h.0.ln_1.weight"
     if key not in state:
@@ -220,7 +220,7 @@ def test_a_folder_with_a_key_that_does_not_fit_is_an_error(base, kind, told):
     if kind == "mismatched":
         state[key] = value[:5].clone()
     save_file(state, path, metadata={"format": "pt"})
-    assert told in failing(load, pretrained=base)
+    assert said in failing(load, pretrained=base)
 
 
 def rewrite(folder, change):
@@ -236,7 +236,9 @@ def test_a_key_that_the_architecture_lacks_is_a_warning(base, caplog):
     save_file({**state, "extra.weight": torch.ones(2)}, Path(base) / "model.safetensors")
     expected = logits(fresh_model())
     assert torch.equal(logits(load(pretrained=base).backbone), expected)
-    ours = [one.getMessage() for one in caplog.records if one.name.startswith("lm_eval_latentref")]
+    ours = [
+        each.getMessage() for each in caplog.records if each.name.startswith("lm_eval_latentref")
+    ]
     (line,) = [line for line in ours if "extra.weight" in line]
     assert line.startswith(base)
     assert "not used" in line
@@ -472,8 +474,8 @@ def test_an_adapter_on_another_base_is_an_error(base, tmp_path):
         assert "base" in message
 
 
-@pytest.mark.parametrize(("kind", "told"), [("missing", "is missing"), ("unknown", "is unknown")])
-def test_adapter_keys_that_do_not_fit_are_named(base, tmp_path, kind, told):
+@pytest.mark.parametrize(("kind", "said"), [("missing", "is missing"), ("unknown", "is unknown")])
+def test_adapter_keys_that_do_not_fit_are_named(base, tmp_path, kind, said):
     from safetensors.torch import load_file, save_file
 
     path = save_adapter(base, tmp_path / "adapter", seed=1)
@@ -486,7 +488,7 @@ def test_adapter_keys_that_do_not_fit_are_named(base, tmp_path, kind, told):
         state[key] = value.clone()
     save_file(state, weights)
     message = failing(load, pretrained=path)
-    assert f"{key!r} {told}" in message
+    assert f"{key!r} {said}" in message
     weights.write_bytes(weights.read_bytes()[:100])
     assert "adapter_model.safetensors" in failing(load, pretrained=path)
 
@@ -590,12 +592,12 @@ def test_what_given_references_learnt_from_counts_as_well(base, tmp_path):
 
 
 def test_fingerprints_tell_weights_apart_and_not_places(tmp_path):
-    one = save_folder(fresh_model(seed=1), tmp_path / "one")
+    first = save_folder(fresh_model(seed=1), tmp_path / "one")
     same = save_folder(fresh_model(seed=1), tmp_path / "same")
     other = save_folder(fresh_model(seed=2), tmp_path / "other")
-    adapter = save_adapter(one, tmp_path / "adapter", seed=1)
+    adapter = save_adapter(first, tmp_path / "adapter", seed=1)
     prints = [
-        fingerprint(plan_of(pretrained=name).backbone) for name in (one, same, other, adapter)
+        fingerprint(plan_of(pretrained=name).backbone) for name in (first, same, other, adapter)
     ]
     assert prints[0] == prints[1]
     assert len(set(prints)) == 3

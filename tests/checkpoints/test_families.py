@@ -57,8 +57,8 @@ def naive_scores(model, vector, *, cap, opening, closing, num_text_ids=None):
     return scores
 
 
-def assert_equal(found, expected):
-    for row, expected_row in zip(found, expected, strict=True):
+def assert_equal(actual, expected):
+    for row, expected_row in zip(actual, expected, strict=True):
         assert row == pytest.approx(expected_row, abs=1e-4)
 
 

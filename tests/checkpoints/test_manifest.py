@@ -45,7 +45,7 @@ def test_settings_are_the_refinement_options_that_are_set():
 
 
 @pytest.mark.parametrize(
-    ("values", "told"),
+    ("values", "said"),
     [
         ({"latent_stepps": 6}, "'latent_stepps'; did you mean latent_steps?"),
         ({"latent_steps": "6"}, "latent_steps='6': it must be an integer"),
@@ -60,13 +60,13 @@ def test_settings_are_the_refinement_options_that_are_set():
         ({"format_version": 2}, "format_version=2"),
     ],
 )
-def test_a_wrong_key_is_named_with_its_file(tmp_path, values, told):
+def test_a_wrong_key_is_named_with_its_file(tmp_path, values, said):
     path = tmp_path / MANIFEST_NAME
     path.write_text(json.dumps({"format_version": 1, **values}), encoding="utf-8")
     with pytest.raises(LatentRefError) as error:
         read_manifest(path)
     message = str(error.value)
-    assert told in message
+    assert said in message
     assert str(path) in message
     assert "\n" not in message
 

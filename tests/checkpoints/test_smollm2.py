@@ -93,9 +93,9 @@ def test_it_thinks_without_any_argument_and_its_base_is_in_memory_once(stand_in)
 def test_no_place_of_this_machine_is_written_into_results(stand_in):
     plan = plan_of()
     for source in (plan.backbone, plan.strong, plan.weak):
-        told = describe(source)
-        del told["base"]  # here a folder that stands in for the hub's or the package's model
-        assert str(stand_in.parent) not in json.dumps(told)
+        said = describe(source)
+        del said["base"]  # here a folder that stands in for the hub's or the package's model
+        assert str(stand_in.parent) not in json.dumps(said)
 
 
 def test_the_demo_ends_with_the_plain_command(stand_in):
@@ -116,12 +116,12 @@ def test_a_line_says_that_it_is_no_example_of_refinement(stand_in, caplog):
 
 
 def test_on_the_hubs_weights_a_line_says_that_figures_will_differ(stand_in, monkeypatch):
-    def told():
+    def said():
         return [note for note in plan_of().notes if "in 4 bits" in note]
 
-    assert not told()
+    assert not said()
     monkeypatch.setattr(sources, "default_source", lambda: Source(base=DEFAULT_MODEL))
-    (note,) = told()
+    (note,) = said()
     assert f"{DEFAULT_SET} was trained" in note
     assert f"{BASE_NAME}==0.1.2" in note
 
@@ -192,6 +192,6 @@ def test_its_manifest_says_how_it_thinks_and_what_it_learnt_from():
 @pytest.mark.slow
 def test_it_answers_on_the_installed_base():
     reasoner = load(device="cpu", dtype="float32")
-    found = reasoner.ask("Tom has 3 apples and buys 4 . how many has he ? a ) 7 , b ) 5")
-    assert found.thoughts.shape[0] == reasoner.config.latent_steps > 0
-    assert found.answer
+    actual = reasoner.ask("Tom has 3 apples and buys 4 . how many has he ? a ) 7 , b ) 5")
+    assert actual.thoughts.shape[0] == reasoner.config.latent_steps > 0
+    assert actual.answer

@@ -164,7 +164,7 @@ def damaged(kind):
 
 
 @pytest.mark.parametrize(
-    ("kind", "told"),
+    ("kind", "said"),
     [
         ("missing", "key 'transformer.h.0.ln_1.weight' is missing"),
         ("unknown", "unknown key 'transformer.h.7.ln_1.weight'"),
@@ -175,9 +175,9 @@ def damaged(kind):
         ("no tensor", "'base_causallm.transformer.h.0.ln_1.weight' is int, not a tensor"),
     ],
 )
-def test_a_key_that_does_not_fit_is_named(base, tmp_path, kind, told):
+def test_a_key_that_does_not_fit_is_named(base, tmp_path, kind, said):
     message = failing(base, save_raw(damaged(kind), tmp_path / "checkpoint_1"))
-    assert told in message
+    assert said in message
     assert "checkpoint_1" in message
 
 

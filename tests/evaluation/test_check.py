@@ -55,9 +55,9 @@ def status_and_json(capsys, *words):
 )
 def test_the_status_is_that_of_the_paired_verdict(runs, capsys, values, verdict, status):
     words = (runs("new", values), "--baseline", runs("old", RIGHT))
-    found_status, found = status_and_json(capsys, *words)
-    (result,) = found["results"]
-    assert (found_status, found["verdict"], result["verdict"]) == (status, verdict, verdict)
+    actual_status, actual = status_and_json(capsys, *words)
+    (result,) = actual["results"]
+    assert (actual_status, actual["verdict"], result["verdict"]) == (status, verdict, verdict)
     assert (result["task"], result["metric"]) == ("t", "acc,none")
     assert result["difference"] == pytest.approx(result["candidate"] - result["baseline"])
     assert result["interval"][0] <= result["difference"] <= result["interval"][1]

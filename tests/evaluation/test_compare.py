@@ -68,37 +68,37 @@ def samples_file(folder, task):
 
 
 def test_logged_samples_are_read_as_lm_eval_judged_them(runs):
-    found = read_answers(samples_file(runs[0], CHOOSING))
-    assert found.metrics == {CHOOSING: "acc"}
-    ((task, documents),) = found.tasks.items()
+    actual = read_answers(samples_file(runs[0], CHOOSING))
+    assert actual.metrics == {CHOOSING: "acc"}
+    ((task, documents),) = actual.tasks.items()
     assert task == CHOOSING
     assert [documents[k].value for k in range(NUM_DOCUMENTS)] == [
         float(k % 5 < 2) for k in range(NUM_DOCUMENTS)
     ]
-    assert all((one.margin > 0) == (one.value == 1.0) for one in documents.values())
+    assert all((each.margin > 0) == (each.value == 1.0) for each in documents.values())
 
 
 @pytest.mark.parametrize(("task", "metric"), [(CHOOSING, "acc"), (WRITING, "exact_match")])
 def test_two_runs_differ_by_the_documents_that_only_one_has_right(runs, task, metric):
     first, second = (read_answers(samples_file(run, task)) for run in runs)
-    (found,) = compare(first, second, seed=0)
-    assert (found.metric, found.num_documents) == (metric, NUM_DOCUMENTS)
-    assert (found.first, found.second) == (0.4, 0.8)
-    assert (found.test.only_first, found.test.only_second) == (0, 4)
-    assert found.test.p_value == pytest.approx(stats.binomtest(0, 4).pvalue)
-    assert found.difference.mean == pytest.approx(0.4)
-    assert found.difference.low <= 0.4 <= found.difference.high
-    assert (found.margin_difference is None) == (task == WRITING)
+    (actual,) = compare(first, second, seed=0)
+    assert (actual.metric, actual.num_documents) == (metric, NUM_DOCUMENTS)
+    assert (actual.first, actual.second) == (0.4, 0.8)
+    assert (actual.test.only_first, actual.test.only_second) == (0, 4)
+    assert actual.test.p_value == pytest.approx(stats.binomtest(0, 4).pvalue)
+    assert actual.difference.mean == pytest.approx(0.4)
+    assert actual.difference.low <= 0.4 <= actual.difference.high
+    assert (actual.margin_difference is None) == (task == WRITING)
 
 
 def test_a_folder_of_several_tasks_is_compared_by_the_metric_of_each(runs):
-    found = {one.task: one for one in compare(*map(read_answers, runs), seed=0)}
-    assert {name: one.metric for name, one in found.items()} == {
+    actual = {each.task: each for each in compare(*map(read_answers, runs), seed=0)}
+    assert {name: each.metric for name, each in actual.items()} == {
         CHOOSING: "acc",
         f"{WRITING} (answer)": "exact_match",
         "all tasks": "exact_match, acc",
     }
-    assert found["all tasks"].test.only_second == 8
+    assert actual["all tasks"].test.only_second == 8
 
 
 def answers(name, values, *, task="t", hashes=None, margins=None, metric="acc"):
@@ -128,15 +128,15 @@ def test_several_tasks_are_compared_one_by_one_and_together():
         Answers(name, {task: answers(name, values).tasks["t"] for task in metrics}, metrics)
         for name, values in (("a", [0, 1]), ("b", [1, 1]))
     )
-    found = compare(first, second, seed=0)
-    assert [one.task for one in found] == ["s", "t", "all tasks"]
-    assert found[-1].num_documents == 4
-    assert found[-1].test.only_second == 2
+    actual = compare(first, second, seed=0)
+    assert [each.task for each in actual] == ["s", "t", "all tasks"]
+    assert actual[-1].num_documents == 4
+    assert actual[-1].test.only_second == 2
 
 
 def test_documents_that_one_run_lacks_are_left_out_with_a_warning(caplog):
-    (found,) = compare(answers("a", [0, 1, 1]), answers("b", [1, 1]), seed=0)
-    assert found.num_documents == 2
+    (actual,) = compare(answers("a", [0, 1, 1]), answers("b", [1, 1]), seed=0)
+    assert actual.num_documents == 2
     assert "1 documents that only one run has are left out" in caplog.text
 
 
@@ -172,8 +172,8 @@ SWEEP = {
 def test_a_sweeps_settings_are_read_by_row_or_label(setting, margin, tmp_path):
     (tmp_path / "sweep.json").write_text(json.dumps(SWEEP), encoding="utf-8")
     for path in (tmp_path, tmp_path / "sweep.json"):
-        found = read_answers(f"{path}{setting}")
-        assert found.tasks["t"][0] == Answer(float(margin > 0), margin, "x")
+        actual = read_answers(f"{path}{setting}")
+        assert actual.tasks["t"][0] == Answer(float(margin > 0), margin, "x")
 
 
 @pytest.mark.parametrize(
@@ -192,8 +192,8 @@ def test_of_equal_candidates_the_first_is_chosen_and_the_tie_is_noted(
     sample["filtered_resps"] = [[value, "False"] for value in values]
     path = tmp_path / "samples_a_task_2026-01-01T11-00-00.5.jsonl"
     path.write_text(json.dumps(sample) + "\n", encoding="utf-8")
-    found = read_answers(str(path)).tasks["a_task"][3]
-    assert found == Answer(0.0, margin, "x", choice, tied)
+    actual = read_answers(str(path)).tasks["a_task"][3]
+    assert actual == Answer(0.0, margin, "x", choice, tied)
 
 
 def test_the_newest_samples_of_a_task_count(tmp_path):
@@ -226,5 +226,5 @@ def test_the_command_prints_the_tests_and_ends_with_one_json_line(tmp_path, caps
     lines = capsys.readouterr().out.splitlines()
     assert lines[0] == "t: 2 documents, acc"
     assert any("exact McNemar p = 1.0000" in line for line in lines)
-    (found,) = json.loads(lines[-1])
-    assert found["margin_difference"]["mean"] == pytest.approx(0.875)
+    (actual,) = json.loads(lines[-1])
+    assert actual["margin_difference"]["mean"] == pytest.approx(0.875)

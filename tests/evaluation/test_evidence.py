@@ -107,10 +107,10 @@ def test_the_page_is_made_of_the_units_that_are_there(made, scripts, tiny_plan, 
 
 
 def test_the_interval_over_seeds_is_students(scripts):
-    found = scripts["page"].mean([1.0, 2.0, 3.0], [0.3, 0.4, 0.0])
-    assert found.value == 2.0
-    assert found.over_problems == pytest.approx(1.96 * 0.5 / 3)
-    assert found.over_seeds == pytest.approx(4.302653 / math.sqrt(3))
+    actual = scripts["page"].mean([1.0, 2.0, 3.0], [0.3, 0.4, 0.0])
+    assert actual.value == 2.0
+    assert actual.over_problems == pytest.approx(1.96 * 0.5 / 3)
+    assert actual.over_seeds == pytest.approx(4.302653 / math.sqrt(3))
 
 
 def test_the_committed_page_is_that_of_the_committed_units(scripts):
@@ -122,18 +122,18 @@ def test_the_committed_page_is_that_of_the_committed_units(scripts):
 @pytest.mark.parametrize("row", ["Coconut", "recommended"])
 def test_a_cell_of_the_table_is_found_again_on_the_packaged_set(row, scripts, tmp_path):
     unit = json.loads((FOLDER / "graph-0.json").read_text(encoding="utf-8"))
-    (rung,) = [one for one in unit["rungs"] if one["name"] == "coconut-4-1"]
+    (rung,) = [each for each in unit["rungs"] if each["name"] == "coconut-4-1"]
     cell = rung["rows"][row]
     setting = Setting(**cell["setting"])
     grid = Grid(latent_steps=(setting.latent_steps,), step_sizes=(setting.step_size,))
     model = load_model({"pretrained": "graph-small", "batch_size": 250, "device": "cpu"}, grid)
     task = load_task("latentref_graph_mc", limit=NUM_AGAIN)
     plain = Setting(latent_steps=setting.latent_steps)
-    (found,) = judge(model, task, [setting], plain=plain, journal=tmp_path / "journal.jsonl")
+    (actual,) = judge(model, task, [setting], plain=plain, journal=tmp_path / "journal.jsonl")
     error = math.sqrt(cell["accuracy"] * (1 - cell["accuracy"]) / NUM_AGAIN)
-    assert abs(found.accuracy - cell["accuracy"]) < 1.96 * error
-    told = scripts["page"].bits(cell["correct"], rung["problems"])[:NUM_AGAIN]
-    assert np.sum(told != np.array(found.correct)) <= 1  # a tie may fall the other way elsewhere
+    assert abs(actual.accuracy - cell["accuracy"]) < 1.96 * error
+    said = scripts["page"].bits(cell["correct"], rung["problems"])[:NUM_AGAIN]
+    assert np.sum(said != np.array(actual.correct)) <= 1  # a tie may fall the other way elsewhere
 
 
 def test_a_sweep_judges_the_best_of_each_row_on_a_test_task_by_number_of_steps(tmp_path, capsys):

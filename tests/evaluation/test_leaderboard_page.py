@@ -131,7 +131,7 @@ def test_two_chosen_rows_show_their_difference_and_the_documents_that_flip(opene
 def test_the_lists_choose_the_same_two_rows(opened):
     for place, name in (("first", "good"), ("second", "plain")):
         options = css(opened, f"#{place} option")
-        next(one for one in options if one.text == name).click()
+        next(each for each in options if each.text == name).click()
     assert "good → plain: a significant difference" in css(opened, "#pair-body")[0].text
     assert "-23.33" in css(opened, "#pair-body")[0].text
     assert len(css(opened, ".flips li.lost")) == 20
@@ -162,11 +162,11 @@ def test_the_keyboard_alone_sorts_filters_and_chooses(opened):
 
 
 def test_the_cost_of_the_picture_can_be_chosen(opened):
-    shown = [one.get_attribute("id") for one in css(opened, ".chart") if one.is_displayed()]
+    shown = [each.get_attribute("id") for each in css(opened, ".chart") if each.is_displayed()]
     assert shown == ["chart-0"]
     options = css(opened, "#cost option")
-    next(one for one in options if one.text.startswith("seconds a document")).click()
-    (chart_,) = [one for one in css(opened, ".chart") if one.is_displayed()]
+    next(each for each in options if each.text.startswith("seconds a document")).click()
+    (chart_,) = [each for each in css(opened, ".chart") if each.is_displayed()]
     assert len(chart_.find_elements("css selector", "circle")) == 3
     assert "not known: plain" in chart_.text
 

@@ -37,10 +37,10 @@ def test_scores_and_samples_are_those_of_the_run(tmp_path):
 def test_samples_of_several_processes_are_put_in_the_order_of_documents(tmp_path):
     write_run(tmp_path / "one", {"t": {"acc": VALUES}})
     write_run(tmp_path / "two", {"t": {"acc": VALUES}}, order=[0, 2, 1, 3])
-    one, two = (only(tmp_path / name).tasks["t"].columns["none"] for name in ("one", "two"))
+    first, two = (only(tmp_path / name).tasks["t"].columns["none"] for name in ("one", "two"))
     assert two.doc_ids.tolist() == [0, 1, 2, 3]
-    assert np.array_equal(one.hashes, two.hashes)
-    assert np.array_equal(one.values["acc"], two.values["acc"])
+    assert np.array_equal(first.hashes, two.hashes)
+    assert np.array_equal(first.values["acc"], two.values["acc"])
 
 
 @pytest.mark.parametrize("renamed", ["mine.jsonl", "samples_other_2020-01-01T00-00-00.0.jsonl"])
@@ -204,7 +204,7 @@ def test_texts_that_look_like_fields_are_texts(name, tmp_path):
 def test_fields_in_another_order_are_read_all_the_same(tmp_path):
     samples = [sample(k, {"acc": float(k)}) for k in range(3)]
     usual = read_samples(write_lines(tmp_path / "a.jsonl", samples))
-    turned = [dict(reversed(one.items())) for one in samples]
+    turned = [dict(reversed(each.items())) for each in samples]
     other = read_samples(write_lines(tmp_path / "b.jsonl", turned))
     assert usual.task_hash == other.task_hash
     assert np.array_equal(usual.columns["none"].hashes, other.columns["none"].hashes)

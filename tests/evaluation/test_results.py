@@ -26,7 +26,7 @@ def test_a_figure_has_its_unit_and_is_looked_up_as_it_is_rounded(tmp_path):
     (tmp_path / "results.json").write_text('{"accuracy": 0.38251, "change": -0.0123}', "utf-8")
     said = "1. Right: 38 % or 38.25 %, 1.2 points lost ([x](y/7.7), T=6.5), -1.23 to 38.3 points."
     (tmp_path / PAGE).write_text(said, "utf-8")
-    assert [str(one) for one in figures(said)] == [
+    assert [str(each) for each in figures(said)] == [
         *("38 %", "38.25 %", "1.2 points", "-1.23 points", "38.3 points")
     ]
     assert unsupported(tmp_path) == []

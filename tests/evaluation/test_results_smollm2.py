@@ -36,27 +36,27 @@ def overview():
 @pytest.fixture(scope="module")
 def studies(overview):
     """The results of each task, by its name."""
-    return {task: read(one["results"]) for task, one in overview["tasks"].items()}
+    return {task: read(each["results"]) for task, each in overview["tasks"].items()}
 
 
 def test_it_tells_of_the_benchmarks_that_were_trained(studies):
     for task, study in studies.items():
         name = task.removeprefix("latentref_")
-        for one in study["sets"]:
-            assert f"{name} train" in one["trained_on"]
-            assert not any("test" in source for source in one["trained_on"])
+        for each in study["sets"]:
+            assert f"{name} train" in each["trained_on"]
+            assert not any("test" in source for source in each["trained_on"])
 
 
 def test_every_row_was_run_on_the_same_problems(studies):
     for study in studies.values():
-        for one in study["sets"]:
-            rows = {name.removesuffix(WITHOUT_STEPS) for name in one["rows"]}
+        for each in study["sets"]:
+            rows = {name.removesuffix(WITHOUT_STEPS) for name in each["rows"]}
             assert {*BASELINES, "Coconut", *REFINED} <= rows
-            for name, row in one["rows"].items():
+            for name, row in each["rows"].items():
                 if name == "Coconut":
                     continue
                 test = row["against_coconut"]["test"]
-                gained = row["accuracy"] - one["rows"]["Coconut"]["accuracy"]
+                gained = row["accuracy"] - each["rows"]["Coconut"]["accuracy"]
                 num_gained = test["only_second"] - test["only_first"]
                 assert gained * study["problems"] == pytest.approx(num_gained, abs=1e-6)
 
@@ -64,10 +64,10 @@ def test_every_row_was_run_on_the_same_problems(studies):
 def test_settings_were_chosen_on_dev_splits_and_used_as_chosen(studies):
     for study in studies.values():
         assert study["dev_task"].endswith("_dev")
-        for one in study["sets"]:
+        for each in study["sets"]:
             for name, key in REFINED.items():
-                assert one["rows"][name]["setting"] == one["sweep"]["best"][key]
-            plain = one["rows"]["Coconut"]["model_args"]
+                assert each["rows"][name]["setting"] == each["sweep"]["best"][key]
+            plain = each["rows"]["Coconut"]["model_args"]
             assert plain["memory_rate"] == plain["search_step_size"] == 0
             assert plain["latent_steps"] > 0
 
@@ -78,12 +78,12 @@ def test_what_was_measured_is_the_set_that_is_packaged():
     pages = [path for path in FOLDER.rglob("results.json") if "sets" in read(path)]
     assert pages
     for page in pages:
-        (one,) = read(page)["sets"]
+        (first,) = read(page)["sets"]
         for name, folders in parts.items():
-            row = one["rows"].get(name) or one["rows"][f"{name}{WITHOUT_STEPS}"]
+            row = first["rows"].get(name) or first["rows"][f"{name}{WITHOUT_STEPS}"]
             digests = [folder_digest(PACKAGED_MODELS / DEFAULT_SET / part) for part in folders]
-            found = [checkpoint.split("+adapter:")[1] for checkpoint in row["checkpoints"]]
-            assert found == digests, (page, name)
+            actual = [checkpoint.split("+adapter:")[1] for checkpoint in row["checkpoints"]]
+            assert actual == digests, (page, name)
 
 
 def test_every_page_is_linked_from_the_one_above():
@@ -95,21 +95,21 @@ def test_every_page_is_linked_from_the_one_above():
 
 def test_the_page_of_all_tasks_has_the_figures_of_each(overview, studies):
     for task, study in studies.items():
-        told = overview["tasks"][task]
+        said = overview["tasks"][task]
         for name in ("problems", "chance", "majority_answer", "mean_over_sets"):
-            assert told[name] == study[name]
+            assert said[name] == study[name]
     # MathQA's problems are asked in two prompts, and are pooled once.
     once = {task: study for task, study in studies.items() if not task.endswith("_harness")}
     assert len(once) < len(studies)
     for number, by_row in enumerate(overview["pooled"].values()):
-        for name, found in by_row.items():
+        for name, actual in by_row.items():
             tests = [
                 study["sets"][number]["rows"][name]["against_coconut"]["test"]
                 for study in once.values()
             ]
-            assert found["problems"] == sum(study["problems"] for study in once.values())
+            assert actual["problems"] == sum(study["problems"] for study in once.values())
             for side in ("only_first", "only_second"):
-                assert found["test"][side] == sum(test[side] for test in tests)
+                assert actual["test"][side] == sum(test[side] for test in tests)
 
 
 @pytest.mark.parametrize(
@@ -122,8 +122,8 @@ def test_the_page_of_all_tasks_has_the_figures_of_each(overview, studies):
 )
 def test_in_float32_refinement_changes_next_to_nothing(page, helps, changed, gain):
     """`helps`: Coconut's margin is above No-CoT's; `gain`: the paper's."""
-    (one,) = read(f"{page}/results.json")["sets"]
-    rows = one["rows"]
+    (first,) = read(f"{page}/results.json")["sets"]
+    rows = first["rows"]
     assert all(row["model_args"]["dtype"] == "float32" for row in rows.values())
     assert (rows["No-CoT"]["margin_against_coconut"]["margin_difference"]["high"] < 0) == helps
     for name in REFINED:
@@ -132,7 +132,7 @@ def test_in_float32_refinement_changes_next_to_nothing(page, helps, changed, gai
         assert rows[name]["against_coconut"]["difference"]["high"] < gain
     both = rows["both"]["against_coconut"]["test"]
     assert both["only_first"] + both["only_second"] == changed
-    assert one["sweep"]["recommended"] == one["sweep"]["best"]["plain"]
+    assert first["sweep"]["recommended"] == first["sweep"]["best"]["plain"]
 
 
 def test_the_case_studies_move_as_their_findings_say():

@@ -37,12 +37,12 @@ def outcome(setting, gain, seed, noise=0.3):
 def test_the_simplest_setting_that_noise_allows_is_recommended(gains, recommended):
     settings = (PLAIN, RESIDUAL, SEARCH, BOTH)
     made = [
-        outcome(one, gain, seed)
-        for seed, (one, gain) in enumerate(zip(settings, gains, strict=True), start=5)
+        outcome(each, gain, seed)
+        for seed, (each, gain) in enumerate(zip(settings, gains, strict=True), start=5)
     ]
     choice = choose(made, seed=0)
     assert choice.recommended.setting == recommended
-    assert {row: one.setting for row, one in choice.best.items()} == dict(
+    assert {row: each.setting for row, each in choice.best.items()} == dict(
         zip(("plain", "residual", "search", "both"), settings, strict=True)
     )
 
@@ -69,13 +69,13 @@ def point(steps, alpha=0.0, eta=0.0, num_searches=1):
 def test_of_settings_within_noise_the_cheapest_is_recommended(simpler, others):
     plain = outcome(point(1), -2.0, 1)
     # A little better, but less than noise lets one see; by far better than plain.
-    close = [outcome(one, 0.5 + 0.001, seed) for seed, one in enumerate(others, start=8)]
+    close = [outcome(each, 0.5 + 0.001, seed) for seed, each in enumerate(others, start=8)]
     choice = choose([plain, outcome(simpler, 0.5, 7), *close], seed=0)
     assert choice.recommended.setting == simpler
-    clear = [outcome(one, 0.9, seed) for seed, one in enumerate(others, start=8)]
+    clear = [outcome(each, 0.9, seed) for seed, each in enumerate(others, start=8)]
     choice = choose([plain, outcome(simpler, 0.5, 7), *clear], seed=0)
     assert choice.recommended.setting in others
-    near = {one.setting for one in choice.rivals if one.within_noise}
+    near = {each.setting for each in choice.rivals if each.within_noise}
     assert near == set(others) - {choice.best_of_all.setting}
 
 
@@ -84,15 +84,15 @@ def test_of_settings_within_noise_the_cheapest_is_recommended(simpler, others):
 def test_the_recommendation_is_never_more_complex_than_the_best_nor_worse_than_noise(gains, seed):
     rows = (PLAIN, RESIDUAL, SEARCH, BOTH)
     made = [
-        outcome(one, gain, seed + number)
-        for number, (one, gain) in enumerate(zip(rows, gains, strict=True), start=1)
+        outcome(each, gain, seed + number)
+        for number, (each, gain) in enumerate(zip(rows, gains, strict=True), start=1)
     ]
     choice = choose(made, seed=0)
-    assert choice.best_of_all.margin == max(one.margin for one in made)
+    assert choice.best_of_all.margin == max(each.margin for each in made)
     recommended = choice.recommended.setting
     assert rows.index(recommended) <= rows.index(choice.best_of_all.setting)
     simpler = rows[: rows.index(recommended)]
-    assert not any(one.within_noise for one in choice.rivals if one.setting in simpler)
+    assert not any(each.within_noise for each in choice.rivals if each.setting in simpler)
 
 
 def test_the_best_of_many_settings_that_change_nothing_is_not_recommended():
@@ -110,7 +110,7 @@ def test_the_best_of_many_settings_that_change_nothing_is_not_recommended():
 
 def test_the_best_of_a_row_is_the_largest_margin_and_of_equals_the_cheapest():
     shorter = Setting(latent_steps=2)
-    same = [dataclasses.replace(outcome(PLAIN, 0.0, 1), setting=one) for one in (PLAIN, shorter)]
+    same = [dataclasses.replace(outcome(PLAIN, 0.0, 1), setting=each) for each in (PLAIN, shorter)]
     assert choose(same, seed=0).best["plain"].setting == shorter
     better = outcome(PLAIN, 1.0, 1)
     assert choose([same[1], better], seed=0).best["plain"].setting == PLAIN
@@ -123,7 +123,7 @@ def test_a_sweep_without_a_plain_setting_has_nothing_to_compare_with():
 
 def test_settings_that_have_no_effect_are_one():
     grid = Grid(latent_steps=(0, 1), memory_rates=(0.5,), step_sizes=(1.0,), search_steps=(1, 2))
-    assert [one.label for one in grid.settings()] == [
+    assert [each.label for each in grid.settings()] == [
         "T=0 alpha=0 eta=0",
         "T=1 alpha=0 eta=0",
         "T=1 alpha=0 eta=1*d/2",

@@ -47,10 +47,10 @@ def brute_force_p(only_first, only_second):
 @given(ANSWERS)
 def test_mcnemar_is_the_exact_binomial_test_of_the_discordant_documents(pairs):
     first, second = zip(*pairs, strict=True)
-    found = mcnemar(first, second)
-    assert found.only_first == sum(a and not b for a, b in pairs)
-    assert found.only_second == sum(b and not a for a, b in pairs)
-    assert found.p_value == pytest.approx(brute_force_p(found.only_first, found.only_second))
+    actual = mcnemar(first, second)
+    assert actual.only_first == sum(a and not b for a, b in pairs)
+    assert actual.only_second == sum(b and not a for a, b in pairs)
+    assert actual.p_value == pytest.approx(brute_force_p(actual.only_first, actual.only_second))
 
 
 @given(ANSWERS)
@@ -80,36 +80,36 @@ def test_the_bootstrap_draws_all_resamples_as_often_as_they_are_likely(values):
 def test_the_interval_holds_what_scipys_holds():
     rng = np.random.default_rng(5)
     first, second = rng.normal(size=200), rng.normal(0.3, size=200)
-    found = paired_interval(second, first, seed=1)
+    actual = paired_interval(second, first, seed=1)
     wanted = stats.bootstrap(
         ((second - first),), np.mean, method="percentile", n_resamples=10_000, rng=2
     ).confidence_interval
-    assert (found.low, found.high) == pytest.approx((wanted.low, wanted.high), abs=0.01)
+    assert (actual.low, actual.high) == pytest.approx((wanted.low, wanted.high), abs=0.01)
 
 
 @settings(max_examples=30)
 @given(NUMBERS, st.floats(-5, 5), st.integers(0, 100))
 def test_intervals_are_seeded_and_move_with_the_values(values, shift, seed):
     zeros = [0.0] * len(values)
-    one = paired_interval(values, zeros, seed=seed, num_resamples=300)
-    assert one == paired_interval(values, zeros, seed=seed, num_resamples=300)
+    first = paired_interval(values, zeros, seed=seed, num_resamples=300)
+    assert first == paired_interval(values, zeros, seed=seed, num_resamples=300)
     moved = paired_interval([v + shift for v in values], zeros, seed=seed, num_resamples=300)
-    assert moved.low == pytest.approx(one.low + shift, abs=1e-9)
-    assert moved.high == pytest.approx(one.high + shift, abs=1e-9)
+    assert moved.low == pytest.approx(first.low + shift, abs=1e-9)
+    assert moved.high == pytest.approx(first.high + shift, abs=1e-9)
     turned = paired_interval(zeros, values, seed=seed, num_resamples=300)
-    assert (turned.low, turned.high) == pytest.approx((-one.high, -one.low), abs=1e-9)
+    assert (turned.low, turned.high) == pytest.approx((-first.high, -first.low), abs=1e-9)
 
 
 def test_rows_get_the_intervals_they_would_get_alone():
     rows = np.random.default_rng(0).normal(size=(3, 50))
     together = mean_intervals(rows, seed=3, num_resamples=500)
     alone = [mean_intervals(row[None], seed=3, num_resamples=500)[0] for row in rows]
-    for one, other in zip(together, alone, strict=True):
-        assert (one.low, one.high) == pytest.approx((other.low, other.high))
+    for each, other in zip(together, alone, strict=True):
+        assert (each.low, each.high) == pytest.approx((other.low, other.high))
 
 
 def share_above_zero(intervals):
-    return any(one.low > 0 for one in intervals)
+    return any(each.low > 0 for each in intervals)
 
 
 def test_picking_the_best_of_settings_that_change_nothing_rarely_shows_an_effect():
@@ -142,9 +142,9 @@ def test_a_detectable_difference_is_detected_four_times_in_five(num, share):
     rng = np.random.default_rng(0)
     chances = [(share + difference) / 2, (share - difference) / 2, 1 - share]
     counts = rng.multinomial(num, chances, size=2000)
-    found = np.mean([stats.binomtest(b, b + c).pvalue < 0.05 for b, c, _ in counts if b + c])
+    actual = np.mean([stats.binomtest(b, b + c).pvalue < 0.05 for b, c, _ in counts if b + c])
     # The exact test keeps less than its 5 %, so it detects a little less often than designed.
-    assert found == pytest.approx(0.78, abs=0.05)
+    assert actual == pytest.approx(0.78, abs=0.05)
 
 
 @given(st.integers(8, 5000), st.floats(0, 1))

@@ -77,9 +77,9 @@ def study(ask):
 
 
 def test_every_row_is_there_with_the_command_that_repeats_it(study):
-    for one in study.sets:
-        assert list(one.rows) == ROWS
-        for row in one.rows.values():
+    for each in study.sets:
+        assert list(each.rows) == ROWS
+        for row in each.rows.values():
             given = ",".join(f"{name}={value}" for name, value in row.model_args.items())
             assert f"--model_args {given} --tasks latentref_graph " in row.run.command
             assert len(row.run.values) == NUM_PROBLEMS
@@ -131,8 +131,8 @@ def test_the_page_has_the_numbers_of_the_file(study, tmp_path):
     save_study(study, tmp_path, command="latentref study ...")
     page = (tmp_path / "README.md").read_text(encoding="utf-8")
     content = json.loads((tmp_path / "results.json").read_text(encoding="utf-8"))
-    for one in content["sets"]:
-        for row in one["rows"].values():
+    for each in content["sets"]:
+        for row in each["rows"].values():
             assert row["command"] in page
             assert f"{100 * row['accuracy']:.2f} +- {100 * row['accuracy_stderr']:.2f}" in page
     assert "50.00 %" in page
@@ -150,12 +150,12 @@ def test_training_and_its_command_are_told_where_the_folder_tells_them(study):
     )
     apart = TrainingLog(seconds={"no_cot": 30.0}, losses={"no_cot": [3.0]}, references={})
     folder = study.sets[0].folder
-    told = dataclasses.replace(
+    said = dataclasses.replace(
         study.sets[0],
         trainings={folder: log, f"{folder}/no_cot": apart},
         train_commands=["latentref train x", "latentref train x phases=[no_cot]"],
     )
-    made = dataclasses.replace(study, sets=(told, study.sets[1]))
+    made = dataclasses.replace(study, sets=(said, study.sets[1]))
     page = as_markdown(made, command="")
     row = "| 1.5 | 4.0 |  | 5.5 | epoch 3, 25.00 % of 80 | epoch 9, 100.00 % of 80 |"
     assert f"| {folder} {row}" in page
@@ -208,17 +208,17 @@ def test_no_text_of_a_folder_is_markup_on_the_page(study):
 
 
 @pytest.mark.parametrize(
-    ("changed", "told"),
+    ("changed", "said"),
     [
         ((6, 6), "as many change as by refinement here, 100.00 % at most."),
         ((2, 1), "; refinement changes fewer here, 25.00 % at most."),
     ],
 )
-def test_ties_and_the_power_of_so_many_problems_are_told(study, changed, told):
+def test_ties_and_the_power_of_so_many_problems_are_told(study, changed, said):
     first, second = study.sets
     row = first.rows["both"]
     (answers,) = row.scored.answers.tasks.values()
-    tied = {number: dataclasses.replace(one, tied=number < 3) for number, one in answers.items()}
+    tied = {number: dataclasses.replace(each, tied=number < 3) for number, each in answers.items()}
     scored = dataclasses.replace(
         row.scored, answers=dataclasses.replace(row.scored.answers, tasks={"t": tied})
     )
@@ -230,13 +230,13 @@ def test_ties_and_the_power_of_so_many_problems_are_told(study, changed, told):
     )
     common = 100 * scored.commonest_choice
     assert f" | 25.00 | {common:.2f} |" in page.split("by log-likelihood")[1]
-    assert told in page
+    assert said in page
 
 
 def test_the_margins_too_have_their_commands(study):
     page = as_markdown(study, command="").split("## Commands")[1]
-    for one in study_json(study, command="")["sets"]:
-        for name, row in one["rows"].items():
+    for each in study_json(study, command="")["sets"]:
+        for name, row in each["rows"].items():
             if name != "CoT":  # which answers after its steps only
                 assert row["margin_command"] == row["command"].replace("_graph ", "_graph_mc ")
                 assert row["margin_command"] in page
@@ -246,8 +246,8 @@ def test_the_margins_too_have_their_commands(study):
 
 def test_the_mean_over_sets_weighs_each_set_the_same(study):
     for name in ROWS:
-        runs_of_row = [one.rows[name].run.values for one in study.sets]
-        coconut = [one.rows["Coconut"].run.values for one in study.sets]
+        runs_of_row = [each.rows[name].run.values for each in study.sets]
+        coconut = [each.rows["Coconut"].run.values for each in study.sets]
         expected = np.mean(runs_of_row) - np.mean(coconut)
         assert mean_difference(study, name).mean == pytest.approx(expected)
     assert study_json(study, command="")["mean_over_sets"]["CoT"]["sets"] == 2
@@ -270,8 +270,8 @@ def test_a_study_resolves_each_name_once(study, ask, folders, monkeypatch):
 def test_nothing_is_run_twice(study, ask, monkeypatch):
     monkeypatch.setattr(runs.Runs, "_run", lambda *_: pytest.fail("run again"))
     again = ask()
-    assert [one.rows["both"].run.values for one in again.sets] == [
-        one.rows["both"].run.values for one in study.sets
+    assert [each.rows["both"].run.values for each in again.sets] == [
+        each.rows["both"].run.values for each in study.sets
     ]
 
 
@@ -375,10 +375,10 @@ def test_several_tasks_stand_on_one_page_beside_their_own(folders, tmp_path, cap
     page = (out / "README.md").read_text(encoding="utf-8")
     assert page.strip() in capsys.readouterr().out
     content = json.loads((out / "results.json").read_text(encoding="utf-8"))
-    for task, one in content["tasks"].items():
-        own = json.loads((out / one["results"]).read_text(encoding="utf-8"))
+    for task, each in content["tasks"].items():
+        own = json.loads((out / each["results"]).read_text(encoding="utf-8"))
         assert own["task"] == task
-        assert f"[{task}]({Path(one['results']).parent}/README.md)" in page
+        assert f"[{task}]({Path(each['results']).parent}/README.md)" in page
         for name, row in own["sets"][0]["rows"].items():
             mean = own["mean_over_sets"][name]
             assert mean["accuracy"] == row["accuracy"]
@@ -422,10 +422,10 @@ def test_pooling_counts_every_problem_once():
         row = {"against_coconut": {"test": test}}
         return {"problems": num, "sets": [{"rows": {"both": row}}]}
 
-    found = pooled({"a": study(10, 1, 3), "b": study(40, 0, 8)}, 0, "both")
-    assert found["problems"] == 50
-    assert found["difference"]["mean"] == pytest.approx(10 / 50)
-    assert (found["test"]["only_first"], found["test"]["only_second"]) == (1, 11)
+    actual = pooled({"a": study(10, 1, 3), "b": study(40, 0, 8)}, 0, "both")
+    assert actual["problems"] == 50
+    assert actual["difference"]["mean"] == pytest.approx(10 / 50)
+    assert (actual["test"]["only_first"], actual["test"]["only_second"]) == (1, 11)
     twice = {"latentref_mathqa": study(10, 1, 3), "latentref_mathqa_harness": study(10, 0, 4)}
     assert pooled(twice, 0, "both") == pooled({"latentref_mathqa": study(10, 1, 3)}, 0, "both")
     others = {"latentref_prosqa": study(10, 1, 3), "latentref_prosqa_generated": study(10, 0, 4)}
@@ -458,8 +458,8 @@ def test_the_page_says_questions_were_left_out_where_training_left_them_out(
     study, train, check_overlap, said
 ):
     recipe = {"train": train, "check_overlap": check_overlap}
-    one = dataclasses.replace(study.sets[0], recipe=recipe, trained_on=("a train",))
-    page = as_markdown(dataclasses.replace(study, sets=(one,)), command="")
+    first = dataclasses.replace(study.sets[0], recipe=recipe, trained_on=("a train",))
+    page = as_markdown(dataclasses.replace(study, sets=(first,)), command="")
     assert "Trained on: a train." in page
     assert ("were left out" in page) == said
 

@@ -158,17 +158,17 @@ def margin(sample):
 def test_a_setting_gets_what_lm_eval_gives_it(setting, finished, folders, tasks):
     wanted = evaluated(folders, tasks, finished.configs[setting])
     samples = sorted(wanted["samples"][TASK], key=lambda sample: sample["doc_id"])
-    (outcome,) = (one for one in finished.outcomes if one.setting == setting)
+    (outcome,) = (each for each in finished.outcomes if each.setting == setting)
     assert outcome.margins == pytest.approx([margin(sample) for sample in samples], abs=1e-4)
     assert list(outcome.correct) == [sample["acc"] == 1.0 for sample in samples]
     assert outcome.accuracy == wanted["results"][TASK]["acc,none"]
     assert outcome.accuracy_error == pytest.approx(wanted["results"][TASK]["acc_stderr,none"])
-    hashes = {one.doc_id: one.doc_hash for one in finished.task.documents}
+    hashes = {each.doc_id: each.doc_hash for each in finished.task.documents}
     assert hashes == {sample["doc_id"]: sample["doc_hash"] for sample in samples}
 
 
 def outcomes_without_cost(result):
-    return {one.setting: (one.correct, one.margins) for one in result.outcomes}
+    return {each.setting: (each.correct, each.margins) for each in result.outcomes}
 
 
 @pytest.fixture
@@ -205,8 +205,8 @@ def test_an_interrupted_sweep_goes_on_where_it_stopped(
     result = run(folders, tasks, tmp_path)
     assert len(read_journal(journal)) == 3 * NUM_SETTINGS
     assert outcomes_without_cost(result).keys() == outcomes_without_cost(finished).keys()
-    for one, other in zip(result.outcomes, finished.outcomes, strict=True):
-        assert one.margins == pytest.approx(other.margins, abs=1e-5)
+    for each, other in zip(result.outcomes, finished.outcomes, strict=True):
+        assert each.margins == pytest.approx(other.margins, abs=1e-5)
     assert result.choice.recommended.setting == finished.choice.recommended.setting
 
 
@@ -239,7 +239,7 @@ def test_other_checkpoints_and_other_requests_are_never_read_from_the_journal(
 
 def test_a_step_that_overflows_is_left_out_and_named(folders, tasks, tmp_path):
     result = run(folders, tasks, tmp_path, step_sizes=(1.0, 1e38), latent_steps=(3,))
-    assert {one.step_size for one in result.overflowed} == {1e38}
+    assert {each.step_size for each in result.overflowed} == {1e38}
     assert set(result.overflowed.values()) == {12}
     assert len(result.outcomes) == 4
     assert "T=3 alpha=0 eta=1e+38*d/2: left out" in sweep_page(sweep_json(result, command=""))
@@ -374,9 +374,9 @@ def test_free_answers_are_judged_by_their_likelihood_and_by_greedy_decoding(
         "metric_list": [{"metric": "exact_match"}],
     }
     (tmp_path / "free_riddles_dev.yaml").write_text(yaml.safe_dump(free), encoding="utf-8")
-    found = run(folders, str(tmp_path), tmp_path / "out", task="free_riddles_dev")
+    actual = run(folders, str(tmp_path), tmp_path / "out", task="free_riddles_dev")
     lm = LatentRefLM(**model_args(folders, latent_steps=3, search_step_size=1.0))
-    gold = [request.args for request in found.task.requests]
+    gold = [request.args for request in actual.task.requests]
     ids = [
         (
             tuple(lm.tok_encode(context)),
@@ -384,13 +384,13 @@ def test_free_answers_are_judged_by_their_likelihood_and_by_greedy_decoding(
         )
         for context, text in gold
     ]
-    for outcome in found.outcomes:
-        reasoner = Reasoner(lm.reasoner.loaded, found.configs[outcome.setting])
+    for outcome in actual.outcomes:
+        reasoner = Reasoner(lm.reasoner.loaded, actual.configs[outcome.setting])
         wanted = [reasoner.score([a], [[b]], max_rows=1)[0][0] for a, b in ids]
-        assert outcome.margins == pytest.approx([one.log_likelihood for one in wanted], abs=1e-4)
-        assert list(outcome.correct) == [one.is_greedy for one in wanted]
-    assert "answers are free" in sweep_page(sweep_json(found, command=""))
-    assert sweep_json(found, command="")["task"]["free_answers"]
+        assert outcome.margins == pytest.approx([each.log_likelihood for each in wanted], abs=1e-4)
+        assert list(outcome.correct) == [each.is_greedy for each in wanted]
+    assert "answers are free" in sweep_page(sweep_json(actual, command=""))
+    assert sweep_json(actual, command="")["task"]["free_answers"]
 
 
 def test_generated_validation_sets_can_be_chosen_by_metadata():
@@ -471,14 +471,18 @@ def test_the_report_says_all_that_is_needed_to_judge_the_sweep(finished, tmp_pat
     assert {"torch", "python"} <= report["versions"].keys()
     assert report["model"]["strong"]["fingerprint"] != report["model"]["weak"]["fingerprint"]
     assert len(report["settings"]) == NUM_SETTINGS
-    for one in report["settings"]:
-        assert len(one["margins"]) == len(one["correct"]) == len(report["task"]["documents"]) == 12
-        assert one["margin"] == pytest.approx(np.mean(one["margins"]))
+    for each in report["settings"]:
+        assert (
+            len(each["margins"]) == len(each["correct"]) == len(report["task"]["documents"]) == 12
+        )
+        assert each["margin"] == pytest.approx(np.mean(each["margins"]))
     assert set(report["best"]) == {"plain", "residual", "search", "both"}
-    margins = {one["label"]: one["margin"] for one in report["settings"]}
+    margins = {each["label"]: each["margin"] for each in report["settings"]}
     assert report["best_of_all"] == max(margins, key=margins.get)
-    assert [one["setting"] for one in report["rivals"]] != []
-    assert {one["setting"] for one in report["rivals"]} == margins.keys() - {report["best_of_all"]}
+    assert [each["setting"] for each in report["rivals"]] != []
+    assert {each["setting"] for each in report["rivals"]} == margins.keys() - {
+        report["best_of_all"]
+    }
 
 
 def test_the_text_names_both_choices_and_the_smallest_effect(finished):
@@ -500,7 +504,7 @@ def test_without_matplotlib_the_sweep_is_saved_and_one_sentence_says_what_to_ins
     save_sweep(finished, tmp_path, command="")
     assert (tmp_path / "sweep.json").is_file()
     assert not (tmp_path / "sweep.png").exists()
-    (record,) = (one for one in caplog.records if one.name.endswith("evaluation.sweep"))
+    (record,) = (each for each in caplog.records if each.name.endswith("evaluation.sweep"))
     assert "pip install 'lm-eval-latentref[plots]'" in record.getMessage()
 
 

@@ -25,7 +25,7 @@ CONTEXTS = ["c>h a>f h>k f>m k>b ; m b ; c\n", "b>c c>d ; d a ; b\n"]
 
 
 @pytest.fixture(scope="module")
-def found(tmp_path_factory):
+def actual(tmp_path_factory):
     work = str(tmp_path_factory.mktemp("work"))
     return study_cases(SET, task="latentref_graph_mc", work=work, limit=30, num=2, **OPTIONS)
 
@@ -61,28 +61,28 @@ def test_recomputed_thoughts_obey_the_equations():
     assert torch.allclose(committed_BTD, wanted_BTD, atol=1e-4)
 
 
-def test_a_case_is_a_document_whose_answer_refinement_changed(found):
-    assert found.test.only_first > 0
-    assert found.cases
-    for case in found.cases:
+def test_a_case_is_a_document_whose_answer_refinement_changed(actual):
+    assert actual.test.only_first > 0
+    assert actual.cases
+    for case in actual.cases:
         before, after = case.answer_before == case.gold, case.answer_after == case.gold
         assert (before, after) == ((False, True) if case.helped else (True, False))
         assert (case.margins[0] > 0, case.margins[1] > 0) == (before, after)
-        assert len(case.thoughts) == found.setting.latent_steps
+        assert len(case.thoughts) == actual.setting.latent_steps
 
 
 def test_a_step_towards_strong_is_one_away_from_weak(tmp_path):
     options = {"memory_rate": 0.0, "step_size": 2.0, "limit": 30, "num": 1}
-    found = study_cases(SET, task="latentref_graph_mc", work=str(tmp_path), **options)
-    thoughts = [one for case in found.cases for one in case.thoughts]
+    actual = study_cases(SET, task="latentref_graph_mc", work=str(tmp_path), **options)
+    thoughts = [each for case in actual.cases for each in case.thoughts]
     assert thoughts
     for thought in thoughts:
         gained = thought.to_strong[0] - thought.to_strong[1]
         assert gained > thought.to_weak[0] - thought.to_weak[1]
 
 
-def test_readings_are_likeliest_first(found):
-    for thought in found.cases[0].thoughts:
+def test_readings_are_likeliest_first(actual):
+    for thought in actual.cases[0].thoughts:
         for reading in (thought.plain, thought.raw, thought.refined):
             values = [p for _, p in reading]
             assert values == sorted(values, reverse=True)
@@ -103,11 +103,11 @@ def test_free_answers_are_written_and_the_page_has_them(tmp_path, capsys):
     assert text.strip() in capsys.readouterr().out
 
 
-def test_every_case_has_a_table_of_its_thoughts(found):
-    page = thoughts_page(thoughts_json(found, command="latentref thoughts ..."))
-    assert page.count("## Document") == len(found.cases)
+def test_every_case_has_a_table_of_its_thoughts(actual):
+    page = thoughts_page(thoughts_json(actual, command="latentref thoughts ..."))
+    assert page.count("## Document") == len(actual.cases)
     rows = [line for line in page.splitlines() if line.startswith("| ")]
-    assert len(rows) == sum(2 + len(case.thoughts) for case in found.cases)
+    assert len(rows) == sum(2 + len(case.thoughts) for case in actual.cases)
     assert all(row.count("|") == rows[0].count("|") for row in rows)
 
 
@@ -123,23 +123,23 @@ def test_answers_are_written_from_the_tokens_that_are_scored(tmp_path, monkeypat
     task = load_task("latentref_graph", limit=2)
     # As a task of the user's own, whose contexts end in no newline.
     stripped = [
-        dataclasses.replace(one, arguments=(one.args[0].strip(), one.args[1]))
-        for one in task.requests
+        dataclasses.replace(each, arguments=(each.args[0].strip(), each.args[1]))
+        for each in task.requests
     ]
     changed = dataclasses.replace(task, requests=stripped)
     monkeypatch.setattr(cases, "load_task", lambda *_, **__: changed)
     monkeypatch.setattr(cases, "_changed", lambda *_: [0, 1])
-    found = study_cases(SET, task="latentref_graph", work=str(tmp_path), **OPTIONS)
+    actual = study_cases(SET, task="latentref_graph", work=str(tmp_path), **OPTIONS)
     tokenizer = load(SET, device="cpu").tokenizer
-    wanted = [tuple(tokenizer.encode(case.question)) for case in found.cases]
+    wanted = [tuple(tokenizer.encode(case.question)) for case in actual.cases]
     assert asked == [wanted, wanted]
     assert len(wanted) == 2
 
 
-def test_an_answer_of_several_lines_or_with_backticks_stays_in_its_line(found):
-    case = dataclasses.replace(found.cases[0], answer_after="one\ntwo `three`")
-    page = thoughts_page(thoughts_json(dataclasses.replace(found, cases=(case,)), command=""))
-    (line,) = (one for one in page.splitlines() if one.startswith("Gold "))
+def test_an_answer_of_several_lines_or_with_backticks_stays_in_its_line(actual):
+    case = dataclasses.replace(actual.cases[0], answer_after="one\ntwo `three`")
+    page = thoughts_page(thoughts_json(dataclasses.replace(actual, cases=(case,)), command=""))
+    (line,) = (each for each in page.splitlines() if each.startswith("Gold "))
     assert line.count("`") == 6
     assert "one\\ntwo" in line
 

@@ -41,7 +41,7 @@ def on(device, family, config, *, dtype=torch.float32, batch_size=5, max_rows=4)
     backbone, strong, weak = (
         Network(tiny_model(family, seed).to(device, dtype)) for seed in range(3)
     )
-    found = []
+    actual = []
     with torch.no_grad():
         for start in range(0, len(IDS), batch_size):
             rows = slice(start, start + batch_size)
@@ -52,22 +52,22 @@ def on(device, family, config, *, dtype=torch.float32, batch_size=5, max_rows=4)
                 config=config,
                 markers=Markers(MARKER_IDS[:1], MARKER_IDS[1:]),
             )
-            found += score(thoughts, CONTINUATIONS[rows], max_rows=max_rows)
-    return found
+            actual += score(thoughts, CONTINUATIONS[rows], max_rows=max_rows)
+    return actual
 
 
 @pytest.mark.parametrize("config", [PLAIN, BOTH, THROUGH], ids=["plain", "detached", "through"])
 @pytest.mark.parametrize("family", FAMILIES)
 def test_scores_are_those_of_the_oracle_and_of_the_cpu(family, config):
-    found = on(CUDA, family, config)
-    assert_same_scores(found, expected(family, config, markers=True))
-    assert_same_scores(found, on("cpu", family, config))
+    actual = on(CUDA, family, config)
+    assert_same_scores(actual, expected(family, config, markers=True))
+    assert_same_scores(actual, on("cpu", family, config))
 
 
 @pytest.mark.parametrize("batch_size", [1, 2])
 def test_the_batch_changes_nothing(batch_size):
-    found = on(CUDA, "llama", BOTH, batch_size=batch_size, max_rows=batch_size)
-    assert_same_scores(found, on(CUDA, "llama", BOTH))
+    actual = on(CUDA, "llama", BOTH, batch_size=batch_size, max_rows=batch_size)
+    assert_same_scores(actual, on(CUDA, "llama", BOTH))
 
 
 def test_bf16_is_finite_and_near():
@@ -99,9 +99,9 @@ def test_no_thought_and_no_marker_is_hf(folders):
 @pytest.mark.parametrize("batch_size", [1, 4])
 def test_greedy_text_is_the_same_in_any_batch(folders, batch_size):
     texts = requests([(context, GREEDY) for context in CONTEXTS])
-    found = latentref(folders, device="cuda", batch_size=batch_size, **REFINED)
+    actual = latentref(folders, device="cuda", batch_size=batch_size, **REFINED)
     wanted = latentref(folders, device="cuda", batch_size=2, **REFINED)
-    assert found.generate_until(texts) == wanted.generate_until(texts)
+    assert actual.generate_until(texts) == wanted.generate_until(texts)
 
 
 def test_adapters_on_one_base_answer_as_on_the_cpu(monkeypatch):
@@ -114,11 +114,11 @@ def test_adapters_on_one_base_answer_as_on_the_cpu(monkeypatch):
         return reasoner
 
     contexts = [random_ids(9, seed=1), random_ids(5, seed=2)]
-    found, wanted = (
+    actual, wanted = (
         placed(device).score(contexts, [[(5, 6), (7,)]] * 2, max_rows=4)
         for device in ("cuda", "cpu")
     )
-    assert_same_scores(found, wanted)
+    assert_same_scores(actual, wanted)
 
 
 @pytest.mark.parametrize("num_thoughts", [0, 2])
@@ -130,8 +130,8 @@ def test_loss_and_gradients_of_a_training_step_are_the_cpus(num_thoughts):
     model = tiny_model("llama").requires_grad_()
     gpu = copy.deepcopy(model).to(CUDA)
     losses = [
-        loss_sum(rows, network=Network(one), markers=MARKERS) / num_labelled(rows)
-        for one in (model, gpu)
+        loss_sum(rows, network=Network(each), markers=MARKERS) / num_labelled(rows)
+        for each in (model, gpu)
     ]
     assert losses[1].item() == pytest.approx(losses[0].item(), abs=1e-5)
     for loss in losses:
@@ -143,10 +143,10 @@ def test_loss_and_gradients_of_a_training_step_are_the_cpus(num_thoughts):
 def test_the_phases_of_a_gpu_add_up_and_its_memory_is_reported(capsys):
     assert device_script.main(["--tiny"]) == 0
     record = json.loads(capsys.readouterr().out.splitlines()[-1])
-    found = record["models"]["tiny"]
-    assert found["peak_memory_bytes"]["cuda:0"] > 0
-    phases = sum(one["seconds"][0] for one in found["phases"].values())
-    assert 0 < phases <= 1.05 * 2 / found["documents_per_second"][0]
+    actual = record["models"]["tiny"]
+    assert actual["peak_memory_bytes"]["cuda:0"] > 0
+    phases = sum(each["seconds"][0] for each in actual["phases"].values())
+    assert 0 < phases <= 1.05 * 2 / actual["documents_per_second"][0]
     assert record["machine"]["gpu"]
     assert record["machine"]["cuda"]
 
@@ -170,7 +170,7 @@ def little_memory():
 def test_memory_that_runs_out_halves_the_batch_and_loses_no_document(little_memory):
     """The allocator itself refuses: it is left a third of what all rows at once take."""
     reasoner = device_script.build("tiny", bench.parse("", ["--tiny"]))
-    contexts = [tuple(one % 256 for one in random_ids(200, seed=seed)) for seed in range(512)]
+    contexts = [tuple(each % 256 for each in random_ids(200, seed=seed)) for seed in range(512)]
     tried = []
 
     def scored(batch, max_rows):
@@ -184,7 +184,7 @@ def test_memory_that_runs_out_halves_the_batch_and_loses_no_document(little_memo
     little_memory((torch.cuda.max_memory_allocated() - before) // 3)
     limit = RowLimit(len(contexts), num_items=len(contexts))
     results = in_batches(contexts, limit=limit, work=scored)
-    assert_same_scores([one for _, scores in results for one in scores], wanted)
+    assert_same_scores([each for _, scores in results for each in scores], wanted)
     assert min(tried) < len(contexts)
 
 
@@ -192,7 +192,7 @@ def test_memory_that_runs_out_halves_the_batch_and_loses_no_document(little_memo
 def waits():
     """Whether torch would wait for the device while something is called."""
 
-    def found(call):
+    def actual(call):
         torch.cuda.set_sync_debug_mode("error")
         try:
             call()
@@ -205,8 +205,8 @@ def waits():
         return False
 
     # Reading a number waits: what says so must be able to.
-    assert found(lambda: torch.ones(1, device=CUDA).item())
-    return found
+    assert actual(lambda: torch.ones(1, device=CUDA).item())
+    return actual
 
 
 def test_a_thought_waits_for_nothing(waits):

@@ -63,41 +63,41 @@ def evaluate(folders, output, **how):
 
 
 def samples(output):
-    found = {}
+    actual = {}
     for path in output.rglob("samples_*.jsonl"):
         for line in path.read_text().splitlines():
             sample = json.loads(line)
             task = next(task for task in TASKS if path.name.startswith(f"samples_{task}_2"))
             # Where ranks have unequal shares lm-eval asks the last request again, to fill up.
-            found[task, sample["doc_id"]] = [responses[0] for responses in sample["resps"]]
-    return found
+            actual[task, sample["doc_id"]] = [responses[0] for responses in sample["resps"]]
+    return actual
 
 
 @pytest.fixture(scope="module")
 def alone(folders, tmp_path_factory):
-    status, printed, found = evaluate(folders, tmp_path_factory.mktemp("alone") / "out")
+    status, printed, actual = evaluate(folders, tmp_path_factory.mktemp("alone") / "out")
     assert status == 0, printed
-    assert len(found) == 10
-    return found
+    assert len(actual) == 10
+    return actual
 
 
-def assert_same(found, wanted):
-    assert found.keys() == wanted.keys()
+def assert_same(actual, wanted):
+    assert actual.keys() == wanted.keys()
     for key, responses in wanted.items():
         if key[0].endswith("_mc"):
             values = [float(value) for value, _ in responses]
-            assert [float(value) for value, _ in found[key]] == pytest.approx(values, abs=1e-4)
+            assert [float(value) for value, _ in actual[key]] == pytest.approx(values, abs=1e-4)
         else:
-            assert found[key] == responses
+            assert actual[key] == responses
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("launcher", "num"), [("torchrun", 2), ("torchrun", 3), ("accelerate", 2)])
 def test_processes_give_the_numbers_of_one(folders, alone, tmp_path, launcher, num):
     start = [*LAUNCHERS[launcher], str(num)]
-    status, printed, found = evaluate(folders, tmp_path / "out", start=start)
+    status, printed, actual = evaluate(folders, tmp_path / "out", start=start)
     assert status == 0, printed
-    assert_same(found, alone)
+    assert_same(actual, alone)
     (results,) = (tmp_path / "out").rglob("results_*.json")
     cost = json.loads(results.read_text())["config"]["latentref"]["cost"]
     # Two tasks of five documents, two thoughts each; some are asked again where shares are unequal.
@@ -131,13 +131,13 @@ def test_a_killed_run_goes_on_where_it_was_with_more_processes_too(folders, alon
     process.wait()
 
     start = [*LAUNCHERS["torchrun"], "2"]
-    status, printed, found = evaluate(folders, tmp_path / "out", start=start, extra=caches)
+    status, printed, actual = evaluate(folders, tmp_path / "out", start=start, extra=caches)
     assert status == 0, printed
     assert re.search(r"Cached requests: [1-9]", printed)
-    assert_same(found, alone)
+    assert_same(actual, alone)
 
-    status, printed, found = evaluate(folders, tmp_path / "again", extra=caches)
+    status, printed, actual = evaluate(folders, tmp_path / "again", extra=caches)
     assert status == 0, printed
     # What both ranks answered is all there is to know for one process.
     assert re.search(r"Cached requests: 10, Requests remaining: 0", printed)
-    assert_same(found, alone)
+    assert_same(actual, alone)

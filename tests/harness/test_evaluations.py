@@ -45,8 +45,8 @@ def evaluate(lm):
     return answers, {k: v for k, v in cost.items() if k not in ("seconds", "peak_memory_bytes")}
 
 
-def assert_same(found, wanted):
-    (scores, texts, whole), cost = found
+def assert_same(actual, wanted):
+    (scores, texts, whole), cost = actual
     (scores_alone, texts_alone, whole_alone), cost_alone = wanted
     assert_close(scores, scores_alone)
     assert texts == texts_alone

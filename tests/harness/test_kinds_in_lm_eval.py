@@ -85,21 +85,21 @@ def asked(num_samples):
 
 def test_repeats_are_different_samples_whatever_the_batch(chat_model):
     noisy = {"latent_kind": "realigned", "thought_noise": 2.0}
-    found = latentref(chat_model, **noisy).generate_until(asked(4))
-    assert len(set(found[:4])) > 1
-    assert len(set(found[4:])) > 1
+    actual = latentref(chat_model, **noisy).generate_until(asked(4))
+    assert len(set(actual[:4])) > 1
+    assert len(set(actual[4:])) > 1
     for batch_size in (1, 3):
         again = latentref(chat_model, **noisy, batch_size=batch_size).generate_until(asked(4))
-        assert again == found
+        assert again == actual
     other = latentref(chat_model, **noisy, thought_seed=1).generate_until(asked(4))
-    assert other != found
+    assert other != actual
 
 
 def test_samples_that_would_be_equal_are_warned_of(chat_model, caplog):
     with caplog.at_level(logging.WARNING):
-        found = latentref(chat_model, latent_kind="realigned").generate_until(asked(2))
+        actual = latentref(chat_model, latent_kind="realigned").generate_until(asked(2))
     assert "all will be equal" in caplog.text
-    assert found[0] == found[1]
+    assert actual[0] == actual[1]
 
 
 def test_samples_and_a_response_cache_exclude_each_other(chat_model):

@@ -70,9 +70,9 @@ def pairs():
     return requests([(c, k) for c in CONTEXTS for k in CONTINUATIONS])
 
 
-def assert_close(found, wanted):
-    assert [greedy for _, greedy in found] == [greedy for _, greedy in wanted]
-    assert [value for value, _ in found] == pytest.approx([v for v, _ in wanted], abs=1e-4)
+def assert_close(actual, wanted):
+    assert [greedy for _, greedy in actual] == [greedy for _, greedy in wanted]
+    assert [value for value, _ in actual] == pytest.approx([v for v, _ in wanted], abs=1e-4)
 
 
 def oracle_scores(lm, config, models, continuations=CONTINUATIONS):
@@ -140,11 +140,11 @@ def test_refined_log_likelihoods_equal_the_oracle_from_text(folders, gradient):
 def test_batch_size_and_order_of_requests_change_nothing(folders, batch_size):
     asked = pairs()
     order = torch.randperm(len(asked), generator=torch.Generator().manual_seed(0)).tolist()
-    one = latentref(folders, **REFINED, batch_size=1).loglikelihood(asked)
+    first = latentref(folders, **REFINED, batch_size=1).loglikelihood(asked)
     many = latentref(folders, **REFINED, batch_size=batch_size).loglikelihood(
         [asked[i] for i in order]
     )
-    assert_close(many, [one[i] for i in order])
+    assert_close(many, [first[i] for i in order])
 
 
 @pytest.mark.parametrize("markers", ["auto", "none"])
@@ -239,9 +239,9 @@ def test_running_out_of_memory_halves_batches_and_changes_nothing(
         )
     else:
         refused = small_device(monkeypatch, HFLM, "_model_generate", lambda _, ids, *__: len(ids))
-    found = lm.loglikelihood(pairs()), lm.generate_until(texts)
-    assert_close(found[0], wanted[0])
-    assert found[1] == wanted[1]
+    actual = lm.loglikelihood(pairs()), lm.generate_until(texts)
+    assert_close(actual[0], wanted[0])
+    assert actual[1] == wanted[1]
     assert refused
 
 
@@ -256,8 +256,8 @@ def test_whole_texts_halve_too_and_what_they_read_is_counted(
     # The prefix token is read and the last token is not.
     assert encoded == sum(len(lm.tok_encode(text)) for text in texts)
     refused = small_device(monkeypatch, lm, "_model_call", len)
-    found = lm.loglikelihood_rolling(requests([(text,) for text in texts]))
-    assert found == pytest.approx(wanted, abs=1e-4)
+    actual = lm.loglikelihood_rolling(requests([(text,) for text in texts]))
+    assert actual == pytest.approx(wanted, abs=1e-4)
     assert refused == sizes
 
 

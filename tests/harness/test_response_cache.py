@@ -60,8 +60,8 @@ def test_a_write_that_was_not_committed_is_rolled_back_whoever_reads_it(tmp_path
     kill_in_a_transaction(tmp_path / "cache_rank0.db")
     hook, answers = opened(tmp_path / f"cache_rank{own_rank}.db")
     check_settings(hook, SETTINGS)
-    found = {key: value for key, value in answers.items() if key != SETTINGS_KEY}
-    assert found == {f"done {number}": (-float(number), True) for number in range(40)}
+    actual = {key: value for key, value in answers.items() if key != SETTINGS_KEY}
+    assert actual == {f"done {number}": (-float(number), True) for number in range(40)}
     answers.close()
 
 

@@ -15,12 +15,12 @@ pairs = st.lists(st.tuples(tokens, tokens), max_size=20)
 
 @given(pairs)
 def test_every_request_is_in_exactly_one_group_with_its_own_tokens(requests):
-    found = {
+    actual = {
         index: (group.context, continuation)
         for group in group_by_context(requests)
         for index, continuation in zip(group.requests, group.continuations, strict=True)
     }
-    assert found == dict(enumerate(requests))
+    assert actual == dict(enumerate(requests))
 
 
 @given(pairs)

@@ -168,7 +168,7 @@ def wanted(family, case, *, refined=False, stops=None, opening=None, closing=Non
     scores, texts, numbers = [], [], []
     with torch.no_grad():
         for context, continuations in zip(CONTEXTS, CONTINUATIONS, strict=True):
-            columns, found = naive.think(
+            columns, actual = naive.think(
                 models[0],
                 context,
                 vector,
@@ -181,14 +181,14 @@ def wanted(family, case, *, refined=False, stops=None, opening=None, closing=Non
             scores.append([naive.log_likelihood(models[0], columns, c) for c in continuations])
             written = naive.greedy(models[0], columns, 4, end=TOKENIZER.eos_token_id)
             texts.append(TOKENIZER.decode(written, skip_special_tokens=True))
-            numbers.append(len(found))
+            numbers.append(len(actual))
     return scores, texts, numbers
 
 
-def assert_equal(found, expected):
-    assert found[2] == expected[2]
-    assert found[1] == expected[1]
-    for row, expected_row in zip(found[0], expected[0], strict=True):
+def assert_equal(actual, expected):
+    assert actual[2] == expected[2]
+    assert actual[1] == expected[1]
+    for row, expected_row in zip(actual[0], expected[0], strict=True):
         assert row == pytest.approx(expected_row, abs=1e-4)
 
 
@@ -202,8 +202,8 @@ def refinement_of(case):
 def test_each_kind_equals_the_naive_loop(family, name, refined):
     case = CASES[name]
     more = refinement_of(case) if refined else {}
-    found = ours(family, case.options, batch_size=3, **more)
-    assert_equal(found, wanted(family, case, refined=refined))
+    actual = ours(family, case.options, batch_size=3, **more)
+    assert_equal(actual, wanted(family, case, refined=refined))
 
 
 @pytest.mark.parametrize("closing", [CLOSING, ""])
@@ -218,7 +218,7 @@ def test_rows_that_stop_early_equal_the_naive_loop(family, name, closing):
     expected = wanted(family, case, stops=stops, refined=True, closing=ids(closing))
     assert len(set(expected[2])) > 1, "all rows stop together, which shows nothing"
     for batch_size in (1, 2, 5):
-        found = ours(
+        actual = ours(
             family,
             case.options,
             batch_size=batch_size,
@@ -226,7 +226,7 @@ def test_rows_that_stop_early_equal_the_naive_loop(family, name, closing):
             **refinement_of(case),
             latent_markers=f"{OPENING}|{closing}",
         )
-        assert_equal(found, expected)
+        assert_equal(actual, expected)
 
 
 @pytest.mark.parametrize("family", ["gpt2", "gemma3"])
@@ -339,18 +339,18 @@ def test_gaussian_thoughts_and_their_sampled_end_equal_the_naive_loop(family, re
     closing = (int(logits.argmax()), 7)
     subject.markers = Markers(ids(OPENING), closing)
     subject.stop = find_stop(subject.config, subject.markers)
-    found = {}
+    actual = {}
     for batch in ([0, 1, 2, 3, 4], [4], [2, 0]):
         for rows, group in subject.think_in_groups([CONTEXTS[row] for row in batch]):
             for row, thoughts_TD in zip(rows, group.thoughts_BTD, strict=True):
-                found.setdefault(batch[row], []).append(thoughts_TD)
-    for row, each in found.items():
+                actual.setdefault(batch[row], []).append(thoughts_TD)
+    for row, each in actual.items():
         with torch.no_grad():
             _, expected = naive_gaussian(family, CONTEXTS[row], closing=closing, refined=refined)
         for thoughts_TD in each:
             # Refinement amplifies the noise of float32 from thought to thought.
             torch.testing.assert_close(thoughts_TD, torch.stack(expected), rtol=1e-3, atol=1e-3)
-    assert min(len(each[0]) for each in found.values()) >= 1
+    assert min(len(each[0]) for each in actual.values()) >= 1
 
 
 @pytest.mark.parametrize("name", ["realigned", "projected"])
@@ -383,13 +383,13 @@ def test_samples_of_a_context_differ_and_do_not_depend_on_their_batch(name):
     asked = [(row, number) for row in (0, 1) for number in (0, 1, 2)]
 
     def think(part):
-        found = {}
+        actual = {}
         groups = subject.think_in_groups(
             [CONTEXTS[row] for row, _ in part], [number for _, number in part]
         )
         for rows, group in groups:
-            found.update(zip([part[row] for row in rows], group.thoughts_BTD, strict=True))
-        return found
+            actual.update(zip([part[row] for row in rows], group.thoughts_BTD, strict=True))
+        return actual
 
     together = think(asked)
     assert len({tuple(thoughts_TD.flatten().tolist()) for thoughts_TD in together.values()}) == 6
@@ -422,29 +422,29 @@ def test_confidence_steps_equal_the_naive_loop(name, closing, stops_early):
         for context, continuations in zip(CONTEXTS, CONTINUATIONS, strict=True):
             vector = CASES[name].vector(model)
             stops = naive.Stops(high=(nats, 1), temperature=temperature) if stops_early else None
-            columns, found = naive.think(
+            columns, actual = naive.think(
                 model, context, vector, cap=4, opening=ids(OPENING), stops=stops
             )
-            num = len(found)
+            num = len(actual)
             before, after = columns[: len(columns) - num], list(naive.embed(model, ids(closing)))
 
             def draw(i, draws=draws_of(context), num=num):  # noqa: B008
                 return draws.normal("confidence", step=i, size=num * D).view(num, D)
 
-            better = found and naive.more_confident(
-                model, before, found, after, draw, steps=3, noise=0.2
+            better = actual and naive.more_confident(
+                model, before, actual, after, draw, steps=3, noise=0.2
             )
             columns = [*before, *better, *after]
             expected.append([naive.log_likelihood(model, columns, c) for c in continuations])
     for batch_size in (2, 5):
-        found, _, _ = ours(
+        actual, _, _ = ours(
             "llama",
             CASES[name].options,
             batch_size=batch_size,
             **options,
             latent_markers=f"{OPENING}|{closing}",
         )
-        for row, expected_row in zip(found, expected, strict=True):
+        for row, expected_row in zip(actual, expected, strict=True):
             assert row == pytest.approx(expected_row, abs=1e-3)
 
 
@@ -478,7 +478,7 @@ def test_dropout_acts_in_the_residual_branches_of_thoughts_alone(family):
     ]
     for batch in (CONTEXTS, CONTEXTS[3:4]):
         ((_, thoughts_of_batch),) = subject.think_in_groups(batch)
-        for context, found in zip(batch, thoughts_of_batch.thoughts_BTD, strict=True):
+        for context, actual in zip(batch, thoughts_of_batch.thoughts_BTD, strict=True):
             draws, num_read = draws_of(context, seed=seed), len(context) + len(ids(OPENING))
 
             def hook(number, draws=draws, num_read=num_read):
@@ -496,7 +496,7 @@ def test_dropout_acts_in_the_residual_branches_of_thoughts_alone(family):
                 _, expected = naive.think(model, context, vector, cap=4, opening=ids(OPENING))
             for handle in handles:
                 handle.remove()
-            torch.testing.assert_close(found, torch.stack(expected), rtol=1e-4, atol=1e-4)
+            torch.testing.assert_close(actual, torch.stack(expected), rtol=1e-4, atol=1e-4)
 
 
 def test_dropout_is_refused_where_branches_are_normalised_again():
@@ -579,11 +579,11 @@ def test_the_naive_loop_tells_a_mutant(mutant, monkeypatch):
     case = CASES["realigned by ridge"]
     expected = wanted("llama", case, refined=True)[0]
     mutant(monkeypatch)
-    found = ours("llama", case.options, **REFINED)[0]
+    actual = ours("llama", case.options, **REFINED)[0]
     gaps = [
         abs(a - b)
-        for one, other in zip(found, expected, strict=True)
-        for a, b in zip(one, other, strict=True)
+        for each, other in zip(actual, expected, strict=True)
+        for a, b in zip(each, other, strict=True)
     ]
     assert max(gaps) > 1e-2
 

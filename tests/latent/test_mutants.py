@@ -85,10 +85,10 @@ MUTANTS = [
 def test_oracle_tells_a_mutant(mutant, family, monkeypatch):
     wanted = expected(family, BOTH, markers=True)
     mutant(monkeypatch)
-    found, _ = run(family, BOTH, markers=True)
+    actual, _ = run(family, BOTH, markers=True)
     gaps = [
         abs(value - wanted_value)
-        for found_row, wanted_row in zip(found, wanted, strict=True)
-        for (value, _), (wanted_value, _) in zip(found_row, wanted_row, strict=True)
+        for actual_row, wanted_row in zip(actual, wanted, strict=True)
+        for (value, _), (wanted_value, _) in zip(actual_row, wanted_row, strict=True)
     ]
     assert max(gaps) > GAP

@@ -54,9 +54,9 @@ def test_references_may_lie_elsewhere_than_the_backbone(tmp_path):
             config=BOTH,
             markers=None,
         )
-        found = score(thoughts, CONTINUATIONS, max_rows=8)
+        actual = score(thoughts, CONTINUATIONS, max_rows=8)
     wanted, _ = run("gpt2", BOTH, markers=False)
-    assert_same_scores(found, wanted)
+    assert_same_scores(actual, wanted)
 
 
 @pytest.fixture

@@ -77,8 +77,8 @@ def test_rows_that_branch_from_a_trunk_equal_the_oracle(family, name):
 def test_rows_of_one_length_and_single_rows_equal_the_oracle(family):
     wanted, trunk = expected(family, CONFIGS["both"]), Trunk(PREFIX)
     for rows in ([3, 4], [0], [2]):
-        found = scores(family, CONFIGS["both"], trunk, rows)
-        assert_same_scores(found, [wanted[row] for row in rows])
+        actual = scores(family, CONFIGS["both"], trunk, rows)
+        assert_same_scores(actual, [wanted[row] for row in rows])
 
 
 def one_token_read_twice(monkeypatch):
@@ -104,7 +104,9 @@ def test_the_oracle_shows_a_wrong_branch(family, mutant, monkeypatch):
     config = CONFIGS["both"]
     mutant(monkeypatch)
     pairs = zip(scores(family, config, Trunk(PREFIX)), expected(family, config), strict=True)
-    gaps = [abs(a[0] - b[0]) for found, wanted in pairs for a, b in zip(found, wanted, strict=True)]
+    gaps = [
+        abs(a[0] - b[0]) for actual, wanted in pairs for a, b in zip(actual, wanted, strict=True)
+    ]
     assert max(gaps) > GAP
 
 
@@ -168,18 +170,18 @@ def test_order_and_batches_change_nothing_where_prefixes_are_shared(order, batch
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(prefixes, "MIN_TOKENS", 2)
         patch.setattr(prefixes, "MIN_SAVED", 1)
-        subject, found = reasoner(family, **REFINED), {}
+        subject, actual = reasoner(family, **REFINED), {}
         for numbers in subject.trunks.in_order([CONTEXTS[row] for row in order]):
             for start in range(0, len(numbers), batch_size):
                 rows = [order[number] for number in numbers[start : start + batch_size]]
                 choices = [CONTINUATIONS[row] for row in rows]
                 results = subject.score([CONTEXTS[row] for row in rows], choices, max_rows=3)
-                found.update(zip(rows, results, strict=True))
+                actual.update(zip(rows, results, strict=True))
         alone = [
             subject.score([context], [choices], max_rows=3)[0]
             for context, choices in zip(CONTEXTS, CONTINUATIONS, strict=True)
         ]
-    assert_same_scores([found[row] for row in range(5)], alone)
+    assert_same_scores([actual[row] for row in range(5)], alone)
     assert (subject.accounting.report()["tokens_shared"] > 0) == (family != "mistral")
 
 

@@ -56,13 +56,13 @@ def separately(config, made, markers=MARKERS):
     return results(thoughts), thoughts.thoughts_BTD
 
 
-def assert_equal(found, configs, made, markers=MARKERS):
-    assert sorted(found) == list(range(len(configs)))
+def assert_equal(actual, configs, made, markers=MARKERS):
+    assert sorted(actual) == list(range(len(configs)))
     for number, config in enumerate(configs):
         scores, thoughts_BTD = separately(config, made, markers)
-        assert_same_scores(found[number][0], scores)
+        assert_same_scores(actual[number][0], scores)
         # Refinement amplifies float32's noise from thought to thought.
-        torch.testing.assert_close(found[number][1], thoughts_BTD, rtol=2e-3, atol=2e-3)
+        torch.testing.assert_close(actual[number][1], thoughts_BTD, rtol=2e-3, atol=2e-3)
 
 
 @pytest.mark.parametrize("gradient", ["detached", "through"])
@@ -84,10 +84,10 @@ def test_sharing_changes_nothing_in_half_precision():
     configs = configs_of(Grid(latent_steps=(3,), memory_rates=(0.3,), step_sizes=(2.0,)))
     backbone, strong, weak = (Network(model.bfloat16()) for model in models("llama"))
     made = {"backbone": backbone, "references": References(strong, weak)}
-    found = under(configs, made)
+    actual = under(configs, made)
     for number, config in enumerate(configs):
         wanted_BTD = separately(config, made)[1]
-        torch.testing.assert_close(found[number][1], wanted_BTD, rtol=0.05, atol=0.05)
+        torch.testing.assert_close(actual[number][1], wanted_BTD, rtol=0.05, atol=0.05)
 
 
 @settings(max_examples=10)
@@ -114,13 +114,13 @@ def count(configs, made):
 def test_what_no_setting_changes_is_done_once():
     rates, sizes, most = (0.2, 0.4, 0.6), (0.5, 1.0), 4
     grid = Grid(latent_steps=(2, most), memory_rates=rates, step_sizes=sizes)
-    found = count(configs_of(grid), networks("llama"))
+    actual = count(configs_of(grid), networks("llama"))
     num_rates, num_sizes = len(rates) + 1, len(sizes) + 1
     # The context; after the first thought once a step size; then once a pair. Fewer thoughts: free.
     backbone = 1 + num_sizes * (1 + num_rates * (most - 2))
     # The context with the first thought; then once for each pair and thought.
     reference = 1 + len(sizes) * num_rates * (most - 1)
-    assert found == [backbone, reference, reference]
+    assert actual == [backbone, reference, reference]
 
 
 def test_memory_rates_alone_ask_no_reference():

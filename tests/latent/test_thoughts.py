@@ -52,7 +52,7 @@ def run(family, config, *, markers, batch_size=5, order=None, max_rows=4, max_co
     references = References(Network(strong), Network(weak)) if config.searches else None
     network = Network(backbone)
     order = list(order or range(len(CONTEXTS)))
-    scores, found = {}, {}
+    scores, actual = {}, {}
     with torch.no_grad():
         for start in range(0, len(order), batch_size):
             rows = order[start : start + batch_size]
@@ -70,9 +70,9 @@ def run(family, config, *, markers, batch_size=5, order=None, max_rows=4, max_co
             assert thoughts.finite_BT3.all()
             results = score(thoughts, [CONTINUATIONS[row] for row in rows], max_rows=max_rows)
             for row, result, thought_TD in zip(rows, results, thoughts.thoughts_BTD, strict=True):
-                scores[row], found[row] = result, thought_TD
+                scores[row], actual[row] = result, thought_TD
     everyone = range(len(CONTEXTS))
-    return [scores[row] for row in everyone], [found[row] for row in everyone]
+    return [scores[row] for row in everyone], [actual[row] for row in everyone]
 
 
 def expected(family, config, *, markers):
@@ -93,10 +93,10 @@ def expected(family, config, *, markers):
         ]
 
 
-def assert_same_scores(found, wanted, tolerance=1e-4):
-    for found_row, wanted_row in zip(found, wanted, strict=True):
+def assert_same_scores(actual, wanted, tolerance=1e-4):
+    for actual_row, wanted_row in zip(actual, wanted, strict=True):
         for (value, greedy), (wanted_value, wanted_greedy) in zip(
-            found_row, wanted_row, strict=True
+            actual_row, wanted_row, strict=True
         ):
             assert value == pytest.approx(wanted_value, abs=tolerance)
             assert greedy == wanted_greedy
@@ -127,10 +127,10 @@ def test_every_family_equals_the_oracle(family, name):
 def test_batch_padding_and_order_change_nothing(order, batch_size, max_rows, family, gradient):
     config = dataclasses.replace(BOTH, search_gradient=gradient)
     alone, thoughts_alone = run(family, config, markers=True, batch_size=1)
-    found, thoughts = run(
+    actual, thoughts = run(
         family, config, markers=True, batch_size=batch_size, order=order, max_rows=max_rows
     )
-    assert_same_scores(found, alone)
+    assert_same_scores(actual, alone)
     torch.testing.assert_close(
         torch.stack(thoughts), torch.stack(thoughts_alone), rtol=1e-4, atol=1e-4
     )
@@ -142,8 +142,8 @@ def test_thinking_in_parts_changes_nothing(family, name):
     config, longest = CONFIGS[name], max(map(len, CONTEXTS))
     whole, _ = run(family, config, markers=True)
     for rows in (1, 2):
-        found, _ = run(family, config, markers=True, max_columns=rows * longest)
-        assert_same_scores(found, whole)
+        actual, _ = run(family, config, markers=True, max_columns=rows * longest)
+        assert_same_scores(actual, whole)
 
 
 @given(st.integers(1, 12), st.integers(1, 9), st.integers(1, 60))
@@ -207,22 +207,22 @@ def test_without_refinement_the_loop_is_plain_coconut():
             hidden = backbone.transformer(inputs_embeds=embeds[None]).last_hidden_state[0, -1]
             wanted.append(hidden)
             embeds = torch.cat([embeds, hidden[None]])
-        found = think(
+        actual = think(
             Context.pad([context]),
             backbone=Network(backbone),
             references=None,
             config=PLAIN,
             markers=None,
         )
-    torch.testing.assert_close(found.thoughts_BTD[0], torch.stack(wanted))
+    torch.testing.assert_close(actual.thoughts_BTD[0], torch.stack(wanted))
 
 
 def test_search_without_autograd_equals_the_gradient_of_the_stated_loss():
     thought, good, bad = torch.randn(3, 4, HIDDEN_SIZE, dtype=torch.float32).unbind()
     leaf = thought.clone().requires_grad_()
     (gradient,) = torch.autograd.grad(contrastive_loss(leaf, good, bad).sum(), leaf)
-    found = contrastive_step(thought, good, bad, step_size=STEP)
-    torch.testing.assert_close(found, thought - STEP * gradient)
+    actual = contrastive_step(thought, good, bad, step_size=STEP)
+    torch.testing.assert_close(actual, thought - STEP * gradient)
 
 
 def test_detached_search_takes_one_forward_a_thought_of_each_model():
@@ -256,7 +256,7 @@ def test_half_precision_commits_in_the_backbones_dtype_and_refines_in_float32(dt
     backbone, strong, weak = (model.to(dtype) for model in models("llama"))
     config = dataclasses.replace(BOTH, latent_steps=1, search_step_size=1e-3)
     with torch.no_grad():
-        found = think(
+        actual = think(
             Context.pad(CONTEXTS),
             backbone=Network(backbone),
             references=References(Network(strong), Network(weak)),
@@ -270,6 +270,6 @@ def test_half_precision_commits_in_the_backbones_dtype_and_refines_in_float32(dt
             config=RefinementConfig(latent_steps=1),
             markers=None,
         )
-    assert found.thoughts_BTD.dtype == dtype
+    assert actual.thoughts_BTD.dtype == dtype
     # A step below half precision's resolution is rounded away by the commit, once.
-    torch.testing.assert_close(found.thoughts_BTD, plain.thoughts_BTD, rtol=0.01, atol=0.01)
+    torch.testing.assert_close(actual.thoughts_BTD, plain.thoughts_BTD, rtol=0.01, atol=0.01)

@@ -96,7 +96,7 @@ def test_both_loops_write_what_the_oracle_writes():
         )
         for context in contexts
     ]
-    assert [generation.published_ids(model, one, None) for one in contexts] == wanted
+    assert [generation.published_ids(model, each, None) for each in contexts] == wanted
     assert generation.cached_ids(model, contexts, None) == wanted
     stop = next(token for token in wanted[0] if token != wanted[0][0])
     cut = [row[: row.index(stop)] if stop in row else row for row in wanted]
@@ -115,10 +115,10 @@ def test_the_published_step_has_our_loss_and_gradients(num_thoughts):
     torch.testing.assert_close(loss, expected, rtol=1e-5, atol=1e-6)
     loss.backward()
     expected.backward()
-    for (name, found), (_, wanted) in zip(
+    for (name, actual), (_, wanted) in zip(
         ours.named_parameters(), theirs.named_parameters(), strict=True
     ):
-        torch.testing.assert_close(found.grad, wanted.grad, rtol=1e-3, atol=1e-5, msg=name)
+        torch.testing.assert_close(actual.grad, wanted.grad, rtol=1e-3, atol=1e-5, msg=name)
 
 
 def test_bare_products_are_those_of_the_whole_work_without_attention_and_padding():

@@ -51,13 +51,13 @@ def test_a_summary_of_many_bad_rows_stays_readable():
 
 @given(st.lists(st.tuples(st.integers(1, 99), st.sampled_from("ab")), unique_by=lambda row: row[0]))
 def test_a_summary_of_few_bad_rows_names_each_of_them(rows):
-    found = {}
+    actual = {}
     for part in filter(None, summary([BadRow(*row) for row in sorted(rows)[:9]]).split("; ")):
         rule, places = part.split(": line")
         for ends in places.removeprefix("s").strip().split(", "):
             first, _, last = ends.partition("-")
-            found.update(dict.fromkeys(range(int(first), int(last or first) + 1), rule))
-    assert found == dict(sorted(rows)[:9])
+            actual.update(dict.fromkeys(range(int(first), int(last or first) + 1), rule))
+    assert actual == dict(sorted(rows)[:9])
 
 
 @pytest.mark.parametrize("suffix", ["json", "jsonl"])
@@ -70,8 +70,8 @@ def test_a_byte_order_mark_and_unicode_line_separators_are_read_as_json_has_them
     path = tmp_path / f"data.{suffix}"
     path.write_bytes(b"\xef\xbb\xbf" + text.encode())
     assert read_examples(str(path)) == [Example(question, ("s",), "a")] * 2
-    _, found = parse_examples(str(path), text)
-    assert [row.number for row in found] == [2 if suffix == "json" else 3]
+    _, actual = parse_examples(str(path), text)
+    assert [row.number for row in actual] == [2 if suffix == "json" else 3]
 
 
 def test_json_lines_are_read_too_and_a_broken_line_is_a_bad_row(tmp_path, caplog):
@@ -150,7 +150,7 @@ def test_of_mixed_sources_those_that_come_again_each_epoch_are_told_from_generat
 
 
 def test_no_problem_that_is_left_is_said_in_one_line(tmp_path):
-    questions = [one.question for one in load_data(small_recipe(tmp_path)).epoch(0)]
+    questions = [each.question for each in load_data(small_recipe(tmp_path)).epoch(0)]
     for left, name in ((questions, "train=graph"), ([""], "validation")):
         path = write_json(tmp_path / "validation.json", left)
         with pytest.raises(LatentRefError, match=f"{name}: no usable example is left"):

@@ -44,7 +44,7 @@ def test_thoughts_answer_what_no_cot_can_only_guess(measured):
 def test_refinement_moves_every_row_of_log_likelihoods(golden):
     rows = ("coconut", "refined", "refined_through", "control")
     rows_N = zip(*(golden[name]["log_likelihoods"] for name in rows), strict=True)
-    assert all(len({tuple(row) for row in found}) == len(rows) for found in rows_N)
+    assert all(len({tuple(row) for row in actual}) == len(rows) for actual in rows_N)
 
 
 @pytest.mark.parametrize("by", [2 * TOLERANCE, -2 * TOLERANCE, float("nan")])

@@ -20,8 +20,10 @@ def weights(folder):
 
 
 def same(first, second):
-    one, other = weights(first), weights(second)
-    return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
+    first, other = weights(first), weights(second)
+    return first.keys() == other.keys() and all(
+        torch.equal(first[name], other[name]) for name in first
+    )
 
 
 @pytest.fixture(scope="module")

@@ -33,11 +33,13 @@ def test_seconds_are_summed_by_phase_and_the_references_are_those_on_disk(traine
         own = [line for line in lines if line["phase"] == phase]
         assert seconds == sum(line["seconds"] + line["validation_seconds"] for line in own)
     assert list(log.losses) == ["cot", "coconut stage 1", "coconut stage 2"]
-    assert [x for found in log.losses.values() for x in found] == [one["loss"] for one in lines]
+    assert [x for actual in log.losses.values() for x in actual] == [each["loss"] for each in lines]
     for role in ("weak", "strong"):
         epoch = log.references[role]
         assert read_manifest(trained / role / "latentref.json").epoch == epoch.number
-        (line,) = (one for one in lines if one["phase"] == "cot" and one["epoch"] == epoch.number)
+        (line,) = (
+            each for each in lines if each["phase"] == "cot" and each["epoch"] == epoch.number
+        )
         assert epoch.accuracy == line["validation_accuracy"]
         assert epoch.num_problems == line["validation_problems"] == 20
     assert log.references["weak"].number == 1
@@ -76,9 +78,9 @@ def test_a_set_of_the_package_is_told_by_its_name_and_trained_elsewhere(
 def test_a_training_of_one_baseline_alone_has_no_references_and_needs_no_data(tmp_path):
     folder = train(small_recipe(tmp_path / "out", phases=["no_cot"], no_cot_epochs=2))
     (folder / "recipe.yaml").write_text("train: not-at-hand.json\n")
-    found = read_training(str(folder))
-    assert found.references == {}
-    assert len(found.losses["no_cot"]) == 2
+    actual = read_training(str(folder))
+    assert actual.references == {}
+    assert len(actual.losses["no_cot"]) == 2
 
 
 def test_a_folder_without_metrics_tells_nothing_and_damaged_ones_are_named(tmp_path):

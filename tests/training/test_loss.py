@@ -38,11 +38,11 @@ def gradients(model):
     }
 
 
-def assert_equal_gradients(found, expected):
-    assert found.keys() == expected.keys()
+def assert_equal_gradients(actual, expected):
+    assert actual.keys() == expected.keys()
     for name, gradient in expected.items():
         # Thoughts and some families' norms pass through float32, in both.
-        assert (found[name] - gradient).norm() <= 1e-6 * gradient.norm(), name
+        assert (actual[name] - gradient).norm() <= 1e-6 * gradient.norm(), name
 
 
 def oracle_loss(row, model, markers):

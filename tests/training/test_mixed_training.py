@@ -76,7 +76,7 @@ def test_what_cannot_be_validated_alone_is_refused(folder, tmp_path):  # noqa: F
 
 def test_validation_has_no_more_problems_than_asked_for(folder, tmp_path):  # noqa: F811
     data = load_data(mixed_recipe(tmp_path, num_validation=5))
-    assert {name: len(found) for name, found in data.validation_by_source.items()} == {
+    assert {name: len(actual) for name, actual in data.validation_by_source.items()} == {
         "mathqa": 3,
         "strategyqa": 2,
     }
@@ -103,7 +103,7 @@ def test_two_prompts_of_one_benchmark_do_not_begin_with_the_same_problems(tmp_pa
     changes = {"train": names, "num_train": 2, "check_overlap": False}
     validation = write_json(tmp_path / "valid.json", ["x"])
     data = load_data(mixed_recipe(tmp_path, validation=validation, **changes))
-    seen = ["".join(one.question for one in data.epoch(number)) for number in range(3)]
+    seen = ["".join(each.question for each in data.epoch(number)) for number in range(3)]
     assert seen == ["abde", "cdfa", "efbc"]
 
 

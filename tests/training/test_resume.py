@@ -328,9 +328,9 @@ def test_kill_9_of_two_processes_changes_nothing_in_the_end(tmp_path):
     # Both have sessions of their own, and their launcher must not act on the death of one.
     launcher = psutil.Process(process.pid)
     launcher.suspend()
-    for one in [*launcher.children(recursive=True), launcher]:
+    for each in [*launcher.children(recursive=True), launcher]:
         with contextlib.suppress(psutil.NoSuchProcess):
-            one.kill()
+            each.kill()
     process.communicate()
     assert process.returncode == -signal.SIGKILL
     assert 4 <= len(metrics(tmp_path / "out")) < len(metrics(tmp_path / "whole"))
@@ -344,10 +344,10 @@ def test_kill_9_of_two_processes_changes_nothing_in_the_end(tmp_path):
 def test_two_processes_have_the_losses_of_one(tmp_path):
     # Without dropout, which draws other numbers in each process.
     still = {"config": {**small_recipe(tmp_path).config, "attention_dropout": 0.0}}
-    one = train(small_recipe(tmp_path / "one", **CHANGES, **still))
+    alone = train(small_recipe(tmp_path / "one", **CHANGES, **still))
     path = recipe_file(tmp_path, tmp_path / "two", **still)
     assert "in 2 processes" in finish(start(*two_processes("train", path)))
-    for first, second in zip(metrics(one), metrics(tmp_path / "two"), strict=True):
+    for first, second in zip(metrics(alone), metrics(tmp_path / "two"), strict=True):
         assert second["loss"] == pytest.approx(first["loss"], rel=1e-5)
         assert second["step"] == first["step"]
         assert second["validation_accuracy"] == pytest.approx(first["validation_accuracy"], abs=0.1)

@@ -64,8 +64,8 @@ def test_validation_accuracy_is_that_of_the_saved_checkpoint(trained):
     last = {line["phase"]: line["validation_accuracy"] for line in metrics(folder)}
     for name, phase in ((".", "coconut"), ("pause", "pause"), ("no_cot", "no_cot")):
         reasoner = load(str(folder / name))
-        answers = [reasoner.ask(one.question, max_new_tokens=8).answer for one in validation]
-        right = sum(a == one.answer for a, one in zip(answers, validation, strict=True))
+        answers = [reasoner.ask(each.question, max_new_tokens=8).answer for each in validation]
+        right = sum(a == each.answer for a, each in zip(answers, validation, strict=True))
         assert right / len(validation) == last[phase]
 
 
@@ -129,8 +129,8 @@ def test_an_adapter_with_marker_rows_loads_as_it_was_trained(tmp_path, tied):
     for name, weight in load_file(base / "model.safetensors").items():
         assert torch.equal(weight, before[name])
     validation = load_data(recipe).validation
-    answers = [reasoner_answer(folder, one) for one in validation]
-    right = sum(a == one.answer for a, one in zip(answers, validation, strict=True))
+    answers = [reasoner_answer(folder, each) for each in validation]
+    right = sum(a == each.answer for a, each in zip(answers, validation, strict=True))
     assert right / len(validation) == metrics(folder)[-1]["validation_accuracy"]
 
 
@@ -149,7 +149,7 @@ def test_an_adapter_trains_every_marker_row_also_where_the_tokenizer_has_the_mar
         assert rows.shape == before.shape
         moved = (rows != before).any(dim=1).tolist()
         tokens = tiny_tokenizer().convert_ids_to_tokens(sorted(ids))
-        assert {token for token, one in zip(tokens, moved, strict=True) if not one} <= unused
+        assert {token for token, each in zip(tokens, moved, strict=True) if not each} <= unused
 
 
 def reasoner_answer(folder, example):
@@ -161,10 +161,10 @@ def test_bf16_computes_in_bf16_and_keeps_float32_weights(tmp_path):
     weights = load_file(folder / "model.safetensors")
     assert {weight.dtype for weight in weights.values()} == {torch.float32}
     other = train(small_recipe(tmp_path / "fp32", weak_epoch=1, cot_epochs=2))
-    found = [line["loss"] for line in metrics(folder)]
+    actual = [line["loss"] for line in metrics(folder)]
     expected = [line["loss"] for line in metrics(other)]
-    assert found != expected
-    assert found == pytest.approx(expected, rel=0.05)
+    assert actual != expected
+    assert actual == pytest.approx(expected, rel=0.05)
 
 
 def test_a_new_model_starts_with_the_spread_and_the_final_norm_of_its_recipe(tmp_path):
