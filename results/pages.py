@@ -20,7 +20,7 @@ from lm_eval_latentref.evaluation.report import (
     see_also,
 )
 from lm_eval_latentref.evaluation.study_page import study_page
-from lm_eval_latentref.evaluation.thoughts import thoughts_page
+from lm_eval_latentref.evaluation.thoughts_page import thoughts_page
 
 
 def main(root: Path) -> None:

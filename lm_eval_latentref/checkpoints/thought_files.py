@@ -75,10 +75,10 @@ def find_kind(plan: SetPlan, given: Mapping[str, Any]) -> FoundKind:
     )
 
 
-def check_kind(config: RefinementConfig, found: FoundKind, plan: SetPlan) -> None:
+def check_kind(config: RefinementConfig, detected: FoundKind, plan: SetPlan) -> None:
     """Raise LatentRefError for a kind that the files cannot serve, or for too few thoughts."""
     kind = KINDS[config.latent_kind]
-    served = found.has_map or (found.family is not None and found.family.kind == kind.name)
+    served = detected.has_map or (detected.family is not None and detected.family.kind == kind.name)
     if kind.file_keys and not served:
         raise LatentRefError(
             f"latent_kind={kind.name}: {plan.backbone.name or plan.backbone.base} has none of the "

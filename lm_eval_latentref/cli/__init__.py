@@ -185,7 +185,8 @@ def thoughts(args: argparse.Namespace) -> int:
     """Writes and prints a page of what thoughts decode to before and after refinement."""
     from lm_eval_latentref.evaluation.provenance import command
     from lm_eval_latentref.evaluation.report import check_file
-    from lm_eval_latentref.evaluation.thoughts import save_thoughts, study_cases, thoughts_json
+    from lm_eval_latentref.evaluation.thoughts import study_cases
+    from lm_eval_latentref.evaluation.thoughts_page import save_thoughts, thoughts_json
 
     names = ("task", "work", "num", "latent_steps", "memory_rate", "step_size", "limit")
     check_file(args.output)

@@ -2,7 +2,6 @@
 
     study = study_cases("out/mine", task="latentref_mathqa_mc", work="out/cases", memory_rate=0.3)
     study.cases[0].thoughts[2].refined          # tokens and their probabilities
-    save_thoughts(thoughts_json(study, command="latentref thoughts ..."), "thoughts.md")
 
 The cases are the first documents of the task that refinement turns from wrong to right, and from
 right to wrong; none is picked by hand. Thoughts are decoded by the backbone's output layer.
@@ -12,9 +11,6 @@ Shape suffixes: B documents, T thoughts, D hidden size, V vocabulary.
 
 from __future__ import annotations
 
-import dataclasses
-import itertools
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,17 +20,14 @@ import torch
 from torch import Tensor
 
 from lm_eval_latentref.checkpoints.files import holding
-from lm_eval_latentref.checkpoints.sets import CheckpointNames, resolve
+from lm_eval_latentref.checkpoints.sets import CheckpointNames, SetPlan, resolve
 from lm_eval_latentref.errors import LatentRefError
 from lm_eval_latentref.evaluation.dev_tasks import DevTask, load_task
-from lm_eval_latentref.evaluation.provenance import machine, versions
-from lm_eval_latentref.evaluation.report import THOUGHTS, Content, page, save_as, table
 from lm_eval_latentref.evaluation.settings import Outcome, Setting
 from lm_eval_latentref.evaluation.statistics import McNemar, mcnemar
 from lm_eval_latentref.evaluation.sweep import JOURNAL_NAME
 from lm_eval_latentref.evaluation.sweep_model import SweepModel
 from lm_eval_latentref.evaluation.sweep_run import GridRun
-from lm_eval_latentref.evaluation.wording import as_code
 from lm_eval_latentref.latent.batching import Tokens
 from lm_eval_latentref.latent.config import RefinementConfig
 from lm_eval_latentref.latent.networks import Network
@@ -138,15 +131,7 @@ def study_cases(
             f"{folder} lacks a strong or weak reference, and a case study measures the distances "
             "of thoughts to both; give a set whose latentref.json names both"
         )
-    given = {name: value for name, value in loading.items() if value is not None}
-    # With a search step size, both references are loaded.
-    steps = {} if latent_steps is None else {"latent_steps": latent_steps}
-    model = SweepModel(**{"pretrained": plan, **given, **steps, "search_step_size": 1.0})
-    if not model.reasoner.kind.is_identity:
-        raise LatentRefError(
-            f"{folder}: latent_kind={model.reasoner.kind.name}: cases show thoughts that are "
-            "hidden states; give a set of latent_kind=continuous"
-        )
+    model = _load(folder, plan, {"latent_steps": latent_steps, **loading})
     num_thoughts = model.reasoner.config.latent_steps
     recorded = RefinementConfig.parse(plan.settings)
     setting = _setting(folder, model, recorded, memory_rate, step_size)
@@ -170,6 +155,19 @@ def study_cases(
         model=run.identity,
         cases=_cases(run, before, after, _changed(before, after, num)),
     )
+
+
+def _load(folder: str, plan: SetPlan, options: dict[str, Any]) -> SweepModel:
+    """The set with both references, whatever its latentref.json recommends."""
+    given = {name: value for name, value in options.items() if value is not None}
+    # With a search step size, both references are loaded.
+    model = SweepModel(**{"pretrained": plan, **given, "search_step_size": 1.0})
+    if not model.reasoner.kind.is_identity:
+        raise LatentRefError(
+            f"{folder}: latent_kind={model.reasoner.kind.name}: cases show thoughts that are "
+            "hidden states; give a set of latent_kind=continuous"
+        )
+    return model
 
 
 def _setting(
@@ -357,49 +355,3 @@ def _read(reasoner: Reasoner, thoughts_BTD: Tensor) -> list[list[Reading]]:
             ]
         )
     return readings
-
-
-def thoughts_json(study: CaseStudy, *, command: str) -> dict[str, Any]:
-    """The case study as JSON values."""
-    made = {"versions": versions(), "machine": machine()}
-    return {"format": THOUGHTS, "command": command, **made, **dataclasses.asdict(study)}
-
-
-def thoughts_page(content: Content) -> str:
-    """The page: what the columns mean, the counts, and each case with a table of its thoughts."""
-    cases = [
-        {**case, "table": table(_HEAD, itertools.starmap(_row, enumerate(case["thoughts"], 1)))}
-        for case in content["cases"]
-    ]
-    label = Setting(**content["setting"]).label
-    values = {"content": content, "cases": cases, "label": label, "code": as_code}
-    return page("thoughts.md.j2", num_tokens=NUM_TOKENS, **values)
-
-
-def save_thoughts(content: Content, file: str | os.PathLike[str]) -> str:
-    """Writes and returns the page; its content is in the .json file of the same name."""
-    return save_as(content, file, thoughts_page(content))
-
-
-_HEAD = (
-    "t",
-    "Coconut's own thought",
-    "raw, after refined ones",
-    "refined",
-    "cosine",
-    "moved",
-    "to strong",
-    "to weak",
-)
-
-
-def _row(step: int, thought: Content) -> Sequence[str]:
-    readings = [thought[name] for name in ("plain", "raw", "refined")]
-    distances = [thought[name] for name in ("to_strong", "to_weak")]
-    return (
-        str(step),
-        *(", ".join(f"{as_code(text)} {100 * p:.0f}" for text, p in top) for top in readings),
-        f"{thought['cosine_to_plain']:.3f}",
-        f"{thought['moved']:.2f}",
-        *(f"{raw:.2f} to {refined:.2f}" for raw, refined in distances),
-    )

@@ -15,7 +15,8 @@ from lm_eval_latentref.errors import LatentRefError
 from lm_eval_latentref.evaluation import thoughts as cases
 from lm_eval_latentref.evaluation.dev_tasks import load_task
 from lm_eval_latentref.evaluation.settings import Outcome, Setting
-from lm_eval_latentref.evaluation.thoughts import study_cases, thoughts_json, thoughts_page
+from lm_eval_latentref.evaluation.thoughts import study_cases
+from lm_eval_latentref.evaluation.thoughts_page import thoughts_json, thoughts_page
 from lm_eval_latentref.latent.reasoner import Reasoner
 from lm_eval_latentref.latent.refinement import contrastive_step, mix_residual
 
