@@ -12,6 +12,7 @@ import contextlib
 import difflib
 import io
 import logging
+import warnings
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -59,15 +60,18 @@ def _config(args: argparse.Namespace) -> Any:
 
 @contextlib.contextmanager
 def _silence() -> Any:
-    # lm-eval logs all of this again when it does the work.
-    logger = logging.getLogger("lm_eval")
-    level = logger.level
-    logger.setLevel(logging.CRITICAL)
+    # All of this is logged again when the work is done.
+    loggers = [logging.getLogger(name) for name in ("lm_eval", "transformers")]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.CRITICAL)
     try:
-        with contextlib.redirect_stdout(io.StringIO()):
+        with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
             yield
     finally:
-        logger.setLevel(level)
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
 
 
 def _check_model(config: Any, *, explicit_device: str | None) -> None:
@@ -107,6 +111,7 @@ def _check_tasks(config: Any) -> None:
     from lm_eval.tasks import TaskManager
 
     from lm_eval_latentref.harness.lm_eval_seams import is_group, leaves, task_file
+    from lm_eval_latentref.harness.trial import try_options
 
     with _silence():
         manager = TaskManager(include_path=config.include_path, metadata=config.metadata or {})
@@ -126,6 +131,9 @@ def _check_tasks(config: Any) -> None:
         with _silence():
             task = manager.load([name])["tasks"][name]
         _check_range(name, samples.get(name, ()), len(task.eval_docs))
+        if config.gen_kwargs and task.config.generation_kwargs:
+            with _silence():
+                try_options({**task.config.generation_kwargs, **config.gen_kwargs})
 
 
 def _as_list(tasks: str | Iterable[str]) -> list[str]:
