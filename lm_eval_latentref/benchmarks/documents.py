@@ -165,3 +165,16 @@ def tasks_path() -> Path:
     raise LatentRefError(
         f"no task_configs folder in {package} or beside it: reinstall lm-eval-latentref"
     )
+
+
+def include_paths(given: str | Sequence[str] | None) -> list[str]:
+    """Our task folder, then the user's, whose tasks replace ours of the same name.
+
+    Raises LatentRefError for a folder that is not there: lm-eval would go on without it.
+    """
+    users = [] if given is None else [given] if isinstance(given, str) else list(given)
+    for folder in users:
+        if not Path(folder).is_dir():
+            raise LatentRefError(f"--include_path {folder}: there is no such folder of task files")
+    ours = str(tasks_path())
+    return [ours, *(path for path in users if path != ours)]

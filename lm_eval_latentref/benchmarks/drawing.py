@@ -31,9 +31,9 @@ class Row(TypedDict):
 
 
 def check_request(num: int, split: str) -> None:
-    """Raises LatentRefError for a negative number or a split that is not generated."""
-    if num < 0:
-        raise LatentRefError(f"{num} problems asked for: give 0 or more")
+    """Raises LatentRefError for what is no number of problems and a split that is not generated."""
+    if type(num) is not int or num < 0:
+        raise LatentRefError(f"{num!r} problems asked for: give an integer, 0 or more")
     if split not in SPLIT_BUCKETS:
         raise LatentRefError(f"split {split!r} is not generated: use {', '.join(SPLIT_BUCKETS)}")
 

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from lm_eval_latentref.benchmarks import documents
-from lm_eval_latentref.benchmarks.documents import tasks_path
+from lm_eval_latentref.benchmarks.documents import include_paths
 from lm_eval_latentref.checkpoints.questions import Hashes, hash_questions, normalise_question
 from lm_eval_latentref.errors import LatentRefError
 
@@ -107,9 +107,10 @@ def load_task(
 def _find(name: str, metadata: Mapping[str, Any] | None, include_path: str | None) -> Any:
     from lm_eval.tasks import TaskManager
 
-    folders = [str(tasks_path()), *([include_path] if include_path else [])]
     manager = TaskManager(
-        include_path=folders, include_defaults=False, metadata=dict(metadata or {})
+        include_path=include_paths(include_path),
+        include_defaults=False,
+        metadata=dict(metadata or {}),
     )
     if name not in manager.all_tasks:
         allowed = [task for task in manager.all_tasks if task.endswith("_mc_dev")]

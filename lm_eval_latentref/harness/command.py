@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from lm_eval_latentref import _autoload
-from lm_eval_latentref.benchmarks.documents import tasks_path
+from lm_eval_latentref.benchmarks.documents import include_paths
 from lm_eval_latentref.errors import LatentRefError, say
 
 
@@ -57,13 +57,6 @@ def run(arguments: Sequence[str]) -> int:
         why = "; ".join(dict.fromkeys(unsaved))
         say(f"{where}: results could not be written ({why}); make room")
     return 1 if unsaved else 0
-
-
-def include_paths(given: str | list[str] | None) -> list[str]:
-    """Our task folder, then the user's, whose tasks replace ours of the same name."""
-    users = [] if given is None else [given] if isinstance(given, str) else list(given)
-    ours = str(tasks_path())
-    return [ours, *(path for path in users if path != ours)]
 
 
 def _of_file(args: argparse.Namespace) -> dict[str, Any]:
