@@ -12,6 +12,7 @@ import contextlib
 import difflib
 import io
 import logging
+import sys
 import warnings
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -28,7 +29,7 @@ TOKEN_COUNTS = ("max_gen_toks", "max_tokens", "max_completion_tokens")
 def check(args: argparse.Namespace) -> None:
     """Raise LatentRefError on the first mistake in `args`."""
     config = _config(args)
-    if config.limit is not None and not config.limit > 0:
+    if config.limit is not None and not 0 < config.limit < sys.maxsize:
         raise LatentRefError(
             f"--limit {config.limit:g}: give the number of documents, 1 or more, or a share of "
             "them between 0 and 1"

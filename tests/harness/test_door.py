@@ -52,6 +52,7 @@ def run(*words, tasks=TASK):
         (["--limit", "-3"], ["--limit -3"]),
         (["--num_fewshot", "-1"], ["--num_fewshot -1", "0 or more"]),
         (["--limit", "nan"], ["--limit nan"]),
+        (["--limit", "1e30"], ["--limit 1e+30"]),
         (["--samples", '{"latentref_prosqa_generated": [4]}'], ["no document 4", "0 to 3"]),
         (["--samples", '{"latentref_prosqa_generated": [-1]}'], ["no document -1"]),
         (["--samples", '{"latentref_prosqa_generated": "all"}'], ["list of document numbers"]),
