@@ -24,6 +24,7 @@ from xml.etree import ElementTree
 from pytablewriter import MarkdownTableWriter, SpaceAlignedTableWriter
 from pytablewriter.writer import AbstractTableWriter
 
+from lm_eval_latentref.checkpoints.files import replacing
 from lm_eval_latentref.errors import LatentRefError, printable, saving, say
 from lm_eval_latentref.evaluation.baseline import (
     Values,
@@ -183,7 +184,8 @@ def _replace_folder(measured: Measured, folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         for file in files:
             if file.resolve() != (folder / file.name).resolve():
-                shutil.copyfile(file, folder / file.name)
+                with replacing(folder / file.name) as temporary:
+                    shutil.copyfile(file, temporary)
         for file in _files(old):
             if file.name not in kept or file.parent != folder:
                 file.unlink()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import shutil
 from xml.etree import ElementTree
@@ -410,6 +411,21 @@ def test_an_updated_folder_holds_the_candidates_files(runs, tmp_path):
         assert (report.verdict, report.results[0].reason) == ("pass", "no document changed")
         assert len(list(folder.glob("*.json*"))) == 2
     assert (old / "notes.txt").exists()
+
+
+def test_a_disk_that_fills_up_under_an_update_leaves_no_half_file(runs, tmp_path, monkeypatch):
+    old, new = runs("old", RIGHT), tmp_path / "new"
+    write_run(new / "model", {"t": {"acc": WORSE}}, date="2026-01-02T10-00-00.000001")
+    before = sorted(old.iterdir())
+
+    def fill_up(source, target):
+        target.write_bytes(source.read_bytes()[:50])
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("shutil.copyfile", fill_up)
+    with pytest.raises(LatentRefError, match=r"old cannot be written \(No space left on device\)"):
+        update_baseline(new, old)
+    assert sorted(old.iterdir()) == before
 
 
 def test_files_of_one_name_are_no_baseline_folder(runs, tmp_path):
