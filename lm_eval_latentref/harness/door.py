@@ -10,16 +10,20 @@ from __future__ import annotations
 import argparse
 import contextlib
 import difflib
+import glob
 import io
 import logging
+import os
 import sys
 import warnings
 from collections.abc import Iterable, Mapping
-from pathlib import Path
 from typing import Any
+
+import yaml
 
 from lm_eval_latentref._autoload import MODEL_NAME
 from lm_eval_latentref.benchmarks.documents import tasks_path
+from lm_eval_latentref.checkpoints.files import read_text, reading
 from lm_eval_latentref.errors import LatentRefError, check_place
 
 TOKEN_COUNTS = ("max_gen_toks", "max_tokens", "max_completion_tokens")
@@ -117,6 +121,8 @@ def _check_tasks(config: Any) -> None:
     with _silence():
         manager = TaskManager(include_path=config.include_path, metadata=config.metadata or {})
     names = [name for text in _as_list(config.tasks) for name in text.split(",") if name]
+    if not names:
+        raise LatentRefError("--tasks: name one task or more; `lm_eval ls tasks` lists all")
     asked = dict.fromkeys(match for name in names for match in _matches(manager, name))
     members = {name: leaves(manager, name) for name in asked}
     for group in filter(lambda name: is_group(manager, name), asked):
@@ -142,13 +148,22 @@ def _as_list(tasks: str | Iterable[str]) -> list[str]:
 
 
 def _matches(manager: Any, name: str) -> list[str]:
-    if name.endswith(".yaml") or Path(name).is_dir():
-        return []  # the user's own file, which lm-eval reads itself
     if matches := manager.match_tasks([name]):
         return list(matches)
+    if files := _own_files(name):
+        for file in files:  # lm-eval reads them itself
+            with reading(file, "correct it"):
+                yaml.compose(read_text(file))
+        return []
     nearest = difflib.get_close_matches(name, manager.all_tasks, n=3, cutoff=0.5)
     advice = f"did you mean {', '.join(nearest)}?" if nearest else "`lm_eval ls tasks` lists all"
     raise LatentRefError(f"--tasks {name}: there is no such task; {advice}")
+
+
+def _own_files(name: str) -> list[str]:
+    """The user's own task files that `name` stands for: a path that ends in .yaml, or a folder."""
+    pattern = name if name.endswith(".yaml") else os.path.join(name, "*.yaml")
+    return sorted(glob.glob(pattern))
 
 
 def _samples(samples: Any, tasks: set[str]) -> dict[str, list[int]]:

@@ -94,13 +94,19 @@ def test_a_mistake_in_the_arguments(words, parts):
     [
         ("latentref_prosqa_generate", ["latentref_prosqa_generate:", "latentref_prosqa_generated"]),
         ("no_such_thing_at_all_xyz", ["no_such_thing_at_all_xyz", "lm_eval ls tasks"]),
+        ("", ["--tasks: name one task or more"]),
+        (",", ["--tasks: name one task or more"]),
+        ("nowhere.yaml", ["nowhere.yaml", "no such task"]),
+        ("BROKEN/task.yaml", ["task.yaml cannot be read"]),
+        ("BROKEN", ["task.yaml cannot be read"]),
         (f"{TASK},latentref_hop", ["latentref_hop", "latentref_graph"]),
         ("latentref,latentref_gsm8k", ["latentref and latentref_gsm8k", "give one of them"]),
     ],
 )
-def test_a_mistake_in_the_names_of_tasks(tasks, parts):
+def test_a_mistake_in_the_names_of_tasks(tmp_path, tasks, parts):
+    (tmp_path / "task.yaml").write_text("task: [")
     with pytest.raises(LatentRefError) as error:
-        run(tasks=tasks)
+        run(tasks=tasks.replace("BROKEN", str(tmp_path)))
     for part in parts:
         assert part in str(error.value)
 
