@@ -123,7 +123,8 @@ def _check_tasks(config: Any) -> None:
     names = [name for text in _as_list(config.tasks) for name in text.split(",") if name]
     if not names:
         raise LatentRefError("--tasks: name one task or more; `lm_eval ls tasks` lists all")
-    asked = dict.fromkeys(match for name in names for match in _matches(manager, name))
+    is_alone = len(names) == 1
+    asked = dict.fromkeys(match for name in names for match in _matches(manager, name, is_alone))
     members = {name: leaves(manager, name) for name in asked}
     for group in filter(lambda name: is_group(manager, name), asked):
         for other in asked:
@@ -147,9 +148,14 @@ def _as_list(tasks: str | Iterable[str]) -> list[str]:
     return [tasks] if isinstance(tasks, str) else list(tasks)
 
 
-def _matches(manager: Any, name: str) -> list[str]:
+def _matches(manager: Any, name: str, is_alone: bool) -> list[str]:
     if matches := manager.match_tasks([name]):
         return list(matches)
+    if not is_alone and Path(name).is_dir():
+        raise LatentRefError(
+            f"--tasks {name}: a folder of task files is given alone; give --include_path {name}, "
+            "and the names of its tasks"
+        )
     if files := _own_files(name):
         for file in files:  # lm-eval reads them itself
             with reading(file, "correct it"):

@@ -99,6 +99,7 @@ def test_a_mistake_in_the_arguments(words, parts):
         ("nowhere.yaml", ["nowhere.yaml", "no such task"]),
         ("BROKEN/task.yaml", ["task.yaml cannot be read"]),
         ("BROKEN", ["task.yaml cannot be read"]),
+        (f"{TASK},BROKEN", ["is given alone; give --include_path"]),
         (f"{TASK},latentref_hop", ["latentref_hop", "latentref_graph"]),
         ("latentref,latentref_gsm8k", ["latentref and latentref_gsm8k", "give one of them"]),
     ],
