@@ -32,6 +32,9 @@ TOKEN_COUNTS = ("max_gen_toks", "max_tokens", "max_completion_tokens")
 
 def check(args: argparse.Namespace) -> None:
     """Raise LatentRefError on the first mistake in `args`."""
+    level = getattr(args, "verbosity", None)
+    if level and not isinstance(logging.getLevelName(level.upper()), int):
+        raise LatentRefError(f"--verbosity {level}: give DEBUG, INFO, WARNING or ERROR")
     config = _config(args)
     if config.limit is not None and not 0 < config.limit < sys.maxsize:
         raise LatentRefError(
@@ -151,7 +154,7 @@ def _as_list(tasks: str | Iterable[str]) -> list[str]:
 def _matches(manager: Any, name: str, is_alone: bool) -> list[str]:
     if matches := manager.match_tasks([name]):
         return list(matches)
-    if not is_alone and Path(name).is_dir():
+    if not is_alone and os.path.isdir(name):
         raise LatentRefError(
             f"--tasks {name}: a folder of task files is given alone; give --include_path {name}, "
             "and the names of its tasks"

@@ -74,6 +74,7 @@ def run(*words, tasks=TASK):
         (["--gen_kwargs", "max_gen_toks=0"], ["must be 1 or more"]),
         (["--gen_kwargs", "until=3"], ["until=[3] must be texts"]),
         (["--include_path", "nowhere"], ["--include_path nowhere", "no such folder"]),
+        (["--verbosity", "loud"], ["--verbosity LOUD", "DEBUG"]),
         (["--log_samples"], ["--output_path"]),
         (["--config", "nowhere.yaml"], ["--config nowhere.yaml", "not found"]),
         (["--output_path", "/dev/null/out"], ["/dev/null/out", "cannot be written"]),
