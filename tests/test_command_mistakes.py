@@ -145,7 +145,7 @@ DATA = ["data", "--num", "3", "-o", "out.json", "graph"]
         ([*THOUGHTS, "--limit", "0"], "argument --limit"),
         ([*THOUGHTS, "--batch_size", "many"], "argument --batch_size"),
         ([*THOUGHTS, "--work", "text.yaml"], "argument --work"),
-        ([*THOUGHTS], "no strong and weak reference"),
+        ([*THOUGHTS], "lacks a strong or weak reference"),
         (["thoughts", "nowhere", *THOUGHTS[2:]], "nowhere"),
         (["compare", "a", "nowhere"], "nowhere"),
         (["compare", "a", "model"], "model"),

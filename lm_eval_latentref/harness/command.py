@@ -15,6 +15,7 @@ from typing import Any
 
 from lm_eval_latentref import _autoload
 from lm_eval_latentref.benchmarks.documents import include_paths
+from lm_eval_latentref.checkpoints.files import one_line
 from lm_eval_latentref.errors import LatentRefError, say
 
 
@@ -36,7 +37,10 @@ def run(arguments: Sequence[str]) -> int:
     setup_logging()
     _autoload.install()
     log_as_lm_eval()
-    args, execute = parse_run(arguments)
+    try:
+        args, execute = parse_run(arguments)
+    except ValueError as error:  # of JSON in an argument
+        raise LatentRefError(one_line(error)) from error
     given = _of_file(args)
     args.model = args.model or given.get("model") or _autoload.MODEL_NAME
     args.include_path = include_paths(args.include_path or given.get("include_path"))

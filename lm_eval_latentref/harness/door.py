@@ -45,6 +45,8 @@ def check(args: argparse.Namespace) -> None:
         raise LatentRefError(f"--num_fewshot {config.num_fewshot}: give 0 or more examples")
     if config.model == MODEL_NAME:
         _check_model(config, explicit_device=args.device)
+    else:
+        _check_other_model(config.model)
     if config.use_cache:
         from lm_eval_latentref.harness.response_cache import check_files
 
@@ -94,6 +96,15 @@ def _check_model(config: Any, *, explicit_device: str | None) -> None:
     check_names(config.gen_kwargs, also=("until", *TOKEN_COUNTS))
     if config.apply_chat_template:
         _check_chat_template(config.model_args, config.apply_chat_template)
+
+
+def _check_other_model(name: str) -> None:
+    from lm_eval.api.registry import MODEL_REGISTRY
+
+    if name not in MODEL_REGISTRY:
+        nearest = difflib.get_close_matches(name, [MODEL_NAME, *MODEL_REGISTRY], n=1)
+        advice = f"did you mean {nearest[0]}?" if nearest else "lm-eval's is hf, ours latentref"
+        raise LatentRefError(f"--model {name}: there is no such model; {advice}")
 
 
 def _check_chat_template(model_args: Mapping[str, Any], template: bool | str) -> None:

@@ -75,6 +75,8 @@ def run(*words, tasks=TASK):
         (["--gen_kwargs", "until=3"], ["until=[3] must be texts"]),
         (["--include_path", "nowhere"], ["--include_path nowhere", "no such folder"]),
         (["--verbosity", "loud"], ["--verbosity LOUD", "DEBUG"]),
+        (["--gen_kwargs", "{bad"], ["Invalid JSON: {bad"]),
+        (["--model", "latentreff"], ["--model latentreff", "did you mean latentref?"]),
         (["--log_samples"], ["--output_path"]),
         (["--config", "nowhere.yaml"], ["--config nowhere.yaml", "not found"]),
         (["--output_path", "/dev/null/out"], ["/dev/null/out", "cannot be written"]),
