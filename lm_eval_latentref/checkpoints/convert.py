@@ -52,12 +52,11 @@ from lm_eval_latentref.checkpoints.questions import QUESTIONS_NAME, write_hashes
 from lm_eval_latentref.checkpoints.sets import CheckpointNames, SetPlan, learnt_from, resolve
 from lm_eval_latentref.checkpoints.sources import Source, default_source
 from lm_eval_latentref.checkpoints.state_dicts import make_skeleton, read_tensors
-from lm_eval_latentref.checkpoints.thought_files import MAP_NAME, find_kind
+from lm_eval_latentref.checkpoints.thought_files import find_kind, with_thoughts, write_map
 from lm_eval_latentref.checkpoints.unpacked import as_plain_model
 from lm_eval_latentref.checkpoints.written import check_written, log_likelihoods, sample_ids
 from lm_eval_latentref.errors import LatentRefError
 from lm_eval_latentref.latent.config import RefinementConfig
-from lm_eval_latentref.latent.loaded import ThoughtFiles
 from lm_eval_latentref.latent.protocol import END_LATENT, START_LATENT, known_markers
 
 logger = logging.getLogger(__name__)
@@ -93,8 +92,8 @@ def convert(
     _check_dtype(dtype)
     names = CheckpointNames.taken_from(options)
     plan = resolve(names)
-    kind = find_kind(plan, options)
-    given = RefinementConfig.parse({**kind.settings, **plan.settings, **options})
+    recorded = {**find_kind(plan, options).settings, **plan.settings}
+    given = RefinementConfig.parse({**recorded, **options})
     splits, questions = learnt_from(plan)
     manifest = dataclasses.replace(
         _manifest(plan, {name: getattr(given, name) for name in options}, tuned_on),
@@ -104,7 +103,7 @@ def convert(
     own_tokenizer = load_tokenizer(plan.backbone, trust_remote_code=trust_remote_code)
     borrowed = check_set(plan, tokenizer=own_tokenizer, trust_remote_code=trust_remote_code)
     files = read_thought_files(plan, trust_remote_code)
-    manifest = _with_thoughts(manifest, plan, files)
+    manifest = with_thoughts(manifest, plan, files)
     if adapter:
         _check_adapters(plan)
     _check_space(plan, target, adapter, dtype, trust_remote_code)
@@ -118,9 +117,7 @@ def convert(
         if not adapter or plan.backbone.tokenizer not in (None, plan.backbone.adapter):
             own_tokenizer.save_pretrained(folder)
         copy_history(_members(plan), folder, name=target.name)
-        if files.tensors:
-            tensors = {name: tensor.contiguous() for name, tensor in files.tensors.items()}
-            save_file(tensors, folder / MAP_NAME)
+        write_map(files, folder)
         if len(questions):
             write_hashes(folder, questions)
         write_manifest(folder, manifest)
@@ -162,21 +159,6 @@ def _manifest(plan: SetPlan, given: dict[str, Any], tuned_on: str | None) -> Man
         tuned_on=tuned_on or (None if retuned else plan.manifest.tuned_on),
         writes_steps=plan.manifest.writes_steps,
     )
-
-
-def _with_thoughts(manifest: Manifest, plan: SetPlan, files: ThoughtFiles) -> Manifest:
-    """`manifest` with what the family's files say of the thoughts, where it does not say so."""
-    kind = find_kind(plan, {})
-    said: dict[str, Any] = {**kind.settings}
-    if files.opening is not None:
-        said |= {
-            "opening_ids": list(files.opening),
-            "closing_ids": list(files.closing or ()),
-            "num_text_ids": files.num_text_ids,
-        }
-    said["protocol"] = plan.manifest.protocol or (kind.family and kind.family.protocol)
-    unsaid = {name: value for name, value in said.items() if getattr(manifest, name) is None}
-    return dataclasses.replace(manifest, **unsaid)
 
 
 def _copy_adapters(

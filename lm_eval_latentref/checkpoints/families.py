@@ -11,6 +11,7 @@ used, or left out for a reason that is logged; what remains is checked by `state
 from __future__ import annotations
 
 import logging
+import math
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -150,3 +151,16 @@ def _plain_name(key: str) -> str:
         if key.startswith(wrapper + _PEFT):
             return key.removeprefix(wrapper + _PEFT)
     return key
+
+
+def lora_alpha_of(given: str | None) -> float | None:
+    """The number in the argument `lora_alpha`; None if it is not given."""
+    if given is None:
+        return None
+    try:
+        alpha = float(given)
+    except ValueError:
+        alpha = math.nan
+    if not 0 < alpha < math.inf:
+        raise LatentRefError(f"lora_alpha={given}: it must be a number > 0")
+    return alpha

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-import math
 import os
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
@@ -22,6 +21,7 @@ from typing import Any
 
 import numpy as np
 
+from lm_eval_latentref.checkpoints.families import lora_alpha_of
 from lm_eval_latentref.checkpoints.manifest import MANIFEST_NAME, Manifest, read_manifest
 from lm_eval_latentref.checkpoints.packaged import (
     BASE_NAME,
@@ -166,7 +166,7 @@ def resolve(names: CheckpointNames) -> SetPlan:
     notes += _on_other_weights(backbone)
     if names.weights is not None:
         path = state_dict_file("weights", names.weights)
-        alpha = _lora_alpha(names.lora_alpha)
+        alpha = lora_alpha_of(names.lora_alpha)
         backbone = dataclasses.replace(backbone, weights=path, name=names.weights, lora_alpha=alpha)
     elif names.lora_alpha is not None:
         raise LatentRefError(
@@ -226,18 +226,6 @@ def plan_run(
     if config.latent_steps == 0:
         logger.warning("latent_steps=0: nothing is thought; give latent_steps=6, for example")
     return plan, config
-
-
-def _lora_alpha(given: str | None) -> float | None:
-    if given is None:
-        return None
-    try:
-        alpha = float(given)
-    except ValueError:
-        alpha = math.nan
-    if not 0 < alpha < math.inf:
-        raise LatentRefError(f"lora_alpha={given}: it must be a number > 0")
-    return alpha
 
 
 def learnt_from(plan: SetPlan) -> tuple[frozenset[str], Hashes]:

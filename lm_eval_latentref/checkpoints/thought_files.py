@@ -9,8 +9,10 @@ weights of LatentTTS' ports, or in the raw state dict.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from safetensors import safe_open
@@ -22,6 +24,7 @@ from lm_eval_latentref.checkpoints.files import (
     one_line,
     read_json_object,
 )
+from lm_eval_latentref.checkpoints.manifest import Manifest
 from lm_eval_latentref.checkpoints.sources import Folder, Source
 from lm_eval_latentref.errors import LatentRefError
 from lm_eval_latentref.latent.config import RefinementConfig
@@ -120,6 +123,30 @@ def thought_files(plan: SetPlan, raw: RawStateDict | None, config: Any) -> Thoug
     family = recognise(_keys(plan.backbone))
     protocol = manifest.protocol or (family.protocol if family else None)
     return ThoughtFiles(tensors=tensors, protocol=protocol, **ids)
+
+
+def with_thoughts(manifest: Manifest, plan: SetPlan, files: ThoughtFiles) -> Manifest:
+    """`manifest` with what the family's files say of the thoughts, where it does not say so."""
+    found = find_kind(plan, {})
+    said: dict[str, Any] = {**found.settings}
+    if files.opening is not None:
+        said |= {
+            "opening_ids": list(files.opening),
+            "closing_ids": list(files.closing or ()),
+            "num_text_ids": files.num_text_ids,
+        }
+    said["protocol"] = plan.manifest.protocol or (found.family and found.family.protocol)
+    unsaid = {name: value for name, value in said.items() if getattr(manifest, name) is None}
+    return dataclasses.replace(manifest, **unsaid)
+
+
+def write_map(files: ThoughtFiles, folder: Path) -> None:
+    """Writes the map from hidden state to thought into `folder`, if there is one."""
+    from safetensors.torch import save_file
+
+    if files.tensors:
+        tensors = {name: tensor.contiguous() for name, tensor in files.tensors.items()}
+        save_file(tensors, folder / MAP_NAME)
 
 
 def _settings(family: Family | None, source: Source) -> dict[str, Any]:

@@ -12,7 +12,6 @@ Shape suffixes: B batch, K columns, P pending columns, T thoughts, D hidden size
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -22,11 +21,12 @@ import torch
 from torch import Tensor
 
 from lm_eval_latentref.errors import LatentRefError
-from lm_eval_latentref.latent import transformers_seams as seams
 from lm_eval_latentref.latent.accounting import Accounting
 from lm_eval_latentref.latent.batching import Tokens, give_back_memory
 from lm_eval_latentref.latent.config import RefinementConfig
+from lm_eval_latentref.latent.continuing import inputs_after
 from lm_eval_latentref.latent.decoding import check_decoding
+from lm_eval_latentref.latent.description import described, dtype_name, name_of, settings_of
 from lm_eval_latentref.latent.dropout import check_droppable
 from lm_eval_latentref.latent.groups import Group, for_all, think_about
 from lm_eval_latentref.latent.lengths import check_length
@@ -35,7 +35,7 @@ from lm_eval_latentref.latent.networks import Network
 from lm_eval_latentref.latent.prefixes import Trunks
 from lm_eval_latentref.latent.protocol import protocol_named
 from lm_eval_latentref.latent.scoring import Score, score
-from lm_eval_latentref.latent.selection import find_markers, find_stop, make_kind
+from lm_eval_latentref.latent.selection import check_ids, find_markers, find_stop, make_kind
 from lm_eval_latentref.latent.thoughts import (
     Context,
     References,
@@ -99,14 +99,15 @@ class Reasoner:
         self.kind = make_kind(loaded.tokenizer, self.backbone, config, files)
         self.markers = find_markers(loaded.tokenizer, config, files)
         self.stop = find_stop(config, self.markers)
+        check_ids(self.markers, self.backbone, name_of(loaded.backbone))
         self.protocol = protocol_named(files.protocol or "coconut")
         if config.thought_dropout:
-            check_droppable(self.backbone, _name(loaded.backbone))
+            check_droppable(self.backbone, name_of(loaded.backbone))
         self._max_length = max_length
         self.trunks = Trunks(self.networks())
         for member in (loaded.backbone, loaded.strong, loaded.weak):
             if member is not None:
-                check_length(member.model.config, self.max_length, _name(member))
+                check_length(member.model.config, self.max_length, name_of(member))
         names = ("backbone", "strong", "weak")
         self.accounting = Accounting(dict(zip(names, self.networks(), strict=False)))
 
@@ -235,25 +236,7 @@ class Reasoner:
         thought and its first in place of padding, so that logits processors see no token that is
         not in the context.
         """
-        self.backbone.activate()
-        columns = Context.pad(
-            [self._column_ids(context, thoughts.num_thoughts) for context in contexts],
-            device=self.backbone.device,
-            # Rows that have left the batch may have been longer.
-            num_columns=thoughts.stream.length + thoughts.pending_BPD.shape[1],
-        )
-        mask_BK = columns.mask_BC
-        if mask_BK is None:
-            mask_BK = torch.ones_like(columns.ids_BC)
-        first_B1 = torch.tensor([context[:1] for context in contexts], device=mask_BK.device)
-        stream = thoughts.stream
-        return seams.generation_inputs(
-            torch.where(mask_BK.bool(), columns.ids_BC, first_B1),
-            mask_BK,
-            cache=stream.cache,
-            num_read=stream.length,
-            pending_BPD=thoughts.pending_BPD,
-        )
+        return inputs_after(contexts, thoughts, self.backbone, self.markers)
 
     def ask(self, question: str, *, max_new_tokens: int | None = None) -> Answer:
         """Think about one question, asked as the checkpoint's protocol does, and write the answer.
@@ -361,47 +344,20 @@ class Reasoner:
 
     def describe(self) -> str:
         """One line with the models and settings of this run."""
-        config, hidden_size = self.config, self.backbone.hidden_size
-        parts = [f"backbone {_name(self.loaded.backbone)}"]
-        if self.references:
-            parts.append(f"strong {_name(self.loaded.strong)}, weak {_name(self.loaded.weak)}")
-        else:
-            parts.append("no references")
-        in_half_d = config.search_step_size * 2 / hidden_size
-        parts += [
-            f"latent_steps={config.latent_steps}",
-            f"memory_rate={config.memory_rate:g}",
-            f"search_step_size={config.search_step_size:g} ({in_half_d:g}*d/2)"
-            f" x {config.search_steps} ({config.search_gradient})",
-            f"markers {'on' if self.markers else 'off'}",
-            f"device {', '.join(dict.fromkeys(d for n in self.networks() for d in n.devices))}",
-            f"dtype {_dtype_name(self.backbone)}",
-        ]
-        return "; ".join(parts)
+        return described(
+            self.loaded, self.config, self.networks(), has_markers=self.markers is not None
+        )
 
     def settings(self) -> dict[str, Any]:
         """Everything that determines the answers: the refinement and each checkpoint's identity."""
-        loaded = self.loaded
-        checkpoints = {"backbone": loaded.backbone, "strong": loaded.strong, "weak": loaded.weak}
-        return {
-            # What is None has no part in how this kind thinks.
-            **{k: v for k, v in dataclasses.asdict(self.config).items() if v is not None},
-            **{k: v for k, v in self.config.of_kind.items() if v is not None},
-            **{name: model and _identity(model) for name, model in checkpoints.items()},
-            "markers": self.markers is not None,
-            "dtype": _dtype_name(self.backbone),
-        }
+        return settings_of(
+            self.loaded, self.config, self.backbone, has_markers=self.markers is not None
+        )
 
     def networks(self) -> list[Network]:
         """The networks in use: the backbone, then strong and weak if the search runs."""
         references = self.references
         return [self.backbone, *([references.strong, references.weak] if references else [])]
-
-    def _column_ids(self, context: Tokens, num_thoughts: int) -> Tokens:
-        thoughts = (context[-1],) * num_thoughts
-        if self.markers is None:
-            return (*context, *thoughts)
-        return (*context, *self.markers.opening, *thoughts, *self.markers.closing)
 
     def _check_finite(self, rows: Sequence[int], thoughts: Thoughts) -> None:
         if thoughts.finite_BT3.all():
@@ -417,7 +373,7 @@ class Reasoner:
         if self.config.searches:
             advice.append(f"lower search_step_size={self.config.search_step_size:g}")
         if self.backbone.dtype != torch.float32:
-            advice.append(f"use dtype=float32 in place of {_dtype_name(self.backbone)}")
+            advice.append(f"use dtype=float32 in place of {dtype_name(self.backbone)}")
         return " or ".join(advice) or "check the checkpoint's weights"
 
 
@@ -425,20 +381,6 @@ def _network(loaded: LoadedModel, lender: Network | None = None) -> Network:
     return Network(
         loaded.model, adapter=loaded.adapter, lender=lender, borrowed_ids=loaded.borrowed_ids
     )
-
-
-def _name(loaded: LoadedModel | None) -> str:
-    return loaded.identity["name"] if loaded else "none"
-
-
-def _dtype_name(network: Network) -> str:
-    return str(network.dtype).removeprefix("torch.")
-
-
-def _identity(loaded: LoadedModel) -> dict[str, str]:
-    if loaded.fingerprint is None:
-        return loaded.identity
-    return {**loaded.identity, "fingerprint": loaded.fingerprint()}
 
 
 def _pad_id(tokenizer: Any) -> int | None:

@@ -40,6 +40,17 @@ def find_markers(
     return Markers(ids[:1], ids[1:]) if ids else None
 
 
+def check_ids(markers: Markers | None, network: Network, name: str) -> None:
+    """Raise LatentRefError for an id around the thoughts that the network `name` has no row for."""
+    ids = (*markers.opening, *markers.closing) if markers else ()
+    num_rows = network.num_embeddings
+    if outside := [token_id for token_id in ids if token_id >= num_rows]:
+        raise LatentRefError(
+            f"{name} has {num_rows} embedding rows, but a token around its thoughts has id "
+            f"{outside[0]}; give the weights or the latent_markers that belong to it"
+        )
+
+
 def make_kind(
     tokenizer: Any, network: Network, config: RefinementConfig, files: ThoughtFiles = NO_FILES
 ) -> Kind:

@@ -1,0 +1,50 @@
+"""The inputs with which transformers' `generate` goes on after thoughts.
+
+    inputs = inputs_after(contexts, thoughts, backbone, markers)
+
+Shape suffixes: B batch, K columns.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+from lm_eval_latentref.latent import transformers_seams as seams
+from lm_eval_latentref.latent.batching import Tokens
+from lm_eval_latentref.latent.contexts import Context, Markers
+from lm_eval_latentref.latent.networks import Network
+from lm_eval_latentref.latent.thoughtful import Thoughts
+
+
+def inputs_after(
+    contexts: Sequence[Tokens], thoughts: Thoughts, backbone: Network, markers: Markers | None
+) -> dict[str, Any]:
+    """Arguments of `generate` after `thoughts` on `contexts`, as `Reasoner` describes them."""
+    backbone.activate()
+    columns = Context.pad(
+        [_column_ids(context, thoughts.num_thoughts, markers) for context in contexts],
+        device=backbone.device,
+        # Rows that have left the batch may have been longer.
+        num_columns=thoughts.stream.length + thoughts.pending_BPD.shape[1],
+    )
+    mask_BK = columns.mask_BC
+    if mask_BK is None:
+        mask_BK = torch.ones_like(columns.ids_BC)
+    first_B1 = torch.tensor([context[:1] for context in contexts], device=mask_BK.device)
+    return seams.generation_inputs(
+        torch.where(mask_BK.bool(), columns.ids_BC, first_B1),
+        mask_BK,
+        cache=thoughts.stream.cache,
+        num_read=thoughts.stream.length,
+        pending_BPD=thoughts.pending_BPD,
+    )
+
+
+def _column_ids(context: Tokens, num_thoughts: int, markers: Markers | None) -> Tokens:
+    thoughts = (context[-1],) * num_thoughts
+    if markers is None:
+        return (*context, *thoughts)
+    return (*context, *markers.opening, *thoughts, *markers.closing)
