@@ -12,7 +12,7 @@ import datetime
 import functools
 import json
 import shlex
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -251,22 +251,25 @@ def _scores(run: Run) -> dict[str, Any]:
 
 def _name(entries: list[Entry]) -> None:
     """Names unnamed entries after their models; entries that share a name get their differences."""
-    for entry in entries:
+    given = {entry.name for entry in entries if entry.name}
+    unnamed = [entry for entry in entries if not entry.name]
+    for entry in unnamed:
         run = entry.runs[0]
         seeds = f" ({len(entry.runs)} seeds)" if len(entry.runs) > 1 else ""
-        entry.name = entry.name or short_name(run.name) + seeds
+        entry.name = short_name(run.name) + seeds
     for traits in (_setting_traits, _folder_trait, _date_trait, _place_trait):
-        for group in _namesakes(entries):
+        for group in _namesakes(unnamed, given):
             parts = traits(group)
             for entry, part in zip(group, parts, strict=True):
                 entry.name = f"{entry.name} {part}".strip()
 
 
-def _namesakes(entries: list[Entry]) -> list[list[Entry]]:
+def _namesakes(entries: list[Entry], given: Collection[str]) -> list[list[Entry]]:
+    """Entries that share their name with each other, or with a row that a user named."""
     groups: dict[str, list[Entry]] = {}
     for entry in entries:
         groups.setdefault(entry.name, []).append(entry)
-    return [group for group in groups.values() if len(group) > 1]
+    return [group for name, group in groups.items() if len(group) > 1 or name in given]
 
 
 def _setting_traits(entries: list[Entry]) -> list[str]:

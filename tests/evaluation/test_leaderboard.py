@@ -348,6 +348,14 @@ def test_a_row_that_joins_runs_of_other_settings_says_so(tmp_path):
     assert "a joins runs that differ in alpha" in board.notes
 
 
+def test_a_name_that_was_given_stays(tmp_path):
+    write_run(tmp_path / "x", {"t": {"acc": turned(0)}}, name="A")
+    write_run(tmp_path / "y", {"t": {"acc": turned(1)}}, name="B")
+    board = leaderboard([tmp_path / "x", f"A={tmp_path / 'y'}"], baseline="A")
+    assert by_name(board)["A"].entry.runs[0].name == "B"
+    assert len(by_name(board)) == 2
+
+
 def test_a_file_that_a_row_is_given_twice_is_one_run(tmp_path):
     write_run(tmp_path, {"t": {"acc": [1, 0]}})
     (row,) = leaderboard([f"a={tmp_path}", f"a={tmp_path}"]).rows
