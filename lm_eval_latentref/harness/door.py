@@ -90,6 +90,8 @@ def _check_model(config: Any, *, explicit_device: str | None) -> None:
     from lm_eval_latentref.latent.decoding import check_names
 
     check_batch_size(config.batch_size)
+    if (rows := config.model_args.get("batch_size")) is not None:  # lm-eval passes its own, too
+        raise LatentRefError(f"--model_args batch_size={rows}: give --batch_size {rows} instead")
     check_values(config.model_args)
     if device := explicit_device or config.model_args.get("device"):
         check_device(device)

@@ -65,6 +65,7 @@ def run(*words, tasks=TASK):
         (["--batch_size", "many"], ["batch_size=many"]),
         (["--model_args", "max_length=many"], ["max_length=many", "an integer"]),
         (["--model_args", "max_length=0"], ["max_length=0"]),
+        (["--model_args", "batch_size=3"], ["give --batch_size 3 instead"]),
         (["--model_args", "truncation=perhaps"], ["truncation=perhaps", "True or False"]),
         (["--model_args", "backend=other"], ["backend=other", "'causal'"]),
         (["--gen_kwargs", "temperature=hot"], ["temperature=hot", "could not convert"]),
