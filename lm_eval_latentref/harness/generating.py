@@ -142,8 +142,7 @@ class GeneratingLM(RollingLM):
                     ids_BC, max_length, stop, attention_mask=keep_BC, **options
                 )
             self.reasoner.accounting.count(tokens_encoded=int(keep_BC.sum()))
-            self.reasoner.count_generated(new_ids := output_BL[:, ids_BC.shape[1] :].tolist())
-            return new_ids
+            return self._new_ids(output_BL[:, ids_BC.shape[1] :], stop)
 
         return work
 
@@ -186,7 +185,20 @@ class GeneratingLM(RollingLM):
         # Overrides the number of new tokens in the model's generation config.
         inputs["max_new_tokens"] = None
         output_BL = self.write_as_hf(ids_BK, num_read + num_new, stop, **inputs, **options)
-        self.reasoner.count_generated(new_ids := output_BL[:, num_read:].tolist())
+        return self._new_ids(output_BL[:, num_read:], stop)
+
+    def _new_ids(self, new_BL: Tensor, stop: list[str]) -> list[list[int]]:
+        """The new ids of each row, up to where it would end if it were alone in its batch.
+
+        HFLM's stop strings, the end-of-sequence token among them, end a batch once all of its rows
+        have one; until then the others go on. HFLM cuts what follows from the text, but not what
+        follows a special token, which leaves no text, nor where it drops the thinking first.
+        """
+        eos_id = self.tokenizer.eos_token_id
+        new_ids = [list(_up_to(eos_id, ids)) for ids in new_BL.tolist()]
+        if self.think_end_token is not None and len(new_ids) > 1:
+            new_ids = [self.up_to_stop(ids, stop) for ids in new_ids]
+        self.reasoner.count_generated(new_ids)
         return new_ids
 
     def note_thoughts(self, texts: Sequence[str], num_thoughts: int) -> None:
@@ -311,3 +323,8 @@ class GeneratingLM(RollingLM):
 def _kinds_of(requests: Sequence[Any]) -> list[dict[str, Any]]:
     """The different arguments of generation that requests have."""
     return list({repr(request.args[1]): request.args[1] for request in requests}.values())
+
+
+def _up_to(last: int, ids: Sequence[int]) -> Sequence[int]:
+    """`ids` up to the first that is `last`, which is kept."""
+    return ids[: ids.index(last) + 1] if last in ids else ids

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from lm_eval.models.huggingface import HFLM
+from lm_eval.models.huggingface import HFLM, stop_sequences_criteria
 from lm_eval.tasks import TaskManager
 from lm_eval.tasks._index import Kind
 from torch import Tensor
@@ -129,6 +129,13 @@ class SeamLM(HFLM):
     ) -> Tensor:
         """HFLM's call of transformers' `generate`."""
         return super()._model_generate(context_BC, max_length, stop, **options)
+
+    def up_to_stop(self, ids: list[int], stop: list[str]) -> list[int]:
+        """New token ids up to where HFLM's stop strings end a batch that has this row only."""
+        criteria = stop_sequences_criteria(self.tokenizer, stop, 0, 1)
+        ids_1L = torch.tensor([ids])
+        lengths = range(1, len(ids))
+        return ids[: next((n for n in lengths if criteria(ids_1L[:, :n], None).all()), len(ids))]
 
     # HFLM's own names.
 

@@ -62,7 +62,7 @@ class Network:
         )
         self._cache_argument = seams.cache_argument(self._decoder.forward)
         self._lender, self._borrowed_ids = lender, tuple(sorted(borrowed_ids))
-        self.hidden_size: int = self.causal_lm.config.get_text_config().hidden_size
+        self.hidden_size = self._width()
         weight_dtype = self._embedding.weight.dtype
         # Quantised weights are stored as integers; the model's dtype is the one it computes in.
         self.dtype: torch.dtype = (
@@ -74,6 +74,13 @@ class Network:
     def device(self) -> torch.device:
         """Where inputs must lie: the input embedding's device. Read on each call: models move."""
         return seams.execution_device(self._embedding)
+
+    @torch.no_grad()
+    def _width(self) -> int:
+        # Of what is fed as a thought. A configuration may say another one (OPT-350m projects its
+        # embeddings), and a quantised weight has another shape.
+        zero_11 = torch.zeros((1, 1), dtype=torch.long, device=self.device)
+        return int(self._embedding(zero_11).shape[-1])
 
     @property
     def num_embeddings(self) -> int:

@@ -85,6 +85,10 @@ class _Probe:
             )
         with self._property("without thoughts it computes what its own forward computes"):
             at_once_LD = Stream(self._network).feed(self._embed(self._ids))[0]
+        with self._property("its last hidden states are as wide as its input embeddings"):
+            if at_once_LD.shape[-1] != self._network.hidden_size:
+                raise _NotSo(f"{at_once_LD.shape[-1]} and {self._network.hidden_size}")
+        with self._property("without thoughts it computes what its own forward computes"):
             self._compare(self._network.project(at_once_LD), own_LV)
         with self._property("it reads vectors that are no token's embedding, as thoughts are"):
             stream, first_LD = self._read_first()

@@ -95,6 +95,12 @@ class Reasoner:
             self.references = References(
                 _network(loaded.strong, self.backbone), _network(loaded.weak, self.backbone)
             )
+        for member, network in zip((loaded.strong, loaded.weak), self.networks()[1:], strict=False):
+            if (size := network.hidden_size) != self.backbone.hidden_size:
+                raise LatentRefError(
+                    f"{_name(member)} embeds tokens as {size} numbers and the backbone as "
+                    f"{self.backbone.hidden_size}; references must read the backbone's thoughts"
+                )
         files = loaded.backbone.thought_files
         self.kind = make_kind(loaded.tokenizer, self.backbone, config, files)
         self.markers = find_markers(loaded.tokenizer, config, files)

@@ -92,6 +92,35 @@ def test_answers_from_a_cache_are_those_of_a_run_without_it(folders, alone, tmp_
         cached.dbdict.close()
 
 
+@pytest.mark.parametrize("steps", [0, 2])
+@pytest.mark.parametrize("ends", [{"until": "<never>"}, {"until": "c", "think_end_token": "g"}])
+def test_a_text_ends_where_it_would_end_alone(steps, ends):
+    """Also at an end of sequence that the generation config does not name, or in its thinking."""
+    model, tokenizer = tiny_model(), tiny_tokenizer()
+    model.generation_config.eos_token_id = model.config.eos_token_id = None
+    letters = tokenizer.encode("abcdfghq", add_special_tokens=False)
+    tokenizer.add_special_tokens({"eos_token": "q", "pad_token": "q"})
+    others = [token for token in range(model.config.vocab_size) if token not in letters]
+    # Each text goes through the letters in an order of its own.
+    options = {**GREEDY, "suppress_tokens": others, "repetition_penalty": 9.0}
+    ends = dict(ends)
+    asked = requests([(text, {**options, "until": [ends["until"]]}) for text in CONTEXTS if text])
+    del ends["until"]
+    alone, together = (
+        LatentRefLM(
+            model,
+            tokenizer=tokenizer,
+            device="cpu",
+            latent_steps=steps,
+            batch_size=batch_size,
+            **ends,
+        ).generate_until(asked)
+        for batch_size in (1, len(asked))
+    )
+    assert together == alone
+    assert len({len(text) for text in alone}) > 1
+
+
 def test_several_samples_of_a_document_stay_several(folders, tmp_path):
     sampled = {**GREEDY, "do_sample": True, "temperature": 3.0}
     asked = requests([(CONTEXTS[0], sampled)] * 4)

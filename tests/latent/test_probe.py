@@ -16,7 +16,9 @@ from transformers import AutoModelForCausalLM, dynamic_module_utils
 
 from lm_eval_latentref.checkpoints.loading import load
 from lm_eval_latentref.errors import LatentRefError
+from lm_eval_latentref.latent.config import RefinementConfig
 from lm_eval_latentref.latent.lengths import check_length
+from lm_eval_latentref.latent.networks import Network
 from lm_eval_latentref.latent.probe import check_model
 
 
@@ -41,6 +43,27 @@ def test_each_trait_is_refused_in_one_line_that_names_the_property(trait, named,
         check_model(odd_model(trait).to(dtype), "some/model")
     assert str(refused.value).startswith("some/model (odd)")
     assert "\n" not in str(refused.value)
+
+
+def test_states_that_are_no_inputs_are_refused_by_their_width():
+    config = transformers.ElectraConfig(
+        **{"vocab_size": 300, "hidden_size": 32, "embedding_size": 16, "intermediate_size": 48},
+        **{"num_hidden_layers": 2, "num_attention_heads": 4, "is_decoder": True},
+    )
+    with pytest.raises(LatentRefError, match=r"as wide as its input embeddings \(32 and 16\)"):
+        check_model(AutoModelForCausalLM.from_config(config).eval(), "some/model")
+
+
+def test_the_width_of_a_thought_is_that_of_what_is_fed():
+    config = transformers.OPTConfig(
+        **{"vocab_size": 300, "hidden_size": 32, "word_embed_proj_dim": 16, "ffn_dim": 48},
+        **{"num_hidden_layers": 2, "num_attention_heads": 4, "max_position_embeddings": 64},
+    )
+    model = AutoModelForCausalLM.from_config(config).eval()
+    check_model(model, "some/model")
+    half_widths = RefinementConfig.parse({"search_step_size": "0.3*d/2"})
+    width = Network(model).hidden_size
+    assert half_widths.for_width(width).search_step_size == pytest.approx(0.3 * 16 / 2)
 
 
 def test_a_head_that_calls_its_decoder_by_position_is_read_right():
