@@ -21,6 +21,7 @@ from lm_eval.models.huggingface import HFLM
 
 from lm_eval_latentref.checkpoints.arguments import check_device
 from lm_eval_latentref.checkpoints.sets import NAMES
+from lm_eval_latentref.checkpoints.written import log_likelihoods, sample_ids
 from lm_eval_latentref.errors import LatentRefError
 from lm_eval_latentref.harness.lm_eval_seams import DEFAULT_DEVICE
 from lm_eval_latentref.latent.config import OPTION_NAMES
@@ -87,13 +88,18 @@ def tokenizer_digest(tokenizer: Any) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def weights_digest(model: torch.nn.Module) -> str:
-    """sha256 of a loaded model's weights and configurations."""
+def model_digest(model: torch.nn.Module, tokenizer: Any) -> str:
+    """sha256 of a loaded model's weights, configurations and log-likelihoods of a few texts.
+
+    Which adapter is active, how it is scaled, hooks: what is no weight shows in what is computed.
+    """
     configs = [str(getattr(model, name, None)) for name in ("config", "generation_config")]
     total = hashlib.sha256("\n".join(configs).encode())
     for name, tensor in model.state_dict().items():
         total.update(name.encode())
         total.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+    computed = log_likelihoods(model, sample_ids(tokenizer)).tolist()
+    total.update(str([round(number, 2) for number in computed]).encode())  # to more than rounding
     return total.hexdigest()
 
 

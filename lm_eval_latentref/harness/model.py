@@ -34,8 +34,8 @@ from lm_eval_latentref.harness.arguments import (
     check_values,
     deciding,
     device_or_default,
+    model_digest,
     tokenizer_digest,
-    weights_digest,
 )
 from lm_eval_latentref.harness.distributed import prepare_processes
 from lm_eval_latentref.harness.generating import GeneratingLM
@@ -193,7 +193,7 @@ class LatentRefLM(GeneratingLM):
         backbone = LoadedModel(
             model=model,
             identity={"name": model.name_or_path or type(model).__name__},
-            fingerprint=partial(weights_digest, model),
+            fingerprint=partial(model_digest, model, self.tokenizer),
         )
         loaded = LoadedSet(tokenizer=self.tokenizer, backbone=backbone)
         self.reasoner = Reasoner(loaded, self._refinement, max_length=self._max_length)

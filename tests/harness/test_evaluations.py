@@ -92,6 +92,27 @@ def test_answers_from_a_cache_are_those_of_a_run_without_it(folders, alone, tmp_
         cached.dbdict.close()
 
 
+def test_a_loaded_model_that_computes_otherwise_has_a_cache_of_its_own(tmp_path):
+    """With equal weights: another adapter is active, or a hook moves the hidden states."""
+    model, file = tiny_model("llama"), str(tmp_path / "cache_rank0.db")
+    lora = LoraConfig(target_modules=["q_proj"], init_lora_weights=False, lora_alpha=64)
+    adapted = get_peft_model(model, lora, "first")  # in place
+    adapted.add_adapter("second", lora)
+
+    def opened():
+        lm = LatentRefLM(model, tokenizer=tiny_tokenizer(), device="cpu", latent_steps=1)
+        return CachingLM(lm, file)
+
+    adapted.set_adapter("first")
+    opened().dbdict.close()
+    opened().dbdict.close()
+    adapted.set_adapter("second")
+    expect_mistake(opened, "--use_cache", "fingerprint")
+    adapted.set_adapter("first")
+    model.model.norm.register_forward_hook(lambda module, args, states: states * 1.1)
+    expect_mistake(opened, "--use_cache", "fingerprint")
+
+
 @pytest.mark.parametrize("steps", [0, 2])
 @pytest.mark.parametrize("ends", [{"until": "<never>"}, {"until": "c", "think_end_token": "g"}])
 def test_a_text_ends_where_it_would_end_alone(steps, ends):

@@ -10,7 +10,7 @@ import pytest
 import torch
 import transformers
 from odd import OddConfig, OddForCausalLM, odd_model
-from tiny import FAMILIES, tiny_model
+from tiny import FAMILIES, tiny_model, tiny_tokenizer
 from tiny_checkpoints import save_folder
 from transformers import AutoModelForCausalLM, dynamic_module_utils
 
@@ -18,8 +18,10 @@ from lm_eval_latentref.checkpoints.loading import load
 from lm_eval_latentref.errors import LatentRefError
 from lm_eval_latentref.latent.config import RefinementConfig
 from lm_eval_latentref.latent.lengths import check_length
+from lm_eval_latentref.latent.loaded import LoadedModel, LoadedSet
 from lm_eval_latentref.latent.networks import Network
 from lm_eval_latentref.latent.probe import check_model
+from lm_eval_latentref.latent.reasoner import Reasoner
 
 
 @pytest.mark.parametrize(
@@ -61,6 +63,14 @@ def test_the_width_of_a_thought_is_that_of_what_is_fed():
     )
     model = AutoModelForCausalLM.from_config(config).eval()
     check_model(model, "some/model")
+    loaded = LoadedSet(
+        tokenizer=tiny_tokenizer(markers=False),
+        backbone=LoadedModel(model=tiny_model("opt"), identity={"name": "backbone"}),
+        strong=(reference := LoadedModel(model=model, identity={"name": "narrow"})),
+        weak=reference,
+    )
+    with pytest.raises(LatentRefError, match=r"narrow embeds tokens as 16 numbers and the .* 32"):
+        Reasoner(loaded, RefinementConfig(latent_steps=1, search_step_size=1.0))
     half_widths = RefinementConfig.parse({"search_step_size": "0.3*d/2"})
     width = Network(model).hidden_size
     assert half_widths.for_width(width).search_step_size == pytest.approx(0.3 * 16 / 2)
