@@ -98,7 +98,7 @@ class Reasoner:
         for member, network in zip((loaded.strong, loaded.weak), self.networks()[1:], strict=False):
             if (size := network.hidden_size) != self.backbone.hidden_size:
                 raise LatentRefError(
-                    f"{_name(member)} embeds tokens as {size} numbers and the backbone as "
+                    f"{name_of(member)} embeds tokens as {size} numbers and the backbone as "
                     f"{self.backbone.hidden_size}; references must read the backbone's thoughts"
                 )
         files = loaded.backbone.thought_files
