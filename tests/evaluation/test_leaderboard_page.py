@@ -165,7 +165,7 @@ def test_the_cost_of_the_picture_can_be_chosen(opened):
     shown = [each.get_attribute("id") for each in css(opened, ".chart") if each.is_displayed()]
     assert shown == ["chart-0"]
     options = css(opened, "#cost option")
-    next(each for each in options if each.text.startswith("seconds a document")).click()
+    next(each for each in options if each.text.startswith("seconds per document")).click()
     (chart_,) = [each for each in css(opened, ".chart") if each.is_displayed()]
     assert len(chart_.find_elements("css selector", "circle")) == 3
     assert "not known: plain" in chart_.text

@@ -199,9 +199,9 @@ def test_generated_problems_are_written_as_training_reads_them(tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["data", "hop", "--num", "1", "-o", "FILE"], "'hop': use"),
-        (["data", "graph", "size=3", "--num", "1", "-o", "FILE"], "'size' is not an option"),
-        (["data", "graph", "--num", "1", "-o", "no/such/folder/file"], "cannot be written"),
+        (["data", "hop", "--num", "1", "-o", "FILE.json"], "'hop': use"),
+        (["data", "graph", "size=3", "--num", "1", "-o", "FILE.json"], "'size' is not an option"),
+        (["data", "graph", "--num", "1", "-o", "no/such/folder/file.json"], "cannot be written"),
         (["train", "no-such-recipe"], "no such recipe"),
     ],
 )
