@@ -16,6 +16,7 @@ from types import ModuleType, SimpleNamespace
 import pytest
 import torch
 
+import lm_eval_latentref
 from lm_eval_latentref import cli
 from lm_eval_latentref.__main__ import main as guarded
 from lm_eval_latentref.benchmarks import splits
@@ -157,6 +158,13 @@ def test_help_names_every_subcommand_and_loads_nothing_heavy():
     out = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     assert all(name in out for name in ("run", "tasks-path", "ask", "convert", "demo"))
     assert out.endswith("False\n")
+
+
+def test_the_version_is_the_packages(capsys):
+    with pytest.raises(SystemExit) as ended:
+        main(["--version"])
+    assert ended.value.code == 0
+    assert capsys.readouterr().out == f"{lm_eval_latentref.__version__}\n"
 
 
 @pytest.mark.parametrize(

