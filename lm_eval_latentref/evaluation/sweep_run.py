@@ -33,6 +33,7 @@ from lm_eval_latentref.evaluation.settings import Outcome, Setting
 from lm_eval_latentref.evaluation.sweep_model import SweepModel, forwards
 from lm_eval_latentref.latent.batching import Group, group_by_context, in_batches
 from lm_eval_latentref.latent.config import OPTION_NAMES
+from lm_eval_latentref.latent.reasoner import Reasoner
 from lm_eval_latentref.latent.scoring import Score
 
 logger = logging.getLogger(__name__)
@@ -42,6 +43,26 @@ JOURNAL_FORMAT = 2
 
 SWEPT = ("latent_steps", "memory_rate", "search_step_size", "search_steps")
 """The refinement options that are part of a setting."""
+
+
+def check_comparable(reasoner: Reasoner) -> None:
+    """Raise LatentRefError unless settings can be compared by thoughts of this kind."""
+    config = reasoner.config
+    if why := reasoner.kind.why_not_refined:
+        raise LatentRefError(
+            f"latent_kind={config.latent_kind}: {why}; sweep a checkpoint of another kind"
+        )
+    if config.draws:
+        raise LatentRefError(
+            "settings are compared without random numbers; sweep without thought_noise, "
+            "thought_dropout and confidence_steps, and Gaussian thoughts by their mean "
+            "(thought_temperature=0, latent_stop=steps)"
+        )
+    if reasoner.stop is not None:
+        raise LatentRefError(
+            f"latent_stop={config.latent_stop}: settings are compared at equal numbers of "
+            "thoughts; sweep with latent_stop=steps"
+        )
 
 
 @dataclass
@@ -77,15 +98,7 @@ class GridRun:
         self.model, self.task = model, task
         self.written = written or task.is_free
         base = model.reasoner.config
-        if why := model.reasoner.kind.why_not_refined:
-            raise LatentRefError(
-                f"latent_kind={base.latent_kind}: {why}; sweep a checkpoint of another kind"
-            )
-        if model.reasoner.stop is not None:
-            raise LatentRefError(
-                f"latent_stop={base.latent_stop}: settings are compared at equal numbers of "
-                "thoughts; sweep with latent_stop=steps"
-            )
+        check_comparable(model.reasoner)
         options = {name: getattr(base, name) for name in OPTION_NAMES if name not in SWEPT}
         hidden_size = model.reasoner.backbone.hidden_size
         self.configs = {setting: setting.config(hidden_size, **options) for setting in settings}

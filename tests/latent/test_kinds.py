@@ -10,6 +10,7 @@ import torch
 from tiny import HIDDEN_SIZE, random_ids, tiny_model, tiny_tokenizer
 
 from lm_eval_latentref.errors import LatentRefError
+from lm_eval_latentref.evaluation.sweep_run import check_comparable
 from lm_eval_latentref.latent import kinds, thoughts
 from lm_eval_latentref.latent.config import RefinementConfig
 from lm_eval_latentref.latent.contexts import Markers
@@ -528,6 +529,20 @@ def test_ids_around_the_thoughts_lie_in_the_embedding():
     model = LoadedModel(model=tiny_model("gpt2"), identity={"name": "tiny"}, thought_files=files)
     with pytest.raises(LatentRefError, match="tiny has 300 embedding rows, but a token"):
         Reasoner(LoadedSet(tokenizer=TOKENIZER, backbone=model), RefinementConfig(latent_steps=2))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"thought_noise": 0.1}, "without random numbers"),
+        ({"confidence_steps": 2}, "without random numbers"),
+        ({"latent_stop": "high_entropy"}, "equal numbers of thoughts"),
+    ],
+)
+def test_settings_are_compared_without_chance_and_at_equal_numbers_of_thoughts(options, message):
+    with pytest.raises(LatentRefError, match=message):
+        check_comparable(reasoner("gpt2", CASES["realigned"].options, **options))
+    check_comparable(reasoner("gpt2", CASES["realigned"].options))
 
 
 def make(name, tensors):
