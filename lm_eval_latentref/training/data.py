@@ -94,6 +94,8 @@ def load_data(recipe: Recipe) -> TrainingData:
     held_out = {normalise_question(example.question) for example in validation}
     if leaves_questions_out(recipe.train, recipe.check_overlap):
         held_out |= _benchmark_questions()
+    elif not recipe.check_overlap:
+        logger.info("check_overlap=false: only the questions of `validation` are held out")
     _check_left("validation", validation)
     loaded = {name: _train(name, held_out) for name in recipe.train if name not in GENERATORS}
     fixed = {name: examples for name, (examples, _) in loaded.items()}
@@ -279,8 +281,7 @@ def _train(name: str, held_out: Collection[str]) -> tuple[list[Example], int]:
     kept = [row for row in examples if normalise_question(row.question) not in held_out]
     num_removed += len(examples) - len(kept)
     logger.info(
-        "%s: %d training examples; %d removed because their question is in a dev, test or "
-        "validation split",
+        "%s: %d training examples; %d removed because their question is held out",
         name,
         len(kept),
         num_removed,
