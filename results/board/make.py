@@ -115,8 +115,9 @@ def cells(row: dict[str, Any]) -> tuple[str, ...]:
 
 def difference(against: dict[str, Any]) -> str:
     """In points, with its interval."""
-    low, high = against["interval"]
-    return f"{100 * against['difference']:+.2f} [{100 * low:+.2f}, {100 * high:+.2f}]"
+    numbers = [against["difference"], *against["interval"]]
+    mean, low, high = (f"{round(100 * number, 2) + 0.0:+.2f}" for number in numbers)  # no -0.00
+    return f"{mean} [{low}, {high}]"
 
 
 def rows(name: str, subject: Subject) -> dict[str, tuple[str, str]]:
