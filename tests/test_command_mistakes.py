@@ -181,6 +181,32 @@ def test_a_mistake_is_status_two_and_one_line(places, capsys, words, part):
     assert part in line
 
 
+LONG = "x" * 300
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["ask", "why?", "--pretrained", "a/" * 3000],
+        [*ASK, "--strong", LONG, "--weak", LONG],
+        ["compare", "a", LONG],
+        ["leaderboard", "a", LONG],
+        ["leaderboard", "a", "-o", f"{LONG}.html"],
+        ["check", LONG, "--baseline", "a"],
+        ["train", LONG],
+        ["study", LONG, "--task", "latentref_graph", "-o", "out"],
+        ["study", "model", "--task", LONG, "-o", "out"],
+        [*SWEEP, "--latent_steps", "2", "--include_path", LONG],
+    ],
+    ids=lambda words: words[0],
+)
+def test_a_name_that_is_too_long_is_one_short_line(places, capsys, words):
+    status, line = mistake(capsys, words)
+    assert status == (3 if words[0] in ("leaderboard", "check") else 2)
+    assert "File name too long" in line
+    assert len(line) < 400
+
+
 @pytest.mark.parametrize(
     ("words", "part"),
     [

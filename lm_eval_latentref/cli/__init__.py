@@ -47,6 +47,8 @@ MISTAKE = 2
 OTHER_MISTAKES = {"check": 3, "leaderboard": 3}
 """Subcommands with another status for mistakes; in `check`, 2 means inconclusive."""
 
+SHOWN_OF_A_NAME = 200
+
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs one subcommand and returns its exit status; `argv` defaults to the command line's."""
@@ -68,6 +70,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         # The reader, such as `| head`, is gone.
         discard(sys.stdout)
         return PIPE_CLOSED
+    except OSError as error:
+        # Wherever a name is looked up: it is too long, or lies in a folder that may not be entered.
+        if not isinstance(error.filename, str) or isinstance(error, FileNotFoundError):
+            raise
+        name = error.filename[:SHOWN_OF_A_NAME]
+        say(f"{name} cannot be reached ({error.strerror}); correct the name or its permissions")
+        return mistake
 
 
 def _status(arguments: list[str]) -> int:

@@ -1,6 +1,7 @@
-"""Lengths beyond which a model's results depend on the other rows of its batch.
+"""Lengths beyond which a model cannot read, or its results depend on other rows of the batch.
 
     check_length(model.config, max_length=8192, name="microsoft/Phi-3-mini-128k-instruct")
+    check_table(model, max_length=8192, name="gpt2")
 
 The few tokens of `probe` cannot show this, so the limits come from the model's configuration. Up to
 the limit every result is right at any batch size; beyond it, reading columns in several steps and
@@ -11,6 +12,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from typing import Any
+
+from torch import nn
 
 from lm_eval_latentref.errors import LatentRefError
 
@@ -35,6 +38,24 @@ def check_length(config: Any, max_length: int | None, name: str) -> None:
                 f"{name} ({config.model_type}) with max_length={max_length}: {reason}; give "
                 f"max_length={limit} or less, or a model that reads every length alike"
             )
+
+
+def check_table(model: nn.Module, max_length: int | None, name: str) -> None:
+    """Raise LatentRefError if rows may be longer than a table of positions that `model` learned.
+
+    An embedding with a row for each position, at most two more (OPT's offset), is such a table; the
+    vocabulary's is none.
+    """
+    config = model.config.get_text_config()
+    limit = getattr(config, "max_position_embeddings", None)
+    if not limit or max_length is None or max_length <= limit:
+        return
+    sizes = {part.num_embeddings for part in model.modules() if isinstance(part, nn.Embedding)}
+    if not (sizes - {config.vocab_size}).isdisjoint(range(limit, limit + 3)):
+        raise LatentRefError(
+            f"max_length={max_length}: {name} ({config.model_type}) has learned {limit} positions; "
+            f"give max_length={limit} or less"
+        )
 
 
 def _of_attention(config: Any) -> Iterator[tuple[int, str]]:

@@ -29,7 +29,7 @@ from lm_eval_latentref.latent.decoding import check_decoding
 from lm_eval_latentref.latent.description import described, dtype_name, name_of, settings_of
 from lm_eval_latentref.latent.dropout import check_droppable
 from lm_eval_latentref.latent.groups import Group, for_all, think_about
-from lm_eval_latentref.latent.lengths import check_length
+from lm_eval_latentref.latent.lengths import check_length, check_table
 from lm_eval_latentref.latent.loaded import LoadedModel, LoadedSet
 from lm_eval_latentref.latent.networks import Network
 from lm_eval_latentref.latent.prefixes import Trunks
@@ -114,6 +114,7 @@ class Reasoner:
         for member in (loaded.backbone, loaded.strong, loaded.weak):
             if member is not None:
                 check_length(member.model.config, self.max_length, name_of(member))
+                check_table(member.model, self.max_length, name_of(member))
         names = ("backbone", "strong", "weak")
         self.accounting = Accounting(dict(zip(names, self.networks(), strict=False)))
 

@@ -17,7 +17,7 @@ from transformers import AutoModelForCausalLM, dynamic_module_utils
 from lm_eval_latentref.checkpoints.loading import load
 from lm_eval_latentref.errors import LatentRefError
 from lm_eval_latentref.latent.config import RefinementConfig
-from lm_eval_latentref.latent.lengths import check_length
+from lm_eval_latentref.latent.lengths import check_length, check_table
 from lm_eval_latentref.latent.loaded import LoadedModel, LoadedSet
 from lm_eval_latentref.latent.networks import Network
 from lm_eval_latentref.latent.probe import check_model
@@ -159,3 +159,19 @@ def test_other_families_read_every_length_alike(family):
     assert check_length(tiny_model(family).config, None, family) is None
     linear = transformers.LlamaConfig(rope_parameters={"rope_type": "linear", "factor": 2.0})
     assert check_length(linear, 10**6, "llama") is None
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_only_a_table_of_positions_ends_what_a_model_can_read(family):
+    model = tiny_model(family)
+    longest = model.config.max_position_embeddings
+    check_table(model, longest, family)
+    check_table(model, None, family)
+    ids_1L = torch.ones(1, longest + 1, dtype=torch.long)
+    try:
+        model(input_ids=ids_1L)
+    except IndexError:
+        with pytest.raises(LatentRefError, match=f"give max_length={longest} or less"):
+            check_table(model, longest + 1, family)
+    else:
+        check_table(model, longest + 1, family)
