@@ -54,6 +54,11 @@ def run(arguments: Sequence[str]) -> int:
             f"({error}); make room, or name another place, and give the same command again: the "
             "answers so far are kept"
         ) from error
+    except OSError as error:
+        if args.model == _autoload.MODEL_NAME:
+            raise
+        # So transformers reports a checkpoint that is not there.
+        raise LatentRefError(f"--model {args.model}: {one_line(error)}") from error
     except KeyboardInterrupt:
         raise KeyboardInterrupt(_what_is_kept(args)) from None
     if unsaved:

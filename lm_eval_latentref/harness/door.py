@@ -11,6 +11,7 @@ import argparse
 import contextlib
 import difflib
 import glob
+import inspect
 import io
 import logging
 import os
@@ -46,7 +47,14 @@ def check(args: argparse.Namespace) -> None:
     if config.model == MODEL_NAME:
         _check_model(config, explicit_device=args.device)
     else:
-        _check_other_model(config.model)
+        _check_other_model(config.model, config.model_args)
+    from lm_eval_latentref.harness.lm_eval_seams import has_own_tests
+
+    if config.check_integrity and not has_own_tests():
+        raise LatentRefError(
+            "--check_integrity runs lm-eval's own tests, which the installed package does not "
+            "contain; leave it out, or install lm-eval from its repository"
+        )
     if config.use_cache:
         from lm_eval_latentref.harness.response_cache import check_files
 
@@ -100,13 +108,21 @@ def _check_model(config: Any, *, explicit_device: str | None) -> None:
         _check_chat_template(config.model_args, config.apply_chat_template)
 
 
-def _check_other_model(name: str) -> None:
-    from lm_eval.api.registry import MODEL_REGISTRY
+def _check_other_model(name: str, model_args: Mapping[str, Any]) -> None:
+    from lm_eval.api.registry import MODEL_REGISTRY, get_model
 
     if name not in MODEL_REGISTRY:
         nearest = difflib.get_close_matches(name, [MODEL_NAME, *MODEL_REGISTRY], n=1)
         advice = f"did you mean {nearest[0]}?" if nearest else "lm-eval's is hf, ours latentref"
         raise LatentRefError(f"--model {name}: there is no such model; {advice}")
+    with reading(f"the class of --model {name}", "install what it needs"):
+        parameters = inspect.signature(get_model(name)).parameters.values()
+    for each in parameters:
+        is_named = each.kind in (each.POSITIONAL_OR_KEYWORD, each.KEYWORD_ONLY)
+        if is_named and each.default is each.empty and each.name not in model_args:
+            raise LatentRefError(
+                f"--model {name} needs {each.name}; give --model_args {each.name}=VALUE"
+            )
 
 
 def _check_chat_template(model_args: Mapping[str, Any], template: bool | str) -> None:

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from lm_eval import evaluator_utils
 from lm_eval.models.huggingface import HFLM, stop_sequences_criteria
 from lm_eval.tasks import TaskManager
 from lm_eval.tasks._index import Kind
@@ -245,6 +246,15 @@ def noting_unsaved_files() -> Iterator[list[str]]:
         yield notes
     finally:
         tracker.removeHandler(handler)
+
+
+def has_own_tests() -> bool:
+    """Whether lm-eval's tests, which `--check_integrity` runs, lie beside its package."""
+    try:
+        evaluator_utils.find_test_root(start_path=Path(evaluator_utils.__file__))
+    except FileNotFoundError:
+        return False
+    return True
 
 
 def is_group(manager: TaskManager, name: str) -> bool:

@@ -13,7 +13,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from peft import PeftModel
 from torch import nn
+from transformers import PreTrainedModel
 
 from lm_eval_latentref.errors import LatentRefError
 
@@ -40,7 +42,7 @@ def check_length(config: Any, max_length: int | None, name: str) -> None:
             )
 
 
-def check_table(model: nn.Module, max_length: int | None, name: str) -> None:
+def check_table(model: PreTrainedModel | PeftModel, max_length: int | None, name: str) -> None:
     """Raise LatentRefError if rows may be longer than a table of positions that `model` learned.
 
     An embedding with a row for each position, at most two more (OPT's offset), is such a table; the

@@ -78,6 +78,8 @@ def run(*words, tasks=TASK):
         (["--verbosity", "loud"], ["--verbosity LOUD", "DEBUG"]),
         (["--gen_kwargs", "{bad"], ["Invalid JSON: {bad"]),
         (["--model", "latentreff"], ["--model latentreff", "did you mean latentref?"]),
+        (["--model", "hf"], ["--model hf needs pretrained", "--model_args pretrained="]),
+        (["--check_integrity"], ["--check_integrity", "leave it out"]),
         (["--log_samples"], ["--output_path"]),
         (["--config", "nowhere.yaml"], ["--config nowhere.yaml", "not found"]),
         (["--output_path", "/dev/null/out"], ["/dev/null/out", "cannot be written"]),
@@ -159,6 +161,15 @@ def test_ctrl_c_says_whether_anything_is_kept(monkeypatch, capsys):
         (line,) = capsys.readouterr().err.splitlines()
         assert line.startswith("interrupted: ")
         assert said in line
+
+
+def test_a_checkpoint_that_another_model_does_not_find_is_one_line(capsys, tmp_path):
+    name = str(tmp_path / "nowhere")
+    words = ["--tasks", TASK, *FEW, "--model", "hf", "--model_args", f"pretrained={name}"]
+    assert cli.main(["run", *words, "--device", "cpu"]) == 2
+    line = capsys.readouterr().err.splitlines()[-1]
+    assert line.startswith("--model hf: ")
+    assert name in line
 
 
 def test_a_disk_that_fills_up_under_the_cache_names_the_file(monkeypatch, capsys):
