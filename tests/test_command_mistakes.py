@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 import pytest
 from lm_eval_files import write_run
 from tiny_checkpoints import fresh_model, save_folder
@@ -23,6 +25,7 @@ def places(tmp_path, once_a_run, monkeypatch):
         (tmp_path / folder.name).symlink_to(folder)
     (tmp_path / "text.yaml").write_text("a: text\n")
     (tmp_path / "empty.jsonl").touch()
+    os.mkfifo(tmp_path / "pipe")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
 
@@ -212,6 +215,8 @@ def test_a_name_that_is_too_long_is_one_short_line(places, capsys, words):
     [
         (["leaderboard", "nowhere"], "nowhere"),
         (["leaderboard", "model"], "model"),
+        (["leaderboard", "pipe"], "no such file or folder"),
+        (["check", "a", "--baseline", "pipe"], "pipe"),
         (["leaderboard", "a", "b", "--metric", "f1"], "one of acc, acc,none"),
         (["leaderboard", "a", "b", "--baseline", "d"], "d"),
         (["leaderboard", "a", "b", "-o", "board.pdf"], ".html"),

@@ -21,6 +21,7 @@ import yaml
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 from lm_eval_files import write_run
+from safetensors.torch import load_file, save_file
 from tiny_checkpoints import fresh_model, save_adapter, save_folder, save_raw
 from training_helpers import small_recipe
 
@@ -311,6 +312,7 @@ def test_any_damage_gives_a_result_or_one_line(tmp_path, monkeypatch, once_a_run
         ("samples", "acc", 10**400, ""),
         ("compared samples", "target", float("inf"), ""),
         ("compared samples", "acc", 10**400, "samples_t_"),
+        ("compared samples", "acc", float("nan"), "acc of document 0 is nan"),
         ("baseline", "limit", 10**400, "baseline.yaml"),
         ("metrics", "epoch", "", "metrics.jsonl"),
     ],
@@ -357,6 +359,24 @@ def test_a_state_dict_of_other_tensors_is_refused(tmp_path, tensor):
     raw = save_raw({**state, "model.norm.weight": tensor}, tmp_path / "raw.pt")
     with pytest.raises(LatentRefError, match=r"model\.norm\.weight"):
         load(base, weights=raw, device="cpu")
+
+
+@pytest.mark.parametrize("dtype", [torch.int64, torch.complex64])
+@pytest.mark.parametrize("kind", ["model.safetensors", "adapter_model.safetensors", "state dict"])
+def test_weights_that_are_no_floating_point_numbers_are_refused(tmp_path, once_a_run, kind, dtype):
+    make, name, read = KINDS[kind]
+    folder = shutil.copytree(once_a_run(f"damaged-{make.__name__}", make), tmp_path / "copy")
+    file = folder / name
+    is_safe = file.suffix == ".safetensors"
+    tensors = load_file(file) if is_safe else torch.load(file)
+    key = next(key for key in tensors if "q_proj" in key)
+    changed = {**tensors, key: tensors[key].to(dtype)}
+    if is_safe:
+        save_file(changed, file, metadata={"format": "pt"})
+    else:
+        torch.save(changed, file)
+    message = _message(read, folder)
+    assert f"{key!r} holds {dtype}" in message
 
 
 def test_hashes_of_another_shape_are_refused(tmp_path):

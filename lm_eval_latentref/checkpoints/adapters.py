@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from lm_eval_latentref.checkpoints.census import Census, is_drawn_anew
 from lm_eval_latentref.checkpoints.files import one_line, read_json_object, reading
 from lm_eval_latentref.checkpoints.state_dicts import (
+    check_floating,
     input_embedding_name,
     make_skeleton,
     read_tensors,
@@ -285,21 +286,21 @@ def _check_keys(peft_model: Any, name: str, adapter: Adapter) -> None:
     """Raises unless the adapter's file has exactly the keys that its configuration implies."""
     from peft import get_peft_model_state_dict
 
-    expected = get_peft_model_state_dict(
-        peft_model, adapter_name=name, save_embedding_layers=False
-    ).keys()
-    present = adapter.tensors.keys()
-    if wrapped := next(filter(training_wrapper, sorted(present - expected)), None):
+    expected = get_peft_model_state_dict(peft_model, adapter_name=name, save_embedding_layers=False)
+    keys, present = expected.keys(), adapter.tensors.keys()
+    if wrapped := next(filter(training_wrapper, sorted(present - keys)), None):
         raise LatentRefError(
             f"adapter {adapter.path} has key {wrapped!r} with {training_wrapper(wrapped)!r} in it, "
             "which a wrapper of training puts there; save the adapter of the unwrapped model again"
         )
-    for what, keys in (("missing", expected - present), ("unknown", present - expected)):
-        if keys:
+    for what, those in (("missing", keys - present), ("unknown", present - keys)):
+        if those:
             raise LatentRefError(
-                f"adapter {adapter.path} does not fit its base model: key {min(keys)!r} is {what}; "
-                "give the base it was trained on, or save the adapter again"
+                f"adapter {adapter.path} does not fit its base model: key {min(those)!r} is {what}"
+                "; give the base it was trained on, or save the adapter again"
             )
+    for key, weight in expected.items():
+        check_floating(f"adapter {adapter.path}", key, adapter.tensors[key].dtype, weight)
 
 
 def read_config(path: str) -> dict[str, Any]:

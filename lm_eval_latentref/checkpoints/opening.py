@@ -23,7 +23,12 @@ from lm_eval_latentref.checkpoints.families import is_of_a_map
 from lm_eval_latentref.checkpoints.files import one_line, reading
 from lm_eval_latentref.checkpoints.packaged import BASE_NAME, DEFAULT_MODEL, without_place
 from lm_eval_latentref.checkpoints.sources import TOKENIZER_FILES, Folder, Source
-from lm_eval_latentref.checkpoints.state_dicts import RawStateDict, read_raw, training_wrapper
+from lm_eval_latentref.checkpoints.state_dicts import (
+    RawStateDict,
+    check_file,
+    read_raw,
+    training_wrapper,
+)
 from lm_eval_latentref.errors import LatentRefError
 from lm_eval_latentref.latent.probe import check_model
 from lm_eval_latentref.latent.protocol import MARKERS, known_markers
@@ -80,6 +85,10 @@ class StrictAutoModel:
         name, kwargs = unpacked.weights(name, kwargs)
         model, info = AutoModelForCausalLM.from_pretrained(name, **{**kwargs, **strict})
         check_loading_info(info, name)
+        if getattr(model, "hf_quantizer", None) is None:
+            folder = Path(name, kwargs.get("subfolder") or "")
+            for file in sorted(folder.glob("model*.safetensors")):
+                check_file(str(file), model)
         return model
 
 

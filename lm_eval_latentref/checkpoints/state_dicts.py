@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+from safetensors import safe_open
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
@@ -151,12 +152,34 @@ def lay(raw: RawStateDict, model: nn.Module, lora_alpha: float = LORA_ALPHA) -> 
     held = named_tensors(model)
     with torch.no_grad():
         for name, tensor in raw.tensors.items():
+            check_floating(raw.path, name, tensor.dtype, held[name])
             held[name].copy_(tensor)
         for name, halves in raw.deltas.items():
             delta = lora_alpha / len(halves["A"]) * (halves["B"].float() @ halves["A"].float())
             weight = raw.tensors.get(name, held[name]).float()
             delta = delta.T if _is_transposed(model, name) else delta
             held[name].copy_(weight + delta.to(weight.device))
+
+
+def check_floating(path: str, name: str, stored: torch.dtype, weight: Tensor) -> None:
+    """Raises LatentRefError if floating-point `weight` is stored as integers or complex numbers."""
+    if weight.is_floating_point() and not stored.is_floating_point:
+        raise LatentRefError(
+            f"{path}: {name!r} holds {stored}, where the model has floating-point weights; save "
+            "the checkpoint again"
+        )
+
+
+def check_file(path: str, model: nn.Module) -> None:
+    """`check_floating` for each parameter of `model` in a .safetensors file."""
+    with safe_open(path, "pt") as file:
+        names = [n for n in file.keys() if "F" not in file.get_slice(n).get_dtype()]  # noqa: SIM118
+        for name in names:
+            stored = file.get_tensor(name).dtype
+            for other, weight in model.named_parameters():
+                # Names may lack the prefix of the base model, or have one more.
+                if f".{other}".endswith(f".{name}") or f".{name}".endswith(f".{other}"):
+                    check_floating(path, name, stored, weight)
 
 
 def set_rows(model: Any, num_rows: int) -> None:

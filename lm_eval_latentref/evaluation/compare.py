@@ -125,7 +125,12 @@ def _default_metric(sample: Mapping[str, Any], file: Path) -> str:
 
 def _answer(sample: Mapping[str, Any], metric: str, file: Path) -> Answer:
     value = sample.get(metric)
-    if not isinstance(value, int | float) or not math.isfinite(value):
+    if isinstance(value, float) and not math.isfinite(value):
+        raise LatentRefError(
+            f"{file}: {metric} of document {sample['doc_id']} is {value}, no finite number; log "
+            "the run again"
+        )
+    if not isinstance(value, int | float):
         recorded = ", ".join(samples.metric_names(sample)) or "none"
         raise LatentRefError(f"{file}: no metric {metric!r} per document; it has {recorded}")
     doc_hash = sample.get("doc_hash")

@@ -177,7 +177,8 @@ def read_results(paths: Iterable[str | Path], *, samples: bool = True) -> Result
     logged: list[Samples] = []
     seen: set[Path] = set()
     for path in map(Path, paths):
-        if not path.expanduser().exists():
+        place = path.expanduser()
+        if not (place.is_file() or place.is_dir()):  # a pipe would be read without end
             results.problems.append(Problem(path, "no such file or folder"))
     for file in (file for path in paths for file in result_files(Path(path).expanduser())):
         if (resolved := file.resolve()) in seen:
@@ -329,7 +330,7 @@ def result_files(path: Path) -> list[Path]:
         return [file for file in files if not _is_board(file)]
     named = _RESULTS_NAME.fullmatch(path.name)
     beside = sorted(path.parent.glob(f"samples_*_{named['date']}.jsonl")) if named else []
-    return [path, *beside] if path.exists() else []
+    return [path, *beside] if path.is_file() else []
 
 
 def _is_board(file: Path) -> bool:
