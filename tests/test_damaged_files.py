@@ -383,3 +383,13 @@ def test_hashes_of_another_shape_are_refused(tmp_path):
     np.save(tmp_path / "trained_questions.npy", np.zeros((2, 2), dtype="<u8"))
     with pytest.raises(LatentRefError, match=r"trained_questions\.npy"):
         read_hashes(tmp_path / "trained_questions.npy")
+
+
+@pytest.mark.parametrize("role", ["pretrained", "strong"])
+def test_a_name_in_a_file_that_is_too_long_is_one_line(tmp_path, role):
+    base = save_folder(fresh_model("llama"), tmp_path / "base", markers=False)
+    write_manifest(base, Manifest(latent_steps=2, strong="x" * 5000, weak="weak"))
+    names = {"pretrained": "x" * 5000} if role == "pretrained" else {"pretrained": base}
+    with pytest.raises(LatentRefError, match="File name too long") as error:
+        load(**names, search_step_size=1, device="cpu")
+    assert "\n" not in str(error.value)

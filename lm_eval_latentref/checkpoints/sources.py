@@ -33,6 +33,7 @@ from lm_eval_latentref.checkpoints.files import (
     folder_digest,
     one_line,
     read_json_object,
+    reading,
     state_dict_files,
 )
 from lm_eval_latentref.checkpoints.manifest import MANIFEST_NAME, read_manifest
@@ -352,7 +353,8 @@ def with_adapter(base: Source, folder: Folder) -> Source:
 
 def is_file(name: str) -> bool:
     """Whether `name` is a local file."""
-    return Path(name).expanduser().is_file()
+    with reading(name[:200], "correct the name"):  # it may be too long
+        return Path(name).expanduser().is_file()
 
 
 def is_state_dict(name: str) -> bool:
