@@ -28,6 +28,7 @@ from training_helpers import small_recipe
 from lm_eval_latentref.benchmarks import splits
 from lm_eval_latentref.checkpoints.loading import load
 from lm_eval_latentref.checkpoints.manifest import Manifest, read_manifest, write_manifest
+from lm_eval_latentref.checkpoints.opening import StrictAutoModel
 from lm_eval_latentref.checkpoints.questions import hash_questions, read_hashes, write_hashes
 from lm_eval_latentref.errors import LatentRefError
 from lm_eval_latentref.evaluation.baseline import read_baseline, write_baseline
@@ -377,6 +378,24 @@ def test_weights_that_are_no_floating_point_numbers_are_refused(tmp_path, once_a
         torch.save(changed, file)
     message = _message(read, folder)
     assert f"{key!r} holds {dtype}" in message
+
+
+@pytest.mark.parametrize("place", ["folder", "hub"])
+def test_integers_in_a_pytorch_model_file_are_refused_in_a_folder_and_of_the_hub(tmp_path, place):
+    base = Path(save_folder(fresh_model("llama"), tmp_path / "base", markers=False))
+    tensors = load_file(base / "model.safetensors")
+    key = next(key for key in tensors if "q_proj" in key)
+    (base / "model.safetensors").unlink()
+    torch.save({**tensors, key: tensors[key].long()}, base / "pytorch_model.bin")
+    name, given = str(base), {}
+    if place == "hub":
+        snapshot = tmp_path / "cache/models--a--b/snapshots/0"
+        shutil.copytree(base, snapshot)
+        (tmp_path / "cache/models--a--b/refs").mkdir()
+        (tmp_path / "cache/models--a--b/refs/main").write_text("0")
+        name, given = "a/b", {"cache_dir": str(tmp_path / "cache")}
+    with pytest.raises(LatentRefError, match=r"pytorch_model\.bin: .*q_proj.* holds torch\.int64"):
+        StrictAutoModel.from_pretrained(name, **given)
 
 
 def test_hashes_of_another_shape_are_refused(tmp_path):

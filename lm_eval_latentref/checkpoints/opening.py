@@ -12,7 +12,7 @@ from __future__ import annotations
 import copy
 import logging
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -86,10 +86,21 @@ class StrictAutoModel:
         model, info = AutoModelForCausalLM.from_pretrained(name, **{**kwargs, **strict})
         check_loading_info(info, name)
         if getattr(model, "hf_quantizer", None) is None:
-            folder = Path(name, kwargs.get("subfolder") or "")
-            for file in sorted(folder.glob("model*.safetensors")):
+            for file in weight_files(name, kwargs):
                 check_file(str(file), model)
         return model
+
+
+def weight_files(name: str, kwargs: Mapping[str, Any]) -> list[Path]:
+    """The files of weights that from_pretrained read: in a folder, or in the hub's cache."""
+    from transformers.utils import cached_file
+
+    places = {key: kwargs[key] for key in ("revision", "cache_dir", "subfolder") if kwargs.get(key)}
+    try:
+        folder = Path(cached_file(name, "config.json", local_files_only=True, **places)).parent
+    except OSError:
+        return []
+    return sorted(folder.glob("model*.safetensors")) or sorted(folder.glob("pytorch_model*.bin"))
 
 
 def check_loading_info(info: dict[str, Any], name: str) -> None:

@@ -171,15 +171,22 @@ def check_floating(path: str, name: str, stored: torch.dtype, weight: Tensor) ->
 
 
 def check_file(path: str, model: nn.Module) -> None:
-    """`check_floating` for each parameter of `model` in a .safetensors file."""
+    """`check_floating` for each parameter of `model` in a file of weights."""
+    for name, stored in _not_floating(path).items():
+        for other, weight in model.named_parameters():
+            # Names may lack the prefix of the base model, or have one more.
+            if f".{other}".endswith(f".{name}") or f".{name}".endswith(f".{other}"):
+                check_floating(path, name, stored, weight)
+
+
+def _not_floating(path: str) -> dict[str, torch.dtype]:
+    """The dtypes of a file's tensors that hold integers or complex numbers."""
+    if not path.endswith(".safetensors"):
+        tensors = torch.load(path, map_location="meta", weights_only=True)
+        return {n: t.dtype for n, t in tensors.items() if not t.is_floating_point()}
     with safe_open(path, "pt") as file:
         names = [n for n in file.keys() if "F" not in file.get_slice(n).get_dtype()]  # noqa: SIM118
-        for name in names:
-            stored = file.get_tensor(name).dtype
-            for other, weight in model.named_parameters():
-                # Names may lack the prefix of the base model, or have one more.
-                if f".{other}".endswith(f".{name}") or f".{name}".endswith(f".{other}"):
-                    check_floating(path, name, stored, weight)
+        return {name: file.get_tensor(name).dtype for name in names}
 
 
 def set_rows(model: Any, num_rows: int) -> None:
