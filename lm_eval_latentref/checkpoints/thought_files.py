@@ -127,15 +127,15 @@ def thought_files(plan: SetPlan, raw: RawStateDict | None, config: Any) -> Thoug
 
 def with_thoughts(manifest: Manifest, plan: SetPlan, files: ThoughtFiles) -> Manifest:
     """`manifest` with what the family's files say of the thoughts, where it does not say so."""
-    found = find_kind(plan, {})
-    said: dict[str, Any] = {**found.settings}
+    kind = find_kind(plan, {})
+    said: dict[str, Any] = {**kind.settings}
     if files.opening is not None:
         said |= {
             "opening_ids": list(files.opening),
             "closing_ids": list(files.closing or ()),
             "num_text_ids": files.num_text_ids,
         }
-    said["protocol"] = plan.manifest.protocol or (found.family and found.family.protocol)
+    said["protocol"] = plan.manifest.protocol or (kind.family and kind.family.protocol)
     unsaid = {name: value for name, value in said.items() if getattr(manifest, name) is None}
     return dataclasses.replace(manifest, **unsaid)
 

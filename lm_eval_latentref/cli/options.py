@@ -292,6 +292,12 @@ def _add_training_commands(add: Callable[..., Any]) -> None:
 
 
 def _add_evaluation_commands(add: Callable[..., Any]) -> None:
+    _add_set_commands(add)
+    _add_run_commands(add)
+
+
+def _add_set_commands(add: Callable[..., Any]) -> None:
+    """Commands that evaluate trained sets."""
     command = add(
         *("sweep", "choose a checkpoint set's settings on a dev split"),
         epilog=f"batch_size in --model_args is 32 if it is not given.\n\n{STATUSES}",
@@ -327,6 +333,9 @@ def _add_evaluation_commands(add: Callable[..., Any]) -> None:
     _option(command, "output", type=str, metavar="FILE.md", help="the page")
     _add_running(command)
 
+
+def _add_run_commands(add: Callable[..., Any]) -> None:
+    """Commands that read finished runs."""
     command = add("compare", "paired tests of two runs on the same documents")
     kinds = "folder or file of --log_samples, or sweep.json::SETTING"
     command.add_argument("first", type=values.there, help=kinds)

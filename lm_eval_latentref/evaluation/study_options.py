@@ -91,6 +91,7 @@ def check_apart(what: str, names: Sequence[str]) -> None:
 
 
 def check_dev_task(task: TaskNames) -> None:
+    """Raises LatentRefError if there is no dev task to choose the settings of `task` on."""
     if not (tasks_path() / f"{task.dev}.yaml").is_file():
         raise LatentRefError(
             f"task={task.name}: there is no {task.dev} to choose settings on; give the test task "

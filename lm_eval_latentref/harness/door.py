@@ -199,7 +199,7 @@ def _matches(manager: Any, name: str, is_alone: bool) -> list[str]:
 
 
 def _own_files(name: str) -> list[str]:
-    """The user's own task files that `name` stands for: a path that ends in .yaml, or a folder."""
+    """The user's own task files that `name` means: a path that ends in .yaml, or a folder."""
     pattern = name if name.endswith(".yaml") else os.path.join(name, "*.yaml")
     return sorted(glob.glob(pattern))
 

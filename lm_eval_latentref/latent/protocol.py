@@ -86,7 +86,7 @@ class Protocol:
     extract: Callable[[str], str]
     """From a text to the answer in it."""
     adds_special_tokens: bool = True
-    """Whether the tokenizer's own special tokens stand before the prompt."""
+    """Whether the tokenizer's own special tokens precede the prompt."""
     compares_numbers: bool = False
     """Whether answers that are numbers are compared as numbers, and found as the last in a text."""
 

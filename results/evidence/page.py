@@ -137,7 +137,7 @@ class TaskPage:
         return float(np.mean(accuracies)), mean(values, errors)
 
     def baselines(self, rung: str) -> dict[str, str]:
-        """The parts that stand beside a rung, by the names of their rows."""
+        """The parts of the set that a rung is shown with, by the names of their rows."""
         (pause,) = [each.pause for each in self.plan.rungs if each.name == rung]
         return {
             "No-CoT": "No-CoT",

@@ -321,7 +321,7 @@ class Rounds:
     def rows(self) -> list[tuple[str, str, str]]:
         """Of each side: documents a second, and the quartiles' distance relative to the median."""
         return [
-            (name, spread([1 / one for one in seconds]), f"{_iqr(self.measurement(name)):.1%}")
+            (name, spread([1 / value for value in seconds]), f"{_iqr(self.measurement(name)):.1%}")
             for name, seconds in self.seconds.items()
         ]
 
@@ -435,7 +435,9 @@ class Report:
         widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
         text = ["  ".join(map(str.ljust, line, widths)).rstrip() for line in lines]
         text.insert(1, "  ".join("-" * width for width in widths))
-        return "\n".join([*text, "", *self.remarks, *(f"FAILED: {one}" for one in self.failures)])
+        return "\n".join(
+            [*text, "", *self.remarks, *(f"FAILED: {failure}" for failure in self.failures)]
+        )
 
     def page(self) -> str:
         """The table with what repeats it, as Markdown."""

@@ -72,18 +72,18 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise LatentRefError(f"--models {name}: give one or more of {known}")
     num_rows = args.rows or (2 if args.tiny else BATCH_SIZE[place])
     rates = peak_rates(args)
-    found = {name: measure(build(name, args), args, num_rows, rates) for name in names}
+    measured = {name: measure(build(name, args), args, num_rows, rates) for name in names}
     report = bench.Report(
         name="device",
         header=HEADER,
-        rows=[line for name in names for line in _rows(name, found[name])],
-        record={"models": found, "rates": rates, "rows": num_rows},
+        rows=[line for name in names for line in _rows(name, measured[name])],
+        record={"models": measured, "rates": rates, "rows": num_rows},
         remarks=[
             f"Rates of this machine in {args.dtype}: {rates['flops'] / 1e12:.3g} TFLOP/s of "
             f"matrix products, {rates['bytes'] / 1e9:.3g} GB/s of copies.",
             *(
-                f"{name}: {bench.spread(one['documents_per_second'])} documents/s."
-                for name, one in found.items()
+                f"{name}: {bench.spread(model['documents_per_second'])} documents/s."
+                for name, model in measured.items()
             ),
         ],
     )
@@ -192,7 +192,7 @@ def counted(reasoner: Reasoner, contexts: Sequence[Tokens]) -> Work:
         state.update(phase=phase, flops=total)
 
     def listener(network: Any) -> Any:
-        num_bytes = sum(one.nbytes for one in network.causal_lm.parameters())
+        num_bytes = sum(weight.nbytes for weight in network.causal_lm.parameters())
         of_column = column_bytes(network.causal_lm.config.get_text_config(), network.dtype)
 
         def heard(num_columns: int, past: int) -> None:
@@ -231,14 +231,14 @@ def bound(of_matrix_rate: float, of_memory_rate: float) -> str:
     return "matrix products" if of_matrix_rate > of_memory_rate else "memory"
 
 
-def _rows(name: str, found: dict[str, Any]) -> list[tuple[str, ...]]:
+def _rows(name: str, measured: dict[str, Any]) -> list[tuple[str, ...]]:
     return [
         (
-            *(name, phase, bench.spread(one["seconds"]), str(one["forwards"])),
-            f"{statistics.median(one['seconds']) * 1000 / one['forwards']:.3g}",
-            *(f"{one['of_matrix_rate']:.1%}", f"{one['of_memory_rate']:.1%}", one["bound_by"]),
+            *(name, phase, bench.spread(cost["seconds"]), str(cost["forwards"])),
+            f"{statistics.median(cost['seconds']) * 1000 / cost['forwards']:.3g}",
+            *(f"{cost['of_matrix_rate']:.1%}", f"{cost['of_memory_rate']:.1%}", cost["bound_by"]),
         )
-        for phase, one in found["phases"].items()
+        for phase, cost in measured["phases"].items()
     ]
 
 

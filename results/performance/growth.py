@@ -62,17 +62,17 @@ def main(argv: Sequence[str] | None = None) -> int:
         for point in points:
             took, counts[point] = work(lm, point, tokens)
             seconds[point].append(took)
-    found = {axis: measured(axis, values, around, seconds, counts) for axis, values in axes.items()}
+    fits = {axis: measured(axis, values, around, seconds, counts) for axis, values in axes.items()}
     centre = ", ".join(f"{name}={value}" for name, value in vars(around).items())
     report = bench.Report(
         name="growth",
         header=("", "seconds = a + b x", "R2", "seconds at each x: median"),
-        rows=[row(axis, one) for axis, one in found.items()],
-        record={"around": vars(around), "axes": found},
+        rows=[row(axis, fit) for axis, fit in fits.items()],
+        record={"around": vars(around), "axes": fits},
         remarks=[f"Around: {centre}."],
     )
     if args.output:
-        draw(found, Path(args.output).with_suffix(".svg"))
+        draw(fits, Path(args.output).with_suffix(".svg"))
     return report.finish(args)
 
 
@@ -119,9 +119,9 @@ def measured(
     }
 
 
-def row(axis: str, found: dict[str, Any]) -> tuple[str, ...]:
-    line = found["line"]
-    pairs = zip(found["values"], map(statistics.median, found["seconds"]), strict=True)
+def row(axis: str, fit: dict[str, Any]) -> tuple[str, ...]:
+    line = fit["line"]
+    pairs = zip(fit["values"], map(statistics.median, fit["seconds"]), strict=True)
     at_each = ", ".join(f"{value}: {median:.3g}" for value, median in pairs)
     return axis, f"{line['a']:.3g} + {line['b']:.3g} x", f"{line['r2']:.3f}", at_each
 
@@ -131,14 +131,14 @@ def draw(axes: dict[str, Any], path: Path) -> None:
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(3 * len(axes), 3), layout="constrained")
-    for panel, (axis, found) in zip(figure.subplots(1, len(axes)), axes.items(), strict=True):
-        medians = [statistics.median(one) for one in found["seconds"]]
-        below = [median - min(one) for median, one in zip(medians, found["seconds"], strict=True)]
-        above = [max(one) - median for median, one in zip(medians, found["seconds"], strict=True)]
-        panel.errorbar(found["values"], medians, yerr=[below, above], fmt="o", capsize=2)
-        a, b, ends = found["line"]["a"], found["line"]["b"], (min, max)
-        x = [end(found["values"]) for end in ends]
-        panel.plot(x, [a + b * one for one in x], label=f"{a:.2g} + {b:.2g} x")
+    for panel, (axis, fit) in zip(figure.subplots(1, len(axes)), axes.items(), strict=True):
+        medians = [statistics.median(times) for times in fit["seconds"]]
+        below = [median - min(times) for median, times in zip(medians, fit["seconds"], strict=True)]
+        above = [max(times) - median for median, times in zip(medians, fit["seconds"], strict=True)]
+        panel.errorbar(fit["values"], medians, yerr=[below, above], fmt="o", capsize=2)
+        a, b, ends = fit["line"]["a"], fit["line"]["b"], (min, max)
+        x = [end(fit["values"]) for end in ends]
+        panel.plot(x, [a + b * value for value in x], label=f"{a:.2g} + {b:.2g} x")
         panel.set(xlabel=axis.replace("_", " "), ylabel="seconds", ylim=(0, None))
         panel.legend(frameon=False)
     path.parent.mkdir(parents=True, exist_ok=True)

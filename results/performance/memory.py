@@ -47,8 +47,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             asked = (number * args.documents, (number + 1) * args.documents)
             peaks[HF].append(call(measure_hf, folder, asked, args))
             peaks[OURS].append(call(measure_adapters, folder, asked, args))
-    for found in (one for rounds in peaks.values() for one in rounds):
-        found["in all"] = max(found.values())
+    for peak in (peak for rounds in peaks.values() for peak in rounds):
+        peak["in all"] = max(peak.values())
     kinds = list(peaks[HF][0])
     ratios = {
         kind: [a[kind] / b[kind] for a, b in zip(peaks[OURS], peaks[HF], strict=True)]
@@ -59,8 +59,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         header=("MiB at the peak: median (range)", *kinds),
         rows=[
             *(
-                (name, *(bench.spread([one[kind] / MEGABYTE for one in found]) for kind in kinds))
-                for name, found in peaks.items()
+                (
+                    name,
+                    *(bench.spread([peak[kind] / MEGABYTE for peak in rounds]) for kind in kinds),
+                )
+                for name, rounds in peaks.items()
             ),
             (f"{OURS} / {HF}", *map(bench.spread, ratios.values())),
         ],

@@ -183,7 +183,7 @@ def sides_of(work: Work, lm: Any) -> tuple[dict[str, Any], Any]:
 
 def answers(lm: Any, with_examples: bool, documents: Sequence[Document]) -> list[Any]:
     """What `lm` answers to all requests of `documents`."""
-    requests = [one for document in documents for one in document[with_examples]]
+    requests = [request for document in documents for request in document[with_examples]]
     return getattr(lm, requests[0].request_type)(requests, disable_tqdm=True)
 
 
@@ -203,7 +203,7 @@ def _equal(first: Sequence[Any], second: Sequence[Any]) -> bool:
 def _limit(lm: Any, documents: Sequence[Document], cost: dict[str, int]) -> float:
     """Tokens that `hf` reads over those that ours reads."""
     contexts = after = 0
-    for request in (one for document in documents for one in document[True]):
+    for request in (asked for document in documents for asked in document[True]):
         context, *rest = request.args
         contexts += len(lm.tok_encode(context))
         after += (len(lm.tok_encode(rest[0])) if isinstance(rest[0], str) else NEW_TOKENS) - 1

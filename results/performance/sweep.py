@@ -107,12 +107,14 @@ def score(run: GridRun, reasoner: Reasoner) -> dict[int, float]:
 
     def work(batch: Sequence[Any], max_rows: int) -> Any:
         contexts = [group.context for group in batch]
-        return reasoner.score(contexts, [one.continuations for one in batch], max_rows=max_rows)
+        return reasoner.score(contexts, [each.continuations for each in batch], max_rows=max_rows)
 
     groups = run.groups
     for batch, results in in_batches(groups, limit=run.model.row_limit(len(groups)), work=work):
         for group, scores in zip(batch, results, strict=True):
-            answers.update(zip(group.requests, (one.log_likelihood for one in scores), strict=True))
+            answers.update(
+                zip(group.requests, (score.log_likelihood for score in scores), strict=True)
+            )
     return answers
 
 

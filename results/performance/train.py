@@ -84,7 +84,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def prosqa_rows(num: int) -> list[Row]:
     """Rows of the last stage on generated ProsQA problems, about as long as in GPT-2's tokens.
 
-    Pieces of words of at most three letters stand in for its tokens, which would need a download.
+    Pieces of words of at most three letters replace its tokens, which would need a download.
     """
     curriculum = Curriculum(max_latent_stage=LATENT_STEPS)
     rows = []

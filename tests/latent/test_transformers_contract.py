@@ -175,6 +175,6 @@ def test_columns_are_written_in_place_and_not_where_a_fork_reads():
     cache.update(new_BHLD, new_BHLD, 0)
     assert cache.layers[0].keys.data_ptr() == place
     fork = seams.fork(cache, None)
-    for one in (cache, fork):
-        one.update(torch.randn(2, 2, 1, 8), new_BHLD[:, :, :1], 0)
+    for branch in (cache, fork):
+        branch.update(torch.randn(2, 2, 1, 8), new_BHLD[:, :, :1], 0)
     assert not torch.equal(cache.layers[0].keys, fork.layers[0].keys)
