@@ -21,6 +21,10 @@ def benchmark_split(*, benchmark: str, split: str, **_unused: Any) -> dict[str, 
     return {split: datasets.Dataset.from_list(documents.documents(benchmark, split))}
 
 
+def prosqa_letters_split(*, split: str, **_unused: Any) -> dict[str, datasets.Dataset]:
+    return {split: datasets.Dataset.from_list(documents.lettered_documents(split))}
+
+
 def mathqa_harness_split(*, split: str, **_unused: Any) -> dict[str, datasets.Dataset]:
     return {split: datasets.Dataset.from_list(documents.harness_documents(split))}
 

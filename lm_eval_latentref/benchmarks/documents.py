@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from lm_eval_latentref.benchmarks.generators import generate
+from lm_eval_latentref.benchmarks.prosqa_letters import lettered
 from lm_eval_latentref.benchmarks.rows import BENCHMARKS, harness_choices, harness_example
 from lm_eval_latentref.benchmarks.splits import load_split
 from lm_eval_latentref.errors import LatentRefError
@@ -94,6 +95,13 @@ def generated_documents(
     _record(f"{name} {split}", identity)
     given = json.dumps(options or {}, sort_keys=True, default=repr)
     return [dict(made) for made in _generated_documents(name, num, seed, split, given)]
+
+
+def lettered_documents(split: str) -> list[Document]:
+    """The published ProsQA problems of `split` with their graphs written in letters."""
+    loaded = load_split("prosqa", split)
+    _record(f"prosqa_letters {split}", loaded.identity())
+    return [_generated_document("prosqa_letters", lettered(row)) for row in loaded.rows]
 
 
 def harness_documents(split: str) -> list[Document]:

@@ -12,13 +12,14 @@ import inspect
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
-from lm_eval_latentref.benchmarks import arith, graph, prosqa
+from lm_eval_latentref.benchmarks import arith, graph, prosqa, prosqa_letters
 from lm_eval_latentref.errors import LatentRefError
 
 GENERATORS: dict[str, Callable[..., Iterator[Any]]] = {
     "graph": graph.generate,
     "arith": arith.generate,
     "prosqa_generated": prosqa.generate,
+    "prosqa_letters": prosqa_letters.generate,
 }
 """The name `prosqa` is taken by the benchmark."""
 

@@ -1,0 +1,63 @@
+"""ProsQA with its graphs written in letters: the same problems, in words a small model can learn.
+
+    row = lettered(load_split("prosqa", "test").rows[0])
+    row["question"]     # "k> b c> a ... ; q f ; k": the edges, both candidates, the node asked about
+    row["steps"]        # ["b", "m", "f"]: the nodes on the path; the answer is the last one
+
+An edge is two words: its source followed by ">", then its target. Facts and candidates keep the
+order of the published question; each problem draws its own letters.
+"""
+
+from __future__ import annotations
+
+import random
+import re
+import string
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from lm_eval_latentref.benchmarks import prosqa
+from lm_eval_latentref.benchmarks.drawing import Row
+from lm_eval_latentref.errors import LatentRefError
+
+NUM_SYMBOLS = 28
+"""The largest number of nodes in a published problem."""
+
+SYMBOLS = string.ascii_letters[:NUM_SYMBOLS]
+
+_FACT = re.compile(r"(?:Every )?(\w+) is a (\w+)\.")
+
+
+def generate(num: int, *, seed: int = 0, split: str = "train") -> Iterator[Row]:
+    """Yields `num` generated problems in letters; the arguments and errors of `prosqa.generate`."""
+    yield from map(lettered, prosqa.generate(num, seed=seed, split=split))
+
+
+def lettered(row: Mapping[str, Any]) -> Row:
+    """A published or generated ProsQA row in letters, which depend on the question alone.
+
+    Raises:
+        LatentRefError: the question is not worded as ProsQA's are.
+    """
+    question = row["question"]
+    text, _, offer = question.rpartition(" Is ")
+    person, _, concepts = offer.rstrip("?").partition(" a ")
+    offered = concepts.split(" or ")
+    facts = _FACT.findall(text)
+    names = sorted({name for fact in facts for name in fact} | {person, *offered})
+    if len(facts) != text.count(".") or len(offered) != 2 or len(names) > NUM_SYMBOLS:
+        raise LatentRefError(
+            f"no ProsQA question of at most {NUM_SYMBOLS} names: {question[:80]!r}...; mend or "
+            "remove that row"
+        )
+    letters = random.Random(f"letters {question}").sample(SYMBOLS, len(names))
+    letter = dict(zip(names, letters, strict=True))
+    edges = [f"{letter[up]}> {letter[down]}" for up, down in facts]
+    candidates = [letter[name] for name in offered]
+    steps = [letter[_FACT.findall(step)[0][1]] for step in row["steps"]]
+    return Row(
+        question=f"{' '.join(edges)} ; {' '.join(candidates)} ; {letter[person]}",
+        steps=steps,
+        answer=steps[-1],
+        candidates=candidates,
+    )
