@@ -1,7 +1,7 @@
 """ProsQA with its graphs written in letters: the same problems, in words a small model can learn.
 
     row = lettered(load_split("prosqa", "test").rows[0])
-    row["question"]     # "k> b c> a ... ; q f ; k": the edges, both candidates, the node asked about
+    row["question"]     # "k> b c> a ... ; q f ; k": edges, both candidates, the node asked about
     row["steps"]        # ["b", "m", "f"]: the nodes on the path; the answer is the last one
 
 An edge is two words: its source followed by ">", then its target. Facts and candidates keep the
