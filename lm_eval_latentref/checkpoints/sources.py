@@ -4,9 +4,9 @@
     folder.find("config.json")        # a local path, fetched if need be, or None
     fingerprint(source)               # a commit or a sha256
 
-A name is a folder, a hub id (REPO or REPO@REVISION), a PEFT adapter of either kind, a GGUF file,
-or a raw state dict (a file, or REPO:PATH on the hub). Only the files asked for are fetched, and no
-tensor is read. `sets` resolves several names that belong together.
+A name is a folder, a hub id (REPO or REPO@REVISION), a PEFT adapter of either kind or a GGUF file;
+raw state dicts are found by `raw_files`. Only the files asked for are fetched, and no tensor is
+read. `sets` resolves several names that belong together.
 """
 
 from __future__ import annotations
@@ -28,12 +28,10 @@ from huggingface_hub.errors import (
 )
 
 from lm_eval_latentref.checkpoints.files import (
-    WEIGHT_FILES,
     file_digest,
     folder_digest,
     one_line,
     read_json_object,
-    reading,
     state_dict_files,
 )
 from lm_eval_latentref.checkpoints.manifest import MANIFEST_NAME, read_manifest
@@ -58,8 +56,6 @@ TOKENIZER_FILES = (
 ADAPTER_CONFIG = "adapter_config.json"
 ADAPTER_WEIGHTS = ("adapter_model.safetensors", "adapter_model.bin")
 
-_HUB_FILE = re.compile(r"(?P<repo>[\w.-]+(/[\w.-]+)?)(@(?P<revision>[^:]+))?:(?P<path>[^:\\]+)")
-_HUB_REPO = re.compile(r"[\w.-]+/[\w.-]+(@[^:]+)?")
 _ALLOWED = (
     "give a folder, a hub id (REPO or REPO@REVISION), a PEFT adapter, or a raw state dict "
     "(a file, or REPO:PATH on the hub)"
@@ -170,6 +166,9 @@ class Source:
 
     weights: str | None = None
     """Local path of a raw state dict that replaces the base's weights (already fetched)."""
+
+    bare: bool = False
+    """Whether the base has no weights of its own, so that those of the raw state dict are all."""
 
     lora_alpha: float | None = None
     """Of the adapters in that file, if it was given."""
@@ -349,50 +348,3 @@ def with_adapter(base: Source, folder: Folder) -> Source:
         tokenizer=local if own_tokenizer else base.tokenizer,
         name=base.name or folder.name,
     )
-
-
-def is_file(name: str) -> bool:
-    """Whether `name` is a local file."""
-    with reading(name[:200], "correct the name"):  # it may be too long
-        return Path(name).expanduser().is_file()
-
-
-def is_state_dict(name: str) -> bool:
-    """Whether `name` is a local file, or REPO:PATH on the hub."""
-    return is_file(name) or (not os.path.isdir(name) and _HUB_FILE.fullmatch(name) is not None)
-
-
-def _weights_in(folder: Folder) -> str | None:
-    """Local path of the weights in `folder`, or of the index of its shards, which are fetched."""
-    path = folder.find_any(WEIGHT_FILES)
-    for part in state_dict_files(path) if path else ():
-        folder.find(os.path.basename(part))
-    return path and os.path.abspath(path)
-
-
-def state_dict_file(role: str, name: str) -> str:
-    """Local path of the raw state dict `name`, a file or REPO:PATH on the hub."""
-    expanded = os.path.expanduser(name)
-    if os.path.isfile(expanded):
-        return os.path.abspath(expanded)
-    match = _HUB_FILE.fullmatch(name)
-    is_repo = _HUB_REPO.fullmatch(name) and not os.path.isdir(os.path.dirname(expanded))
-    if os.path.isdir(expanded) or is_repo:
-        repo, _, revision = name.partition("@")
-        folder = Folder(expanded) if os.path.isdir(expanded) else Folder(repo, revision or None)
-        if path := _weights_in(folder):
-            return path
-    if os.path.isdir(expanded) or match is None:
-        kind = "is a folder without weights" if os.path.isdir(expanded) else "does not exist"
-        raise LatentRefError(
-            f"{role}={name} {kind}; give a raw state dict: a file, a folder with one "
-            f"({', '.join(WEIGHT_FILES)}), or REPO:PATH on the hub"
-        )
-    path = Folder(match["repo"], match["revision"]).find(match["path"])
-    if path is None:
-        raise LatentRefError(
-            f"{role}={name}: no local file of this name, and {match['path']!r} of the hub "
-            f"repository {match['repo']!r} is missing or cannot be reached; check the name and the "
-            "connection"
-        )
-    return path

@@ -21,11 +21,10 @@ from safetensors import safe_open
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
-from lm_eval_latentref.checkpoints.families import Family, take_apart
+from lm_eval_latentref.checkpoints.families import WRAPPER_PREFIX, Family, take_apart
 from lm_eval_latentref.checkpoints.files import one_line, state_dict_files
 from lm_eval_latentref.errors import LatentRefError
 
-WRAPPER_PREFIX = "base_causallm."
 WRAPPER_COPY = "embedding.weight"
 PARALLEL_PREFIX = "module."
 LORA_ALPHA = 32.0

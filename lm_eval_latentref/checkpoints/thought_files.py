@@ -15,17 +15,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from safetensors import safe_open
-
 from lm_eval_latentref.checkpoints.families import Family, recognise, take_apart
-from lm_eval_latentref.checkpoints.files import (
-    INDEX_SUFFIX,
-    WEIGHT_FILES,
-    one_line,
-    read_json_object,
-)
 from lm_eval_latentref.checkpoints.manifest import Manifest
-from lm_eval_latentref.checkpoints.sources import Folder, Source
+from lm_eval_latentref.checkpoints.raw_files import keys_of, weights_of
+from lm_eval_latentref.checkpoints.sources import Source
 from lm_eval_latentref.errors import LatentRefError
 from lm_eval_latentref.latent.config import RefinementConfig
 from lm_eval_latentref.latent.kinds import KINDS
@@ -59,7 +52,7 @@ class FoundKind:
 
 def find_kind(plan: SetPlan, given: Mapping[str, Any]) -> FoundKind:
     """What the files of the backbone say, by the names of their keys."""
-    family = recognise(_keys(plan.backbone))
+    family = recognise(keys_of(plan.backbone))
     has_map = plan.folder is not None and plan.folder.find(MAP_NAME) is not None
     recorded = plan.settings.get("latent_kind")
     if given.get("latent_kind") not in (None, "auto"):
@@ -102,8 +95,8 @@ def thought_files(plan: SetPlan, raw: RawStateDict | None, config: Any) -> Thoug
     path = plan.folder.find(MAP_NAME) if plan.folder is not None else None
     if path is not None:
         tensors = read_tensors(path)
-    elif raw is None and (family := recognise(_keys(plan.backbone))) is not None:
-        weights = _weights(plan.backbone)
+    elif raw is None and (family := recognise(keys_of(plan.backbone))) is not None:
+        weights = weights_of(plan.backbone)
         assert weights is not None
         parts = take_apart(weights, read_tensors(weights))
         tensors = parts.map if parts is not None and family.maps else {}
@@ -120,7 +113,7 @@ def thought_files(plan: SetPlan, raw: RawStateDict | None, config: Any) -> Thoug
                 f"and closed by the ids {start} and {start + 1}; give the base it was trained from"
             )
         ids = {"opening": (start,), "closing": (start + 1,), "num_text_ids": start + 1}
-    family = recognise(_keys(plan.backbone))
+    family = recognise(keys_of(plan.backbone))
     protocol = manifest.protocol or (family.protocol if family else None)
     return ThoughtFiles(tensors=tensors, protocol=protocol, **ids)
 
@@ -160,33 +153,3 @@ def _settings(family: Family | None, source: Source) -> dict[str, Any]:
     if family.kind == "gaussian" and scale is not None:
         settings["thought_scale"] = scale
     return settings
-
-
-def _weights(source: Source) -> str | None:
-    """Local path of the weights of `source`, or of the index of their shards."""
-    if source.weights is not None:
-        return source.weights
-    if source.adapter is not None or source.gguf_file is not None:
-        return None
-    return Folder(source.base, source.revision, source.subfolder).find_any(WEIGHT_FILES)
-
-
-def _keys(source: Source) -> list[str]:
-    """The names of the tensors of `source`."""
-    path = _weights(source)
-    if path is None:
-        return []
-    if path.endswith(INDEX_SUFFIX):
-        shards = read_json_object(path, "fetch it again").get("weight_map")
-        return list(shards) if isinstance(shards, dict) else []
-    if path.endswith(".safetensors"):
-        try:
-            with safe_open(path, "pt") as file:
-                return list(file.keys())
-        except Exception as error:
-            raise LatentRefError(
-                f"{path} cannot be loaded ({one_line(error)}); fetch or save it again"
-            ) from error
-    from lm_eval_latentref.checkpoints.state_dicts import read_tensors
-
-    return list(read_tensors(path))

@@ -176,6 +176,7 @@ class LatentRefLM(GeneratingLM):
                 "subfolder": source.subfolder,
                 "gguf_file": source.gguf_file,
                 "delta": delta if source is self._plan.backbone else None,
+                "raw_file": source.weights if source.bare else None,
             }
             return self.open_as_hf(source.base, **{**arguments, **own})
 
