@@ -1,4 +1,4 @@
-"""Makes the pages below a folder anew from the JSON beside them: the same figures, today's words.
+"""Writes the pages below a folder again, from the JSON files beside them and today's templates.
 
 python results/pages.py results/smollm2-135m
 """
@@ -35,9 +35,10 @@ def main(root: Path) -> None:
 
 
 def _overview(content: dict[str, Any], folder: Path) -> str:
-    pages = {task: each["results"] for task, each in content["tasks"].items()}
+    pages = {task: values["results"] for task, values in content["tasks"].items()}
     studies = {
-        task: json.loads((folder / at).read_text(encoding="utf-8")) for task, at in pages.items()
+        task: json.loads((folder / path).read_text(encoding="utf-8"))
+        for task, path in pages.items()
     }
     return overview_page(studies, pages, command=content["command"])
 

@@ -3,7 +3,7 @@
     baseline = read_baseline("baseline.yaml")
     baseline.metrics[0].task, baseline.metrics[0].metric, baseline.metrics[0].value
 
-    model_name: my/model             # not compared: the candidate may be another model
+    model_name: my/model             # for people; the candidate may be another model
     tasks:
     - name: gsm8k
       metrics:
@@ -32,7 +32,7 @@ from lm_eval_latentref.checkpoints.files import read_yaml, reading, write_text
 from lm_eval_latentref.errors import LatentRefError
 
 DEFAULT_RTOL = 0.08
-"""vLLM's tolerance, for files that name none."""
+"""vLLM's tolerance, for files without one."""
 
 _ADVICE = "give a file as docs/check.md describes it"
 _KEYS = ("name", "value", "stderr", "max_drop")
@@ -65,7 +65,7 @@ class Baseline:
     """Whether the file has a `limit`; null there means all documents."""
 
     def tolerance(self, expected: ExpectedMetric, max_drop: float | None) -> float:
-        """The accepted drop of `expected`: `max_drop`, else the metric's own, `atol` or `rtol`."""
+        """The accepted drop: the first given of `max_drop`, the metric's own, `atol` and `rtol`."""
         for absolute in (max_drop, expected.max_drop, self.atol):
             if absolute is not None:
                 return absolute
@@ -76,7 +76,7 @@ def read_baseline(path: Path) -> Baseline:
     """Reads a baseline file.
 
     Raises:
-        LatentRefError: the file cannot be read, or is not of this form.
+        LatentRefError: the file cannot be read, or does not have this format.
     """
     content = read_yaml(path, _ADVICE)
     with reading(path, _ADVICE):
@@ -136,7 +136,7 @@ def _replaced(text: str, values: Values) -> str:
     for task in _child(yaml.compose(text), "tasks").value:
         for metric in _child(task, "metrics").value:
             names = _child(task, "name").value, _child(metric, "name").value
-            # Where the candidate has no standard error, that of the file is no longer true.
+            # The old standard error goes with the old value, so it becomes null without a new one.
             numbers: dict[str, float | None] = {"stderr": None, **values[names]}
             for key, node in metric.value:
                 if key.value in numbers:
@@ -168,7 +168,7 @@ def _metrics(path: Path, content: Mapping[str, Any]) -> Iterator[ExpectedMetric]
 
 
 def _named(path: Path, content: Mapping[str, Any], key: str) -> list[dict[str, Any]]:
-    """The list under `key`, whose entries are mappings with a name."""
+    """The list under `key`; raises LatentRefError unless its entries are mappings with a name."""
     entries = content.get(key)
     for entry in entries if isinstance(entries, list) else [None]:
         if not isinstance(entry, dict) or not isinstance(entry.get("name"), str):

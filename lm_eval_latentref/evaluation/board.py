@@ -4,8 +4,8 @@
     pairs = ranking.pairs(seed=0)
     ranking.rank(pairs)              # sets each row's rank
 
-Rows whose difference to the best of their tier is not significant (Holm over all pairs) share a
-rank. Rows of other documents, task versions, shots or limits are not compared.
+Rows share a rank if they do not differ significantly from the best of them (Holm over all pairs).
+Rows with different documents, task versions, shots or limits are not compared.
 """
 
 from __future__ import annotations
@@ -51,10 +51,10 @@ COSTS_IN_WORDS = {
     "peak_memory_bytes": "peak memory, GB",
 }
 LEGEND = (
-    "rank: rows that share one do not differ significantly from its best row (paired on the same "
-    "documents, Holm over all pairs, 5 %). mean: of the first metric of each task; over chance: of "
-    "(value - chance) / (1 - chance). Costs are per document, except total seconds (with loading) "
-    "and memory; forwards: of the backbone + strong + weak."
+    "rank: rows with the same rank do not differ significantly from the best of them (paired on "
+    "the same documents, Holm over all pairs, 5 %). mean: over the first metric of each task; over "
+    "chance: the mean of (value - chance) / (1 - chance). Costs are per document, except total "
+    "seconds (with loading) and memory; forwards: backbone + strong + weak."
 )
 
 SIGNIFICANCE = 0.05
@@ -85,9 +85,9 @@ class Row:
     normalised_mean: float | None
     """The mean of (value - chance) / (1 - chance), each at least 0; None if a chance is unknown."""
     rank: int | None = None
-    """None for a row without samples, and for one whose work is not that of the other rows."""
+    """None for a row without samples, or one that cannot be compared with the ranked rows."""
     rank_by_stderr: int | None = None
-    """The rank by standard errors alone, of a row without samples."""
+    """For a row without samples: its rank by standard errors alone."""
 
     @property
     def name(self) -> str:
@@ -117,19 +117,20 @@ class Pair:
     paired: bool
     num_documents: int | None
     flips: tuple[int, int] | None
-    """How many documents only the first has right, and only the second; None unless the metric is
-    0 or 1 for each document."""
+    """How many documents only the first row has right, and how many only the second; None unless
+    the metric is 0 or 1 for each document."""
 
 
 @dataclass(kw_only=True)
 class Board:
-    """Rows from best to worst, and what was compared."""
+    """Rows from best to worst, and the comparisons between them."""
 
     rows: list[Row]
     pairs: list[Pair]
     ranked_by: dict[str, str]
-    """The metric of each task that the mean is over."""
+    """For each task in the mean, its metric."""
     chance: dict[str, float | None]
+    """For each task in the mean, the score of guessing; None if it is not known."""
     sign: int
     """-1 if lower values of the metric are better, else 1."""
     notes: list[str]
@@ -174,13 +175,17 @@ def cost_texts(row: Row) -> dict[str, str]:
 
 
 class Ranking:
-    """Comparisons of rows, which are sorted from best to worst.
+    """Compares and ranks rows.
+
+    Two rows are comparable if they agree in `FIELDS` for every task of the mean.
 
     Args:
-        ranked_by: the metric of each task of the mean.
-        sign: -1 if lower is better.
-        allowed: those of `FIELDS` that may differ.
-        baseline: the row whose work all ranked rows share; None for the work that most rows share.
+        rows: sorted from best to worst.
+        ranked_by: for each task in the mean, its metric.
+        sign: -1 if lower values are better.
+        allowed: names in `FIELDS` that may differ between compared rows.
+        baseline: the name of the row that all ranked rows must be comparable with; None for the row
+            that is comparable with most others.
     """
 
     def __init__(
@@ -195,9 +200,9 @@ class Ranking:
         self.rows, self.ranked_by = rows, ranked_by
         self.sign, self.allowed = sign, allowed
         self.notes: list[str] = []
-        self._work = {row.name: _work_of(row, ranked_by) for row in rows}
+        self._unsampled = {row.name: _fields_without_samples(row, ranked_by) for row in rows}
         self._sampled = [self._has_samples(row) for row in rows]
-        self._comparable, self._reference = self._same_work(baseline)
+        self._comparable, self._reference = self._find_comparable(baseline)
 
     def pairs(self, *, seed: int = 0) -> list[Pair]:
         """All pairs of rows that did the same work; the test is paired if both have samples."""
@@ -234,7 +239,7 @@ class Ranking:
         unknown = [k for k in ranked if not self._sampled[k] and self.rows[k].mean_stderr is None]
         if unknown:
             self.notes.append(
-                "no rank, for want of samples or a standard error: "
+                "no rank, because there are neither samples nor a standard error: "
                 + ", ".join(self.rows[k].name for k in unknown)
             )
         ranked = [k for k in ranked if self.rows[k].mean_stderr is not None]
@@ -260,8 +265,8 @@ class Ranking:
     def _is_worse(self, pair: Pair) -> bool:
         return pair.adjusted_p < SIGNIFICANCE and self.sign * pair.difference < 0
 
-    def _same_work(self, baseline: str | None) -> tuple[NDArray[np.bool_], int | None]:
-        """Whether two rows have means of the same work (K, K), and the row that ranks refer to."""
+    def _find_comparable(self, baseline: str | None) -> tuple[NDArray[np.bool_], int | None]:
+        """Whether two rows are comparable (K, K), and the row that ranked rows must be like."""
         has_mean = np.array([row.mean is not None for row in self.rows])
         same = np.outer(has_mean, has_mean)
         for a, b in itertools.combinations(np.flatnonzero(has_mean).tolist(), 2):
@@ -275,9 +280,9 @@ class Ranking:
         return same, reference
 
     def _difference(self, first: Row, second: Row) -> tuple[str, str] | None:
-        """The first task and field in which the work of two rows differs; None if none does."""
-        mine, others = self._work[first.name], self._work[second.name]
-        if mine is not None and mine == others:
+        """The first task and field in which two rows differ; None if they are comparable."""
+        ours, theirs = self._unsampled[first.name], self._unsampled[second.name]
+        if ours is not None and ours == theirs:
             return None
         for task in self.ranked_by:
             for a, b in itertools.product(first.entry.tasks[task], second.entry.tasks[task]):
@@ -291,28 +296,28 @@ class Ranking:
             return not self._same_documents(first, second)
         if field in self.allowed:
             return False
-        mine, others = _work(first, field), _work(second, field)
-        return mine is not None and others is not None and mine != others
+        ours, theirs = _field_value(first, field), _field_value(second, field)
+        return ours is not None and theirs is not None and ours != theirs
 
     def _same_documents(self, first: Task, second: Task) -> bool:
-        """Whether two runs of a task answered the same documents, as far as samples say."""
+        """Whether two runs of a task answered the same documents; true if samples are missing."""
         if not first.columns or not second.columns:
             return True
         a, b = (next(iter(task.columns.values())) for task in (first, second))
-        if "documents" in self.allowed:  # something must be left to pair
+        if "documents" in self.allowed:  # one common document is enough
             return bool(np.intersect1d(a.doc_ids, b.doc_ids).size)
         same_ids = "limit" in self.allowed or np.array_equal(a.doc_ids, b.doc_ids)
         return same_ids and a.same_documents(b)
 
     def _note_difference(self, first: Row, second: Row) -> None:
         task, field = self._difference(first, second) or ("", "")
-        values = [_work(row.entry.tasks[task][0], field) for row in (first, second)]
+        values = [_field_value(row.entry.tasks[task][0], field) for row in (first, second)]
         values = [f"{v:.10g}" if isinstance(v, float) else plain(v) for v in values]
         shown = "" if field == "documents" else f" ({values[0]} and {values[1]})"
-        way = f"; --allow_different {field} compares them anyway"
+        advice = f"; --allow_different {field} compares them anyway"
         self.notes.append(
             f"{first.name} and {second.name} are not compared: {field} of {plain(task)} "
-            f"differs{shown}{'' if field in self.allowed else way}"
+            f"differs{shown}{'' if field in self.allowed else advice}"
         )
 
     def _has_samples(self, row: Row) -> bool:
@@ -375,22 +380,22 @@ class Ranking:
         return [v[0] if len(v) == 1 else np.stack(v) for v in values]
 
 
-def _work_of(row: Row, ranked_by: Mapping[str, str]) -> list[list[Any]] | None:
-    """Everything that is compared of a row without samples; None for a row with samples."""
+def _fields_without_samples(row: Row, ranked_by: Mapping[str, str]) -> list[list[Any]] | None:
+    """The values of `FIELDS` for each task in the mean; None for a row with samples."""
     tasks = [t for task in ranked_by for t in row.entry.tasks.get(task, ())]
     if any(task.columns for task in tasks):
         return None
-    return [[_work(task, field) for field in FIELDS] for task in tasks]
+    return [[_field_value(task, field) for field in FIELDS] for task in tasks]
 
 
-def _work(task: Task, field: str) -> Any:
-    """The value of `field`, which must be equal in two runs; None if it is not recorded."""
+def _field_value(task: Task, field: str) -> Any:
+    """The value of one of `FIELDS`; None if it is not recorded."""
     value = task.num_documents if field == "limit" else getattr(task, field, None)
     return float(value) if isinstance(value, int | float) else value
 
 
 def _flips(firsts: Sequence[Any], seconds: Sequence[Any]) -> tuple[int, int] | None:
-    """How many documents only the first has right, and only the second; None if not all 0 or 1."""
+    """The two counts of `Pair.flips`; None if some value is neither 0 nor 1."""
     if any(v.ndim > 1 or not np.isin(v, (0.0, 1.0)).all() for v in (*firsts, *seconds)):
         return None
     both = list(zip(firsts, seconds, strict=True))

@@ -1,9 +1,9 @@
 """Computes the coordinates of an SVG chart of accuracy against cost, with the Pareto front.
 
-    made = chart([("a", 2.0, 0.4, 0.01), ("b", 8.0, 0.5, 0.01)], "seconds a document")
-    made.points[0].x, made.front
+    drawing = chart([("a", 2.0, 0.4, 0.01), ("b", 8.0, 0.5, 0.01)], "seconds per document")
+    drawing.points[0].x, drawing.front
 
-A template draws the chart.
+`templates/leaderboard.html.j2` draws it.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ class Chart:
     front: str
     """The Pareto front as the `points` of an SVG polyline."""
     missing: str
-    """Names of rows that are not shown, as their cost or value is not known."""
+    """Names of rows that are not shown, because their cost or value is not known."""
     log: bool
     width: float = _WIDTH
     height: float = _HEIGHT
@@ -69,9 +69,11 @@ def chart(
     scale: float = 1.0,
     sign: int = 1,
 ) -> Chart | None:
-    """The chart of rows (name, cost, value, standard error); None if fewer than two are known.
+    """The chart; None if cost and value are known for fewer than two rows.
 
     Args:
+        rows: name, cost, value and standard error of each row.
+        label: the name of the cost axis.
         scale: costs are divided by it.
         sign: -1 if lower values are better.
     """
@@ -116,7 +118,7 @@ def chart(
 
 
 def pareto(points: Sequence[tuple[float, float]]) -> list[int]:
-    """Indices of the points (cost, value) that no other beats in both, by rising cost."""
+    """Indices of the points (cost, value) on the Pareto front, by rising cost."""
     front: list[int] = []
     for place in sorted(range(len(points)), key=lambda k: (points[k][0], -points[k][1])):
         if not front or points[place][1] > points[front[-1]][1]:
@@ -129,7 +131,7 @@ class _Axis:
         self.log, self.start, self.end = log, start, end
         low, high = (math.log10(low), math.log10(high)) if log else (low, high)
         room = 0.08 * (high - low) or 0.1 * abs(high) or 1.0
-        # Costs and shares are never negative, so the axis does not go below 0.
+        # Costs and accuracies are never negative, so the axis does not go below 0.
         self.low = max(0.0, low - room) if low >= 0 and not log else low - room
         self.high = high + room
 

@@ -1,4 +1,4 @@
-"""A gate for CI: pass, fail, or inconclusive if the run was too short to show a drop.
+"""A gate for CI: pass, fail, or inconclusive if the run was too short to rule out a drop.
 
     report = check("results/new", baseline="results/old", max_drop=0.02)
     report.verdict                          # pass, fail or inconclusive
@@ -6,7 +6,7 @@
     check("results/new", golden="golden.json")
 
 A folder with samples is compared document by document, a YAML file within its tolerance, a golden
-file within rounding. `check_rules` decides when a metric fails.
+file up to rounding. `check_rules` decides when a metric fails.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ from lm_eval_latentref.evaluation.statistics import holm
 YAML_SUFFIXES = (".yaml", ".yml")
 
 STATUS: Mapping[Verdict, int] = {"pass": 0, "fail": 1, "inconclusive": 2}
-"""Exit statuses; 3 is a mistake."""
+"""Exit status of each verdict; the status of a mistake is 3."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,24 +77,25 @@ def check(
     golden: str | Path | None = None,
     show_flips: int = 0,
 ) -> Report:
-    """Judges a folder or results file of lm-eval by a baseline, a golden file or both.
+    """Judges a folder or results file of lm-eval against a baseline, a golden file or both.
 
     Args:
+        candidate: the folder or results file.
         baseline: a folder or results file of lm-eval, or a YAML file of accuracies.
-        max_drop: the absolute drop that is accepted. None for the tolerance of the YAML file, or
-            for 0.02 if documents are paired.
-        significance: of the paired tests, over all metrics together.
-        golden: a file that `golden.write_golden` made.
-        show_flips: how many changed documents each result lists.
+        max_drop: the accepted drop, absolute. None for the tolerance of the YAML file, or for 0.02
+            if documents are paired.
+        significance: the level of the paired tests, over all metrics together.
+        golden: a file that `golden.write_golden` wrote.
+        show_flips: the number of changed documents to list for each metric.
 
     Raises:
-        LatentRefError: nothing to compare with, an impossible setting, or a file that cannot be
-            read.
+        LatentRefError: there is nothing to compare with, an option is out of range, or a file
+            cannot be read.
     """
     if max_drop is not None and not 0.0 <= max_drop < math.inf:
         raise LatentRefError(f"max_drop={max_drop}: give a number of at least 0, such as 0.02")
     if not 0.0 < significance < 1.0:
-        raise LatentRefError(f"significance={significance}: give one between 0 and 1, such as 0.05")
+        raise LatentRefError(f"significance={significance}: give a level in (0, 1), such as 0.05")
     if baseline is None and golden is None:
         raise LatentRefError("nothing to compare with; give a baseline, a golden file or both")
     measured = read_measured(candidate)
@@ -112,7 +113,10 @@ def check(
     if golden is not None:
         results += judge_by_golden(measured, read_golden(Path(golden)))
     if not results:
-        raise LatentRefError(f"{baseline or golden} names no metric of a task; nothing is compared")
+        raise LatentRefError(
+            f"{baseline or golden} names no metric of a task, so there is nothing to compare; give "
+            "results of at least one task"
+        )
     against = ", ".join(str(name) for name in (baseline, golden) if name is not None)
     return Report(candidate=str(candidate), baseline=against, results=tuple(results))
 
@@ -125,9 +129,9 @@ def is_yaml(path: str | Path) -> bool:
 def judge_by_file(
     candidate: Measured, baseline: Baseline, max_drop: float | None = None
 ) -> Iterator[Result]:
-    """Judges each metric that a baseline file names, within its tolerance."""
+    """Judges each metric that a baseline file names by the file's tolerance."""
     for expected in baseline.metrics:
-        if reason := other_than_file(candidate, expected, baseline):
+        if reason := difference_from_file(candidate, expected, baseline):
             yield failed(expected.task, expected.metric, reason, expected.value)
             continue
         yield judge_scores(
@@ -139,10 +143,10 @@ def judge_by_file(
         )
 
 
-def other_than_file(
+def difference_from_file(
     candidate: Measured, expected: ExpectedMetric, baseline: Baseline
 ) -> str | None:
-    """How the candidate's work differs from the file's, in one phrase; None if it does not."""
+    """How the candidate's task, shots or documents differ from the file's; None if they agree."""
     if (task := candidate.tasks.get(expected.task)) is None:
         return "the candidate has no such task"
     shots = baseline.num_fewshot
@@ -155,7 +159,7 @@ def other_than_file(
 
 def _other_limit(candidate: Measured, task: Task, limit: float | None) -> str | None:
     numbers: tuple[float | None, float | None] = task.num_documents, _num_expected(task, limit)
-    if None in numbers:  # a group, or a release of lm-eval that does not record it
+    if None in numbers:  # a group, or a release of lm-eval that does not record the numbers
         numbers = candidate.runs[task.name].limit, limit
     given, wanted = numbers
     if given == wanted:
@@ -173,7 +177,7 @@ def judge_by_golden(candidate: Measured, golden: Golden) -> Iterator[Result]:
     for task in golden.tasks:
         reason = reasons.get(task)
         if reason and task in candidate.runs:
-            reason += _made_otherwise(golden.made_with, candidate.runs[task].versions)
+            reason += _version_changes(golden.made_with, candidate.runs[task].versions)
         yield Result(
             task=task,
             metric="golden",
@@ -184,7 +188,7 @@ def judge_by_golden(candidate: Measured, golden: Golden) -> Iterator[Result]:
 
 
 def _num_expected(task: Task, limit: float | None) -> int | None:
-    """The number of documents that lm-eval takes under `--limit`, which is a share if below 1."""
+    """The number of documents that lm-eval evaluates with `--limit`; below 1, it is a fraction."""
     if task.num_available is None:
         return None
     if limit is None:
@@ -193,7 +197,7 @@ def _num_expected(task: Task, limit: float | None) -> int | None:
     return min(number, task.num_available)
 
 
-def _made_otherwise(then: Mapping[str, str], now: Mapping[str, str]) -> str:
+def _version_changes(then: Mapping[str, str], now: Mapping[str, str]) -> str:
     changed = [
         f"{name} {then.get(name, 'unknown')}, now {now.get(name, 'unknown')}"
         for name in sorted(then.keys() | now.keys())
@@ -210,7 +214,7 @@ class Measured:
     tasks: Mapping[str, Task]
     """Tasks and groups by name."""
     runs: Mapping[str, Run]
-    """The run of each of them."""
+    """The run of each task and group."""
 
 
 @dataclass(frozen=True)
@@ -259,15 +263,15 @@ def judge_runs(
     adjusted = iter(holm([pair.drop.p_value for pair in compared if isinstance(pair, _Pair)]))
     limit = MAX_DROP if max_drop is None else max_drop
     return [
-        each
-        if isinstance(each, Result)
-        else _judged(each, next(adjusted), limit, significance, show_flips)
-        for each in compared
+        pair
+        if isinstance(pair, Result)
+        else _judged(pair, next(adjusted), limit, significance, show_flips)
+        for pair in compared
     ]
 
 
-def other_work(first: Task, second: Task) -> str | None:
-    """How the second run's work differs from the first's, in one phrase; None for the same work."""
+def setup_difference(first: Task, second: Task) -> str | None:
+    """How the second run's version, shots or documents differ; None if the runs are comparable."""
     fields = {
         "task version": (first.version, second.version),
         "num_fewshot": (first.num_fewshot, second.num_fewshot),
@@ -285,7 +289,7 @@ def other_work(first: Task, second: Task) -> str | None:
 
 
 def paired_drop(first: Task, second: Task, metric: str) -> Drop | None:
-    """The drop over documents; None unless the metric has a value from 0 to 1 for each of them."""
+    """The drop over documents; None unless the metric has a value from 0 to 1 for each document."""
     if not (first.paired(metric) and second.paired(metric)):
         return None
     name, _, filter_name = metric.partition(",")
@@ -308,14 +312,14 @@ def _compared(
     score = first.scores[metric]
     if second is None:
         return failed(first.name, metric, "the candidate has no such task", score.value)
-    if reason := other_work(first, second):
+    if reason := setup_difference(first, second):
         return failed(first.name, metric, reason, score.value)
     if metric not in second.scores:
         return failed(first.name, metric, "the candidate has no such metric", score.value)
     if first.columns and not second.columns:
         raise LatentRefError(
-            f"{first.name}: the candidate has no samples to pair with the baseline's; evaluate it "
-            "with --log_samples"
+            f"{first.name}: the candidate has no samples to pair with the baseline's; evaluate the "
+            "candidate with --log_samples"
         )
     if (drop := paired_drop(first, second, metric)) is not None:
         return _Pair(first, second, metric, drop)
@@ -352,9 +356,9 @@ def _judged(
 
 
 def read_flips(first: Task, second: Task, metric: str, *, num: int) -> tuple[Flip, ...]:
-    """The `num` documents that changed most for the worse, then those for the better.
+    """The first `num` changed documents, from the largest loss to the largest gain.
 
-    Both tasks have samples of the same documents.
+    Both tasks must have samples of the same documents.
     """
     name, _, filter_name = metric.partition(",")
     columns = first.columns[filter_name], second.columns[filter_name]

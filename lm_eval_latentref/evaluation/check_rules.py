@@ -5,8 +5,8 @@
     judge_paired(drop, adjusted_p_value=0.003, max_drop=0.02, significance=0.05)    # Outcome
     judge_scores("mathqa", "acc,none", before, after, tolerance=0.02)                # Result
 
-A drop is positive if the candidate is worse, for metrics of either direction. Each bound of a drop
-holds with `CONFIDENCE` by itself, so both together are a 90 % interval.
+A drop is positive if the candidate is worse, whether higher or lower values are better. Each bound
+of a drop is one-sided at `CONFIDENCE`, so both together are a 90 % interval.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from lm_eval_latentref.evaluation.results import Score
 Verdict = Literal["pass", "fail", "inconclusive"]
 
 MAX_DROP = 0.02
-"""The absolute drop of an accuracy that is accepted by default."""
+"""The accepted drop of an accuracy by default, absolute."""
 
 SIGNIFICANCE = 0.05
 
@@ -37,13 +37,13 @@ _CONTINUITY = 0.5  # of a document: without it the score test passes up to 6 % o
 
 @dataclass(frozen=True, kw_only=True)
 class Drop:
-    """A drop: the mean of first minus second over the same documents, with its bounds."""
+    """The mean of first minus second over the same documents, with its bounds."""
 
     value: float
     lower: float
     upper: float
     p_value: float
-    """One-sided: the probability of a drop at least this large if there is none."""
+    """One-sided: the probability of a drop at least this large if the true drop is 0."""
     num_changed: int
     num_documents: int
 
@@ -93,14 +93,18 @@ def mean_drop(first: ArrayLike, second: ArrayLike) -> Drop:
 def score_statistic(
     lost: ArrayLike, gained: ArrayLike, num_documents: int, drop: float
 ) -> NDArray[np.float64]:
-    """By how many standard errors the observed drop exceeds `drop`, for each pair of counts.
+    """The score statistic (N,): by how many standard errors the observed drop exceeds `drop`.
 
-    The standard error is that under the likeliest shares whose difference is `drop`; the continuity
-    correction adds half a document to the observed drop.
+    The standard error is computed from the likeliest shares whose difference is `drop`; the
+    continuity correction adds half a document to the observed drop.
+
+    Args:
+        lost: counts (N,) of documents that only the first run has right.
+        gained: counts (N,) of documents that only the second run has right.
     """
     lost_N, gained_N = np.asarray(lost, dtype=float), np.asarray(gained, dtype=float)
-    # If the share of gained documents is q and that of lost ones q + drop, the likeliest q is the
-    # positive root of 2 n q^2 + linear q + constant = 0.
+    # Let q be the share of gained documents and q + drop the share of lost documents. The likeliest
+    # q is the positive root of 2 n q^2 + linear q + constant = 0.
     linear_N = (2 * num_documents - lost_N + gained_N) * drop - lost_N - gained_N
     constant_N = -gained_N * drop * (1.0 - drop)
     root_N = np.sqrt(np.maximum(linear_N**2 - 8.0 * num_documents * constant_N, 0.0))
@@ -111,7 +115,7 @@ def score_statistic(
 
 
 def _upper_bound(lost: int, gained: int, num_documents: int) -> float:
-    """The upper bound of the drop at one-sided `CONFIDENCE`: larger drops are rejected."""
+    """The upper bound of the drop, one-sided at `CONFIDENCE`."""
     threshold = stats.norm.ppf(1.0 - CONFIDENCE)
 
     def above(drop: float) -> float:
@@ -129,14 +133,14 @@ class Outcome:
 
     verdict: Verdict
     reason: str = ""
-    """One phrase; empty if the numbers speak for themselves."""
+    """One phrase; empty if there is nothing to explain."""
     detectable: int | None = None
-    """If inconclusive: how many documents would give a verdict, at the observed shares."""
+    """If inconclusive: how many documents would give a verdict if all shares stayed the same."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Flip:
-    """A document whose value changed, with what each run answered."""
+    """A document whose value changed, with the answer of each run."""
 
     document: int
     """lm-eval's `doc_id`."""
@@ -159,7 +163,7 @@ class Result:
     difference: float | None = None
     """Candidate minus baseline."""
     interval: tuple[float, float] | None = None
-    """Bounds of the difference; each holds with 95 % confidence by itself."""
+    """Bounds of the difference, each one-sided at 95 %."""
     p_value: float | None = None
     """One-sided, of a change for the worse; None if documents were not paired."""
     adjusted_p_value: float | None = None
@@ -170,7 +174,7 @@ class Result:
     verdict: Verdict
     reason: str = ""
     flips: tuple[Flip, ...] = ()
-    """The documents whose value changed most, if they were asked for."""
+    """The documents whose value changed most, as many as `show_flips`."""
 
 
 def failed(task: str, metric: str, reason: str, baseline: float | None = None) -> Result:
@@ -189,12 +193,12 @@ def judge_paired(
     """Judges a drop on the same documents.
 
     The metric fails if the drop is significant and larger than `max_drop`. It passes if no document
-    changed or if the drop's upper bound is at most `max_drop`. With `max_drop` 0, everything that
-    is not significant passes.
+    changed or if the drop's upper bound is at most `max_drop`. With `max_drop` 0, every drop passes
+    that is not significant.
 
     Args:
         adjusted_p_value: the drop's p-value, adjusted for the number of judged metrics.
-        rises: whether a drop is called a rise, as of a metric that is better when it is lower.
+        rises: whether messages say "rise" for "drop", because lower values are better.
     """
     if adjusted_p_value <= significance and drop.value > max_drop:
         reason = f"{'rose' if rises else 'dropped'} by {drop.value:.4f}, more than {max_drop:g}"
@@ -210,14 +214,16 @@ def judge_paired(
     needed = documents_to_settle(drop, max_drop=max_drop, significance=significance * share)
     reason = f"a {'rise' if rises else 'drop'} of up to {drop.upper:.4f} is possible, "
     reason += f"{max_drop:g} is accepted; "
-    reason += f"about {needed} documents would settle it" if needed else "no number settles it"
+    reason += (
+        f"about {needed} documents would settle it" if needed else "more documents do not settle it"
+    )
     return Outcome(verdict="inconclusive", reason=reason, detectable=needed)
 
 
 def judge_scores(
     task: str, metric: str, baseline: Score, candidate: Score, *, tolerance: float
 ) -> Result:
-    """Judges two values without a test: the candidate fails if it is over `tolerance` worse."""
+    """Judges two values without a test: the candidate fails if it is worse by over `tolerance`."""
     difference = candidate.value - baseline.value
     rises = is_lower_better(candidate)
     outcome = _within(difference if rises else -difference, tolerance, rises=rises)
@@ -237,7 +243,7 @@ def judge_scores(
 
 
 def is_lower_better(score: Score) -> bool:
-    """Whether the task says so; by default, higher is better."""
+    """Whether the task says that lower values are better; the default is higher."""
     return score.higher_is_better is False
 
 
@@ -249,10 +255,10 @@ def _within(drop: float, tolerance: float, *, rises: bool) -> Outcome:
 
 
 def documents_to_settle(drop: Drop, *, max_drop: float, significance: float) -> int | None:
-    """How many documents would give a verdict if all shares stayed as they are.
+    """How many documents would give a verdict if all shares stayed the same.
 
-    The bounds approach the drop with the square root of the number of documents. None if the drop
-    is exactly `max_drop`, because then no number of documents would do.
+    The distance of the bounds from the drop shrinks with the square root of the number of
+    documents. None if the drop is exactly `max_drop`, because no number would give a verdict.
     """
     if drop.value == max_drop:
         return None

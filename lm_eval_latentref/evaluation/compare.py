@@ -1,11 +1,11 @@
-"""Compares two runs on the same documents: their difference, and whether it is more than noise.
+"""Compares two runs on the same documents: their difference, its interval and paired tests.
 
     first = read_answers("results/plain")                   # folder of `lm_eval --log_samples`
     second = read_answers("sweeps/mathqa/sweep.json::both")  # a row's best setting of a sweep
     for comparison in compare(first, second, seed=0):
         print(comparison.task, comparison.difference, comparison.test.p_value)
 
-All tests are paired: documents are aligned by task and number, and must be the same.
+Documents are aligned by task and number; it is an error if they are not the same.
 """
 
 from __future__ import annotations
@@ -35,18 +35,19 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Answer:
-    """How one document was answered."""
+    """The answer to one document."""
 
     value: float
-    """Of the metric: 1 right, 0 wrong, where it is an accuracy."""
+    """The metric's value; for an accuracy, 1 if right and 0 if wrong."""
     margin: float | None
-    """Log-likelihood of the gold candidate minus the best other; None without candidates."""
+    """Log-likelihood of the gold candidate minus the best other, in nats; None without
+    candidates."""
     doc_hash: str | None
-    """lm-eval's hash of the document, where it was recorded."""
+    """lm-eval's hash of the document; None if it was not recorded."""
     choice: int | None = None
-    """The candidate that lm-eval takes for the answer, the first of equals; None if not known."""
+    """Index of the likeliest candidate, the first of equals; None if it is not known."""
     tied: bool | None = None
-    """Whether other candidates have its log-likelihood to the last bit; None if not known."""
+    """Whether another candidate has exactly the same log-likelihood; None if it is not known."""
 
 
 @dataclass(frozen=True)
@@ -57,19 +58,19 @@ class Answers:
     tasks: dict[str, dict[int, Answer]] = field(default_factory=dict)
     """By task (with its filter, if it has one) and document."""
     metrics: dict[str, str] = field(default_factory=dict)
-    """By which each task was judged."""
+    """The metric of each task."""
 
 
 def read_answers(name: str, *, metric: str | None = None) -> Answers:
     """The answers in a samples file, in a folder of them (the newest of each task), or in a sweep.
 
     Args:
-        name: a path; a sweep's may end in ::SETTING, where SETTING is a row ("plain", "both": its
-            best setting), a label ("T=6 alpha=0.3 eta=0") or "recommended" (the default).
-        metric: of the samples; None for the first of `samples.METRICS`.
+        name: a path. The path of a sweep may end in ::SETTING, which is a row ("plain", "both") for
+            its best setting, a label ("T=6 alpha=0.3 eta=0"), or "recommended" (the default).
+        metric: the metric to compare; None for the first of `samples.METRICS` that there is.
 
     Raises:
-        LatentRefError: nothing of the kind is there, or it cannot be read.
+        LatentRefError: there are no samples and no sweep, or they cannot be read.
     """
     text, _, setting = name.partition("::")
     path = Path(text).expanduser()
@@ -80,8 +81,8 @@ def read_answers(name: str, *, metric: str | None = None) -> Answers:
     files = _sample_files(path)
     if not files:
         raise LatentRefError(
-            f"{name}: no samples_*.jsonl and no sweep.json there; give what `lm_eval --log_samples "
-            "--output_path FOLDER` or `latentref sweep` wrote"
+            f"{name}: there is no samples_*.jsonl and no sweep.json; give the FOLDER of `lm_eval "
+            "--log_samples --output_path FOLDER` or the output of `latentref sweep`"
         )
     answered = Answers(name)
     for task, file in files.items():
@@ -127,19 +128,19 @@ def _answer(sample: Mapping[str, Any], metric: str, file: Path) -> Answer:
     value = sample.get(metric)
     if isinstance(value, float) and not math.isfinite(value):
         raise LatentRefError(
-            f"{file}: {metric} of document {sample['doc_id']} is {value}, no finite number; log "
+            f"{file}: {metric} of document {sample['doc_id']} is {value}, which is not finite; log "
             "the run again"
         )
     if not isinstance(value, int | float):
         recorded = ", ".join(samples.metric_names(sample)) or "none"
-        raise LatentRefError(f"{file}: no metric {metric!r} per document; it has {recorded}")
+        raise LatentRefError(f"{file}: no metric {metric!r} per document; give one of: {recorded}")
     doc_hash = sample.get("doc_hash")
     if (candidates := samples.candidates(sample)) is None:
         return Answer(float(value), None, doc_hash)
     values, gold = candidates
     margin = values[gold] - max(other for place, other in enumerate(values) if place != gold)
     choice, tied = values.index(max(values)), values.count(max(values)) > 1
-    # A log-likelihood of minus infinity leaves no margin that could be averaged.
+    # Log-likelihoods of minus infinity give margins that cannot be averaged.
     return Answer(float(value), margin if math.isfinite(margin) else None, doc_hash, choice, tied)
 
 
@@ -185,22 +186,24 @@ class Comparison:
     second: float
     second_error: float
     difference: Interval
-    """Difference of the metric's mean, second minus first: paired bootstrap, 95 %."""
+    """Difference of the metric's mean, second minus first, with its 95 % paired bootstrap
+    interval."""
     margin_difference: Interval | None
-    """Difference of the gold answer's mean margin in nats; None if candidates were not scored."""
+    """The same for the gold answer's margin in nats; None if candidates were not scored."""
     test: McNemar | None
-    """Exact McNemar; None for a metric that is not 0 or 1."""
+    """The exact McNemar test; None for a metric with other values than 0 and 1."""
     smallest: float | None
-    """The smallest difference that this many documents can show (`detectable_difference`)."""
+    """The smallest difference that this many documents can show (`detectable_difference`); None
+    for a metric with other values than 0 and 1."""
 
 
 def compare(first: Answers, second: Answers, *, seed: int) -> list[Comparison]:
-    """A comparison for each task that both runs have, and one over all documents if several.
+    """A comparison for each task that both runs have, and one over all documents if there are more.
 
     Documents that only one run has are left out, with a warning.
 
     Raises:
-        LatentRefError: no task in common, or different documents under the same number.
+        LatentRefError: the runs have no task in common, or different documents of the same number.
     """
     tasks = [task for task in first.tasks if task in second.tasks]
     if not tasks:
@@ -232,7 +235,7 @@ def _align(task: str, first: Answers, second: Answers) -> list[tuple[Answer, Ans
     if judged_by[0] != judged_by[1]:
         raise LatentRefError(
             f"{task} is judged by {judged_by[0]} in {first.name}, by {judged_by[1]} in "
-            f"{second.name}; name one that both have as --metric"
+            f"{second.name}; give --metric with a metric that both have"
         )
     ours, theirs = first.tasks[task], second.tasks[task]
     common = sorted(ours.keys() & theirs.keys())
@@ -283,21 +286,21 @@ def _margin_difference(pairs: Sequence[tuple[Answer, Answer]], seed: int) -> Int
     return paired_interval(second_margins, first_margins, seed=seed)
 
 
-def _block(this: Comparison) -> list[str]:
+def _block(result: Comparison) -> list[str]:
     lines = [
-        f"{this.task}: {this.num_documents} documents, {this.metric}",
-        f"  first  {this.first:.4f} +- {this.first_error:.4f}",
-        f"  second {this.second:.4f} +- {this.second_error:.4f}",
-        f"  second - first {_interval(this.difference)} (95 % paired bootstrap)",
+        f"{result.task}: {result.num_documents} documents, {result.metric}",
+        f"  first  {result.first:.4f} +- {result.first_error:.4f}",
+        f"  second {result.second:.4f} +- {result.second_error:.4f}",
+        f"  second - first {_interval(result.difference)} (95 % paired bootstrap)",
     ]
-    if this.margin_difference is not None:
-        lines.append(f"  margin of the gold answer {_interval(this.margin_difference)} nats")
-    if this.test is not None:
+    if result.margin_difference is not None:
+        lines.append(f"  margin of the gold answer {_interval(result.margin_difference)} nats")
+    if result.test is not None:
         lines.append(
-            f"  only the first right: {this.test.only_first}, only the second: "
-            f"{this.test.only_second}, exact McNemar p = {this.test.p_value:.4f}"
+            f"  only the first right: {result.test.only_first}, only the second: "
+            f"{result.test.only_second}, exact McNemar p = {result.test.p_value:.4f}"
         )
-        lines.append(f"  smallest difference that would show (80 % power): {this.smallest:.4f}")
+        lines.append(f"  smallest detectable difference (80 % power): {result.smallest:.4f}")
     return lines
 
 

@@ -1,11 +1,11 @@
-"""First runs for new users: the small packaged set without any download, and SmolLM2-135M.
+"""First evaluations for new users: a small packaged set that needs no download, and SmolLM2-135M.
 
     latentref demo --output results/demo
     latentref demo --smollm2 --output results/demo-smollm2
 
-The first evaluates No-CoT, CoT, Coconut, and Coconut refined with the paper's references and with
-the positive control on the same problems, and draws a picture. The second is a plain lm-eval
-command without any model argument. Commands are printed so that they can be copied and changed.
+The first command evaluates No-CoT, CoT, Coconut, and Coconut refined with the paper's references
+and with the positive control on the same problems, and draws a picture. The second runs lm-eval
+with the default model and no model arguments. All commands are printed for copying.
 """
 
 from __future__ import annotations
@@ -42,9 +42,9 @@ REFINED, CONTROL = "refined, the paper's references", "refined, positive control
 PICTURE = "demo.png"
 
 REAL_TASK = "latentref_mathqa_harness"
-"""The SmolLM2 demo's task: lm-eval's own `mathqa`, on rows that `LATENTREF_DATA` may hold."""
+"""The SmolLM2 demo's task: MathQA with the prompt of lm-eval's own `mathqa`."""
 GENERATED_TASK = "latentref_prosqa_generated"
-"""Its task if these rows are not available."""
+"""The SmolLM2 demo's task if MathQA is not available."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,9 +59,9 @@ class Row:
 
 
 def run_demo(*, output: str, limit: int) -> int:
-    """Evaluates every row on the first `limit` problems; prints the table, returns 0.
+    """Evaluates every row on the first `limit` problems and prints the page; returns 0.
 
-    README.md, the picture and lm-eval's results JSON go into the folder `output`.
+    The page (README.md), the picture and lm-eval's results are written into the folder `output`.
     """
     shown = _shown()
     runs = Runs(batch_size=250, limit=limit)
@@ -88,7 +88,7 @@ def run_demo(*, output: str, limit: int) -> int:
 
 
 def model_arguments(shown: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
-    """The model arguments of each row, in order; `shown` is the set's demo.json."""
+    """The model arguments of each row, in order; `shown` is the content of the set's demo.json."""
     control = {"strong": f"{SET}/control", "weak": SET}
     return {
         "No-CoT": {"pretrained": f"{SET}/no_cot"},
@@ -100,18 +100,18 @@ def model_arguments(shown: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
 
 
 def meaning(rows: Sequence[Row]) -> str:
-    """The result of the two refined rows in one line."""
+    """One sentence on the results of the two refined rows."""
     by_name = {row.name: row.difference for row in rows}
     return (
-        f"With the paper's references Coconut is {_verdict(by_name[REFINED])}; with a reference "
-        "that thinks better, the finished Coconut of the same training, it is "
+        f"With the paper's references, refined Coconut is {_verdict(by_name[REFINED])}; with a "
+        "reference that thinks better (the finished Coconut of the same training), it is "
         f"{_verdict(by_name[CONTROL])}."
     )
 
 
 def _verdict(difference: Interval) -> str:
     if difference.includes_zero:
-        return "neither better nor worse as far as these problems show"
+        return "not significantly better or worse than plain Coconut on these problems"
     points = f"{100 * abs(difference.mean):.1f} points"
     return f"better by {points}" if difference.mean > 0 else f"worse by {points}"
 
@@ -164,19 +164,23 @@ def run_smollm2(*, output: str, limit: int) -> int:
     print(f"$ {shlex.join(command)}", flush=True)
     environment = dict(os.environ)
     if task == GENERATED_TASK:
-        # Nothing of this run is on the hub; without this, libraries still wait for it.
+        # This run needs nothing from the hub; without this, libraries still wait for it.
         environment["HF_HUB_OFFLINE"] = "1"
     started = time.time()
     done = subprocess.run([sys.executable, "-m", *command], env=environment, check=False)
     if done.returncode == 0:
-        # A path of this machine means nothing to a reader.
+        # Readers have other paths.
         shown = shlex.join(command).replace(str(tasks_path()), '"$(latentref tasks-path)"')
         write_report(Path(output), shown, task, since=started)
     return done.returncode
 
 
 def write_report(output: Path, command: str, task: str, *, since: float) -> None:
-    """Writes the results of the SmolLM2 demo, and where it ran, into `output`/README.md."""
+    """Writes the results, versions and machine of the SmolLM2 demo into `output`/README.md.
+
+    Args:
+        since: time of the start in seconds since 1970; older results are ignored.
+    """
     files = [path for path in output.rglob("results_*.json") if path.stat().st_mtime >= since]
     results = read_run(max(files, key=lambda path: path.stat().st_mtime)).tasks[task]
     page = render(
@@ -191,7 +195,7 @@ def write_report(output: Path, command: str, task: str, *, since: float) -> None
 
 
 def choose_task() -> str:
-    """MathQA from the folder `LATENTREF_DATA` or the hub; if it is in neither, generated data."""
+    """MathQA if it is in the folder `LATENTREF_DATA` or on the hub; otherwise a generated task."""
     try:
         splits.read("mathqa", "test")
         return REAL_TASK

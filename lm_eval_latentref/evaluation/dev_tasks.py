@@ -3,8 +3,8 @@
     task = load_task("latentref_mathqa_mc_dev", tuning=True)
     task.requests[0].args, task.documents[0].gold
 
-A task either offers candidates, one of which is right, or its answers are free text; then each
-document has one request, its right answer. Settings are chosen on validation splits only.
+A task either offers candidates, one of which is right, or takes free text; in the second case, each
+document has one request: its right answer. Settings are chosen on validation splits only.
 """
 
 from __future__ import annotations
@@ -25,13 +25,15 @@ from lm_eval_latentref.errors import LatentRefError
 
 @dataclass(frozen=True)
 class Document:
-    """One document: the numbers of its requests, and which of these is right."""
+    """One document of a task."""
 
     doc_id: int
     doc_hash: str
-    """As in lm-eval's logged samples."""
+    """lm-eval's hash, as in logged samples."""
     requests: tuple[int, ...]
+    """Indices of its requests in `DevTask.requests`, one for each candidate."""
     gold: int
+    """Index of the right candidate."""
     num_steps: int | None = None
     """The number of its gold reasoning steps, if the document has `steps`."""
 
@@ -49,7 +51,7 @@ class DevTask:
     model's end-of-sequence token."""
     documents: list[Document]
     splits: dict[str, dict[str, object]]
-    """Identity of the data that was loaded for it, by split name; empty for a user's own task."""
+    """Identity of the loaded data by split name; empty for a user's own task."""
 
 
 def load_task(
@@ -65,7 +67,7 @@ def load_task(
     """The task called `name` with its requests.
 
     Args:
-        tuning: whether settings will be chosen on it, so that test documents are refused.
+        tuning: whether settings will be chosen on the task; if so, test documents are refused.
         limit: only the first `limit` documents.
         metadata: values of lm-eval's `--metadata`, for generated tasks.
         include_path: a folder of the user's own task files.
@@ -73,14 +75,14 @@ def load_task(
         trained_questions: hashes of the questions that they were trained on.
 
     Raises:
-        LatentRefError: there is no such task, it has neither candidates nor text answers, or its
-            documents were trained on or are test documents.
+        LatentRefError: there is no such task, it has neither candidates nor text answers, the
+            checkpoints were trained on its documents, or these are test documents.
     """
     with documents.recording() as splits:
         task = _find(name, metadata, include_path)
     if task.OUTPUT_TYPE not in ("multiple_choice", "generate_until"):
         raise LatentRefError(
-            f"task={name} has neither candidates nor an answer to write (it is "
+            f"task={name} has neither candidates nor text answers (its output_type is "
             f"{task.OUTPUT_TYPE}); give a task such as latentref_prosqa_mc_dev"
         )
     if tuning:
@@ -116,7 +118,7 @@ def _find(name: str, metadata: Mapping[str, Any] | None, include_path: str | Non
         allowed = [task for task in manager.all_tasks if task.endswith("_mc_dev")]
         raise LatentRefError(
             f"task={name}: there is no such task; give one of {', '.join(sorted(allowed))}, "
-            "or the folder of your own task files as --include_path"
+            "or --include_path with the folder of your own task files"
         )
     tasks = manager.load([name])["tasks"]
     if name not in tasks:
@@ -130,32 +132,33 @@ def _check_split(name: str, task: Any) -> None:
     split = task.config.test_split if task.has_test_docs() else task.config.validation_split
     if task.has_test_docs() or split in ("test", "train", None):
         raise LatentRefError(
-            f"task={name} is evaluated on its {split} split; settings are chosen on documents "
-            "that neither training nor the final number sees: give a task whose name ends in _dev"
+            f"task={name} is evaluated on its {split} split; settings must be chosen on documents "
+            "that are used neither in training nor in the final test: give a task whose name ends "
+            "in _dev"
         )
 
 
 def _check_questions(name: str, task: Any, trained: Hashes) -> None:
-    asked = {request.doc_id: request.doc for request in task.instances}
+    by_id = {request.doc_id: request.doc for request in task.instances}
     seen = [
         questions[0]
-        for questions in (list(_questions(task, document)) for document in asked.values())
+        for questions in (list(_questions(task, document)) for document in by_id.values())
         if np.isin(hash_questions(questions), trained).any()
     ]
     if seen:
         first = " ".join(seen[0].split())[:60]
         raise LatentRefError(
-            f"task={name}: the checkpoints were trained on {len(seen)} of its {len(asked)} "
+            f"task={name}: the checkpoints were trained on {len(seen)} of its {len(by_id)} "
             f"documents (the first begins {first!r}); give a task on questions that no training "
             "saw"
         )
 
 
 def _questions(task: Any, document: Any) -> Iterator[str]:
-    """Texts that may be the document's question: its prompt, then each field that occurs in it."""
+    """Texts that may be the document's question: its prompt, then each field within the prompt."""
     text = task.doc_to_text(document)
     fields = [value for value in document.values() if isinstance(value, str)]
-    if not isinstance(text, str):  # the number of a choice, in tasks that fill a gap
+    if not isinstance(text, str):  # in tasks that fill a gap, the index of a choice
         yield from fields
         return
     yield text
@@ -169,7 +172,7 @@ def _gold(task: Any, request: Any) -> Any:
     if not isinstance(target, str) or not target:
         raise LatentRefError(
             f"task={task.config.task} document {request.doc_id}: its right answer ({target!r}) is "
-            "no text; give a task whose doc_to_target is one"
+            "not text; give a task whose doc_to_target is text"
         )
     text = task.config.target_delimiter + target
     return dataclasses.replace(

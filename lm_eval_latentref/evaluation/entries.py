@@ -29,7 +29,7 @@ SETTINGS = {
     "search_step_size": "eta",
     "search_steps": "S",
 }
-"""The settings of a latent model that tables show, each with its column."""
+"""The settings of a latent model that tables show, with the heading of each column."""
 _SEEDS = ("random_seed", "numpy_seed", "torch_seed", "fewshot_seed")
 _PHASES = ("encode", "think", "decode")
 
@@ -49,22 +49,22 @@ class Entry:
 
     @property
     def model(self) -> str:
-        """The model's name in lm-eval, after its class: "hf gpt2"."""
+        """lm-eval's names of model class and model: "hf gpt2"."""
         return f"{self.model_class} {plain(self.runs[0].name)}".strip()
 
     @property
     def model_class(self) -> str:
-        """The name of the model class in lm-eval: hf, vllm, latentref, ..."""
+        """lm-eval's name of the model class: hf, vllm, latentref, ..."""
         return plain(self.runs[0].model)
 
     @property
     def device(self) -> str | None:
-        """Of all runs, with commas between where they differ."""
+        """The devices of the runs, separated by commas if they differ; None if not recorded."""
         return _joined(run.device for run in self.runs)
 
     @property
     def dtype(self) -> str | None:
-        """Likewise."""
+        """The dtypes of the runs, separated by commas if they differ; None if not recorded."""
         return _joined(run.dtype for run in self.runs)
 
     @property
@@ -76,7 +76,7 @@ class Entry:
 
     @property
     def checkpoints(self) -> dict[str, str]:
-        """Each checkpoint's name with its fingerprint, or its revision."""
+        """For each role, the checkpoint's name and its fingerprint or revision."""
         run = self.runs[0]
         recorded = [(role, run.settings.get(role)) for role in ("backbone", "strong", "weak")]
         own = {
@@ -104,29 +104,33 @@ class Entry:
     def cost(self) -> dict[str, Any]:
         """Thoughts, forwards, tokens and seconds per document, and memory; None if not known.
 
-        `seconds_per_document` excludes loading; `wall_seconds` is the total time of all runs with
-        loading, which lm-eval records for every model.
+        `seconds_per_document` excludes loading. `wall_seconds`, which lm-eval records for every
+        model, is the total time of all runs and includes loading.
         """
         reports = [c for run in self.runs if isinstance(c := run.settings.get("cost"), Mapping)]
         num = sum(t.num_documents or 0 for tasks in self.tasks.values() for t in tasks)
         known = len(reports) == len(self.runs) and num > 0
 
-        def each(of: Any) -> float | None:
+        def per_document(get: Any) -> float | None:
             try:
-                return sum(of(report) for report in reports) / num if known else None
+                return sum(get(report) for report in reports) / num if known else None
             except (AttributeError, KeyError, TypeError):  # recorded by another release
                 return None
 
         forwards = [c for report in reports if isinstance(c := report.get("forwards"), Mapping)]
         roles = dict.fromkeys(role for counts in forwards for role in counts)
-        each_role = {role: each(lambda r, role=role: r["forwards"].get(role, 0)) for role in roles}
+        by_role = {
+            role: per_document(lambda r, role=role: r["forwards"].get(role, 0)) for role in roles
+        }
         walls = [run.seconds for run in self.runs]
         return {
-            "thoughts_per_document": each(lambda r: r["thought_steps"]),
-            "forwards_per_document": None if None in each_role.values() else each_role or None,
-            "tokens_read_per_document": each(lambda r: r["tokens_encoded"]),
-            "tokens_written_per_document": each(lambda r: r["tokens_generated"]),
-            "seconds_per_document": each(lambda r: sum(r["seconds"][name] for name in _PHASES)),
+            "thoughts_per_document": per_document(lambda r: r["thought_steps"]),
+            "forwards_per_document": None if None in by_role.values() else by_role or None,
+            "tokens_read_per_document": per_document(lambda r: r["tokens_encoded"]),
+            "tokens_written_per_document": per_document(lambda r: r["tokens_generated"]),
+            "seconds_per_document": per_document(
+                lambda r: sum(r["seconds"][phase] for phase in _PHASES)
+            ),
             "wall_seconds": None if None in walls else sum(w for w in walls if w is not None),
             "peak_memory_bytes": max(map(_peak, reports)) or None if known else None,
         }
@@ -138,11 +142,12 @@ class Entry:
 
 
 def entries_of(paths: Iterable[str | Path], read: Results, notes: list[str]) -> list[Entry]:
-    """The rows made of the runs in `paths` (NAME=PATH names a row), in the order read.
+    """The rows of the runs in `paths`: named rows first, then the others in the order read.
 
     Args:
-        read: the runs, and the files that were left out, are added to it.
-        notes: a remark is added to it for each run that occurs twice.
+        paths: files and folders; NAME=PATH names a row.
+        read: the runs, and the files that are left out, are added to it.
+        notes: remarks on repeated runs, and on rows of different settings, are added to it.
     """
     named: dict[str, list[Run]] = {}
     unnamed: list[Run] = []
@@ -152,8 +157,8 @@ def entries_of(paths: Iterable[str | Path], read: Results, notes: list[str]) -> 
         read.runs += results.runs
         read.problems += results.problems
         kept = unnamed if name is None else named.setdefault(name, [])
-        there = {run.file.resolve() for run in kept}
-        kept += [run for run in results.runs if run.file.resolve() not in there]
+        known = {run.file.resolve() for run in kept}
+        kept += [run for run in results.runs if run.file.resolve() not in known]
     read.problems += [Problem(r.file, "no task with a score") for r in read.runs if not r.tasks]
     entries = [Entry(name=name, runs=runs) for name, runs in named.items() if runs]
     for entry in entries:
@@ -167,7 +172,7 @@ def entries_of(paths: Iterable[str | Path], read: Results, notes: list[str]) -> 
 
 
 def _differing(entry: Entry) -> list[str]:
-    """Settings in which a row's runs differ, as a table calls them."""
+    """The settings in which a row's runs differ, by their names in tables."""
     traits = [{**run.settings, "model": run.model} for run in entry.runs]
     return [
         shown
@@ -213,7 +218,7 @@ def _prompting_words(prompting: Mapping[str, Any]) -> list[str]:
     if instruction := prompting["system_instruction"]:
         words += ["--system_instruction", str(instruction)]
     multiturn = prompting["fewshot_as_multiturn"]
-    # With a template, lm-eval's default is that of its release; else it matters nothing.
+    # lm-eval's default depends on its release; it only matters with a chat template.
     known = prompting["chat_template"] and isinstance(multiturn, bool)
     return [*words, "--fewshot_as_multiturn", str(multiturn)] if known else words
 
@@ -226,7 +231,7 @@ def _same_but_seeds(runs: Iterable[Run], notes: list[str]) -> list[list[Run]]:
         twins = [r for r in same if _identity(r, seeds=True) == _identity(run, seeds=True)]
         if any(_scores(r) == _scores(run) for r in twins):
             notes.append(f"{plain(run.file)} repeats {plain(twins[0].file)}: left out")
-        elif twins:  # the same settings, other scores: other weights, or chance
+        elif twins:  # the same settings but other scores: other weights, or chance
             kept[f"{run.file}"] = [run]
         else:
             same.append(run)
@@ -250,7 +255,7 @@ def _scores(run: Run) -> dict[str, Any]:
 
 
 def _name(entries: list[Entry]) -> None:
-    """Names unnamed entries after their models; entries that share a name get their differences."""
+    """Names unnamed entries after their models, and adds the differences to equal names."""
     given = {entry.name for entry in entries if entry.name}
     unnamed = [entry for entry in entries if not entry.name]
     for entry in unnamed:
@@ -273,7 +278,7 @@ def _namesakes(entries: list[Entry], given: Collection[str]) -> list[list[Entry]
 
 
 def _setting_traits(entries: list[Entry]) -> list[str]:
-    """For each entry: its model class, settings and arguments, as far as they differ."""
+    """For each entry: the model class, settings and arguments in which the entries differ."""
     every = []
     for entry in entries:
         settings = {SETTINGS.get(name, name): v for name, v in entry.settings.items()}
@@ -312,7 +317,7 @@ def _joined(texts: Iterable[str | None]) -> str | None:
 
 
 def _data_hashes(run: Run) -> dict[str, str]:
-    """Of the splits as this package records them, else lm-eval's hash of each task's samples."""
+    """The hash of each split that this package recorded, else lm-eval's hash of each task."""
     data = run.settings.get("data")
     if not isinstance(data, Mapping):
         return {plain(task): plain(value)[:12] for task, value in run.task_hashes.items() if value}
@@ -326,7 +331,7 @@ def _data_hashes(run: Run) -> dict[str, str]:
 
 
 def _peak(report: Mapping[str, Any]) -> int:
-    """Peak memory in bytes: of tensors on the GPUs if there are any, else of the process."""
+    """Peak memory in bytes: tensors on the GPUs if there are GPUs, else the whole process."""
     recorded = report.get("peak_memory_bytes")
     peaks = dict(recorded) if isinstance(recorded, Mapping) else {}
     host = peaks.pop("host", 0)

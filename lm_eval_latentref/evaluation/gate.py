@@ -1,4 +1,4 @@
-"""`latentref check`: prints the gate's verdict for people and machines, or updates its files.
+"""`latentref check`: prints the gate's report, or updates the baseline or golden file.
 
     status = gate("results/new", baseline="results/old", format="markdown")
     update_baseline("results/new", "baseline.yaml")     # or a folder, which then holds these files
@@ -37,8 +37,8 @@ from lm_eval_latentref.evaluation.check import (
     Measured,
     Report,
     check,
+    difference_from_file,
     is_yaml,
-    other_than_file,
     read_measured,
 )
 from lm_eval_latentref.evaluation.check_rules import Result
@@ -55,12 +55,14 @@ def gate(
     format: str = "text",
     **options: Any,
 ) -> int:
-    """`latentref check`: prints the verdict or updates its files; returns the exit status.
+    """Prints the report, or updates the baseline or golden file; returns the exit status.
 
     Args:
+        candidate: the results to judge.
         update: whether the results of `candidate` become the new baseline.
         write_golden: the golden file to write; True for `options["golden"]`.
-        options: those of `check`.
+        format: the format of the report, one of `FORMATS`.
+        options: further arguments of `check`.
     """
     baseline = options.get("baseline")
     if write_golden:
@@ -77,7 +79,7 @@ def gate(
 
 def _update(candidate: str | Path, baseline: str | None) -> int:
     if baseline is None:
-        raise LatentRefError("--update writes a baseline; name it with --baseline")
+        raise LatentRefError("--update: no baseline is named; give --baseline FILE")
     update_baseline(candidate, baseline)
     say(f"{baseline} now holds what {candidate} measured")
     return 0
@@ -86,21 +88,21 @@ def _update(candidate: str | Path, baseline: str | None) -> int:
 def _write_golden(candidate: str | Path, file: bool | str, options: dict[str, Any]) -> int:
     file = options.get("golden", "") if file is True else str(file)
     if not file:
-        raise LatentRefError("--write_golden FILE.json: name the file to write")
+        raise LatentRefError("--write_golden: no file is named; give --write_golden FILE.json")
     tolerance = update_golden(candidate, file, again=options.get("baseline"))
     say(f"{file}: log-likelihoods may differ by {tolerance:.2g} nats")
     return 0
 
 
 def update_baseline(candidate: str | Path, baseline: str | Path) -> None:
-    """Replaces `baseline` by the results of `candidate`; a missing file or folder is made.
+    """Replaces `baseline` by the results of `candidate`; a missing file or folder is created.
 
     In an existing YAML file only the values change; a new file holds every metric. In a folder,
-    lm-eval's files are replaced by the candidate's.
+    the candidate's files replace lm-eval's files.
 
     Raises:
-        LatentRefError: the candidate lacks a metric of the file, or did other work than the file
-            says.
+        LatentRefError: the candidate lacks a metric of the file, or its shots or documents differ
+            from the file's.
     """
     measured, path = read_measured(candidate), Path(baseline)
     if not is_yaml(path):
@@ -117,7 +119,7 @@ def update_golden(
     """Writes the golden file of the candidate's samples and returns its tolerance in nats.
 
     Args:
-        again: a second run of the same model; the difference of the two sets the tolerance.
+        again: a second run of the same model, whose difference from the first sets the tolerance.
     """
     measured = read_measured(candidate)
     versions = {name: text for run in measured.runs.values() for name, text in run.versions.items()}
@@ -136,10 +138,10 @@ def _answers(measured: Measured) -> Answers:
 def _replace_values(measured: Measured, path: Path) -> None:
     baseline = read_baseline(path)
     for expected in baseline.metrics:
-        if reason := other_than_file(measured, expected, baseline):
+        if reason := difference_from_file(measured, expected, baseline):
             raise LatentRefError(
-                f"{path} is not updated: {expected.task} {expected.metric}: {reason}; evaluate as "
-                "the file says, or change the file"
+                f"{path} is not updated: {expected.task} {expected.metric}: {reason}; evaluate "
+                "with the file's settings, or change the file"
             )
     replace_values(path, _all_values(measured))
 
@@ -155,7 +157,7 @@ def _all_values(measured: Measured) -> Values:
 
 
 def _head(measured: Measured) -> dict[str, Any]:
-    """The keys of a new file beside its tasks."""
+    """The keys of a new file other than its tasks."""
     limits = {run.limit for run in measured.runs.values()}
     shots = {task.num_fewshot for task in measured.tasks.values()} - {None}
     if len(limits) > 1 or len(shots) > 1:
@@ -165,7 +167,7 @@ def _head(measured: Measured) -> dict[str, Any]:
     run = next(iter(measured.runs.values()))
     head: dict[str, Any] = {"model_name": str(run.model_args.get("pretrained", run.name))}
     (limit,) = limits
-    # null means all documents, so a later run with --limit is not compared.
+    # null means all documents, so that a later run with --limit is refused.
     head["limit"] = int(limit) if limit is not None and limit.is_integer() else limit
     return head | ({"num_fewshot": shots.pop()} if shots else {})
 
@@ -210,9 +212,9 @@ def render(report: Report, format: str) -> str:
 
 
 def announce(report: Report) -> None:
-    """In a GitHub workflow: appends the report to the job summary and prints `::error` lines.
+    """In a GitHub workflow, appends the report to the job summary and prints `::error` lines.
 
-    The lines go to stderr, so that stdout holds nothing but the report.
+    These lines go to stderr, so that stdout holds the report alone.
     """
     summary = os.environ.get(SUMMARY_VARIABLE)
     if not summary:
@@ -221,7 +223,7 @@ def announce(report: Report) -> None:
         file.write(_markdown(report) + "\n")
     for result in report.results:
         if level := {"fail": "error", "inconclusive": "warning"}.get(result.verdict):
-            # GitHub decodes %XX in these lines; a % in a name must stay a %.
+            # GitHub decodes %XX in these lines, so that a % must be written as %25.
             text = _reason(result).replace("%", "%25")
             say(f"::{level} title=latentref check::{text}")
 
@@ -267,7 +269,7 @@ def _junit(report: Report) -> str:
         out.text = _table(SpaceAlignedTableWriter, _FLIP_HEADERS, flips)
     ElementTree.indent(suite)
     text = ElementTree.tostring(suite, encoding="unicode", xml_declaration=True)
-    # XML has no place for these two, not even escaped; `printable` left no others.
+    # XML allows these two not even escaped; `printable` has removed the others.
     return text.translate({0xFFFE: "\ufffd", 0xFFFF: "\ufffd"})
 
 
@@ -338,5 +340,5 @@ def _inert(text: str) -> str:
     for mark in "\\`*[]~$":
         text = text.replace(mark, f"\\{mark}")
     text = html.escape(" ".join(text.split()), quote=False)
-    # The comment keeps GitHub from notifying a user, or an issue, of that name.
+    # The comment keeps GitHub from notifying a user or linking an issue of that name.
     return re.sub("[@#]", r"\g<0><!-- -->", text)

@@ -3,8 +3,8 @@
     write_golden(Path("golden.json"), answers(files), made_with={"torch": "2.13.0"})
     compare_golden(read_golden(Path("golden.json")), answers(files))        # {} if all agree
 
-This test is much stricter than one of accuracy: a log-likelihood that changes by more than rounding
-is a mismatch, whether or not the answer changes. Greedy texts must be equal.
+This test is much stricter than a test of accuracy: a log-likelihood that changes by more than
+rounding is a mismatch even if the answer stays the same. Greedy texts must be equal.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ from lm_eval_latentref.errors import LatentRefError
 from lm_eval_latentref.evaluation.samples import iterate
 
 TOLERANCE = 1e-4
-"""In nats: how much a log-likelihood in float32 may differ between machines."""
+"""How much a log-likelihood in float32 may differ between machines, in nats."""
 
-_NOISE_FACTOR = 2.0  # a third run may differ by about twice as much as two runs do
+_NOISE_FACTOR = 2.0  # a third run may differ by twice as much as the first two
 _FORMAT_VERSION = 1
 _ADVICE = "make one with `latentref check RESULTS --write_golden FILE.json`"
 
@@ -35,9 +35,9 @@ class Document:
 
     doc_hash: str
     log_likelihoods: tuple[float, ...] = ()
-    """For a task that scores: one for each request, in nats."""
+    """The log-likelihood of each request in nats; empty for a task that generates text."""
     texts: tuple[str, ...] = ()
-    """For a task that generates: one for each request."""
+    """The text of each request; empty for a task that scores candidates."""
 
 
 Answers = Mapping[str, Mapping[int, Document]]
@@ -51,14 +51,14 @@ class Golden:
     name: str
     tolerance: float
     made_with: Mapping[str, str]
-    """The versions and machine of the run that it was made from."""
+    """The versions and machine of the run that the file was made from."""
     tasks: Answers
 
 
 def answers(files: Mapping[str, Path]) -> Answers:
     """The answers in the samples file of each task.
 
-    Raises LatentRefError for texts that were sampled, because they differ from run to run.
+    Raises LatentRefError if texts were sampled, because they differ between runs.
     """
     return {
         task: {
@@ -72,11 +72,11 @@ def answers(files: Mapping[str, Path]) -> Answers:
 def write_golden(
     path: Path, tasks: Answers, *, made_with: Mapping[str, str], again: Answers | None = None
 ) -> float:
-    """Writes the golden file of `tasks`, one document a line, and returns its tolerance.
+    """Writes the golden file of `tasks`, one document per line; returns its tolerance in nats.
 
     Args:
         again: a second run of the same model (with another batch size or number of threads). The
-            tolerance is twice the largest difference of the two runs, and at least `TOLERANCE`.
+            tolerance is twice the largest difference between the two runs, at least `TOLERANCE`.
     """
     noise = largest_difference(tasks, again) if again is not None else 0.0
     tolerance = max(TOLERANCE, _NOISE_FACTOR * noise)
@@ -109,11 +109,11 @@ def read_golden(path: Path) -> Golden:
 
 
 def compare_golden(golden: Golden, candidate: Answers) -> dict[str, str]:
-    """For each task of `golden` that `candidate` lacks or answers otherwise, why, in one phrase."""
+    """For each task of `golden` that does not match, the reason in one phrase."""
     reasons = {}
     for task, expected in golden.tasks.items():
         if task not in candidate:
-            reasons[task] = "the candidate has no samples of it"
+            reasons[task] = "the candidate has no samples of this task"
         elif reason := _difference(expected, candidate[task], golden.tolerance):
             reasons[task] = reason
     return reasons
@@ -136,12 +136,12 @@ def largest_difference(first: Answers, second: Answers) -> float:
 def _difference(
     expected: Mapping[int, Document], seen: Mapping[int, Document], tolerance: float
 ) -> str | None:
-    """How `seen` differs from `expected`, in one phrase; None if it does not."""
+    """How `seen` differs from `expected`, in one phrase; None if they agree."""
     if expected.keys() != seen.keys():
         return f"it has {len(seen)} documents, not the {len(expected)} that are expected"
     for key, document in expected.items():
         if document.doc_hash != seen[key].doc_hash:
-            return f"document {key} is another one"
+            return f"document {key} is not the same document"
     texts = [key for key, document in expected.items() if document.texts != seen[key].texts]
     if texts:
         key = texts[0]
@@ -162,7 +162,7 @@ def _difference(
 
 
 def _distances(first: Document, second: Document) -> list[float]:
-    """Differences of log-likelihoods in nats; infinite if one is nan or missing in one document."""
+    """Differences of log-likelihoods in nats; infinite if a value is nan or missing."""
     ours, theirs = first.log_likelihoods, second.log_likelihoods
     if len(ours) != len(theirs):
         return [math.inf]

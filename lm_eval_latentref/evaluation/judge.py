@@ -1,10 +1,10 @@
-"""Evaluates settings on a test task in one pass, and compares each with the plain setting.
+"""Evaluates several settings on a test task in one pass, and compares them with the plain setting.
 
     judged = judge(model, load_task("latentref_graph_mc"), settings, plain=plain, journal=path)
     judged[0].difference.low, judged[0].by_steps[3].accuracy
 
-A problem counts as right if greedy decoding writes its gold answer right after the thoughts;
-margins compare its candidates. The settings are chosen beforehand, on a dev split.
+A problem counts as right if greedy decoding writes its gold answer directly after the thoughts;
+margins compare its candidates. The settings were chosen beforehand, on a dev split.
 """
 
 from __future__ import annotations
@@ -27,32 +27,37 @@ NUM_RESAMPLES = 2000
 
 @dataclass(frozen=True, kw_only=True)
 class Part:
-    """The results on the problems with one number of steps."""
+    """The results on all problems with the same number of steps."""
 
     num: int
+    """The number of these problems."""
     accuracy: float
     gained: int
-    """Problems that are wrong under the plain setting and right under this one."""
+    """The number of problems that only this setting has right."""
     lost: int
+    """The number of problems that only the plain setting has right."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Judged:
-    """One setting on the test problems."""
+    """The results of one setting on the test problems."""
 
     setting: Setting
     accuracy: float
     margin: float
+    """The mean margin in nats."""
     difference: Interval
-    """The difference of accuracy, this setting minus the plain one, over problems."""
+    """Accuracy of this setting minus that of the plain setting."""
     margin_difference: Interval
-    """Likewise of margins, in nats."""
+    """Mean margin of this setting minus that of the plain setting, in nats."""
     gained: int
+    """The number of problems that only this setting has right."""
     lost: int
+    """The number of problems that only the plain setting has right."""
     by_steps: dict[int, Part]
-    """By the number of gold steps, where the problems have them."""
+    """Results by the number of gold steps; empty if the problems have no steps."""
     correct: tuple[bool, ...]
-    """Of each problem, in the task's order."""
+    """Whether each problem is right, in the task's order."""
 
 
 def judge(
@@ -64,11 +69,12 @@ def judge(
     journal: Path,
     seed: int = 0,
 ) -> list[Judged]:
-    """The results of each of `settings` on `task`, in their order.
+    """The results of `settings` on `task`, in the order of `settings`.
 
     Args:
-        plain: the setting that each is compared with.
+        plain: the setting that the others are compared with.
         journal: file of finished work, from which the same call continues.
+        seed: the seed of the bootstrap.
 
     Raises:
         LatentRefError: thoughts overflowed under some setting.

@@ -1,10 +1,11 @@
-"""A leaderboard: one row a run, ranked by paired tests on the same documents.
+"""A leaderboard with one row for each run, ranked by paired tests on the same documents.
 
     board = leaderboard(["results/coconut", "plain=results/no_cot"], baseline="plain")
     board.rows[0].name, board.rows[0].rank, board.rows[0].mean
 
-Rows are sorted by their mean over tasks, over chance where chance is known; `board` compares
-them. Runs no model; `leaderboard_report` and `leaderboard_page` write what is built here.
+Rows are sorted by their mean over tasks, which is relative to chance if chance is known. `entries`
+makes the rows, `board` compares and ranks them, `leaderboard_report` and `leaderboard_page` write
+the board.
 """
 
 from __future__ import annotations
@@ -36,14 +37,16 @@ def leaderboard(
     """The board of all runs in `paths`.
 
     Args:
-        paths: files and folders; NAME=PATH gives what is there the name of one row, and the same
-            name again adds tasks or seeds to that row.
-        baseline: the name of a row to which the others' differences are given.
-        allow_different: of `FIELDS`, those in which runs may differ and are compared anyway.
+        paths: files and folders. NAME=PATH makes one row called NAME; the same name again adds
+            tasks or seeds to that row.
+        baseline: the name of the row that all others are compared with.
+        allow_different: names in `FIELDS` in which compared runs may differ.
         metrics: a task is ranked by the first of these that it has.
+        seed: the seed of the bootstrap.
 
     Raises:
-        LatentRefError: no run can be read, or no row is called `baseline`.
+        LatentRefError: no run can be read, no row is called `baseline`, or there is no such field
+            or metric.
     """
     if unknown := [name for name in allow_different if name not in FIELDS]:
         raise LatentRefError(
@@ -53,20 +56,20 @@ def leaderboard(
     entries = entries_of(paths, read, notes)
     left_out = [plain(problem) for problem in read.problems]
     if not entries:
-        where = left_out or [f"{plain(path)}: nothing that lm-eval wrote" for path in paths]
-        raise LatentRefError("; ".join(["no results that can be read", *where]))
+        reasons = left_out or [f"{plain(path)}: no results of lm-eval" for path in paths]
+        raise LatentRefError("; ".join(["no results can be read", *reasons]))
     if metrics != METRICS:
         _check_metrics(metrics, entries)
     return _Builder(entries, notes, left_out, allow_different, metrics, seed).board(baseline)
 
 
 def state_of(paths: Iterable[str | Path]) -> list[tuple[str, int, int]]:
-    """Names, sizes and times of the files that `leaderboard` would read, to notice changes."""
+    """Names, sizes and times of the files that `leaderboard` would read; they show changes."""
     places = [path_of(path)[1] for path in paths]
     files = [file for place in places for file in result_files(Path(place).expanduser())]
     states = []
     for file in files:
-        with contextlib.suppress(OSError):  # gone since the folder was listed
+        with contextlib.suppress(OSError):  # removed after the folder was listed
             stat = file.stat()
             states.append((str(file), stat.st_size, stat.st_mtime_ns))
     return states
@@ -88,14 +91,14 @@ class _Builder:
         self.sign = self._sign()
         self.chance = {task: self._chance(task) for task in self.ranked_by}
         if allowed:
-            self.notes.append(f"compared although they may differ in: {', '.join(allowed)}")
+            self.notes.append(f"rows are compared even if they differ in: {', '.join(allowed)}")
 
     def board(self, baseline: str | None) -> Board:
         rows = sorted((self._row(entry) for entry in self.entries), key=self._order)
         names = [row.name for row in rows]
         if baseline is not None and baseline not in names:
             raise LatentRefError(
-                f"--baseline {plain(baseline)}: no row of that name; it must be one of "
+                f"--baseline {plain(baseline)}: there is no row of this name; it must be one of "
                 + "; ".join(names)
             )
         ranking = Ranking(
@@ -122,15 +125,15 @@ class _Builder:
     # What the board is ranked by.
 
     def _ranked_by(self, metrics: Sequence[str]) -> dict[str, str]:
-        """The tasks of the mean, which all rows or else most of them have, each with its metric."""
+        """For each task in the mean, its metric; these are the tasks that most rows have."""
         names = dict.fromkeys(task for entry in self.entries for task in entry.tasks)
         preferred = {
             task: _preferred([e.tasks[task][0] for e in self.entries if task in e.tasks], metrics)
             for task in names
         }
-        having = {task: sum(task in e.tasks for e in self.entries) for task in names}
-        most = max(having.values(), default=0)
-        common = [task for task in names if having[task] == most]
+        num_rows = {task: sum(task in e.tasks for e in self.entries) for task in names}
+        most = max(num_rows.values(), default=0)
+        common = [task for task in names if num_rows[task] == most]
         if len(common) < len(names):
             others = ", ".join(plain(task) for task in names if task not in common)
             self.notes.append(
@@ -138,15 +141,15 @@ class _Builder:
                 f"{'all' if most == len(self.entries) else 'most'} rows have; not over {others}"
             )
         shares = [task for task in common if self._is_share(task, preferred[task])]
-        # A metric that only all documents together give would leave no pair to test.
+        # A metric that has no value for a single document cannot be tested in pairs.
         shares = [task for task in shares if self._has_pairs(task, preferred[task])] or shares
         if shares and len(shares) < len(common):
             others = ", ".join(plain(task) for task in common if task not in shares)
-            self.notes.append(f"no share of right answers, so not in the mean: {others}")
+            self.notes.append(f"not in the mean, because their metric is not an accuracy: {others}")
         return {task: preferred[task] for task in shares or common[:1]}
 
     def _has_pairs(self, task: str, metric: str) -> bool:
-        """Whether some run's samples give the metric; without any samples it may be so."""
+        """Whether some run's samples have the metric; true if there are no samples."""
         sampled = [t for e in self.entries for t in e.tasks.get(task, ()) if t.columns]
         return not sampled or any(t.paired(metric) for t in sampled)
 
@@ -166,7 +169,7 @@ class _Builder:
         return -1 if any(s and s.higher_is_better is False for s in scores) else 1
 
     def _chance(self, task: str) -> float | None:
-        """The score of guessing on `task`, from any run that knows it; None if none does."""
+        """The score of guessing on `task`, from any run that recorded it; None if none did."""
         known = [
             t.chance for e in self.entries for t in e.tasks.get(task, ()) if t.chance is not None
         ]
@@ -209,18 +212,18 @@ class _Builder:
         return False, -self.sign * first, -self.sign * row.mean, row.name
 
     def _note_machines(self, rows: Sequence[Row]) -> None:
-        for what in ("device", "dtype"):
+        for name in ("device", "dtype"):
             runs = [run for row in rows for run in row.entry.runs]
-            values = {str(getattr(run, what)) for run in runs if getattr(run, what)}
+            values = {str(getattr(run, name)) for run in runs if getattr(run, name)}
             if len(values) > 1:
                 self.notes.append(
-                    f"rows differ in {what}: {', '.join(sorted(map(plain, values)))}; "
+                    f"rows differ in {name}: {', '.join(sorted(map(plain, values)))}; "
                     "rounding alone can change answers"
                 )
 
 
 def _check_metrics(metrics: Sequence[str], entries: Iterable[Entry]) -> None:
-    """Raise LatentRefError on a metric that no task has: another would take its place unsaid."""
+    """Raises LatentRefError for a metric that no task has, which would otherwise be ignored."""
     keys = {key for e in entries for tasks in e.tasks.values() for t in tasks for key in t.scores}
     names = sorted(keys | {key.partition(",")[0] for key in keys})
     if unknown := [metric for metric in metrics if metric not in names]:
@@ -239,7 +242,7 @@ def _preferred(tasks: Sequence[Task], metrics: Sequence[str]) -> str:
 
 
 def _cells(tasks: Sequence[Task]) -> dict[str, Cell]:
-    """The scores of one task, each the mean over the runs (seeds) of a row."""
+    """The scores of one task by metric, averaged over the runs (seeds) of a row."""
     cells = {}
     for metric in dict.fromkeys(key for task in tasks for key in task.scores):
         scores: list[Score] = [t.scores[metric] for t in tasks if metric in t.scores]
@@ -252,7 +255,7 @@ def _cells(tasks: Sequence[Task]) -> dict[str, Cell]:
 
 
 def _stderr_over_seeds(tasks: Sequence[Task], metric: str) -> float | None:
-    """Standard error over documents of the mean over seeds; None if their documents differ."""
+    """Standard error over documents of the mean over seeds; None if the documents differ."""
     name, _, filter_name = metric.partition(",")
     if not all(task.paired(metric) for task in tasks):
         return None

@@ -1,10 +1,10 @@
-"""A leaderboard as one HTML page, which works from disk without a network.
+"""A leaderboard as one HTML file, which needs no network.
 
     Path("board.html").write_text(as_html(board))
 
-The table, the chart of accuracy against cost and the commands are plain HTML and SVG; a script
-sorts, filters, and shows two chosen rows document by document. Everything that comes from data
-sets and models is escaped or set as text.
+The table, the chart of accuracy against cost and the commands are plain HTML and SVG. A script
+sorts and filters rows, and compares two chosen rows document by document. All text from data sets
+and models is escaped.
 
 Array suffix: N documents of a task.
 """
@@ -38,7 +38,7 @@ from lm_eval_latentref.evaluation.templates import render
 from lm_eval_latentref.evaluation.wording import figure, plain, short_name
 
 MAX_TEXT_BYTES = 1_500_000
-"""The most bytes of questions and answers in a page; further documents are only counted."""
+"""The maximum number of bytes of questions and answers; further documents are only counted."""
 _MAX_QUESTION, _MAX_ANSWER = 600, 160
 _QUESTIONS = ("question", "query", "Problem", "problem", "prompt", "input", "ctx", "sentence")
 
@@ -98,7 +98,7 @@ def _rows(board: Board) -> list[dict[str, Any]]:
         rows.append(
             {
                 "name": row.name,
-                "model": row.entry.model_class if _is_of_model(row) else row.entry.model,
+                "model": row.entry.model_class if _has_name_of_model(row) else row.entry.model,
                 "shade": _shade(row),
                 "starts_tier": row.rank_text != before,
                 "cells": _cells(board, row),
@@ -120,7 +120,7 @@ def _shade(row: Row) -> str:
     return "none" if row.rank_by_stderr is None else "by-stderr"
 
 
-def _is_of_model(row: Row) -> bool:
+def _has_name_of_model(row: Row) -> bool:
     """Whether the row's name begins with the name of its model."""
     return row.name.startswith(short_name(row.entry.runs[0].name))
 
@@ -173,7 +173,7 @@ def _difference_cell(board: Board, row: Row) -> dict[str, Any]:
 
 
 def _bars(rows: Sequence[Row]) -> list[dict[str, float] | None]:
-    """Each mean and its 95 % interval as positions from 0 to 100 between the board's extremes."""
+    """Each row's mean and 95 % interval, scaled to 0 to 100 between the board's extremes."""
     reach = [_reach(row) for row in rows]
     known = [ends for ends in reach if ends is not None]
     if not known:
@@ -211,9 +211,9 @@ def _charts(board: Board) -> list[Chart]:
             value = sum(value.values()) if isinstance(value, dict) else value
             points.append((row.name, value, row.mean, row.mean_stderr))
         scale = 1e9 if name == "peak_memory_bytes" else 1.0
-        made = chart(points, label, scale=scale, sign=board.sign)
-        charts += [made] if made else []
-    return sorted(charts, key=lambda made: -len(made.points))
+        drawing = chart(points, label, scale=scale, sign=board.sign)
+        charts += [drawing] if drawing else []
+    return sorted(charts, key=lambda drawing: -len(drawing.points))
 
 
 # Document by document.
@@ -247,7 +247,7 @@ def _data(board: Board) -> dict[str, Any]:
 
 
 def _task_data(board: Board, task: str, metric: str) -> dict[str, Any]:
-    """Which documents each row has right, as bits; None for rows of other documents."""
+    """Which documents each row has right, as bits; None for rows on other documents."""
     name, _, filter_name = metric.partition(",")
     reference = next(row for row in board.rows if row.rank is not None)
     ids_N = reference.entry.tasks[task][0].columns[filter_name].doc_ids
@@ -268,7 +268,7 @@ def _bits(is_right_N: NDArray[np.bool_]) -> str:
 
 
 def _documents(board: Board, tasks: Sequence[dict[str, Any]]) -> Iterator[dict[str, Any]]:
-    """Documents on which rows disagree, from the tasks in turn, as many as there is room for."""
+    """Documents on which rows disagree, up to `MAX_TEXT_BYTES`; the tasks take turns."""
     queues = []
     for number, task in enumerate(tasks):
         known = [values for values in task["values"] if values is not None]
@@ -318,12 +318,12 @@ def _sample(run: Task, filter_name: str, place: int) -> dict[str, Any] | None:
         return None
     try:
         return read_at(run.samples_file, [int(run.columns[filter_name].offsets[place])])[0]
-    except LatentRefError:  # damaged, but not in its scores
+    except LatentRefError:  # the sample is damaged outside its scores
         return None
 
 
 def _question(sample: dict[str, Any]) -> str:
-    """The document's question, or else the end of the prompt."""
+    """The document's question if it has a field for it; otherwise the end of the prompt."""
     document = sample.get("doc")
     if isinstance(document, dict):
         for name in _QUESTIONS:

@@ -1,7 +1,7 @@
 """Writes a leaderboard as text, Markdown, CSV, JSON, HTML, or as entries for the hub.
 
 print(as_text(board))
-save(board, "board.html")           # the suffix says which; a folder gets all of them
+save(board, "board.html")           # the suffix sets the format; a folder gets all formats
 save_eval_results(board, "hub")     # .eval_results/*.yaml for each row
 """
 
@@ -50,8 +50,9 @@ def show(
     Args:
         output: the target of `save`.
         eval_results: the folder of `save_eval_results`.
-        watch: seconds between two looks for new or changed results, until interrupted; None for
-            one look.
+        watch: seconds between two checks for new or changed results, until interrupted; None to
+            read the results once.
+        metric: the `metrics` of `leaderboard`.
     """
     if output is not None:
         check_output(output)
@@ -65,7 +66,7 @@ def show(
         except LatentRefError as error:
             if watch is None:
                 raise
-            say(error)  # missing results may be there at the next look
+            say(error)  # missing results may be there at the next check
         if watch is None:
             return
         before = state
@@ -81,7 +82,7 @@ def _write(board: Board, output: str | None, eval_results: str | None) -> None:
 
 
 def as_json(board: Board) -> dict[str, Any]:
-    """The whole board as JSON values: `rows` in order, `pairs`, and what they were made with."""
+    """The whole board as JSON values: `rows` in order, `pairs`, metrics, notes."""
     return {
         "format": f"{BOARD_FORMAT} 1",
         "rows": [_row_values(board, row) for row in board.rows],
@@ -116,7 +117,7 @@ def as_text(board: Board) -> str:
 
 
 def as_markdown(board: Board) -> str:
-    """A page with the table, and how each row was made."""
+    """A page with the table, and the command of each row."""
     rows = [
         {
             "name": markdown(row.name),
@@ -183,13 +184,16 @@ def check_output(target: str | Path) -> None:
     suffix = Path(target).suffix.lower()
     if suffix and suffix not in WRITERS and not Path(target).is_dir():
         raise LatentRefError(
-            f"-o {plain(target)}: the suffix must be one of {', '.join(WRITERS)}; a name without "
-            "one is a folder for all of them"
+            f"-o {plain(target)}: the suffix must be one of {', '.join(WRITERS)}; a name without a "
+            "suffix is a folder for all formats"
         )
 
 
 def save(board: Board, target: str | Path) -> list[Path]:
-    """Writes the board in the format of `target`'s suffix, or in all formats into that folder."""
+    """Writes the board into the file `target`, in the format of its suffix.
+
+    A `target` without a suffix is a folder, which gets all formats. Returns the written files.
+    """
     check_output(target)
     path = Path(target)
     write = WRITERS.get(path.suffix.lower())
@@ -237,7 +241,7 @@ def save_eval_results(board: Board, folder: str | Path) -> list[Path]:
             files.append(file)
     if skipped:
         board.notes.append(
-            f"not written to {plain(folder)}, as their data sets have no id on the hub: "
+            f"not written to {plain(folder)}, because their data sets have no id on the hub: "
             + ", ".join(sorted(skipped))
         )
     return files
@@ -311,7 +315,7 @@ def _row_values(board: Board, row: Row) -> dict[str, Any]:
 
 
 def _hub_id(row: Row, task: Task) -> str | None:
-    """The id on the hub of the data set that lm-eval or our own task loads; None if it has none."""
+    """The hub's id of the data set that the task loads; None if it is not on the hub."""
     path = task.config.get("dataset_path")
     if isinstance(path, str) and re.fullmatch(r"[\w.-]+/[\w.-]+", path):
         return path
@@ -328,7 +332,7 @@ def _notes(row: Row, task: Task, metric: str, cell: Cell) -> str:
 
 
 def _folders(names: Sequence[str]) -> list[str]:
-    """A folder's name for each row, with a number where several would be the same."""
+    """A folder name for each row; a number is added to names that would be the same."""
     slugs = [_slug(name) for name in names]
     return [
         slug if slugs.index(slug) == place else f"{slug}-{place + 1}"
@@ -345,5 +349,5 @@ def _inert_value(value: Any) -> Any:
 
 
 def _inert(text: str) -> str:
-    """`text` so that a spreadsheet does not read it as a formula."""
+    """`text`, escaped so that a spreadsheet does not read it as a formula."""
     return f"'{text}" if text[:1] in "=+-@" else text

@@ -1,6 +1,6 @@
-"""Puts studies of several tasks on one page, next to the figures of the paper.
+"""The page of several studies of the same sets, with the paper's figures beside ours.
 
-    save_overview(run_studies(...), "results/smollm2-135m", command="latentref study ...")
+    page = overview_page(studies, pages, command="latentref study ...")
 
 Each study also has its own page in a subfolder. All pages are made from the same JSON values.
 """
@@ -43,14 +43,14 @@ SOURCE = "Wang et al., arXiv:2506.08552: GPT-2 (117M), exact match, mean of 3 se
 
 @dataclass(frozen=True, kw_only=True)
 class Reported:
-    """One benchmark in the paper."""
+    """The paper's results on one benchmark."""
 
     accuracy: Mapping[str, float]
-    """In percent by row."""
+    """Accuracy in percent, by row."""
     exact: Collection[str] = ()
-    """Rows of the paper's table; others are read off its figure, so approximate."""
+    """Rows from the paper's table; values of other rows are read off its figure."""
     tokens: Mapping[str, float] = field(default_factory=dict)
-    """Generated for each query by row; "both" is latent reasoning."""
+    """Generated tokens per query, by row; "both" is latent reasoning."""
 
 
 _MATHQA_TABLE = {"Coconut": 38.25, "+ residual": 40.02, "+ search": 39.79, "both": 40.20}
@@ -73,17 +73,17 @@ REPORTED: Mapping[str, Reported] = {
     "latentref_strategyqa": Reported(accuracy=_figure(50.6, 57.5, 59.4, 62.0)),
     "latentref_prosqa": Reported(accuracy=_figure(75.0, 77.5, 82.0, 85.7)),
 }
-"""What the paper reports, by our task of the same benchmark."""
+"""The paper's results, by our task for the same benchmark."""
 
 OTHER_BACKBONES: Mapping[str, Mapping[str, float]] = {
     "Qwen-2.5 1.5B": {"Coconut": 42.29, "both": 43.04},
     "LLaMA-3.2 3B": {"Coconut": 39.30, "both": 41.10},
 }
-"""On MathQA, with LoRA."""
+"""The paper's accuracy of other backbones on MathQA with LoRA, in percent."""
 
 
 def place(task: str) -> str:
-    """The results.json of a task's study, relative to the folder of the page of all."""
+    """The path of a task's results.json, relative to the folder of the overview."""
     return f"{task.removeprefix('latentref_')}/{RESULTS}"
 
 
@@ -91,7 +91,7 @@ def overview_json(studies: Contents, pages: Mapping[str, str], *, command: str) 
     """The paper's figures, each task's mean over the sets, and all problems pooled.
 
     Args:
-        pages: the results.json of each task, relative to that of all.
+        pages: the path of each task's results.json, relative to the overview's.
     """
     names = ("problems", "chance", "majority_answer", "mean_over_sets")
     return {
@@ -106,10 +106,10 @@ def overview_json(studies: Contents, pages: Mapping[str, str], *, command: str) 
             for task, study in studies.items()
         },
         "pooled": {
-            each.folder: {
-                name: pooled(studies, each.number, name) for name in _refined(studies, each.number)
+            part.folder: {
+                name: pooled(studies, part.number, name) for name in _refined(studies, part.number)
             }
-            for each in _sets(studies)
+            for part in _sets(studies)
         },
         "reported_by": SOURCE,
     }
@@ -148,11 +148,11 @@ def benchmarks(studies: Contents) -> dict[str, Content]:
 
 
 def overview_page(studies: Contents, pages: Mapping[str, str], *, command: str) -> str:
-    """Accuracy, what refinement buys, the paper's figures, what it costs, and where the rest is."""
+    """The page: accuracies, gains of refinement, the paper's figures, costs, tried settings."""
     made: list[Any] = []
     for study in studies.values():
         made += [origins for origins in study["made_with"] if origins not in made]
-    folders = dict.fromkeys(Path(each.folder).name for each in _sets(studies))
+    folders = dict.fromkeys(Path(part.folder).name for part in _sets(studies))
     return page(
         "overview.md.j2",
         folders=", ".join(folders),
@@ -172,7 +172,7 @@ def overview_page(studies: Contents, pages: Mapping[str, str], *, command: str) 
 
 
 def _note(folder: str) -> str | None:
-    """What the set's latentref.json says before its figures are read."""
+    """The note in the set's latentref.json; None without a note."""
     place = local_folder(folder)
     path = place and place / MANIFEST_NAME
     return read_manifest(path).note if path and path.is_file() else None
@@ -190,15 +190,15 @@ def _sets(studies: Contents) -> list[_Set]:
 
 
 def _names(studies: Contents) -> list[str]:
-    there = {name for study in studies.values() for name in study["mean_over_sets"]}
-    rows = [f"{name}{how}" for name in (*BASELINES, COCONUT) for how in ("", WITHOUT_STEPS)]
-    return [name for name in (*rows, *REFINED) if name in there]
+    present = {name for study in studies.values() for name in study["mean_over_sets"]}
+    rows = [f"{name}{suffix}" for name in (*BASELINES, COCONUT) for suffix in ("", WITHOUT_STEPS)]
+    return [name for name in (*rows, *REFINED) if name in present]
 
 
 def _refined(studies: Contents, number: int) -> list[str]:
-    """The refined rows that the set of this number has in any task: a grid may leave some out."""
-    there = {name for study in studies.values() for name in study["sets"][number]["rows"]}
-    return [name for name in REFINED if name in there]
+    """The refined rows that set `number` has in any task; a grid may leave some out."""
+    present = {name for study in studies.values() for name in study["sets"][number]["rows"]}
+    return [name for name in REFINED if name in present]
 
 
 def _accuracy(studies: Contents, pages: Mapping[str, str]) -> str:
@@ -217,24 +217,24 @@ def _gains(studies: Contents) -> str:
     rows = []
     for task, study in studies.items():
         for name in (name for name in REFINED if name in study["mean_over_sets"]):
-            of_sets = [each["rows"][name] for each in study["sets"] if name in each["rows"]]
+            of_sets = [part["rows"][name] for part in study["sets"] if name in part["rows"]]
             tests = [row["against_coconut"]["test"] for row in of_sets]
             difference = points(study["mean_over_sets"][name]["against_coconut"])
             p_values = ", ".join(f"{test['p_value']:.3g}" for test in tests)
             margins = "; ".join(filter(None, map(margin_gain, of_sets)))
             rows.append((task, name, difference, p_values, margins))
     if len(benchmarks(studies)) > 1:
-        for each in _sets(studies):
-            for name in _refined(studies, each.number):
-                all_of = pooled(studies, each.number, name)
-                difference, p_value = points(all_of["difference"]), all_of["test"]["p_value"]
-                where = markdown(f"all tasks, {each.folder}")
-                rows.append((where, name, difference, f"{p_value:.3g}", ""))
+        for part in _sets(studies):
+            for name in _refined(studies, part.number):
+                total = pooled(studies, part.number, name)
+                difference, p_value = points(total["difference"]), total["test"]["p_value"]
+                label = markdown(f"all tasks, {part.folder}")
+                rows.append((label, name, difference, f"{p_value:.3g}", ""))
     return table(["task", "row", "accuracy", "p", "margin"], rows)
 
 
 def _reported(studies: Contents) -> str:
-    """Ours and the paper's rows beside each other."""
+    """A table of our accuracies and the paper's."""
     names, rows = _names(studies), []
     for task, study in studies.items():
         means = study["mean_over_sets"]
@@ -247,8 +247,8 @@ def _reported(studies: Contents) -> str:
                 f"{'' if name in paper.exact else '~'}{values[name]:g}" if name in values else ""
                 for name in names
             ]
-            about = "" if {"both", COCONUT} <= set(paper.exact) else "~"
-            gain = f"{about}{values['both'] - values[COCONUT]:+.2f}"
+            approximate = "" if {"both", COCONUT} <= set(paper.exact) else "~"
+            gain = f"{approximate}{values['both'] - values[COCONUT]:+.2f}"
             rows.append([task, "paper", *theirs, gain])
     return table(["task", "", *names, "gain of both over Coconut, points"], rows)
 
@@ -265,12 +265,12 @@ _COSTS: Mapping[str, Callable[[Content], str]] = {
 def _costs(studies: Contents) -> str:
     names, rows = _names(studies), []
     for task, study in studies.items():
-        for what, shown in _COSTS.items():
+        for label, text_of in _COSTS.items():
             cells = []
             for name in names:
-                of_sets = [each["rows"][name] for each in study["sets"] if name in each["rows"]]
-                cells.append(" / ".join(filter(None, map(shown, of_sets))))
-            rows.append([task, what, *cells])
+                of_sets = [part["rows"][name] for part in study["sets"] if name in part["rows"]]
+                cells.append(" / ".join(filter(None, map(text_of, of_sets))))
+            rows.append([task, label, *cells])
         if (paper := REPORTED.get(task)) and paper.tokens:
             theirs = paper.tokens
             cells = [f"{theirs[name]:g}" if name in theirs else "" for name in names]

@@ -1,4 +1,4 @@
-"""Figures, drawn with matplotlib into PNG files: the heat map of a sweep.
+"""Draws the heat map of a sweep with matplotlib, into a PNG file.
 
     heat_map(result.outcomes, "sweep.png", title="latentref_mathqa_mc_dev, 447 documents")
 
@@ -16,10 +16,10 @@ from lm_eval_latentref.evaluation.settings import Outcome, Setting
 
 
 def heat_map(outcomes: Sequence[Outcome], path: str | os.PathLike[str], *, title: str) -> None:
-    """Mean margins over memory rate and step size, one panel for each T and S.
+    """Draws mean margins over memory rate and step size, with one panel for each T and S.
 
-    Each cell says margin and accuracy, each with its standard error; a cell that has no outcome
-    stays blank. Raises LatentRefError when matplotlib is missing.
+    A cell shows margin and accuracy with their standard errors; without an outcome it is blank.
+    Raises LatentRefError if matplotlib is missing.
     """
     panels = _panels(outcomes)
     rates = sorted({outcome.setting.memory_rate for outcome in outcomes})
@@ -48,18 +48,18 @@ def heat_map(outcomes: Sequence[Outcome], path: str | os.PathLike[str], *, title
 
 
 def figure_class() -> Any:
-    """matplotlib's Figure, which needs no window; LatentRefError when matplotlib is missing."""
+    """matplotlib's Figure, which needs no display; raises LatentRefError without matplotlib."""
     try:
         from matplotlib.figure import Figure
     except ImportError as error:
         raise LatentRefError(
-            "no figure is drawn, for matplotlib is missing; pip install 'lm-eval-latentref[plots]'"
+            "no figure is drawn: matplotlib is missing; pip install 'lm-eval-latentref[plots]'"
         ) from error
     return Figure
 
 
 def _panels(outcomes: Sequence[Outcome]) -> list[tuple[int, int]]:
-    """Numbers of thoughts and of search steps, where there is anything to refine."""
+    """The (T, S) of each panel; T without thoughts to refine are left out."""
     refined = {
         (outcome.setting.latent_steps, outcome.setting.search_steps)
         for outcome in outcomes
@@ -71,7 +71,7 @@ def _panels(outcomes: Sequence[Outcome]) -> list[tuple[int, int]]:
         if outcome.setting.step_size
     }
     with_search = {steps for steps, _ in searching}
-    # Settings without search have S = 1; they get a panel only if no setting has one.
+    # Settings without search have S = 1. They get a panel only if no setting of this T searches.
     return sorted(searching | {pair for pair in refined if pair[0] not in with_search}) or [(0, 1)]
 
 

@@ -2,7 +2,7 @@
 
     {"versions": versions(), "machine": machine(), "command": command()}
 
-None of it names a person or a place on disk.
+It contains no names of persons and no paths outside the command.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ def versions() -> dict[str, str]:
 
 
 def machine() -> dict[str, Any]:
-    """Processor, threads and accelerator that this process computes with."""
+    """Processor, threads and GPU of this process."""
     import torch
 
     cuda = torch.cuda.is_available()

@@ -1,9 +1,9 @@
-"""Formats figures, writes the files of all pages, and makes the page of a sweep.
+"""Formats numbers, writes the files of all pages, and makes the page of a sweep.
 
     page("study.md.j2", content=content)                    # the prose is in `templates`
     save(content, "results/mine", text)                     # results.json and README.md
 
-A page is made from its JSON values alone, so the file read back gives the same page.
+A page is made from its JSON values alone, so results.json is enough to make it again.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ Content = Mapping[str, Any]
 
 
 def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """A Markdown table, all columns aligned on the left."""
+    """A Markdown table with all columns aligned on the left."""
     return aligned(head, rows, numbers_from=len(head))
 
 
@@ -47,19 +47,19 @@ def percent(share: float) -> str:
 
 
 def plus_minus(values: Content, name: str = "accuracy") -> str:
-    """A share with its standard error, in percent."""
+    """`values[name]`, a share, with its standard error, in percent."""
     error = values[f"{name}_stderr"]
     return f"{percent(values[name])} +- {percent(math.nan if error is None else error)}"
 
 
 def points(interval: Content) -> str:
-    """A difference of shares with its interval, in points."""
+    """A difference of shares with its interval, in percentage points."""
     mean, low, high = (100 * interval[name] for name in ("mean", "low", "high"))
     return f"{mean:+.2f} [{low:+.2f}, {high:+.2f}]"
 
 
 def nats(interval: Content, digits: int = 3) -> str:
-    """A difference of margins with its interval."""
+    """A difference of margins with its interval, in nats."""
     mean, low, high = (f"{interval[name]:+.{digits}f}" for name in ("mean", "low", "high"))
     return f"{mean} [{low}, {high}]"
 
@@ -70,7 +70,7 @@ def with_unit(label: str) -> str:
 
 
 def setting_of(content: Content) -> Setting:
-    """The setting of one row of a sweep's JSON."""
+    """The setting of an entry of a sweep's `settings`."""
     return Setting(
         latent_steps=content["latent_steps"],
         memory_rate=content["memory_rate"],
@@ -83,8 +83,8 @@ def margin_meaning(is_free: bool) -> str:
     """The definition of a margin, for tasks with free answers or with candidates."""
     if is_free:
         return (
-            "log-likelihood of the gold answer with its end of sequence (answers are free; right "
-            "is what greedy decoding writes so)"
+            "log-likelihood of the gold answer with its end of sequence (answers are free text; an "
+            "answer is right if greedy decoding writes it)"
         )
     return "log-likelihood of the gold answer minus the best other"
 
@@ -101,12 +101,12 @@ def page(template: str, **values: Any) -> str:
 
 
 def origin(made: Iterable[Content]) -> str:
-    """A section with the versions and machines that results were made with."""
+    """A section with the versions and machines of the runs."""
     return page("made_with.md.j2", made=list(made)).rstrip("\n")
 
 
 def margin_gain(row: Content) -> str:
-    """The difference of a row's mean margin from Coconut's, where candidates were compared."""
+    """The difference of a row's mean margin from Coconut's; empty if no candidates were scored."""
     against = row["margin_against_coconut"]
     return nats(against["margin_difference"]) if against and against["margin_difference"] else ""
 
@@ -115,7 +115,10 @@ def margin_gain(row: Content) -> str:
 
 
 def save(content: Content, folder: str | os.PathLike[str], text: str) -> str:
-    """Writes results.json and README.md, which ends with links to the other pages in `folder`."""
+    """Writes results.json and README.md; links to other pages in `folder` are added to the text.
+
+    Returns the text of README.md.
+    """
     path = Path(folder)
     with saving(path):
         path.mkdir(parents=True, exist_ok=True)
@@ -126,7 +129,7 @@ def save(content: Content, folder: str | os.PathLike[str], text: str) -> str:
 
 
 def save_as(content: Content, file: str | os.PathLike[str], text: str) -> str:
-    """Writes the page `file`, and its content into the .json file of the same name."""
+    """Writes `text` into `file`, and `content` into the .json file of that name; returns `text`."""
     check_file(file)
     path = Path(file)
     with saving(path):
@@ -137,11 +140,11 @@ def save_as(content: Content, file: str | os.PathLike[str], text: str) -> str:
 
 
 def check_file(file: str | os.PathLike[str]) -> None:
-    """Raises LatentRefError unless `file` can be a page, with a .json of the same name beside."""
+    """Raises LatentRefError unless `file` ends in .md and can be written."""
     path = Path(file)
     if path.suffix != ".md" or path.is_dir():
         raise LatentRefError(
-            f"{path} is no name of a page; give a file that ends in .md, for example thoughts.md"
+            f"{path} is not the name of a page; give a file that ends in .md, such as thoughts.md"
         )
     check_place(path, is_folder=False)
 
@@ -149,7 +152,7 @@ def check_file(file: str | os.PathLike[str]) -> None:
 def check_kind(folder: str | os.PathLike[str], wanted: str) -> None:
     """Raises LatentRefError if `folder` has a results.json of another kind than `wanted`.
 
-    Otherwise its page would be overwritten.
+    Writing there would overwrite it.
     """
     path = Path(folder) / RESULTS
     try:
@@ -159,7 +162,7 @@ def check_kind(folder: str | os.PathLike[str], wanted: str) -> None:
     kind, other = (name.rpartition(" ")[0] for name in (wanted, str(present)))
     if kind != other:
         raise LatentRefError(
-            f"{path} is a {other!r}, which a {kind!r} would overwrite; give another folder"
+            f"{path} holds a {other!r}, which a {kind!r} would overwrite; give another folder"
         )
 
 
@@ -182,7 +185,7 @@ ROW_NAMES = {
 
 
 def sweep_page(content: Content) -> str:
-    """The page: all settings, the best of each row, the recommendation, power and cost."""
+    """The page: all settings, the best setting of each row, the recommendation, power and cost."""
     by_label = {tried["label"]: tried for tried in content["settings"]}
     settings = sorted(
         content["settings"], key=lambda tried: (ROWS.index(tried["row"]), setting_of(tried))
@@ -219,7 +222,7 @@ _JUDGED = (
 
 
 def _judged_rows(judged: Content) -> list[Sequence[str]]:
-    """A line for each row, followed by one for each number of steps if there are several."""
+    """A line for each row, followed by a line for each number of steps if there are several."""
     lines: list[Sequence[str]] = []
     for row, outcome in judged["rows"].items():
         lines.append(

@@ -1,14 +1,14 @@
-"""Reads lm-eval's results of any model: everything in its output folders.
+"""Reads the results and samples that lm-eval wrote for any model.
 
     results = read_results(["results/", "other/run.json"])
     for run in results.runs:
         run.tasks["mathqa"].scores["acc,none"].value
-        run.tasks["mathqa"].columns["none"].values["acc"]      # one number a document
+        run.tasks["mathqa"].columns["none"].values["acc"]      # one number per document
     for problem in results.problems:
         print(problem)                                         # a file that was left out, and why
 
-It reads results of lm-eval 0.4.8 up to its current main branch, with or without samples, of one
-process or several. Files are recognised by their content. A samples file is assigned to its run by
+It reads results of lm-eval 0.4.8 up to its current main branch, with or without samples, of one or
+several processes. Files are recognised by their content. A samples file is assigned to its run by
 lm-eval's hash of the samples, by the date and task in its name, and by the means of its scores.
 """
 
@@ -28,13 +28,13 @@ from lm_eval_latentref.errors import LatentRefError
 from lm_eval_latentref.evaluation.samples import SAMPLES_NAME, Column, Samples, read_samples
 
 BOARD_FORMAT = "lm-eval-latentref leaderboard"
-"""The `format` of a leaderboard in JSON, followed by a version number."""
+"""The beginning of `format` in a leaderboard's JSON; a version number follows."""
 _SUFFIXES = (".json", ".jsonl")
 _ENVIRONMENT = {
     "torch": re.compile(r"^PyTorch version: (.+)$", re.MULTILINE),
     "cpu": re.compile(r"^Model name: (.+)$", re.MULTILINE),
 }
-"""Lines in the text that lm-eval takes from torch.utils.collect_env."""
+"""Lines of torch.utils.collect_env, whose output lm-eval records."""
 _RESULTS_NAME = re.compile(r"results_(?P<date>\d{4}-\d\d-\d\dT[\d.-]+)\.json")
 _PROMPTING = ("chat_template", "system_instruction", "fewshot_as_multiturn")
 _MOST = 1e150  # the square of a larger number is infinite
@@ -47,13 +47,14 @@ class Score:
 
     value: float
     stderr: float | None
-    """None if lm-eval records none ("N/A")."""
+    """None if lm-eval recorded "N/A"."""
     higher_is_better: bool | None
+    """None if the task does not say so."""
 
 
 @dataclass(kw_only=True)
 class Task:
-    """One task of a run, or a group of tasks."""
+    """The results of one task, or of a group of tasks."""
 
     name: str
     version: Any
@@ -64,7 +65,7 @@ class Task:
     scores: dict[str, Score]
     """Scores by lm-eval's name of metric and filter, such as "acc,none"."""
     chance: float | None
-    """The score of guessing, from the task's metadata or the number of candidates, if known."""
+    """The score of guessing, by the task's metadata or number of candidates; None if unknown."""
     config: Mapping[str, Any]
     """The task's configuration as lm-eval records it."""
     columns: Mapping[str, Column] = field(default_factory=dict)
@@ -106,16 +107,17 @@ class Run:
     versions: Mapping[str, str]
     """The versions of lm-eval, transformers and torch, and the `cpu`, if they are recorded."""
     seconds: float | None
-    """The time of the whole evaluation, with loading."""
+    """The time of the whole evaluation, including loading."""
     task_hashes: Mapping[str, str]
+    """lm-eval's hash of the samples of each task."""
     environment: str
-    """torch's description of the machine."""
+    """The machine, as described by torch.utils.collect_env."""
     prompting: Mapping[str, Any]
     """`chat_template`, `system_instruction` and `fewshot_as_multiturn`, as lm-eval records them."""
 
     @property
     def device(self) -> str | None:
-        """The device given to lm-eval; "cpu" if that was a GPU and there was none."""
+        """The device given to lm-eval; "cpu" if that was a GPU but the machine had none."""
         device = self.config.get("device")
         if "Is CUDA available: False" in self.environment and str(device).startswith("cuda"):
             return "cpu"
@@ -138,7 +140,7 @@ class Run:
 
     @property
     def settings(self) -> Mapping[str, Any]:
-        """This package's record of thoughts, refinement, checkpoints and data; empty for others."""
+        """The settings that this package's model recorded; empty for other models."""
         settings = self.config.get("latentref")
         return settings if isinstance(settings, Mapping) else {}
 
@@ -161,14 +163,15 @@ class Problem:
 
 @dataclass
 class Results:
-    """All runs of some files and folders."""
+    """The runs in some files and folders."""
 
     runs: list[Run] = field(default_factory=list)
     problems: list[Problem] = field(default_factory=list)
+    """The files that were left out."""
 
 
 def read_results(paths: Iterable[str | Path], *, samples: bool = True) -> Results:
-    """The runs in `paths` (files, and folders with their subfolders), by file name.
+    """The runs in `paths` (files, and folders with their subfolders), sorted by file name.
 
     Args:
         samples: whether logged samples are read as well.
@@ -178,7 +181,7 @@ def read_results(paths: Iterable[str | Path], *, samples: bool = True) -> Result
     seen: set[Path] = set()
     for path in map(Path, paths):
         place = path.expanduser()
-        if not (place.is_file() or place.is_dir()):  # a pipe would be read without end
+        if not (place.is_file() or place.is_dir()):  # for example a pipe
             results.problems.append(Problem(path, "no such file or folder"))
     for file in (file for path in paths for file in result_files(Path(path).expanduser())):
         if (resolved := file.resolve()) in seen:
@@ -201,7 +204,9 @@ def read_results(paths: Iterable[str | Path], *, samples: bool = True) -> Result
 
 def read_run(file: Path) -> Run:
     """The run of a results file, without its samples; raises LatentRefError for any other file."""
-    content = read_json_object(file, advice="half-written, or no results of lm-eval? run it again")
+    content = read_json_object(
+        file, advice="it is incomplete or not a results file of lm-eval: run it again"
+    )
     if not isinstance(content.get("results"), dict) or not isinstance(content.get("config"), dict):
         raise LatentRefError(f"{file} holds no results of lm-eval; give what --output_path wrote")
     try:
@@ -270,7 +275,7 @@ def _task(name: str, content: Mapping[str, Any]) -> Task:
 
 
 def _join(samples: Samples, runs: Sequence[Run]) -> None:
-    """Adds samples to the task that they belong to; LatentRefError if that is not certain."""
+    """Adds samples to their task; raises LatentRefError if several tasks are possible."""
     near = [run for run in runs if run.file.parent == samples.file.parent] or runs
     owners = [(run, task) for run in near for task in run.tasks.values()]
     named = SAMPLES_NAME.fullmatch(samples.file.name)
@@ -281,19 +286,19 @@ def _join(samples: Samples, runs: Sequence[Run]) -> None:
         lambda run, task: task.samples_file is None and _adds_up(samples, task),
     ]
     for fits in narrower:
-        # A test that no task passes is ignored: files may be renamed, and old ones have no hashes.
+        # A test that no task passes is ignored: files may be renamed, old files have no hashes.
         owners = [owner for owner in owners if fits(*owner)] or owners
     if len(owners) != 1 or not any(fits(*owners[0]) for fits in narrower):
         raise LatentRefError(
-            f"{samples.file}: it is not certain of which task these samples are; keep them in the "
-            "folder of their results file, by the name that lm-eval gave them"
+            f"{samples.file}: the task of these samples is not certain; keep the file beside its "
+            "results file, under the name that lm-eval gave it"
         )
     _, task = owners[0]
     for name, column in samples.columns.items():
         if task.num_documents is not None and len(column.doc_ids) != task.num_documents:
             raise LatentRefError(
                 f"{samples.file} holds {len(column.doc_ids)} of {task.num_documents} documents "
-                f"(filter {name}): half-written; run it again"
+                f"(filter {name}), so it is incomplete; run it again"
             )
     task.columns, task.samples_file = samples.columns, samples.file
     if task.chance is None:
@@ -312,7 +317,7 @@ def _adds_up(samples: Samples, task: Task) -> bool:
 
 
 def _chance_of_choices(task: Task) -> float | None:
-    """The mean over documents of 1 / (number of candidates); None unless one is to be chosen."""
+    """The mean over documents of 1 / (number of candidates); None unless the task is a choice."""
     if task.config.get("output_type") != "multiple_choice" or task.config.get("process_results"):
         return None
     num_N = next(iter(task.columns.values())).num_requests
@@ -320,10 +325,10 @@ def _chance_of_choices(task: Task) -> float | None:
 
 
 def result_files(path: Path) -> list[Path]:
-    """`path`, or the files below it that may be results or samples; empty if it does not exist.
+    """The files at or below `path` that may be results or samples; empty if it does not exist.
 
-    A results file with the name that lm-eval gives it brings the samples that were logged with it.
-    Leaderboards that were written into the same folder are left out.
+    If `path` is a results file with lm-eval's name for it, its samples are included. Leaderboards
+    that were written into a folder of results are left out.
     """
     if path.is_dir():
         files = sorted(p for p in path.rglob("*") if p.suffix in _SUFFIXES and p.is_file())
@@ -338,15 +343,15 @@ def _is_board(file: Path) -> bool:
         with file.open("rb") as content:
             return BOARD_FORMAT.encode() in content.read(200)
     except OSError:
-        return False  # reported when it is read
+        return False  # reading the file reports the error
 
 
 def _holds_samples(file: Path) -> bool:
-    """Whether the first line is a sample; that of a results file is "{" or the whole file."""
+    """Whether the first line is a sample. In a results file, it is "{" or the whole file."""
     with reading(file), file.open("rb") as lines:
         line = lines.readline()
     if not line:
-        raise LatentRefError(f"{file} is empty: half-written? run it again")
+        raise LatentRefError(f"{file} is empty; run the evaluation again")
     try:
         return isinstance(sample := json.loads(line), dict) and "doc_id" in sample
     except (ValueError, RecursionError):

@@ -1,11 +1,11 @@
-"""Runs evaluations through lm-eval, and keeps each in a folder so that none is repeated.
+"""Runs evaluations through lm-eval, and keeps their results so that none is repeated.
 
     runs = Runs(batch_size=100)
     run = runs.evaluate({"pretrained": "graph-small"}, task="latentref_graph", folder="out/coconut")
     run.accuracy, run.command, run.tokens_per_document
 
-If the folder already holds results of the same command, checkpoints, data and release, these are
-read.
+If the folder already holds results of the same command, checkpoints, data and release, they are
+read and nothing is run.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ logger = logging.getLogger(__name__)
 DONE = "done.json"
 RESULTS = "results_*.json"
 SAMPLES = "samples_*.jsonl"
-"""The files that lm-eval writes, one of each for a task."""
+"""The names of the two files that lm-eval writes for a task."""
 PACKAGE = "lm-eval-latentref"
 _WORKING = ("encode", "think", "decode")
 
@@ -50,28 +50,28 @@ class StudyRun:
     """A finished evaluation of one task."""
 
     command: str
-    """The command line that repeats it."""
+    """The command line that repeats the evaluation."""
     answers: Answers
     cost: Mapping[str, Any]
     """The report of `accounting.Accounting`."""
     targets: tuple[str, ...]
-    """Each document's right answer."""
+    """The right answer of each document."""
     num_steps: tuple[int | None, ...]
-    """Of each document's gold reasoning; None where the task's documents have none."""
+    """The number of gold steps of each document; None if the document has no steps."""
     made_with: Mapping[str, Any]
     """The `versions` and `machine` of the process that ran it."""
     checkpoints: tuple[str, ...]
-    """Fingerprints of the backbone and, if the set has them, of strong and weak."""
+    """Fingerprints of the backbone, and of strong and weak if the set has references."""
 
     @property
     def metric(self) -> str:
-        """The metric that `values` are of."""
+        """The name of the metric in `values`."""
         (metric,) = self.answers.metrics.values()
         return metric
 
     @property
     def values(self) -> list[float]:
-        """The task's metric for each document."""
+        """The metric's value for each document."""
         return [answer.value for answer in self._by_document()]
 
     @property
@@ -90,30 +90,30 @@ class StudyRun:
 
     @property
     def tied(self) -> float | None:
-        """Share of documents whose likeliest candidates are equal; None if none were scored."""
+        """Share of documents with several likeliest candidates; None if none were scored."""
         tied = [answer.tied for answer in self._by_document() if answer.tied is not None]
         return sum(tied) / len(tied) if tied else None
 
     @property
     def commonest_choice(self) -> float | None:
-        """Share of documents with the most frequently chosen place; None if none were scored."""
+        """Share of the most frequently chosen index of a candidate; None if none were scored."""
         chosen = [answer.choice for answer in self._by_document() if answer.choice is not None]
         return Counter(chosen).most_common(1)[0][1] / len(chosen) if chosen else None
 
     @property
     def tokens_per_document(self) -> float:
-        """The number of generated text tokens, without end of sequence and thoughts."""
+        """The mean number of generated text tokens, without end of sequence and thoughts."""
         return float(self.cost["tokens_generated"] / len(self.values))
 
     @property
     def seconds_per_document(self) -> float:
-        """The time of encoding, thinking, and writing or scoring, without loading."""
+        """The mean time of encoding, thinking, and writing or scoring, without loading."""
         seconds = sum(self.cost["seconds"][phase] for phase in _WORKING)
         return float(seconds / len(self.values))
 
     @property
     def peak_memory(self) -> int | None:
-        """Bytes of tensors on the GPUs; None on a CPU, as that would include earlier runs."""
+        """Peak bytes of tensors on the GPUs; None on a CPU, whose peak includes earlier runs."""
         peaks = self.cost["peak_memory_bytes"]
         return sum(num for place, num in peaks.items() if place != "host") or None
 
@@ -130,8 +130,8 @@ class StudyRun:
 class Runs:
     """Evaluations one after another, with the same batch size and on the same device.
 
-    Names are resolved once. The model loaded last is kept for the next run, if that differs only in
-    its refinement or task.
+    Names are resolved once. The last model is used again if the next run differs only in refinement
+    or task.
 
     Args:
         device: None for the GPU if there is one.
@@ -154,9 +154,9 @@ class Runs:
         self._model: LatentRefLM | None = None
 
     def evaluate(self, model_args: Mapping[str, Any], *, task: str, folder: str | Path) -> StudyRun:
-        """Runs `task` with lm-eval, logging samples below `folder`, or reads the results there.
+        """Runs `task` with lm-eval and logs samples below `folder`, or reads the results there.
 
-        Raises LatentRefError for arguments that the model cannot use.
+        Raises LatentRefError if the model cannot use `model_args`.
         """
         folder = Path(folder)
         command = self._command(model_args, task)
@@ -204,7 +204,7 @@ class Runs:
             model=model,
             model_args=dict(model_args),
             tasks=[task],
-            # lm-eval's own tasks are not needed, and reading them takes seconds.
+            # Reading lm-eval's own tasks, which are not needed, takes seconds.
             task_manager=TaskManager(include_path=str(tasks_path()), include_defaults=False),
             limit=self._limit,
             log_samples=True,
@@ -216,11 +216,11 @@ class Runs:
         tracker.save_results_samples(task_name=task, samples=samples[task])
 
     def _load(self, model_args: Mapping[str, Any], plan: SetPlan, prints: list[str]) -> LatentRefLM:
-        """The model of `model_args`: the last one with another refinement, if that is enough.
+        """The model of `model_args`; the last model is used again if only its refinement differs.
 
         Args:
             plan: the resolved names.
-            prints: the fingerprints of its checkpoints.
+            prints: the fingerprints of the checkpoints.
         """
         given = {name: model_args[name] for name in OPTION_NAMES if name in model_args}
         _, config = plan_run(plan, given)
@@ -254,13 +254,13 @@ def evaluate(
     batch_size: int = 100,
     limit: int | None = None,
 ) -> StudyRun:
-    """One evaluation; see `Runs`."""
+    """Runs or reads one evaluation, as `Runs.evaluate` does."""
     runs = Runs(batch_size=batch_size, limit=limit)
     return runs.evaluate(model_args, task=task, folder=folder)
 
 
 def _is_done(folder: Path, identity: Mapping[str, Any]) -> bool:
-    # If two runs shared the folder, it is not known which results belong to which.
+    # If there are results of several runs, it is not known which of them are ours.
     if any(len(list(folder.rglob(pattern))) != 1 for pattern in (RESULTS, SAMPLES)):
         return False
     try:
@@ -270,11 +270,11 @@ def _is_done(folder: Path, identity: Mapping[str, Any]) -> bool:
         data = done.get("data", {})
     except (OSError, ValueError, KeyError, TypeError):
         return False
-    return same and release == versions().get(PACKAGE) and _is_at_hand(data)
+    return same and release == versions().get(PACKAGE) and _is_unchanged(data)
 
 
-def _is_at_hand(data: Mapping[str, Mapping[str, Any]]) -> bool:
-    """Whether published splits are unchanged; generated ones are the same within a release."""
+def _is_unchanged(data: Mapping[str, Mapping[str, Any]]) -> bool:
+    """Whether published splits are unchanged; generated splits only change with the release."""
     return all(
         load_split(*split.split()).content_hash == identity["sha256"]
         for split, identity in data.items()
@@ -283,7 +283,7 @@ def _is_at_hand(data: Mapping[str, Mapping[str, Any]]) -> bool:
 
 
 def _samples(folder: Path) -> list[dict[str, Any]]:
-    """A logged sample of each document, in the documents' order."""
+    """One logged sample for each document, ordered by `doc_id`."""
     (file,) = folder.rglob(SAMPLES)
     with reading(file):
         samples = {int(sample["doc_id"]): sample for _, sample in read_json_lines(file)}

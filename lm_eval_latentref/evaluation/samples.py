@@ -1,13 +1,13 @@
-"""Reads lm-eval's logged samples, quickly if only scores are needed.
+"""Reads lm-eval's logged samples: whole samples, or quickly their scores alone.
 
     samples = read_samples(Path("samples_mathqa_2026-01-01T11-00-00.5.jsonl"))
     samples.columns["none"].values["acc"]        # array of N numbers, ordered by document
     for sample in iterate(path): ...             # whole samples as dicts, one line at a time
     read_at(path, [0, 52_133])                   # the samples at these byte offsets
 
-`read_samples` parses only the fields that a score needs, because prompts and answers are most of
-the bytes. So gigabytes take seconds, and only a few numbers per document are kept. lm-eval 0.4.8
-and later write these fields last; a line in another order is parsed whole.
+`read_samples` parses only the fields that scores need, because prompts and answers are most of the
+bytes: gigabytes take seconds, and only a few numbers per document stay in memory. lm-eval 0.4.8 and
+later write these fields last; a line in another order is parsed whole.
 
 Array suffix: N documents, ordered by `doc_id`.
 """
@@ -31,7 +31,7 @@ from lm_eval_latentref.errors import LatentRefError
 SAMPLES_NAME = re.compile(r"samples_(?P<task>.+)_(?P<date>\d{4}-\d\d-\d\dT[\d.-]+)\.jsonl")
 """The names of files that `--log_samples` writes."""
 METRICS = ("acc", "exact_match")
-"""The default metrics: a task is judged by the first of these that it has."""
+"""The default metrics; the first that a task has is compared."""
 
 _MAX_CHARACTERS = 60
 _FIRST = b'{"doc_id": '
@@ -65,32 +65,33 @@ class Column:
     hashes: NDArray[np.uint64]
     """For each document, the first 64 bits of lm-eval's hash; 0 if none was recorded."""
     offsets: NDArray[np.int64]
-    """Where each sample begins in the file, in bytes."""
+    """The byte at which each sample begins in the file."""
     num_requests: NDArray[np.int64]
-    """The number of requests of each document, which is that of candidates if these are scored."""
+    """The number of requests of each document; for tasks that score candidates, one for each."""
     values: Mapping[str, NDArray[np.float64]]
     """For each metric, one number per document."""
     unpaired: tuple[str, ...]
-    """Metrics whose value for a document is not one number but a pair, a list or a text."""
+    """Metrics whose value for a document is not a number but a pair, a list or a text."""
 
     def same_documents(self, other: Column) -> bool:
-        """Whether the documents that both have are the same, as far as hashes were recorded."""
-        _, here, there = np.intersect1d(
+        """Whether there are common documents and none of them has two different hashes."""
+        _, places_N, other_places_N = np.intersect1d(
             self.doc_ids, other.doc_ids, assume_unique=True, return_indices=True
         )
-        mine, others = self.hashes[here], other.hashes[there]
-        return bool(here.size and np.all((mine == others) | (mine == 0) | (others == 0)))
+        first_N, second_N = self.hashes[places_N], other.hashes[other_places_N]
+        is_same_N = (first_N == second_N) | (first_N == 0) | (second_N == 0)
+        return bool(places_N.size and np.all(is_same_N))
 
 
 @dataclass(frozen=True, kw_only=True)
 class Samples:
-    """A samples file."""
+    """The scores in a samples file."""
 
     file: Path
     columns: Mapping[str, Column]
     """The scores by filter."""
     task_hash: str
-    """The hash in lm-eval's `task_hashes`, which identifies the task of the file."""
+    """The hash of the samples, as in lm-eval's `task_hashes`."""
 
 
 @dataclass
@@ -115,7 +116,7 @@ class _Builder:
         ids_N = ids_N[order_N]
         if (twice_N := ids_N[1:][ids_N[1:] == ids_N[:-1]]).size:
             raise LatentRefError(
-                f"{file}: document {twice_N[0]} occurs twice; keep one run in a file"
+                f"{file}: document {twice_N[0]} occurs twice; a file must hold one run"
             )
         values = {
             metric: np.array(values, dtype=np.float64)[order_N]
@@ -150,7 +151,7 @@ def read_samples(file: Path) -> Samples:
         sample = _scores(line) or parse(line, file, number)
         try:
             builder = builders.setdefault(str(sample.get("filter", "none")), _Builder())
-            # Each request but the first has its key behind a comma. acc_mutual_info scores every
+            # The keys of all requests but the first follow a comma. acc_mutual_info scores every
             # candidate twice, the second time without context.
             requests = (line.count(_REQUEST) + 1) // (2 if is_mutual(sample) else 1)
             builder.add(sample, offset, requests)
@@ -176,7 +177,7 @@ def iterate(file: Path) -> Iterator[dict[str, Any]]:
 
 
 def read_at(file: Path, offsets: Sequence[int]) -> list[dict[str, Any]]:
-    """The samples that begin at these byte offsets (`Column.offsets`)."""
+    """The samples that begin at these byte offsets, as in `Column.offsets`."""
     with file.open("rb") as lines:
         samples = []
         for offset in offsets:
@@ -190,14 +191,14 @@ def parse(line: bytes, file: Path, number: int) -> dict[str, Any]:
     try:
         sample = {"filter": "none", **json.loads(line)}
         if type(sample["doc_id"]) is not int:
-            raise ValueError(f"doc_id {sample['doc_id']!r} is no whole number")
+            raise ValueError(f"doc_id {sample['doc_id']!r} is not an integer")
         return sample
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise _no_sample(file, number, error) from error
 
 
 def metric_names(sample: Mapping[str, Any]) -> Sequence[str]:
-    """The names of a sample's metrics, from its list or, in old files, from its further fields."""
+    """The names of a sample's metrics. Old files have no list of them, but a field for each."""
     names = sample.get("metrics")
     if isinstance(names, list):
         return [str(name) for name in names]
@@ -210,17 +211,17 @@ def is_mutual(sample: Mapping[str, Any]) -> bool:
 
 
 def request(sample: Mapping[str, Any], number: int) -> Mapping[str, Any]:
-    """The arguments (`arg_0`, ...) of a sample's request `number`; empty if they are not logged."""
+    """The arguments (`arg_0`, ...) of request `number`; empty if they are not logged."""
     every = sample.get("arguments")
     arguments = every.get(f"gen_args_{number}") if isinstance(every, Mapping) else None
     return arguments if isinstance(arguments, Mapping) else {}
 
 
 def candidates(sample: Mapping[str, Any]) -> tuple[list[float], int] | None:
-    """Log-likelihoods of the candidates in nats, and the index of the gold one; None without any.
+    """Log-likelihoods of the candidates in nats, and the index of the gold candidate.
 
-    lm-eval logs a candidate as two strings: ["-0.5", "False"]. The scores without context that
-    acc_mutual_info appends are left out.
+    None if the sample has no candidates. lm-eval logs a candidate as two strings: ["-0.5",
+    "False"]. The scores without context that acc_mutual_info appends are left out.
     """
     try:
         values = [float(value) for value, _ in sample["filtered_resps"]]
@@ -241,7 +242,7 @@ def _lines(file: Path) -> Iterator[tuple[int, bytes]]:
 
 
 def _scores(line: bytes) -> dict[str, Any] | None:
-    """The fields after the answers, and `doc_id`; None if the line has another order."""
+    """`doc_id` and the fields after the answers; None if the line has another order."""
     place = line.rfind(_LAST)
     if place < 0 or not line.startswith(_FIRST):
         return None
@@ -261,13 +262,13 @@ def _no_sample(file: Path, number: int, error: Exception) -> LatentRefError:
 
 
 def gold_text(sample: Mapping[str, Any], limit: int = _MAX_CHARACTERS) -> str:
-    """The right answer in one line of at most `limit` characters: the gold candidate or target."""
+    """The gold candidate, or the target, in one line of at most `limit` characters."""
     scored = candidates(sample)
     return clip(_choice(sample, scored[1]) if scored else sample.get("target"), limit)
 
 
 def answer_text(sample: Mapping[str, Any], limit: int = _MAX_CHARACTERS) -> str:
-    """The model's answer in one line: its likeliest candidate, or the judged text."""
+    """The likeliest candidate, or the filtered text, in one line of at most `limit` characters."""
     if scored := candidates(sample):
         values, _ = scored
         return clip(_choice(sample, values.index(max(values))), limit)
@@ -282,5 +283,5 @@ def clip(text: object, limit: int = _MAX_CHARACTERS) -> str:
 
 
 def _choice(sample: Mapping[str, Any], number: int) -> str:
-    """The text of a candidate, or its number if the requests are not logged."""
+    """The text of candidate `number`, or the number itself if the requests are not logged."""
     return str(request(sample, number).get("arg_1", number))

@@ -6,10 +6,10 @@
     choice.best["both"].setting.label, choice.recommended.setting.label
 
 The grid has the paper's four rows: plain, residual only, search only, both. Step sizes are in units
-of d/2: 1 moves a thought by the full vector from the weak reference's hidden state to the strong
-one's, whatever the model's hidden size d. Settings are compared by the mean log-likelihood margin
+of d/2, where d is the hidden size: 1 moves a thought by the full difference between the hidden
+states of the strong and the weak reference. Settings are compared by the mean log-likelihood margin
 of the gold answer (gold minus the best other candidate, or gold alone if answers are free text),
-which shows changes that are too small for an accuracy to show.
+which shows smaller changes than an accuracy does.
 """
 
 from __future__ import annotations
@@ -38,17 +38,17 @@ ROWS = ("plain", "residual", "search", "both")
 
 
 RULE = (
-    "Within noise of the best setting (the largest mean margin of all) are those whose paired "
-    "difference from it has a 95 % bootstrap interval, held jointly over all settings, that does "
-    "not lie below 0. Recommended is the simplest of these and the best: none that needs "
-    "references before one that does not, then the fewest thoughts, the fewest search steps, the "
-    "smallest step, the smallest memory rate."
+    "The best setting has the largest mean margin. A setting is within noise of the best if the "
+    "95 % bootstrap interval of their paired difference, joint over all settings, does not lie "
+    "below 0. The simplest of the best setting and those within noise is recommended: settings "
+    "without references come first, then those with the fewest thoughts, the fewest search steps, "
+    "the smallest step and the smallest memory rate."
 )
 
 
 @dataclass(frozen=True, kw_only=True, order=True)
 class Setting:
-    """One point of the grid; values without effect are 0 or 1, so that equal settings match."""
+    """One point of the grid. Values without effect are 0 or 1, so that equal settings match."""
 
     latent_steps: int
     memory_rate: float = 0.0
@@ -58,7 +58,7 @@ class Setting:
 
     @classmethod
     def of(cls, steps: int, memory_rate: float, step_size: float, search_steps: int) -> Setting:
-        """The setting with these values, without those that change nothing."""
+        """The setting with these values; values without effect are replaced by 0 or 1."""
         return cls(
             latent_steps=steps,
             # The first thought has no predecessor.
@@ -69,12 +69,12 @@ class Setting:
 
     @property
     def row(self) -> str:
-        """Which of `ROWS` it belongs to."""
+        """The row of the setting, one of `ROWS`."""
         return ROWS[(self.memory_rate != 0) + 2 * (self.step_size != 0)]
 
     @property
     def eta(self) -> str:
-        """The step size, `0.3*d/2`."""
+        """The step size as in `--model_args`, such as `0.3*d/2`."""
         return str(HalfWidths(self.step_size)) if self.step_size else "0"
 
     @property
@@ -84,7 +84,7 @@ class Setting:
 
     @property
     def model_args(self) -> str:
-        """The `--model_args` that ask for it, whatever latentref.json recommends."""
+        """The `--model_args` of the setting, which override latentref.json."""
         return ",".join(
             [
                 f"latent_steps={self.latent_steps}",
@@ -95,7 +95,7 @@ class Setting:
         )
 
     def config(self, hidden_size: int, **options: Any) -> RefinementConfig:
-        """The options that run it on a model; `options` are the others of `RefinementConfig`."""
+        """The setting's options for a model; `options` are further fields of `RefinementConfig`."""
         return RefinementConfig(
             latent_steps=self.latent_steps,
             memory_rate=self.memory_rate,
@@ -107,12 +107,12 @@ class Setting:
 
 @dataclass(frozen=True, kw_only=True)
 class Grid:
-    """The values to try of each option; every combination is a setting."""
+    """For each option, the values to try; every combination is a setting."""
 
     latent_steps: tuple[int, ...]
     memory_rates: tuple[float, ...] = (0.0,)
     step_sizes: tuple[float, ...] = (0.0,)
-    """In units of d/2; negative ones move towards the weak reference."""
+    """In units of d/2; negative steps move towards the weak reference."""
     search_steps: tuple[int, ...] = (1,)
 
     def __post_init__(self) -> None:
@@ -128,9 +128,9 @@ class Grid:
             )
 
     def settings(self) -> list[Setting]:
-        """All settings, each once, sorted; 0 always joins memory rates and step sizes.
+        """All distinct settings, sorted.
 
-        Without 0 there would be nothing to compare with.
+        Memory rates and step sizes always include 0, with which the others are compared.
         """
         return sorted({Setting.of(*point) for point in self._points()})
 
@@ -141,13 +141,13 @@ class Grid:
 
 @dataclass(frozen=True, kw_only=True)
 class Outcome:
-    """What one setting did on every document, in an order that all settings share."""
+    """The results of one setting on every document; all settings have the same order."""
 
     setting: Setting
     correct: tuple[bool, ...]
     margins: tuple[float, ...]
-    """Log-likelihood of the gold answer minus that of the best other, in nats; of a free answer,
-    which has no other, its log-likelihood alone."""
+    """Log-likelihood of the gold answer minus that of the best other candidate, in nats; for free
+    answers, which have no other candidates, the log-likelihood alone."""
 
     @property
     def accuracy(self) -> float:
@@ -168,11 +168,11 @@ class Outcome:
 
 @dataclass(frozen=True, kw_only=True)
 class Rival:
-    """A setting against the best of all on the same documents."""
+    """A setting compared with the best setting on the same documents."""
 
     setting: Setting
     margin: Interval
-    """Of the difference, this one minus the best, joint over all settings."""
+    """Mean margin minus that of the best setting; the interval is joint over all settings."""
     accuracy_difference: float
     test: McNemar
     within_noise: bool
@@ -180,23 +180,24 @@ class Rival:
 
 @dataclass(frozen=True, kw_only=True)
 class Choice:
-    """The verdict on a sweep."""
+    """The result of a sweep."""
 
     best: dict[str, Outcome]
-    """Per row of `ROWS` that the sweep has, its setting of the largest mean margin."""
+    """For each row of the sweep, the setting with the largest mean margin."""
     best_of_all: Outcome
     recommended: Outcome
     rivals: tuple[Rival, ...]
-    """Every setting but the best of all, from simple to complex."""
+    """All settings but the best, from simple to complex."""
     smallest_accuracy: float
-    """The smallest accuracy difference from the best plain setting that this many documents would
-    show with a power of 80 %, at the share on which it and the best other setting disagree."""
+    """The smallest difference of accuracy from the best plain setting that this many documents can
+    show with a power of 80 %, given the share of documents on which it and the best other setting
+    disagree."""
     smallest_margin: float
-    """Likewise the smallest difference of mean margins; nan when there is nothing but plain."""
+    """The smallest difference of mean margins that they can show; nan if all settings are plain."""
 
 
 def choose(outcomes: Sequence[Outcome], *, seed: int) -> Choice:
-    """The verdict by `RULE`. Raises LatentRefError when no plain setting came out finite."""
+    """The choice by `RULE`. Raises LatentRefError if `outcomes` have no plain setting."""
     best = {
         row: max(members, key=_preference)
         for row in ROWS
@@ -204,7 +205,7 @@ def choose(outcomes: Sequence[Outcome], *, seed: int) -> Choice:
     }
     if "plain" not in best:
         raise LatentRefError(
-            "no setting without refinement came out finite, so there is nothing to compare with; "
+            "all settings without refinement overflowed, so there is nothing to compare with; "
             "check the checkpoint, or use dtype=float32"
         )
     best_of_all = max(best.values(), key=_preference)
@@ -226,15 +227,15 @@ def choose(outcomes: Sequence[Outcome], *, seed: int) -> Choice:
 
 
 def _complexity(setting: Setting) -> tuple[bool, int, int, float, bool, float]:
-    """Smaller is simpler: what costs most comes first."""
+    """A sort key from simple to complex; the most expensive option comes first."""
     size = abs(setting.step_size)
-    # Of a step and its opposite, the one towards the strong reference.
+    # Of two opposite steps, the step towards the strong reference is simpler.
     step = (setting.search_steps, size, setting.step_size < 0)
     return size > 0, setting.latent_steps, *step, setting.memory_rate
 
 
 def _preference(outcome: Outcome) -> tuple[float, ...]:
-    """Largest mean margin; of equal ones the simplest."""
+    """A sort key for the best setting: the largest mean margin, then the simplest setting."""
     return outcome.margin, *(-value for value in _complexity(outcome.setting))
 
 

@@ -1,12 +1,11 @@
-"""Statistics of paired answers: exact McNemar, bootstrap and joint intervals, Holm, tiers.
+"""Statistics for paired answers: exact McNemar, bootstrap and joint intervals, Holm, tiers.
 
     mcnemar([True, False], [True, True]).p_value
     paired_p([values_a_N], [values_b_N])                # one array for each task
     holm([0.01, 0.04, 0.03])                            # [0.03, 0.06, 0.06]
     tiers([[False, True], [False, False]])              # [1, 2]
 
-Reads no file and runs no model. Array suffixes: N documents of a task, R resamples, K rows,
-U distinct values.
+Array suffixes: N documents of a task, S settings, R resamples, K rows, U distinct values.
 """
 
 from __future__ import annotations
@@ -32,7 +31,7 @@ Floats = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Interval:
-    """A mean and the bounds that hold it with the stated confidence."""
+    """A mean and the bounds of its confidence interval."""
 
     mean: float
     low: float
@@ -45,19 +44,20 @@ class Interval:
 
 @dataclass(frozen=True)
 class McNemar:
-    """An exact McNemar test of two raters on the same documents."""
+    """The exact McNemar test of two runs on the same documents."""
 
     only_first: int
-    """Documents that only the first has right."""
+    """The number of documents that only the first run has right."""
     only_second: int
+    """The number of documents that only the second run has right."""
     p_value: float
     """Probability of a split of the discordant documents at least this uneven under p = 1/2."""
 
 
 def standard_error(values: ArrayLike) -> float:
-    """Standard error of the mean (sample deviation over sqrt(n)), as lm-eval's; nan for n < 2.
+    """Standard error of the mean (sample standard deviation / sqrt(n)), as in lm-eval.
 
-    For 0/1 values this is the standard error of an accuracy.
+    For 0/1 values this is the standard error of an accuracy. It is nan for n < 2.
     """
     values_N = np.asarray(values, dtype=float)
     if len(values_N) < 2:
@@ -80,9 +80,9 @@ def mcnemar(
     *,
     alternative: str = "two-sided",
 ) -> McNemar:
-    """Exact test of whether two sets of answers to the same documents are equally often right.
+    """Exact test of whether two runs have the same accuracy on the same documents.
 
-    Only documents on which the two disagree count (McNemar 1947, in the exact binomial form).
+    Only documents on which the runs disagree count (McNemar 1947, in the exact binomial form).
 
     Args:
         alternative: "two-sided", "greater" (the first is right more often) or "less".
@@ -120,7 +120,7 @@ def mean_intervals(
     confidence: float = 0.95,
     num_resamples: int = NUM_RESAMPLES,
 ) -> list[Interval]:
-    """Percentile bootstrap interval of each row's mean; each holds by itself, not jointly."""
+    """Percentile bootstrap interval of the mean of each of S rows; not joint over rows."""
     values_SN = np.asarray(differences_SN, dtype=float)
     means_SR = resampled_means(values_SN, seed=seed, num_resamples=num_resamples)
     tail = (1.0 - confidence) / 2.0
@@ -140,10 +140,11 @@ def joint_intervals(
 ) -> list[Interval]:
     """Bootstrap max-t intervals of S means, which hold jointly with the stated confidence.
 
-    The best of many settings looks better than it is. In each resample, the largest deviation of
-    any of the S means from its own mean is taken, in standard errors. Each half-width is the
-    setting's standard error times the `confidence` quantile of these. So the best of S settings
-    that change nothing shows an effect in only 1 - `confidence` of the cases.
+    The best of many settings looks better than it is. For each resample, the distance of each of
+    the S resampled means from its sample mean is divided by the standard error, and the largest
+    quotient is taken. The half-width of a setting is its standard error times the `confidence`
+    quantile of these maxima. So if no setting changes anything, some interval excludes 0 in only
+    1 - `confidence` of all cases.
     """
     values_SN = np.asarray(differences_SN, dtype=float)
     means_S = values_SN.mean(axis=1)
@@ -183,11 +184,14 @@ def detectable_difference(
 ) -> float:
     """The smallest difference of two accuracies that a paired test on n documents can detect.
 
-    Solves Connor's (1987) formula for the sample size of McNemar's test for the difference d:
-    n d^2 = (z_{1-a/2} sqrt(psi) + z_power sqrt(psi - d^2))^2. Here psi is the `discordant_share`,
-    the share of documents on which the two disagree, and at least d. The result is at most 1, and
-    at least the share of documents that the exact test needs, all changed in one direction, for a
-    p-value of `significance`.
+    This is the solution for d of Connor's (1987) formula for the sample size of McNemar's test:
+    n d^2 = (z_{1-a/2} sqrt(psi) + z_power sqrt(psi - d^2))^2. Here psi is the larger of d and
+    `discordant_share`, the share of documents on which the two disagree. The result is at most 1.
+    It is at least the share of documents that must change, all in the same direction, for the exact
+    test to reach a p-value of `significance`.
+
+    Raises:
+        ValueError: no documents, or a share outside [0, 1].
     """
     if num_documents < 1 or not 0.0 <= discordant_share <= 1.0:
         raise ValueError(f"impossible: {num_documents} documents, {discordant_share=}")
@@ -201,7 +205,7 @@ def detectable_difference(
         needed = alpha * math.sqrt(share) + beta * math.sqrt(share - difference**2)
         return math.sqrt(num_documents) * difference - needed
 
-    # 2 * (1/2)^k <= significance: the fewest discordant documents that can be significant.
+    # The fewest discordant documents k that can be significant: 2 * (1/2)^k <= significance.
     fewest = math.ceil(1.0 - math.log2(significance)) / num_documents
     smallest = brentq(excess, 1e-12, 1.0, xtol=1e-15) if excess(1.0) > 0.0 else 1.0
     return min(1.0, max(smallest, fewest))
@@ -220,28 +224,33 @@ def _paired(first: Any, second: Any) -> tuple[NDArray[Any], NDArray[Any]]:
     first_N, second_N = np.asarray(first), np.asarray(second)
     if first_N.shape != second_N.shape or first_N.ndim != 1 or not len(first_N):
         raise ValueError(
-            f"paired values must be equally many: {first_N.shape} and {second_N.shape}"
+            f"paired values must have the same shape (N,): {first_N.shape} and {second_N.shape}"
         )
     return first_N, second_N
 
 
 def mean_of_repeats(values: ArrayLike) -> Floats:
-    """The mean over repeats or seeds, (N,) from (R, N) or (N,): documents are what is resampled."""
+    """The mean (N,) over repeats or seeds of values (repeats, N) or (N,).
+
+    Tests and intervals then treat documents, not repeats, as the sample.
+    """
     array = np.asarray(values, dtype=float)
     return array.mean(axis=0) if array.ndim == 2 else array
 
 
 def paired_p(first: Sequence[ArrayLike], second: Sequence[ArrayLike]) -> float:
-    """Two-sided p-value of a difference between the means over tasks of two rows.
+    """Two-sided p-value of the difference between two rows in their mean over tasks.
 
     If all values are 0 or 1, this is a sign-flip test: under the null hypothesis, each document on
-    which the two disagree could equally have gone the other way. For one task, or tasks of equal
+    which the rows disagree is equally likely to favour either row. For one task, or tasks of equal
     size, that is the exact McNemar test. For tasks of different sizes, documents count by their
-    weight in the mean (exact up to 100,000 outcomes, then by a normal distribution of the same
-    variance). For other values it is a normal test with the differences' standard error.
+    weight in the mean; the test is exact up to 100,000 outcomes and uses a normal distribution of
+    the same variance above that. For other values, it is a normal test with the standard error of
+    the differences.
 
     Args:
-        first: for each task the values (N,), or (repeats, N); `second` has the same documents.
+        first: for each task, the values (N,) or (repeats, N).
+        second: values of the same documents.
     """
     firsts, seconds = ([mean_of_repeats(v) for v in values] for values in (first, second))
     differences = _differences(firsts, seconds)
@@ -288,7 +297,7 @@ def unpaired_p(difference: float, *errors: float) -> float:
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
-    """Holm's (1979) adjusted p-values, in the order given: below 0.05 where significant."""
+    """Holm's (1979) adjusted p-values, in the same order."""
     p_K = np.asarray(p_values, dtype=float)
     order_K = np.argsort(p_K, kind="stable")
     factors_K = np.arange(len(p_K), 0, -1)
@@ -301,8 +310,8 @@ def tiers(is_worse: Sequence[Sequence[bool]]) -> list[int]:
     """Ranks from 1, shared by rows that do not differ significantly from the best of their tier.
 
     Args:
-        is_worse: (K, K), rows sorted from best to worst: `is_worse[a][b]` says whether b is
-            significantly worse than a.
+        is_worse: (K, K), for rows sorted from best to worst: `is_worse[a][b]` says whether row b
+            is significantly worse than row a.
     """
     ranks: list[int] = []
     best = 0
@@ -316,7 +325,7 @@ def tiers(is_worse: Sequence[Sequence[bool]]) -> list[int]:
 def _differences(firsts: Sequence[Floats], seconds: Sequence[Floats]) -> list[Floats]:
     shapes = [v_N.shape for v_N in firsts], [v_N.shape for v_N in seconds]
     if shapes[0] != shapes[1] or not all(v_N.size for v_N in firsts) or not firsts:
-        raise ValueError(f"paired values must be equally many: {shapes[0]} and {shapes[1]}")
+        raise ValueError(f"paired values must have the same shapes: {shapes[0]} and {shapes[1]}")
     return [second_N - first_N for first_N, second_N in zip(firsts, seconds, strict=True)]
 
 
@@ -326,7 +335,7 @@ def _normal_p(z: float) -> float:
 
 
 def _flipping_p(differences: Sequence[Floats], weights: Sequence[float]) -> float:
-    """Share of all sign flips of non-zero differences whose sum is at least as far from 0."""
+    """The share of all sign flips of the differences whose weighted sum is at least as large."""
     from scipy.stats import binom
 
     flips: Counter[float] = Counter()
@@ -347,7 +356,7 @@ def _flipping_p(differences: Sequence[Floats], weights: Sequence[float]) -> floa
 
 
 def _resampled(differences_N: Floats, seed: tuple[int, int], num_resamples: int) -> Floats:
-    """Means (R,) of resamples of the documents, with replacement."""
+    """The means (R,) of resamples of the documents with replacement."""
     values_U, counts_U = np.unique(differences_N, return_counts=True)
     num = len(differences_N)
     if len(values_U) > _MOST_VALUES:

@@ -1,11 +1,11 @@
-"""Evaluates trained sets by all rows of the paper's table: baselines, Coconut, each refinement.
+"""Evaluates trained sets in all rows of the paper's table: baselines, Coconut, each refinement.
 
     (study,) = run_studies(["out/s0", "out/s1"], tasks=["latentref_mathqa"], work="out/study")
     study.sets[0].rows["both"].run.accuracy
 
-The settings of the refined rows are chosen by a sweep on each task's dev split; the test split is
-evaluated once with each. Finished work is kept in `work`, so the same call continues where an
-earlier one stopped. `study_report` makes the tables.
+A sweep on each task's dev split chooses the settings of the refined rows, and the test split is
+evaluated once with each chosen setting. Finished work is kept in `work`, so the same call continues
+where an earlier call stopped. `study_report` makes the tables.
 """
 
 from __future__ import annotations
@@ -37,9 +37,9 @@ from lm_eval_latentref.evaluation.study_options import (
     WRITES_STEPS,
     Options,
     TaskNames,
-    check_apart,
     check_contrasts,
     check_dev_task,
+    check_distinct,
 )
 from lm_eval_latentref.evaluation.sweep import Sweep, load_model, save_sweep, sweep
 from lm_eval_latentref.evaluation.sweep_model import SweepModel
@@ -54,22 +54,22 @@ class StudyRow:
     run: StudyRun
     model_args: Mapping[str, Any]
     setting: str | None
-    """For a refined row: the label of its setting in the sweep."""
+    """The label of the row's setting in the sweep; None for a row that is not refined."""
     scored: StudyRun | None
-    """The run on the companion with candidates; None if there is none or it was not asked for."""
+    """The run on the companion task with candidates; None without such a task or `margins`."""
     against_coconut: Comparison | None = None
-    """`run` compared with Coconut's on the same problems; None for Coconut itself."""
+    """`run` compared with Coconut's `run` on the same problems; None for Coconut itself."""
     scored_against: Comparison | None = None
-    """`scored` compared with Coconut's."""
+    """`scored` compared with Coconut's `scored`."""
 
     @property
-    def choosing(self) -> StudyRun | None:
-        """The run that compared candidates: `scored`, or `run` if its own task has candidates."""
+    def candidates_run(self) -> StudyRun | None:
+        """The run that scored candidates: `scored`, or `run` if its own task has candidates."""
         return self.scored or (self.run if self.run.margins else None)
 
     @property
-    def choosing_against(self) -> Comparison | None:
-        """`choosing` compared with Coconut's; None for Coconut itself."""
+    def candidates_against(self) -> Comparison | None:
+        """`candidates_run` compared with Coconut's; None for Coconut itself."""
         return self.scored_against if self.scored else self.against_coconut
 
 
@@ -79,19 +79,19 @@ class TrainedSet:
 
     folder: str
     recipe: Mapping[str, Any]
-    """The recipe.yaml of the folder; empty if it has none."""
+    """The content of the folder's recipe.yaml; empty if there is no such file."""
     trained_on: tuple[str, ...]
     """The splits that latentref.json names."""
     rows: Mapping[str, StudyRow]
     sweep: Sweep
     heat_map: Path
-    """The sweep's figure, which is drawn if matplotlib is installed."""
+    """The sweep's figure; the file exists if matplotlib is installed."""
     contrast_sweeps: Mapping[str, Sweep] = field(default_factory=dict)
-    """The sweeps of rows with references of their own, by row."""
+    """The sweeps of contrasts (rows with references of their own), by row."""
     weights_file: str | None = None
     """The GGUF file of the base, if it comes from one."""
     trainings: Mapping[str, TrainingLog] = field(default_factory=dict)
-    """The training records of the folder, and of each baseline that was trained separately."""
+    """The training records of the set and of separately trained baselines, by folder."""
     train_commands: Sequence[str] = ()
     """The commands that repeat these trainings."""
 
@@ -110,22 +110,23 @@ class Study:
 def run_studies(
     folders: Sequence[str], *, tasks: Sequence[str], work: str, **options: Any
 ) -> list[Study]:
-    """Evaluates each trained folder, one per training seed, by all rows; a study for each task.
+    """Evaluates the trained folders in all rows; returns a study for each task.
 
     Args:
-        tasks: generation tasks, whose `_mc` companions give margins, or tasks with candidates;
-            each has a `_dev` companion.
+        folders: trained sets of the same recipe, one for each seed.
+        tasks: generation tasks, whose `_mc` companions give margins, or tasks with candidates.
+            Settings are chosen on their `_dev` companions.
         work: folder for sweeps and logged samples.
         options: fields of `Options`.
 
     Raises:
-        LatentRefError: a folder or task is not there or cannot be evaluated, or another process
+        LatentRefError: a folder or task does not exist or cannot be evaluated, or another process
             works in `work`.
     """
     given = Options(**options)
     names = [TaskNames(task) for task in tasks]
-    check_apart("task", tasks)
-    check_apart("folder", [Path(folder).name for folder in folders])
+    check_distinct("task", tasks)
+    check_distinct("folder", [Path(folder).name for folder in folders])
     for task in names:
         check_dev_task(task)
     check_contrasts(given)
@@ -152,7 +153,7 @@ def run_study(folders: Sequence[str], *, task: str, work: str, **options: Any) -
 
 @dataclass
 class _SetStudy:
-    """The study of one trained folder; its names are resolved and its models loaded once."""
+    """The study of one trained folder, whose names are resolved and models loaded once."""
 
     folder: str
     work: Path
@@ -162,28 +163,28 @@ class _SetStudy:
     _plans: dict[str | None, SetPlan] = field(default_factory=dict, init=False)
 
     def _plan(self, contrast: str | None = None) -> SetPlan:
-        """The checkpoints of the set, or of a row with references of its own."""
+        """The checkpoints of the set, or of a contrast."""
         if contrast not in self._plans:
             self._plans[contrast] = resolve(CheckpointNames.of(self._names(contrast)))
         return self._plans[contrast]
 
     def all_tasks(self) -> dict[TaskNames, TrainedSet]:
-        """Runs every row on every task; the results by task."""
+        """Runs every row on every task; returns the results by task."""
         root = local_folder(self.folder)
         if root is None or not (root / MANIFEST_NAME).is_file():
             raise LatentRefError(
-                f"{self.folder}: no latentref.json there; give a folder that `latentref train` "
-                "wrote, or the name of a packaged set"
+                f"{self.folder} has no latentref.json; give a folder that `latentref train` wrote, "
+                "or the name of a packaged set"
             )
         manifest, trainings = read_manifest(root / MANIFEST_NAME), self._trainings()
         self._check_unseen()
         swept = {task: self._sweep(task, manifest) for task in self.tasks}
         contrasts: dict[TaskNames, dict[str, Sweep]] = {task: {} for task in self.tasks}
         for name in self.options.contrasts:
-            self._model = None  # it has other references
+            self._model = None  # this contrast needs other references
             for task in self.tasks:
                 contrasts[task][name] = self._sweep(task, manifest, contrast=name)
-        self._model = None  # its memory is for the rows
+        self._model = None  # frees memory for the rows
         runs: dict[TaskNames, dict[str, StudyRow]] = {task: {} for task in self.tasks}
         evaluations = Runs(
             batch_size=self.options.batch_size,
@@ -191,7 +192,7 @@ class _SetStudy:
             limit=self.options.limit,
             plans=self._plans.values(),
         )
-        # All tasks of a row come together, because they share its model.
+        # The tasks of a row are evaluated one after another, because they share its model.
         for name, part, by_task in self._rows(swept, contrasts):
             for task, (args, label) in by_task.items():
                 folder = self.work / part
@@ -200,8 +201,8 @@ class _SetStudy:
                 if self.options.margins and task.scored and name not in WRITES_STEPS:
                     place = folder / task.scored
                     scored = evaluations.evaluate(args, task=task.scored, folder=place)
-                as_run = f"{name}{WITHOUT_STEPS}" if name in WRITES_STEPS and run.margins else name
-                runs[task][as_run] = StudyRow(
+                suffix = WITHOUT_STEPS if name in WRITES_STEPS and run.margins else ""
+                runs[task][f"{name}{suffix}"] = StudyRow(
                     run=run, model_args=args, setting=label, scored=scored
                 )
         return {
@@ -227,13 +228,13 @@ class _SetStudy:
         return {name: log for name, log in logs.items() if log is not None}
 
     def _train_commands(self, trainings: Iterable[str]) -> list[str]:
-        # The folder's own recipe counts even if it has no log.
+        # The folder itself is included even if it has a recipe but no log.
         names = dict.fromkeys([self.folder, *trainings])
         commands = [retrain_command(str(local_folder(name))) for name in names]
         return [command for command in commands if command is not None]
 
     def _check_unseen(self) -> None:
-        """Raises LatentRefError if the set was trained on documents that its rows answer."""
+        """Raises LatentRefError if the set was trained on test documents of the tasks."""
         splits, questions = learnt_from(self._plan())
         limit = self.options.limit
         for task in self.tasks:
@@ -244,7 +245,7 @@ class _SetStudy:
         swept: Mapping[TaskNames, Sweep],
         contrasts: Mapping[TaskNames, Mapping[str, Sweep]],
     ) -> Iterator[tuple[str, str, dict[TaskNames, tuple[dict[str, Any], str | None]]]]:
-        """Each row's name, its folder of results, and its model arguments and setting by task."""
+        """Yields for each row its name, its results folder, and by task its arguments and label."""
         loading = self.options.loading
         for name, part in BASELINES.items():
             if local_folder(f"{self.folder}/{part}"):
@@ -255,18 +256,19 @@ class _SetStudy:
             yield name, key, {task: pair for task, pair in chosen.items() if pair}
         for name in self.options.contrasts:
             chosen = {
-                task: self._chosen(of[name], "search", name) for task, of in contrasts.items()
+                task: self._chosen(sweeps[name], "search", name)
+                for task, sweeps in contrasts.items()
             }
             yield name, name, {task: pair for task, pair in chosen.items() if pair}
 
     def _chosen(
         self, result: Sweep, row: str, contrast: str | None = None
     ) -> tuple[dict[str, Any], str | None] | None:
-        """The model arguments and the label of the best setting of `row`; None without any."""
+        """The model arguments and label of the best setting of `row`; None if it has no setting."""
         if (outcome := result.choice.best.get(row)) is None:
             return None
         config = result.configs[outcome.setting]
-        # All options are given, so that recommendations of latentref.json have no effect.
+        # All options are given, so that the settings in latentref.json have no effect.
         settings = {option: getattr(config, option) for option in SWEPT}
         args = {**self._names(contrast), **self.options.loading, **settings}
         return args, outcome.setting.label
@@ -279,7 +281,7 @@ class _SetStudy:
         return {"pretrained": self.folder, "strong": strong, "weak": weak}
 
     def _part(self, name: str) -> str:
-        """A reference's name: a part of the set before anything else of that name."""
+        """The name of a reference; a subfolder of the set takes precedence."""
         if name == ".":
             return self.folder
         part = f"{self.folder}/{name}"
@@ -289,8 +291,8 @@ class _SetStudy:
         return self.work / "sweep" / (f"{task.dev}-{contrast}" if contrast else task.dev)
 
     def _sweep(self, task: TaskNames, manifest: Manifest, *, contrast: str | None = None) -> Sweep:
-        """The sweep of a task; that of a contrast leaves residual mixing out."""
-        # The journal makes this quick if it was done before.
+        """The sweep of a task. For a contrast, it has no residual mixing."""
+        # If the sweep was done before, everything is read from its journal.
         options, work = self.options, self._sweep_folder(task, contrast)
         args = {**self._names(contrast), "batch_size": options.batch_size}
         args |= options.loading | ({"device": options.device} if options.device else {})
@@ -319,7 +321,7 @@ class _SetStudy:
 
 
 def _compared(rows: Mapping[str, StudyRow], *, seed: int) -> dict[str, StudyRow]:
-    """All rows; each but Coconut's with its comparison with Coconut."""
+    """The rows with their comparisons with Coconut."""
     coconut = rows[COCONUT]
     return {
         name: row if name == COCONUT else _against(coconut, row, seed) for name, row in rows.items()

@@ -1,4 +1,4 @@
-"""The page of a study, made of its JSON values alone.
+"""The page of a study, made from its JSON values alone.
 
     study_page(json.loads(Path("results/mine/results.json").read_text()))
 
@@ -36,7 +36,7 @@ CHANCE = {
     "latentref_strategyqa": _TWO,
     "latentref_prosqa": _TWO,
 }
-"""The accuracy of guessing among the possible answers, and its meaning, if it is known."""
+"""For tasks where it is known: the accuracy of guessing among the answers, and its explanation."""
 
 
 _COMPARED = ("row", "accuracy %", "against Coconut, points", "p")
@@ -45,7 +45,7 @@ _CHOICES = (*_COMPARED, "margin", "difference", "tied %", "commonest %")
 
 
 def study_page(content: Content) -> str:
-    """The page: what was measured, the mean over seeds, each seed, settings, commands."""
+    """The page: definitions, mean over seeds, each seed, tried settings, trainings, commands."""
     chance = CHANCE.get(content["task"].removesuffix("_mc"), (None, ""))
     trainings = {
         set_name(trained) if folder == trained["folder"] else folder: log
@@ -88,7 +88,7 @@ def study_page(content: Content) -> str:
 
 
 def set_name(trained: Content) -> str:
-    """The heading of a trained set: its folder and, if it is known, the training seed."""
+    """The heading of a trained set: its folder, and its training seed if that is known."""
     seed = trained["recipe"].get("seed")
     return str(trained["folder"]) if seed is None else f"{trained['folder']}, training seed {seed}"
 
@@ -122,7 +122,7 @@ def _row(name: str, row: Content) -> Sequence[str]:
 
 
 def _against(against: Content | None) -> tuple[str, str]:
-    """The difference from Coconut, and its p-value if the metric is an accuracy."""
+    """The difference from Coconut, and the p-value if the metric is an accuracy."""
     if against is None:
         return "", ""
     p_value = f"{against['test']['p_value']:.3g}" if against["test"] else ""
@@ -149,7 +149,7 @@ def _choices(trained: Content) -> str:
 
 
 def _steps_table(rows: Mapping[str, Content]) -> str:
-    """Accuracy and difference from Coconut, a column for each number of steps; empty for one."""
+    """Accuracy and difference from Coconut by number of steps; empty if there is only one."""
     columns = rows[COCONUT].get("by_steps", {})
     if len(columns) < 2:
         return ""
@@ -217,13 +217,13 @@ def _model(trained: Content) -> str:
 
 
 def _trained_on(trained: Content) -> str:
-    """A remark after the list of splits: on an earlier training, or on questions left out."""
+    """A remark about the training splits: on an earlier training, or on questions left out."""
     recipe, train = trained["recipe"], trained["recipe"].get("train") or []
     names = [train] if isinstance(train, str) else train
     if names and len(trained["trained_on"]) > len(names):
         return (
-            f"On some of them in an earlier training, that of {recipe.get('pretrained')}; "
-            "everything else here about training refers to the last one."
+            f"Some of them were used in an earlier training, that of {recipe.get('pretrained')}; "
+            "everything else on this page about training refers to the last training."
         )
     if names and leaves_questions_out(names, bool(recipe.get("check_overlap"))):
         return "Questions of any benchmark's dev or test split were left out."
@@ -231,11 +231,11 @@ def _trained_on(trained: Content) -> str:
 
 
 def _power(content: Content) -> str:
-    """The smallest difference that so many problems can show, at best and for rows as these."""
+    """The smallest difference that these problems can show, at best and for the refined rows."""
     num, first = content["problems"], content["sets"][0]
     at_best = detectable_difference(num, discordant_share=0.0)
     text = (
-        "At 5 % significance and 80 % power, so many problems can show a difference of "
+        "At 5 % significance and 80 % power, this many problems can show a difference of "
         f"{percent(at_best)} points if none of them changes the other way"
     )
     tests = [
@@ -246,9 +246,9 @@ def _power(content: Content) -> str:
     shares = [(test["only_first"] + test["only_second"]) / num for test in tests if test]
     changed = max(shares, default=0.0)
     if changed <= at_best:
-        return f"{text}; refinement changes fewer here, {percent(changed)} % at most."
+        return f"{text}; refinement changes fewer here, at most {percent(changed)} %."
     at_share = percent(detectable_difference(num, discordant_share=changed))
     return (
-        f"{text}, and of {at_share} points if as many change as by refinement here, "
-        f"{percent(changed)} % at most."
+        f"{text}, and of {at_share} points if as many change as refinement changes here, at most "
+        f"{percent(changed)} %."
     )

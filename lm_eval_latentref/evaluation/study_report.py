@@ -39,7 +39,7 @@ from lm_eval_latentref.training.log import TrainingLog
 
 
 def study_json(study: Study, *, command: str) -> dict[str, Any]:
-    """All numbers of the study, without those of single problems."""
+    """All numbers of the study except those of single problems."""
     run = study.sets[0].rows[COCONUT].run
     return {
         "format": STUDY,
@@ -52,7 +52,7 @@ def study_json(study: Study, *, command: str) -> dict[str, Any]:
         "batch_size": study.batch_size,
         "bootstrap_seed": study.seed,
         "majority_answer": run.majority,
-        # Guessing does as well on the companion with candidates.
+        # The score of guessing is the same on the companion with candidates.
         "chance": CHANCE.get(study.task.removesuffix("_mc"), (None, ""))[0],
         "sets": [_set_json(number, trained) for number, trained in enumerate(study.sets)],
         "mean_over_sets": {name: _mean_json(study, name) for name in _names(study)},
@@ -60,7 +60,7 @@ def study_json(study: Study, *, command: str) -> dict[str, Any]:
 
 
 def made_with(study: Study) -> list[dict[str, Any]]:
-    """The distinct versions and machines that the rows were run with."""
+    """The distinct versions and machines of the rows."""
     origins: list[dict[str, Any]] = []
     for run in (row.run for trained in study.sets for row in trained.rows.values()):
         if run.made_with not in origins:
@@ -69,7 +69,10 @@ def made_with(study: Study) -> list[dict[str, Any]]:
 
 
 def mean_difference(study: Study, name: str) -> Interval:
-    """Row `name` minus Coconut, the mean over all sets that have it; problems are resampled."""
+    """Accuracy of row `name` minus Coconut's, averaged over the sets that have the row.
+
+    The interval is a bootstrap over problems.
+    """
     sets = [trained for trained in study.sets if name in trained.rows]
     rows_N = np.mean([trained.rows[name].run.values for trained in sets], axis=0)
     coconut_N = np.mean([trained.rows[COCONUT].run.values for trained in sets], axis=0)
@@ -110,7 +113,7 @@ def _set_json(number: int, trained: TrainedSet) -> dict[str, Any]:
 
 
 def _sweep_json(result: Sweep) -> dict[str, Any]:
-    """The sweep's results, without those of single documents."""
+    """The results of the sweep except those of single documents."""
     content = sweep_json(result, command="")
     for setting in content["settings"]:
         del setting["correct"], setting["margins"]
@@ -137,7 +140,7 @@ def _training_json(log: TrainingLog) -> dict[str, Any]:
 
 
 def _row_json(row: StudyRow, coconut: StudyRun) -> dict[str, Any]:
-    run, scored, against = row.run, row.choosing, row.choosing_against
+    run, scored, against = row.run, row.candidates_run, row.candidates_against
     return {
         "command": run.command,
         "setting": row.setting,
@@ -162,7 +165,7 @@ def _row_json(row: StudyRow, coconut: StudyRun) -> dict[str, Any]:
 
 
 def _by_steps(run: StudyRun, coconut: StudyRun) -> dict[str, Content]:
-    """Results by the number of gold steps; empty where the documents have no steps."""
+    """Results by the number of gold steps; empty if the documents have no steps."""
     values_N, coconut_N = np.array(run.values), np.array(coconut.values)
     by_steps: dict[str, Content] = {}
     for num in sorted({num for num in run.num_steps if num is not None}):
@@ -181,7 +184,7 @@ def save_study(study: Study, folder: str | os.PathLike[str], *, command: str) ->
 
 
 def save_studies(studies: Sequence[Study], folder: str | os.PathLike[str], *, command: str) -> str:
-    """Writes each study into its own subfolder, and a page of all into `folder`; returns that."""
+    """Writes each study into a subfolder, and an overview into `folder`; returns the overview."""
     root = Path(folder)
     pages = {study.task: place(study.task) for study in studies}
     contents = {study.task: study_json(study, command=command) for study in studies}

@@ -1,11 +1,12 @@
-"""Chooses the settings of a checkpoint set from a grid, on a dev split; shared work is done once.
+"""Chooses the settings of a checkpoint set from a grid, by results on a dev split.
 
     result = sweep({"pretrained": FOLDER}, task="latentref_mathqa_mc_dev", output="sweeps/mathqa",
                    memory_rates=(0.3, 0.5), step_sizes=(0.1, 0.3))
     result.choice.recommended.setting.label
 
-Models are loaded once and contexts are read once. Finished work is kept in OUTPUT/sweep.jsonl, so
-the same call continues where an interrupted one stopped. `report` makes the page.
+Models are loaded once, and the settings share what they compute alike. Finished work is kept in
+OUTPUT/sweep.jsonl, so the same call continues where an interrupted call stopped. `report` makes the
+page.
 """
 
 from __future__ import annotations
@@ -58,18 +59,21 @@ class Sweep:
     outcomes: tuple[Outcome, ...]
     choice: Choice
     overflowed: dict[Setting, int]
-    """Settings that were left out as thoughts became infinite, with the number of documents."""
+    """Settings that were left out because thoughts became infinite, with the number of documents on
+    which they did."""
     configs: dict[Setting, RefinementConfig]
     model: dict[str, Any]
-    """Identity of the checkpoints, dtype, markers."""
+    """The identity of the model: checkpoints, dtype, markers."""
     seed: int
+    """The seed of the bootstrap."""
     cost: Cost
-    """The cost of all these settings, including that of earlier runs in the journal."""
+    """The cost of all settings, including work of earlier calls."""
     written: Path | None
+    """The latentref.json with the recommended setting; None if it was not written."""
     judge_task: DevTask | None = None
     """The test task on which the best setting of each row was judged."""
     judged: Mapping[str, Judged] = dataclasses.field(default_factory=dict)
-    """The results on that task, by row."""
+    """The results on `judge_task`, by row."""
 
     @functools.cached_property
     def against_plain(self) -> list[Interval]:
@@ -97,21 +101,24 @@ def sweep(
     plan: SetPlan | None = None,
     model: SweepModel | None = None,
 ) -> Sweep:
-    """Runs the grid on `task` and chooses by `settings.RULE`; `Grid` has the units.
+    """Runs the grid on `task` and chooses a setting by `settings.RULE`.
 
     Args:
-        model_args: the `--model_args` of `--model latentref`, without the swept ones.
+        model_args: the `--model_args` of `--model latentref`, without the swept options.
         task: a task on a dev split, with candidates or free answers.
         output: folder of the journal.
-        latent_steps, memory_rates, step_sizes: the values to try. The defaults are that of
-            latentref.json, `MEMORY_RATES` and, with references, `STEP_SIZES`.
+        latent_steps, memory_rates, step_sizes, search_steps: the values to try, in the units of
+            `Grid`. The default of `latent_steps` is the number in latentref.json, that of the rates
+            `MEMORY_RATES`, that of the step sizes `STEP_SIZES` if the set has references.
         limit, metadata, include_path: as for `load_task`.
-        seed: of the bootstrap.
-        write: put the recommended setting into the checkpoint's latentref.json.
+        seed: the seed of the bootstrap.
+        write: whether to write the recommended setting into the checkpoint's latentref.json.
         judge_on: a test task with candidates, on which the best setting of each row is judged once.
-        plan, model: the resolved names, and the result of `load_model`, if the caller has them.
+        plan: the resolved names, if the caller has them.
+        model: the result of `load_model`, if the caller has it.
 
-    Raises LatentRefError for arguments that cannot be used, and if `output` is in use.
+    Raises:
+        LatentRefError: an argument cannot be used, or another process works in `output`.
     """
     _check_arguments(model_args, write)
     grids = (latent_steps, memory_rates, step_sizes, search_steps)
@@ -153,7 +160,7 @@ def _judge_best(
 def load_model(
     model_args: Mapping[str, Any], grid: Grid, plan: SetPlan | None = None
 ) -> SweepModel:
-    """Loads the checkpoints with everything that a setting of `grid` needs.
+    """Loads the checkpoints that the settings of `grid` need.
 
     Args:
         plan: the resolved names of `model_args`, if the caller has them.
@@ -162,7 +169,7 @@ def load_model(
         "latent_steps": max(grid.latent_steps),
         "search_step_size": float(any(grid.step_sizes)),
     }
-    # The default of lm-eval's command line; without a GPU it means the CPU.
+    # lm-eval's default device; without a GPU it means the CPU.
     given = {"device": "cuda:0", **model_args, **needed}
     if plan is not None:
         given = {name: value for name, value in given.items() if name not in NAMES}
@@ -172,7 +179,7 @@ def load_model(
 
 @dataclass(frozen=True, kw_only=True)
 class _Start:
-    """Everything that is known and checked before anything large is loaded."""
+    """The arguments of a sweep, checked before anything large is loaded."""
 
     grid: Grid
     plan: SetPlan
@@ -193,8 +200,8 @@ class _Start:
         steps = tuple(latent_steps) or (recorded,)
         if not any(steps):
             raise LatentRefError(
-                "latent_steps=0: nothing is thought, so there is nothing to choose; give the "
-                "numbers of thoughts to try, for example --latent_steps 6"
+                "latent_steps=0: without thoughts there is nothing to choose; give the numbers of "
+                "thoughts to try, for example --latent_steps 6"
             )
         if step_sizes is None:
             step_sizes = STEP_SIZES if plan.strong and plan.weak else (0.0,)
@@ -210,12 +217,12 @@ class _Start:
 
     @property
     def folder(self) -> Path:
-        """The folder that latentref.json is or would be in."""
+        """The folder of latentref.json, which may not exist yet."""
         backbone = self.plan.backbone
         return Path(backbone.adapter or Path(backbone.base) / backbone.subfolder)
 
     def write(self, setting: Setting, run: GridRun, model_args: Mapping[str, Any]) -> Path:
-        """Puts `setting` into latentref.json, with the references if it needs them."""
+        """Writes `setting`, and the references if it needs them, into latentref.json."""
         config, path = run.configs[setting], self.folder / MANIFEST_NAME
         names: dict[str, Any] = {}
         for role in ("strong", "weak"):
@@ -240,13 +247,13 @@ def _check_arguments(model_args: Mapping[str, Any], write: bool) -> None:
     for name in SWEPT:
         if name in model_args:
             raise LatentRefError(
-                f"{name}={model_args[name]} is what a sweep chooses; give the values to try as "
+                f"{name}={model_args[name]}: a sweep chooses this value; give the values to try as "
                 "--latent_steps, --memory_rates, --step_sizes or --search_steps"
             )
     pretrained = model_args.get("pretrained")
     if write and not (pretrained and Path(pretrained).expanduser().is_dir()):
         raise LatentRefError(
-            f"pretrained={pretrained} is no local folder, so there is no {MANIFEST_NAME} to write; "
+            f"pretrained={pretrained} is not a local folder, so {MANIFEST_NAME} cannot be written; "
             "save the checkpoint with `latentref convert`, or leave --write out"
         )
 
@@ -267,8 +274,8 @@ def save_sweep(result: Sweep, folder: str | os.PathLike[str], *, command: str) -
         with saving(path.with_suffix(".png")):
             heat_map(result.outcomes, path.with_suffix(".png"), title=title)
     except LatentRefError as error:
-        # The results are saved, so a missing extra is no reason to fail.
-        logger.warning("%s; the same command then draws it, nothing is run again", error)
+        # The results are saved already.
+        logger.warning("%s; the same command then draws it without running anything again", error)
     return content
 
 
@@ -344,7 +351,7 @@ def _setting_json(result: Sweep, outcome: Outcome, interval: Interval) -> dict[s
 
 
 def last_line(result: Sweep) -> dict[str, Any]:
-    """The recommendation for scripts, which is the last line of a sweep's output."""
+    """The recommendation as JSON values, for the last line of the command's output."""
     recommended = result.choice.recommended
     return {
         "task": result.task.name,
@@ -357,5 +364,5 @@ def last_line(result: Sweep) -> dict[str, Any]:
 
 
 def _finite(value: float) -> float | None:
-    """`value`, or None if it is not finite, which JSON cannot express."""
+    """`value`, or None if it is not finite, because JSON has only finite numbers."""
     return value if math.isfinite(value) else None

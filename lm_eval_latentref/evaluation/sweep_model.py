@@ -1,11 +1,11 @@
-"""The lm-eval model class for many settings at once: models and contexts are read only once.
+"""The lm-eval model class for many settings at once, which share models and contexts.
 
     model = SweepModel(pretrained=FOLDER, latent_steps=6, search_step_size=1.0)
     groups = group_by_context(model.encode(task.requests))
     for number, scores in model.score_under(groups[:8], configs, max_rows=8): ...
 
-Text becomes token ids as in `LatentRefLM`, so a setting gets the numbers that `lm_eval --model
-latentref` gives it.
+Text becomes token ids as in `LatentRefLM`, so a setting gets the same numbers as by `lm_eval
+--model latentref`.
 """
 
 from __future__ import annotations
@@ -26,14 +26,13 @@ from lm_eval_latentref.latent.sharing import think_under
 from lm_eval_latentref.latent.thoughts import Context
 
 Scores = list[list[Score | None]]
-"""Of each continuation of each group; None where a thought overflowed."""
+"""The score of each continuation of each group; None if a thought overflowed."""
 
 
 class SweepModel(LatentRefLM):
-    """`LatentRefLM` for several settings, loaded with everything that any of them needs.
+    """`LatentRefLM` for several settings, loaded with the models that any of them needs.
 
-    Contexts that are too long are cut for the largest number of thoughts, so that all settings
-    share them.
+    Long contexts are cut so that the largest number of thoughts fits, and all settings share them.
     """
 
     _pairs: list[tuple[Tokens, Tokens]]
@@ -42,9 +41,11 @@ class SweepModel(LatentRefLM):
     def encode(
         self, requests: Sequence[Any], *, ending: bool = False
     ) -> list[tuple[Tokens, Tokens]]:
-        """(context, continuation) of each request as token ids, contexts cut to what fits.
+        """The token ids of each request: (context, continuation), with contexts cut to fit.
 
-        `ending`: whether the end-of-sequence token belongs to each continuation.
+        Args:
+            requests: lm-eval Instances of the type loglikelihood.
+            ending: whether the end-of-sequence token is added to each continuation.
         """
         self._end = (self.eot_token_id,) if ending else ()
         self.loglikelihood(list(requests), disable_tqdm=True)
@@ -53,7 +54,7 @@ class SweepModel(LatentRefLM):
     def score_pairs(
         self, requests: Sequence[Request], disable_tqdm: bool
     ) -> list[tuple[float, bool]]:
-        """Keeps the pairs, for `encode`: the one place at which every way of encoding ends."""
+        """Keeps the pairs for `encode`; all of HFLM's ways of encoding end in this call."""
         self._pairs = self.fit_pairs(
             [(text, context, [*tokens, *self._end]) for text, context, tokens in requests]
         )
@@ -62,7 +63,13 @@ class SweepModel(LatentRefLM):
     def score_under(
         self, groups: Sequence[Group], configs: Sequence[RefinementConfig], *, max_rows: int
     ) -> Iterator[tuple[int, Scores]]:
-        """Yields the index of each config and its scores of `groups`, in an order of its own."""
+        """Yields the index of each config with its scores of `groups`, in any order.
+
+        Args:
+            groups: the contexts and continuations of one batch.
+            configs: the options of each setting.
+            max_rows: the maximum number of continuations in one forward pass.
+        """
         reasoner = self.reasoner
         with torch.no_grad(), self.autocast():
             for number, thoughts in think_under(
@@ -88,7 +95,7 @@ class SweepModel(LatentRefLM):
 
 
 def forwards(reasoner: Reasoner) -> dict[str, int]:
-    """The number of forward passes of each model of the set so far."""
+    """The number of forward passes so far of backbone, strong and weak."""
     names = ("backbone", "strong", "weak")
     return {
         name: network.num_forwards

@@ -1,7 +1,7 @@
 """Evaluates one checkpoint set on one task under many settings, keeping a journal.
 
     run = GridRun(model, task, grid.settings())
-    cost = run.fill(path)                   # what the journal at `path` holds is not done again
+    cost = run.fill(path)                   # work in the journal at `path` is not done again
     outcomes, overflowed = run.outcomes()
 
 The journal holds one JSON object per line. A process may be killed at any moment: an incomplete
@@ -46,7 +46,7 @@ SWEPT = ("latent_steps", "memory_rate", "search_step_size", "search_steps")
 
 
 def check_comparable(reasoner: Reasoner) -> None:
-    """Raise LatentRefError unless settings can be compared by thoughts of this kind."""
+    """Raises LatentRefError if settings cannot be compared with the model's kind of thoughts."""
     config = reasoner.config
     if why := reasoner.kind.why_not_refined:
         raise LatentRefError(
@@ -54,23 +54,24 @@ def check_comparable(reasoner: Reasoner) -> None:
         )
     if config.draws:
         raise LatentRefError(
-            "settings are compared without random numbers; sweep without thought_noise, "
-            "thought_dropout and confidence_steps, and Gaussian thoughts by their mean "
+            "settings are compared without random numbers; leave out thought_noise, "
+            "thought_dropout and confidence_steps, and take the mean of Gaussian thoughts "
             "(thought_temperature=0, latent_stop=steps)"
         )
     if reasoner.stop is not None:
         raise LatentRefError(
             f"latent_stop={config.latent_stop}: settings are compared at equal numbers of "
-            "thoughts; sweep with latent_stop=steps"
+            "thoughts; give latent_stop=steps"
         )
 
 
 @dataclass
 class Cost:
-    """The time and forward passes that some work took."""
+    """The cost of some work."""
 
     seconds: float = 0.0
     forwards: dict[str, int] = field(default_factory=dict)
+    """The number of forward passes of each model."""
 
     def add(self, seconds: float, forwards: Mapping[str, int]) -> None:
         self.seconds += seconds
@@ -82,9 +83,12 @@ class GridRun:
     """Scores of one model on one task, by setting and request.
 
     Args:
-        written: a document is right if greedy decoding writes exactly its gold answer and the end
-            of sequence. If false, it is right if the gold answer is the likeliest candidate. Free
-            answers are always judged by what is written.
+        written: if true, a document is right if greedy decoding writes exactly its gold answer and
+            the end of sequence; if false, if the gold answer is the likeliest candidate. Tasks with
+            free answers are always judged as if it were true.
+
+    Raises:
+        LatentRefError: settings cannot be compared with the model's kind of thoughts.
     """
 
     def __init__(
@@ -116,9 +120,9 @@ class GridRun:
         """By setting and request; None if a thought overflowed."""
 
     def fill(self, path: Path) -> Cost:
-        """Reads what the journal at `path` holds, and does the rest.
+        """Reads the scores in the journal at `path`, computes the missing scores and adds them.
 
-        Returns the cost of all these settings, including that of earlier calls.
+        Returns the cost of all settings, including work of earlier calls.
         """
         cost = self._recall(path)
         missing = [group for group in self.groups if self._missing([group])]
@@ -136,7 +140,7 @@ class GridRun:
         return cost
 
     def outcomes(self) -> tuple[list[Outcome], dict[Setting, int]]:
-        """The outcomes; and the settings that overflowed, with the number of documents."""
+        """The outcomes of settings; for those that overflowed, the number of documents instead."""
         outcomes, overflowed = [], {}
         for setting, values in self.scores.items():
             rows = [
@@ -155,9 +159,9 @@ class GridRun:
         return outcomes, overflowed
 
     def _score(self, batch: Sequence[Group], max_rows: int) -> Iterator[dict[str, Any]]:
-        """Scores what `batch` is missing; yields a journal line for each setting.
+        """Computes the missing scores of `batch`; yields a journal line for each setting.
 
-        The cost of work that settings share is counted for the first of them.
+        The cost of work that settings share is counted for the first of these settings.
         """
         settings = self._missing(batch)
         configs = [self.configs[setting] for setting in settings]
@@ -193,7 +197,7 @@ class GridRun:
                     self.scores[setting].update(zip(requests, values, strict=True))
                     cost.add(float(line["seconds"]), line["forwards"])
         if num_known := sum(map(len, self.scores.values())):
-            logger.info("%s holds %d log-likelihoods of this sweep already", path, num_known)
+            logger.info("%s already holds %d log-likelihoods of this sweep", path, num_known)
         return cost
 
     def _key(self, setting: Setting) -> str:
@@ -214,17 +218,17 @@ class GridRun:
 
 
 def _recalled(log_likelihood: float, is_greedy: bool) -> Score:
-    """A score from its values in the journal; TypeError for values of another kind."""
+    """A score from its values in the journal; raises TypeError for other types."""
     if not isinstance(log_likelihood, float) or not isinstance(is_greedy, bool):
-        raise TypeError(f"{log_likelihood!r}, {is_greedy!r} is no score")
+        raise TypeError(f"{log_likelihood!r}, {is_greedy!r} is not a score")
     return Score(log_likelihood, is_greedy)
 
 
 def _judge(scores: Sequence[Score], gold: int, written: bool) -> tuple[bool, float]:
-    """Whether a document is right, and its margin.
+    """Whether a document is right, and its margin in nats.
 
-    Unless `written`, it is right if the gold candidate is the likeliest (of equal ones the first,
-    as in lm-eval's acc). A free answer has no other candidates, so its margin is its
+    If not `written`, it is right if the gold candidate is the likeliest; of equal candidates the
+    first counts, as in lm-eval's acc. A free answer has no other candidates, so its margin is its
     log-likelihood.
     """
     values = [score.log_likelihood for score in scores]
@@ -237,11 +241,11 @@ def _digest(value: Any) -> str:
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:16]
 
 
-ADVICE = "remove it to start afresh, or name another folder"
+ADVICE = "remove it to start from the beginning, or give another folder"
 
 
 def read_journal(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
-    """The objects written so far; empty when there is no file."""
+    """The objects in the journal at `path`; empty if there is no file."""
     with reading(path, ADVICE):
         lines = _whole_lines(Path(path)).split(b"\n")
     values = []
@@ -255,7 +259,7 @@ def read_journal(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
 
 
 class Journal:
-    """The journal file, open for adding lines; each is flushed at once."""
+    """The journal file, open for adding lines, which are flushed at once."""
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self._path = path = Path(path)
@@ -264,7 +268,7 @@ class Journal:
             self._file = path.open("ab")
         except OSError as error:
             raise LatentRefError(
-                f"{path.parent} cannot be written to ({error.strerror}); name another folder"
+                f"{path.parent} cannot be written to ({error.strerror}); give another folder"
             ) from error
         self._file.truncate(len(_whole_lines(path)))
 
@@ -283,7 +287,7 @@ class Journal:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        # Closing repeats a failed write, whose failure has already been reported.
+        # After an error, closing repeats the failed write, which has been reported already.
         with contextlib.suppress(OSError) if kind is not None else saving(self._path):
             self._file.close()
 

@@ -1,10 +1,10 @@
-"""A case study: the tokens that thoughts decode to, on documents whose answer refinement changes.
+"""A case study of documents whose answer refinement changes: the tokens that thoughts decode to.
 
     study = study_cases("out/mine", task="latentref_mathqa_mc", work="out/cases", memory_rate=0.3)
     study.cases[0].thoughts[2].refined          # tokens and their probabilities
 
-The cases are the first documents of the task that refinement turns from wrong to right, and from
-right to wrong; none is picked by hand. Thoughts are decoded by the backbone's output layer.
+The cases are the first documents of the task that refinement turns from wrong to right, and the
+first that it turns from right to wrong. The backbone's output layer decodes the thoughts.
 
 Shape suffixes: B documents, T thoughts, D hidden size, V vocabulary.
 """
@@ -37,13 +37,13 @@ from lm_eval_latentref.latent.streams import Stream
 from lm_eval_latentref.latent.thoughts import Context
 
 NUM_TOKENS = 5
-"""The number of most likely tokens that a thought is shown as."""
+"""The number of tokens shown for a thought."""
 
 MAX_NEW_TOKENS = 64
-"""The most tokens of a free answer."""
+"""The maximum number of tokens of a free answer."""
 
 Reading = tuple[tuple[str, float], ...]
-"""Tokens with their probabilities, the likeliest first."""
+"""The likeliest tokens with their probabilities, in descending order."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,17 +51,19 @@ class Thought:
     """One thought of one document; distances are Euclidean."""
 
     plain: Reading
-    """Coconut's own thought, without any refinement."""
+    """The thought of plain Coconut, where no thought is refined."""
     raw: Reading
-    """The backbone's thought after the refined thoughts before it, not yet refined itself."""
+    """The backbone's output after the earlier, refined thoughts, before its own refinement."""
     refined: Reading
+    """The thought after refinement, as it is fed."""
     cosine_to_plain: float
-    """Between the refined thought and Coconut's own."""
+    """Cosine similarity of the refined thought and plain Coconut's."""
     moved: float
-    """|z_t - raw_t|: how far its own refinement moved it."""
+    """The distance between the raw and the refined thought."""
     to_strong: tuple[float, float]
-    """Distance from the strong reference's state at this thought, before and after refinement."""
+    """Distances of the raw and the refined thought from the strong reference's state there."""
     to_weak: tuple[float, float]
+    """Distances of the raw and the refined thought from the weak reference's state there."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,15 +76,15 @@ class Case:
     answer_before: str
     answer_after: str
     margins: tuple[float, float]
-    """Margins of the gold answer in nats, before and after."""
+    """Margins of the gold answer in nats, without and with refinement."""
     helped: bool
-    """Whether the answer turned from wrong to right; if false, from right to wrong."""
+    """If true, the answer turned from wrong to right; if false, from right to wrong."""
     thoughts: tuple[Thought, ...]
 
 
 @dataclass(frozen=True, kw_only=True)
 class CaseStudy:
-    """All cases of one set on one task."""
+    """The cases of one set on one task."""
 
     folder: str
     task: str
@@ -91,11 +93,11 @@ class CaseStudy:
     accuracy: tuple[float, float]
     """Accuracy without and with refinement."""
     test: McNemar
-    """The test of right answers without against right answers with refinement."""
+    """The test of accuracy without refinement against accuracy with it."""
     is_free: bool
     """Whether answers are free text; if false, candidates are compared."""
     model: dict[str, Any]
-    """Identity of the checkpoints, dtype, markers."""
+    """The identity of the model: checkpoints, dtype, markers."""
     cases: tuple[Case, ...]
 
 
@@ -111,36 +113,38 @@ def study_cases(
     limit: int | None = None,
     **loading: Any,
 ) -> CaseStudy:
-    """Finds up to `num` cases, half of each kind, and reads their thoughts.
+    """Finds up to `num` cases, if possible half of each kind, and decodes their thoughts.
 
     Args:
+        folder: a trained set with both references.
         task: any task with candidates or free answers, on any split.
         work: folder of finished work, from which the same call continues.
-        latent_steps, memory_rate, step_size: the defaults are those of latentref.json; the step
-            size is in units of d/2.
+        latent_steps, memory_rate, step_size: None for the values in latentref.json. The step size
+            is in units of d/2.
         limit: only the first `limit` documents.
         loading: `batch_size`, `device`, `dtype`.
 
     Raises:
-        LatentRefError: the set has no references, nothing is refined, or another process works in
-            `work`.
+        LatentRefError: the set has no references, nothing is refined, thoughts overflow, or another
+            process works in `work`.
     """
     plan = resolve(CheckpointNames(pretrained=folder))
     if plan.strong is None or plan.weak is None:
         raise LatentRefError(
-            f"{folder} lacks a strong or weak reference, and a case study measures the distances "
-            "of thoughts to both; give a set whose latentref.json names both"
+            f"{folder} lacks a strong or weak reference, but a case study measures distances from "
+            "both; give a set whose latentref.json names both"
         )
     model = _load(folder, plan, {"latent_steps": latent_steps, **loading})
     num_thoughts = model.reasoner.config.latent_steps
     recorded = RefinementConfig.parse(plan.settings)
     setting = _setting(folder, model, recorded, memory_rate, step_size)
-    asked, plain = load_task(task, limit=limit), Setting(latent_steps=num_thoughts)
-    run = GridRun(model, asked, [plain, setting])
+    loaded, plain = load_task(task, limit=limit), Setting(latent_steps=num_thoughts)
+    run = GridRun(model, loaded, [plain, setting])
     with holding(work, "latentref thoughts"):
         run.fill(Path(work) / Path(folder).name / "cases" / task / JOURNAL_NAME)
     outcomes = {outcome.setting: outcome for outcome in run.outcomes()[0]}
-    for needed, advice in ((plain, "give --dtype float32"), (setting, "lower it")):
+    advices = {plain: "give --dtype float32", setting: "give a smaller step size"}
+    for needed, advice in advices.items():
         if needed not in outcomes:
             raise LatentRefError(f"{folder}: thoughts overflowed under {needed.label}; {advice}")
     before, after = outcomes[plain], outcomes[setting]
@@ -148,24 +152,24 @@ def study_cases(
         folder=folder,
         task=task,
         setting=setting,
-        num_documents=len(asked.documents),
+        num_documents=len(loaded.documents),
         accuracy=(before.accuracy, after.accuracy),
         test=mcnemar(before.correct, after.correct),
-        is_free=asked.is_free,
+        is_free=loaded.is_free,
         model=run.identity,
         cases=_cases(run, before, after, _changed(before, after, num)),
     )
 
 
 def _load(folder: str, plan: SetPlan, options: dict[str, Any]) -> SweepModel:
-    """The set with both references, whatever its latentref.json recommends."""
+    """The model of the set with both references, even if its latentref.json has no search."""
     given = {name: value for name, value in options.items() if value is not None}
-    # With a search step size, both references are loaded.
+    # References are loaded if there is a search step size.
     model = SweepModel(**{"pretrained": plan, **given, "search_step_size": 1.0})
     if not model.reasoner.kind.is_identity:
         raise LatentRefError(
-            f"{folder}: latent_kind={model.reasoner.kind.name}: cases show thoughts that are "
-            "hidden states; give a set of latent_kind=continuous"
+            f"{folder}: latent_kind={model.reasoner.kind.name}: a case study needs thoughts that "
+            "are hidden states; give a set of latent_kind=continuous"
         )
     return model
 
@@ -192,11 +196,11 @@ def _setting(
 
 
 def _changed(before: Outcome, after: Outcome, num: int) -> list[int]:
-    """Indices of the first documents that turned to right, then of those that turned to wrong."""
+    """Indices of the first documents that turned right, then of the first that turned wrong."""
     pairs = list(enumerate(zip(before.correct, after.correct, strict=True)))
     helped = [place for place, (was, is_now) in pairs if is_now and not was]
     harmed = [place for place, (was, is_now) in pairs if was and not is_now]
-    # If there are too few of one kind, more of the other are taken.
+    # If there are too few documents of one kind, more of the other kind are taken.
     num_helped = max(num - num // 2, num - len(harmed))
     helped = helped[:num_helped]
     return helped + harmed[: num - len(helped)]
@@ -238,7 +242,7 @@ def _cases(
 def _answers(
     run: GridRun, setting: Setting, places: Sequence[int], reasoner: Reasoner
 ) -> list[str]:
-    """The answers: the likeliest candidates, or the texts that are written."""
+    """The answers to the documents at `places`: the likeliest candidates, or generated texts."""
     task: DevTask = run.task
     documents = [task.documents[place] for place in places]
     if task.is_free:
@@ -260,7 +264,13 @@ def _answers(
 def _thoughts(
     plain: Reasoner, refined: Reasoner, reasoner: Reasoner, contexts: Sequence[Tokens]
 ) -> list[tuple[Thought, ...]]:
-    """The thoughts on each context; `reasoner` has both references, even if `refined` has not."""
+    """The thoughts on each context.
+
+    Args:
+        plain: the model without refinement.
+        refined: the model with refinement; it has references only if it searches.
+        reasoner: the model with both references.
+    """
     plain_BTD = plain.think(contexts).thoughts_BTD.float()
     refined_BTD = refined.think(contexts).thoughts_BTD.float()
     raw_BTD = raw_thoughts(reasoner, contexts, refined_BTD)
@@ -300,7 +310,7 @@ def _thoughts(
 
 
 def raw_thoughts(reasoner: Reasoner, contexts: Sequence[Tokens], thoughts_BTD: Tensor) -> Tensor:
-    """The backbone's next thoughts (B, T, D) after the first 0, 1, ..., T - 1 of `thoughts_BTD`."""
+    """The backbone's outputs (B, T, D): the t-th follows the first t - 1 of `thoughts_BTD`."""
     backbone = reasoner.backbone
     stream, last_BD = _reading(backbone, reasoner, contexts)
     fed_BTD = thoughts_BTD[:, :-1].to(backbone.device, backbone.dtype)
@@ -315,7 +325,10 @@ def states_at(
     thoughts_BTD: Tensor,
     probes_BTD: Tensor,
 ) -> Tensor:
-    """States (B, T, D) of `network`: the t-th after the first t - 1 thoughts and the t-th probe."""
+    """States (B, T, D) of `network`: the t-th is its output for the t-th probe.
+
+    The probe follows the first t - 1 of `thoughts_BTD`.
+    """
     stream, _ = _reading(network, reasoner, contexts)
     states = []
     for step in range(probes_BTD.shape[1]):
@@ -331,7 +344,7 @@ def states_at(
 def _reading(
     network: Network, reasoner: Reasoner, contexts: Sequence[Tokens]
 ) -> tuple[Stream, Tensor]:
-    """A stream of `network` after contexts and start markers, and the last states (B, D)."""
+    """A stream of `network` after contexts and start markers, and its last states (B, D)."""
     context = Context.pad(contexts, device=network.device)
     if reasoner.markers is not None:
         context = context.then(reasoner.markers.opening)
@@ -340,7 +353,7 @@ def _reading(
 
 
 def _read(reasoner: Reasoner, thoughts_BTD: Tensor) -> list[list[Reading]]:
-    """The readings of thoughts by the backbone's output layer, for each document and step."""
+    """The tokens that thoughts decode to, for each document and step."""
     backbone, tokenizer = reasoner.backbone, reasoner.tokenizer
     backbone.activate()
     states_BTD = thoughts_BTD.to(backbone.device, backbone.dtype)

@@ -1,4 +1,4 @@
-"""A case study as JSON values, and the page made of them.
+"""Turns a case study into JSON values and writes the page made from them.
 
     content = thoughts_json(study, command="latentref thoughts ...")
     save_thoughts(content, "results/mine/thoughts.md")
@@ -28,7 +28,7 @@ def thoughts_json(study: CaseStudy, *, command: str) -> dict[str, Any]:
 
 
 def thoughts_page(content: Content) -> str:
-    """The page: what the columns mean, the counts, and each case with a table of its thoughts."""
+    """The page: the counts, the definitions of columns, and a table of thoughts for each case."""
     cases = [
         {**case, "table": table(_HEAD, itertools.starmap(_row, enumerate(case["thoughts"], 1)))}
         for case in content["cases"]
@@ -39,7 +39,7 @@ def thoughts_page(content: Content) -> str:
 
 
 def save_thoughts(content: Content, file: str | os.PathLike[str]) -> str:
-    """Writes and returns the page; its content is in the .json file of the same name."""
+    """Writes the page, and its content into a .json file of the same name; returns the page."""
     return save_as(content, file, thoughts_page(content))
 
 

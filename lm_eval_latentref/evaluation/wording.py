@@ -1,4 +1,4 @@
-"""Makes names and texts from other people's files safe and short enough to print.
+"""Makes names and texts from files safe and short enough to print in terminals and Markdown.
 
 plain("a\\x1b[31mb\\n")                          # "a [31mb": one line, no control characters
 short_name("/data/models/gpt2-mathqa")         # "gpt2-mathqa"
@@ -22,10 +22,10 @@ def plain(text: Any) -> str:
 
 
 def figure(value: float, *, sign: str = "") -> str:
-    """A metric with four decimals, or fewer digits where it is a million or more.
+    """A metric with four decimals, or with six digits if it is a million or more.
 
     Args:
-        sign: "+" for a difference.
+        sign: "+" to show the sign of a difference.
     """
     return f"{value:{sign}.4f}" if abs(value) < 1e6 else f"{value:{sign}.6g}"
 
@@ -43,24 +43,25 @@ def markdown(text: Any) -> str:
 
 
 def code_span(text: Any) -> str:
-    """`plain` text as code in Markdown, where a longer run of backticks ends it."""
+    """`plain` text as code in Markdown, in more backticks than any run of them within it."""
     shown = plain(text)
     fence = "`" * (1 + max(map(len, re.findall("`+", shown)), default=0))
     return f"{fence}{shown}{fence}" if len(fence) == 1 else f"{fence} {shown} {fence}"
 
 
 def as_code(text: str) -> str:
-    """A JSON string as code in a Markdown table, where pipes end a cell and backticks end code."""
+    """`text` as a JSON string in code, for a Markdown table; pipes and backticks are replaced."""
     shown = json.dumps(text, ensure_ascii=False).replace("|", "¦").replace("`", "'")
     return f"`{shown}`"
 
 
 def table(headers: Sequence[str], rows: Iterable[Sequence[str]], *, numbers_from: int) -> str:
-    """A Markdown table with aligned columns, also fit for a terminal.
+    """A Markdown table with aligned columns, which also reads well in a terminal.
 
     Args:
-        headers: texts in which markup is already escaped; so are those of `rows`.
-        numbers_from: the first column that is aligned on the right.
+        headers: texts whose markup is already escaped.
+        rows: texts whose markup is already escaped.
+        numbers_from: the index of the first column that is aligned on the right.
     """
     from pytablewriter import MarkdownTableWriter
     from pytablewriter.style import Style

@@ -1,13 +1,13 @@
 """The text that a model is trained on at each stage: ids, labels and number of thoughts.
 
     curriculum = Curriculum(c_thought=1, max_latent_stage=3)
-    row = curriculum.row(problem, stage=2)      # two steps gone, two thoughts in their place
+    row = curriculum.row(problem, stage=2)      # two thoughts replace the first two steps
     for batch in epoch_batches(rows, 64, rng):
-        for rows in micro_batches(batch, 16):   # equal numbers of thoughts
+        for rows in micro_batches(batch, 16):   # rows with the same number of thoughts
 
-The curriculum of Coconut (Hao et al., arXiv:2412.06769, section 3), with the names and meanings of
-its published configuration: at stage k the first k reasoning steps are replaced by k * c_thought
-thoughts; after `max_latent_stage` comes one more stage in which no step is left. Only the text
+This is the curriculum of Coconut (Hao et al., arXiv:2412.06769, section 3), with the names and
+meanings of its published configuration: at stage k, k * c_thought thoughts replace the first k
+reasoning steps; one more stage, in which no step is left, follows `max_latent_stage`. Only the text
 after the thoughts is labelled.
 """
 
@@ -28,9 +28,9 @@ class Problem:
     question: Tokens
     """The context: question and newline, after the special tokens that begin every text."""
     steps: tuple[Tokens, ...]
-    """Each with its newline."""
+    """The ids of each step and the newline that ends it."""
     answer: Tokens
-    """"### ", the answer, EOS."""
+    """The ids of "### " and the answer, then EOS."""
 
 
 @dataclass(frozen=True)
@@ -61,11 +61,12 @@ class Curriculum:
 
     pad_latent_to_max: bool = True
     """Whether the final stage has max_latent_stage * c_thought thoughts even for a problem with
-    fewer steps. Evaluation always has that many, as it does not know the number of gold steps."""
+    fewer steps. Evaluation always uses that number, as it does not know how many gold steps there
+    are."""
 
     uniform_prob: float = 0.0
-    """Probability, per problem and epoch, of a stage drawn uniformly from 0 to its number of
-    steps in place of the scheduled one."""
+    """Probability, for each problem in each epoch, that a stage drawn uniformly from 0 to the
+    problem's number of steps replaces the scheduled one."""
 
     @property
     def final_stage(self) -> int:
@@ -108,58 +109,58 @@ def no_cot_row(problem: Problem) -> Row:
 def epoch_batches(rows: Sequence[Row], batch_size: int, rng: random.Random) -> list[list[Row]]:
     """`rows` shuffled into global batches, each row once.
 
-    Rows of a batch have the same number of thoughts as far as whole batches can be made of them,
-    because each thought takes a forward pass for all rows that have it. The remaining rows are
-    mixed.
+    Rows with the same number of thoughts share batches, because each thought takes one forward pass
+    for all rows of a batch that have it. Rows that do not fill such a batch are mixed at random.
     """
     shuffled = rng.sample(list(rows), len(rows))
-    alike: dict[int, list[Row]] = {}
+    by_thoughts: dict[int, list[Row]] = {}
     for row in shuffled:
-        alike.setdefault(row.num_thoughts, []).append(row)
-    batches, left = [], []
-    for num_thoughts in sorted(alike):
-        group = alike[num_thoughts]
+        by_thoughts.setdefault(row.num_thoughts, []).append(row)
+    batches, rest = [], []
+    for num_thoughts in sorted(by_thoughts):
+        group = by_thoughts[num_thoughts]
         num_whole = len(group) - len(group) % batch_size
         batches += [group[at : at + batch_size] for at in range(0, num_whole, batch_size)]
-        left += group[num_whole:]
-    rng.shuffle(left)
-    batches += [left[at : at + batch_size] for at in range(0, len(left), batch_size)]
+        rest += group[num_whole:]
+    rng.shuffle(rest)
+    batches += [rest[at : at + batch_size] for at in range(0, len(rest), batch_size)]
     rng.shuffle(batches)
     return batches
 
 
 def share(batch: Sequence[Row], rank: int, num_processes: int) -> list[Row]:
-    """The rows of `batch` that process `rank` computes; together the shares are the batch.
+    """The rows of `batch` that process `rank` computes; each row belongs to exactly one process.
 
     Rows are assigned in snake order, so that all processes get about the same number of tokens.
     """
     ordered = _ordered(batch)[::-1]  # longest first, so that the last, partial round is short
     rounds = [ordered[at : at + num_processes] for at in range(0, len(ordered), num_processes)]
-    dealt = (rows if number % 2 == 0 else rows[::-1] for number, rows in enumerate(rounds))
-    return [row for rows in dealt for row in rows[rank : rank + 1]]
+    in_snake_order = (rows[:: 1 if number % 2 == 0 else -1] for number, rows in enumerate(rounds))
+    return [row for rows in in_snake_order for row in rows[rank : rank + 1]]
 
 
 def micro_batches(
     rows: Sequence[Row], max_rows: int, max_columns: int | None = None
 ) -> Iterator[list[Row]]:
-    """`rows` in groups with equal numbers of thoughts, shortest first.
+    """`rows` in groups whose rows have the same number of thoughts, shortest first.
 
     The loss of a batch is a sum over its rows, so the grouping only affects rounding.
 
     Args:
-        max_rows: the most rows of a group.
-        max_columns: the most columns of a group with its padding; a longer row is a group alone.
+        max_rows: maximum number of rows in a group.
+        max_columns: maximum number of columns in a group, padding included; a longer row forms a
+            group by itself.
     """
     group: list[Row] = []
     for row in _ordered(rows):
-        grown = [*group, row]
-        fits = len(grown) <= max_rows and row.num_thoughts == grown[0].num_thoughts
+        candidate = [*group, row]
+        fits = len(candidate) <= max_rows and row.num_thoughts == candidate[0].num_thoughts
         if max_columns is not None:
-            fits = fits and len(grown) * _padded_columns(grown) <= max_columns
+            fits = fits and len(candidate) * _padded_columns(candidate) <= max_columns
         if group and not fits:
             yield group
-            grown = [row]
-        group = grown
+            candidate = [row]
+        group = candidate
     if group:
         yield group
 

@@ -3,9 +3,9 @@
     data = load_data(recipe)
     for problem in encode(data.epoch(0), tokenizer): ...
 
-A file has Coconut's format: a JSON list or JSON lines of objects with `question`, `steps` and
-`answer`. Questions that occur in a dev or test split are left out, and so are bad rows; both are
-counted and logged.
+Files have Coconut's format: a JSON list, or JSON lines, of objects with `question`, `steps` and
+`answer`. Bad rows and questions that occur in a dev or test split are left out; their numbers are
+logged.
 """
 
 from __future__ import annotations
@@ -36,10 +36,10 @@ NUM_GENERATED = 10_000
 
 EPOCH_SEEDS = 1_000_000
 """Epoch e (from 0) of a run with seed s draws from the train split of seed s * EPOCH_SEEDS + e.
-No run uses negative seeds."""
+Seeds are never negative."""
 
-MOST_SHOWN = 10
-"""The most places that a summary lists for each rule."""
+MAX_SHOWN = 10
+"""The maximum number of places that a summary lists for each rule."""
 
 
 @dataclass(frozen=True)
@@ -50,9 +50,11 @@ class TrainingData:
     epoch: Callable[[int], list[Example]]
     """The training examples of an epoch, counted over the whole run."""
     fixed: Sequence[Example] = ()
-    """All examples from files and benchmarks, of any epoch. Generated ones differ by epoch."""
+    """All examples from files and benchmarks. Generated examples are not included: they differ
+    between epochs."""
     counts: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
-    """For each file and benchmark: the `problems` kept, and those `removed` as held out."""
+    """For each file and benchmark: how many `problems` were kept, and how many were `removed`
+    because they are held out."""
 
     @property
     def validation(self) -> list[Example]:
@@ -61,7 +63,7 @@ class TrainingData:
 
     @property
     def texts(self) -> Iterator[str]:
-        """All text that is known before training, that is without later epochs' generated text."""
+        """All text known before training: everything but the text generated for later epochs."""
         return texts([*self.fixed, *self.epoch(0), *self.validation])
 
     @property
@@ -69,8 +71,8 @@ class TrainingData:
         """The accuracy of always giving the most frequent validation answer of each source."""
         sources = self.validation_by_source.values()
         answers = (collections.Counter(row.answer for row in source) for source in sources)
-        most = sum(max(counts.values(), default=0) for counts in answers)
-        return most / len(self.validation)
+        num_right = sum(max(counts.values(), default=0) for counts in answers)
+        return num_right / len(self.validation)
 
     def digest(self) -> str:
         """A hash that identifies the data."""
@@ -81,8 +83,7 @@ class TrainingData:
 def load_data(recipe: Recipe) -> TrainingData:
     """The data that `recipe` names.
 
-    Raises LatentRefError for names, files and generator arguments that cannot be used, and if no
-    row is left.
+    Raises LatentRefError if a name, file or generator argument cannot be used, or no row is left.
     """
     if recipe.task and not GENERATORS.keys() & set(recipe.train):
         raise LatentRefError(
@@ -96,11 +97,11 @@ def load_data(recipe: Recipe) -> TrainingData:
         held_out |= _benchmark_questions()
     elif not recipe.check_overlap:
         logger.info("check_overlap=false: only the questions of `validation` are held out")
-    _check_left("validation", validation)
+    _require_examples("validation", validation)
     loaded = {name: _train(name, held_out) for name in recipe.train if name not in GENERATORS}
     fixed = {name: examples for name, (examples, _) in loaded.items()}
     sources = [
-        functools.partial(_turn, fixed[name], recipe.num_train, place / len(recipe.train))
+        functools.partial(_next_examples, fixed[name], recipe.num_train, place / len(recipe.train))
         if name in fixed
         else _generated(recipe, name, held_out)
         for place, name in enumerate(recipe.train)
@@ -119,8 +120,8 @@ def load_data(recipe: Recipe) -> TrainingData:
 def leaves_questions_out(train: Collection[str], check_overlap: bool) -> bool:
     """Whether questions of the benchmarks' dev and test splits are removed from the training data.
 
-    They always are from benchmarks, and from files if `check_overlap`. Generated tasks have
-    disjoint splits of their own.
+    Benchmarks always lose them; files lose them if `check_overlap`. Generated tasks never do: their
+    own splits are disjoint.
     """
     names = set(train)
     return bool(splits.TRAINING.keys() & names) or (
@@ -137,12 +138,12 @@ def texts(examples: Iterable[Example]) -> Iterator[str]:
 
 
 def step_text(step: str) -> str:
-    """A reasoning step as it is written."""
+    """A reasoning step as the model writes it, with the newline that ends it."""
     return step + "\n"
 
 
 def encode(examples: Sequence[Example], tokenizer: Any) -> list[Problem]:
-    """`examples` as token ids in the text of the prompt protocol, each answer closed by EOS."""
+    """`examples` as token ids of the prompt protocol's text; EOS ends each answer."""
     questions = tokenizer([example.context for example in examples])["input_ids"]
     plain = {example.written_answer for example in examples}
     plain |= {step_text(step) for example in examples for step in example.steps}
@@ -162,7 +163,7 @@ def encode(examples: Sequence[Example], tokenizer: Any) -> list[Problem]:
 def read_examples(path: str) -> list[Example]:
     """The examples in the JSON or JSON-lines file `path`.
 
-    Bad rows are left out and logged, with their number, their places and the reasons. Raises
+    Bad rows are left out; a warning gives their number, their places and the reasons. Raises
     LatentRefError if the file cannot be read.
     """
     text = read_text(
@@ -196,18 +197,18 @@ def write_generated(
 
 
 def _validation(recipe: Recipe) -> dict[str, list[Example]]:
-    """The problems to validate on, equally many of each source that has a dev split."""
+    """The validation problems, divided equally among the sources that have a dev split."""
     if recipe.validation is not None:
         examples = read_examples(recipe.validation)
         return {"validation": examples[: recipe.num_validation]}
-    most = recipe.num_validation or 500
+    num_problems = recipe.num_validation or 500
     with_dev = [name for name in recipe.train if name in BENCHMARKS or name in GENERATORS]
     if not with_dev:
         raise LatentRefError(
-            f"train={', '.join(recipe.train)} brings no problems to validate on; give "
+            f"train={', '.join(recipe.train)} has no problems to validate on; give "
             "validation=FILE, or train on a benchmark or generated task as well"
         )
-    share, rest = divmod(most, len(with_dev))
+    share, rest = divmod(num_problems, len(with_dev))
     nums = {name: share + (place < rest) for place, name in enumerate(with_dev)}
     return {
         name: _generate_examples(recipe, name, num, 0, "validation")
@@ -217,13 +218,13 @@ def _validation(recipe: Recipe) -> dict[str, list[Example]]:
     }
 
 
-def _turn(
+def _next_examples(
     examples: Sequence[Example], num: int | None, start: float, epoch: int
 ) -> Sequence[Example]:
-    """The next `num` examples: each epoch begins where the last one ended.
+    """The `num` examples of `epoch`, which begins where the previous epoch ended.
 
     Args:
-        start: where in `examples` epoch 0 begins, as a share of them. Sources that contain the same
+        start: where epoch 0 begins, as a fraction of `examples`. Sources that contain the same
             problems in different words begin at different places, so that an epoch has more
             distinct problems.
     """
@@ -236,7 +237,7 @@ def _turn(
 def _generated(
     recipe: Recipe, name: str, held_out: Collection[str]
 ) -> Callable[[int], Sequence[Example]]:
-    """Fresh problems for each epoch, without those in a validation file."""
+    """A function that draws the problems of an epoch, without those in a validation file."""
     num_train, first = recipe.num_train or NUM_GENERATED, recipe.seed * EPOCH_SEEDS
     logged: set[int] = set()
 
@@ -255,15 +256,15 @@ def _generated(
                 number + 1,
                 recipe.validation,
             )
-        _check_left(f"train={name}", kept)
+        _require_examples(f"train={name}", kept)
         return kept
 
     return epoch
 
 
-def _check_left(name: str, examples: Sequence[Example]) -> None:
+def _require_examples(name: str, examples: Sequence[Example]) -> None:
     if not examples:
-        raise LatentRefError(f"{name}: no usable example is left; give other data")
+        raise LatentRefError(f"{name}: no usable examples are left; give other data")
 
 
 def _generate_examples(recipe: Recipe, name: str, num: int, seed: int, split: str) -> list[Example]:
@@ -286,7 +287,7 @@ def _train(name: str, held_out: Collection[str]) -> tuple[list[Example], int]:
         len(kept),
         num_removed,
     )
-    _check_left(f"train={name}", kept)
+    _require_examples(f"train={name}", kept)
     return kept, num_removed
 
 
@@ -296,7 +297,7 @@ def _benchmark_questions() -> frozenset[str]:
     except LatentRefError as error:
         raise LatentRefError(
             f"the benchmarks' dev and test questions, which must not be trained on, are not "
-            f"available: {error}; or give check_overlap=false if the data has none of them"
+            f"available: {error}; or give check_overlap=false if the data contains none of them"
         ) from error
 
 
@@ -314,13 +315,13 @@ class BadRow(NamedTuple):
 
 
 def parse_examples(path: str, text: str) -> tuple[list[Example], list[BadRow]]:
-    """The examples in `text`, and its bad rows.
+    """The examples in `text`, which was read from `path`, and its bad rows.
 
-    Raises LatentRefError that names `path` if a list is truncated.
+    Raises LatentRefError if a list is truncated.
     """
     examples, bad = [], []
     for number, value in _rows(path, text):
-        rule = "it is no JSON object" if value is None else _broken_rule(value)
+        rule = "it is not a JSON object" if value is None else _broken_rule(value)
         if rule:
             bad.append(BadRow(number, rule))
         else:
@@ -345,8 +346,8 @@ def _places(numbers: Sequence[int], unit: str) -> str:
             ranges[-1] = [ranges[-1][0], number]
         else:
             ranges.append([number])
-    shown = ", ".join("-".join(map(str, ends)) for ends in ranges[:MOST_SHOWN])
-    num_left = sum(ends[-1] - ends[0] + 1 for ends in ranges[MOST_SHOWN:])
+    shown = ", ".join("-".join(map(str, ends)) for ends in ranges[:MAX_SHOWN])
+    num_left = sum(ends[-1] - ends[0] + 1 for ends in ranges[MAX_SHOWN:])
     more = f" and {num_left} more" if num_left else ""
     return f"{unit}{'s' * (len(numbers) > 1)} {shown}{more}"
 
@@ -358,7 +359,7 @@ def _rows(path: str, text: str) -> Iterator[tuple[int, Any]]:
             yield from enumerate(parse_json(text), start=1)
         except (ValueError, RecursionError) as error:
             raise LatentRefError(
-                f"{path} is broken off or no JSON ({one_line(error)}); mend the file"
+                f"{path} is truncated or not JSON ({one_line(error)}); fix the file"
             ) from error
         return
     for number, line in enumerate(text.split("\n"), start=1):
@@ -375,15 +376,15 @@ def is_list(text: str) -> bool:
 
 
 def _broken_rule(value: Any) -> str | None:
-    """The first rule that a row breaks; None for a good one."""
+    """The first rule that a row breaks; None for a good row."""
     if not isinstance(value, dict):
-        return "it is no JSON object"
+        return "it is not a JSON object"
     for name in ("question", "answer"):
         if not isinstance(value.get(name), str) or not value[name].strip():
-            return f"{name} is not a text"
+            return f"{name} is not a non-empty string"
     steps = value.get("steps")
     if not isinstance(steps, list) or not all(isinstance(step, str) for step in steps):
-        return "steps is not a list of texts"
+        return "steps is not a list of strings"
     if "#" in value["answer"]:
-        return "answer contains '#', which marks where it begins"
+        return "answer contains '#', which marks the beginning of an answer"
     return None

@@ -36,8 +36,9 @@ class Learner:
     """A model in training with its optimiser.
 
     Args:
-        markers: None for a model without thoughts.
-        kind: what is fed as a thought.
+        trainee: the model; it is moved to the accelerator's device.
+        markers: the marker tokens around the thoughts; None for a model without thoughts.
+        kind: the kind of thoughts.
     """
 
     def __init__(
@@ -58,7 +59,7 @@ class Learner:
         self.reset_optimizer()
 
     def reset_optimizer(self) -> None:
-        """Start with a new optimiser, without the moments of past gradients."""
+        """Replaces the optimiser by a new one, without the moments of past gradients."""
         recipe = self._recipe
         self.optimizer = torch.optim.AdamW(
             self._weights,
@@ -68,10 +69,13 @@ class Learner:
         )
 
     def step(self, batch: Sequence[Row], *, learning_rate: float) -> float:
-        """Make one update; returns the loss before it, summed over `batch`'s labelled tokens.
+        """Makes one update; returns the loss before it, summed over `batch`'s labelled tokens.
 
         Args:
             batch: the global batch, the same in every process.
+
+        Raises:
+            LatentRefError: the loss is not finite.
         """
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate
@@ -90,7 +94,11 @@ class Learner:
         return loss
 
     def backward(self, batch: Sequence[Row]) -> Tensor:
-        """Add this process's share of the mean loss's gradient; returns its share of the sum."""
+        """Adds the gradient of this process's share of the mean loss.
+
+        Returns:
+            The share's loss, summed over its labelled tokens: a scalar.
+        """
         num_tokens = num_labelled(batch)
         accelerator = self._accelerator
         rows = share(batch, accelerator.process_index, accelerator.num_processes)
@@ -133,7 +141,7 @@ class Learner:
         return int(accelerator.reduce(total, reduction="sum"))
 
     def check_room(self, examples: Sequence[Example], *, latent_steps: int) -> None:
-        """Raise LatentRefError if a validation problem does not fit the model."""
+        """Raises LatentRefError if the longest of `examples` does not fit the model."""
         reasoner = self.trainee.reasoner(self._config(latent_steps))
         texts = [prompt(example.question) for example in examples]
         longest = max(self.trainee.tokenizer(texts)["input_ids"], key=len)
@@ -141,14 +149,14 @@ class Learner:
 
     @property
     def max_length(self) -> int | None:
-        """The most columns the model reads."""
+        """The maximum number of columns that the model reads; None if it has no limit."""
         return self.trainee.reasoner(self._config(0)).max_length
 
     def _config(self, latent_steps: int) -> RefinementConfig:
         return RefinementConfig(latent_steps=latent_steps, latent_kind=self._kind.name)
 
     def _sum_over_processes(self, loss: Tensor) -> float:
-        """Replace the gradients by their sum over all processes; returns the sum of the losses."""
+        """Replaces the gradients by their sum over all processes; returns the sum of the losses."""
         if self._accelerator.num_processes == 1:
             return loss.item()
         for weight in self._weights:

@@ -1,4 +1,4 @@
-"""Reads a trained folder's records: seconds, losses, data, references, and the command to retrain.
+"""Reads the records of a finished training: seconds, losses, data, references, repeat command.
 
     log = read_training("out/graph-s0")
     log.seconds["cot"], log.references["weak"].accuracy
@@ -27,21 +27,23 @@ from lm_eval_latentref.training.schedule import Epoch, choose
 
 logger = logging.getLogger(__name__)
 
-_ADVICE = "remove it, for it is not what `latentref train` writes"
+_ADVICE = "remove it: it is not a file that `latentref train` wrote"
 
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingLog:
-    """A finished training."""
+    """The records of a finished training."""
 
     seconds: Mapping[str, float]
-    """Time of steps and validation, by phase, without saving."""
+    """Seconds of steps and validation, by phase; saving is not included."""
     losses: Mapping[str, Sequence[float]]
     """The training loss of each epoch in nats per labelled token, by phase and stage."""
     references: Mapping[str, Epoch]
-    """The epochs of CoT that became `weak` and `strong`, as far as they are known."""
+    """The epochs of CoT that became `weak` and `strong`; a role is missing if its epoch is not
+    known."""
     data: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
-    """For each source that is not generated: its `problems`, and those `removed` as held out."""
+    """For each file and benchmark: how many `problems` were kept, and how many were `removed`
+    because they are held out."""
 
 
 def read_training(folder: str) -> TrainingLog | None:
@@ -72,7 +74,7 @@ def read_training(folder: str) -> TrainingLog | None:
 def retrain_command(folder: str) -> str | None:
     """The command that trains the set in `folder` again; None if the folder has no recipe.
 
-    A packaged set is named without its place, and trained into out/.
+    A packaged set is named without its folder, and the command trains it into out/.
     """
     if _recipe(folder) is None:
         return None
@@ -87,7 +89,7 @@ def _data(path: Path) -> dict[str, dict[str, int]]:
     content = read_yaml(path, _ADVICE)
     with reading(path, _ADVICE):
         return {
-            name: {what: int(counts[what]) for what in ("problems", "removed")}
+            name: {key: int(counts[key]) for key in ("problems", "removed")}
             for name, counts in content.items()
         }
 
@@ -113,7 +115,7 @@ def _chosen_again(folder: str, epochs: Sequence[Epoch]) -> tuple[int | None, int
     try:
         chance = load_data(recipe).majority
     except LatentRefError as error:
-        logger.warning("%s: which epochs became the references is not known: %s", folder, error)
+        logger.warning("%s: the epochs that became the references are not known: %s", folder, error)
         return None, None
     return choose(
         epochs, chance=chance, strong_epoch=recipe.strong_epoch, weak_epoch=recipe.weak_epoch
@@ -124,6 +126,6 @@ def _recipe(folder: str) -> Recipe | None:
     path = Path(folder) / RECIPE
     try:
         return load_recipe(str(path)) if path.is_file() else None
-    except LatentRefError as error:  # of another release
+    except LatentRefError as error:  # a recipe of another release
         logger.warning("%s", error)
         return None

@@ -3,8 +3,8 @@
     loss = loss_sum(rows, network=network, markers=markers)
     (loss / num_labelled(batch)).backward()
 
-The thoughts come from the same loop as in inference, so that training and evaluation compute the
-same. Logits are computed at labelled positions only.
+The same loop makes the thoughts in training and in inference, so that both compute the same values.
+Logits are computed at labelled positions only.
 
 Shape suffixes: B batch, P pending columns, L text columns, D hidden size, M labelled positions,
 V vocabulary.
@@ -25,7 +25,7 @@ from lm_eval_latentref.training.curriculum import Row
 
 
 def num_labelled(rows: Sequence[Row]) -> int:
-    """The number of tokens of `rows` that are predicted."""
+    """The number of labelled tokens in `rows`."""
     return sum(len(row.target) for row in rows)
 
 
@@ -36,12 +36,12 @@ def loss_sum(
     markers: Markers | None,
     kind: Kind = CONTINUOUS,
 ) -> Tensor:
-    """Sum of the cross-entropies, in float32 or more, of all labelled tokens of `rows`.
+    """Sum of the cross-entropies of all labelled tokens of `rows`: a scalar in float32 or float64.
 
     Args:
-        rows: with equal numbers of thoughts.
-        markers: None for rows without thoughts that are trained without markers.
-        kind: what is fed as a thought.
+        rows: rows with the same number of thoughts.
+        markers: the marker tokens around the thoughts; None to train without them.
+        kind: the kind of thoughts.
     """
     (num_thoughts,) = {row.num_thoughts for row in rows}
     thoughts = think(

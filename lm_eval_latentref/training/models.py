@@ -4,9 +4,10 @@
     save(trainee, "out/strong", Manifest(latent_steps=0))
     trainee = build(recipe, words=(), latent=True, start="out/strong")
 
-Training updates either all weights or a LoRA adapter and the markers' rows. A new model has one
-token for each word of its training data. Words are separated by spaces; a newline is a word of its
-own. Encoding and decoding do not change text with single spaces or newlines between its words.
+Training updates either all weights, or a LoRA adapter and the embeddings of the marker tokens. The
+tokenizer of a new model has one token for each word of the training data. Words are separated by
+spaces; a newline is a word of its own. Text whose words are separated by single spaces or newlines
+is the same after encoding and decoding.
 """
 
 from __future__ import annotations
@@ -49,9 +50,10 @@ class Trainee:
     """A model in training, with its tokenizer."""
 
     model: Any
-    """A PreTrainedModel, or a PeftModel whose one adapter is trained."""
+    """A PreTrainedModel, or a PeftModel whose only adapter is trained."""
     tokenizer: Any
     adapter: str | None = None
+    """The name of the trained adapter; None if all weights are trained."""
 
     @property
     def trained(self) -> dict[str, nn.Parameter]:
@@ -80,10 +82,11 @@ def build(
     Args:
         words: the vocabulary of a new model.
         latent: whether the model needs the marker tokens.
-        start: a folder written by `save` to start from; None for the recipe's own start.
+        start: a folder written by `save` to start from; None to start as the recipe says.
 
     Raises:
-        LatentRefError: models that the recipe names cannot be opened or do not fit together.
+        LatentRefError: a model that the recipe names cannot be opened, or does not fit `lora` or
+            `start`.
     """
     if recipe.lora is not None:
         return _build_adapter(recipe, latent, start)
@@ -120,7 +123,7 @@ def state(trainee: Trainee) -> dict[str, Tensor]:
 def restore(trainee: Trainee, weights: dict[str, Tensor]) -> None:
     """Restores weights returned by `state`; the names must be the same."""
     trained = trainee.trained
-    assert trained.keys() == weights.keys(), "the state is of another model"
+    assert trained.keys() == weights.keys(), "the state belongs to another model"
     with torch.no_grad():
         for name, weight in trained.items():
             weight.copy_(weights[name])
@@ -131,8 +134,8 @@ def _open(source: Source, dtype: str) -> Trainee:
     model = open_model(default_loader(dtype=getattr(torch, dtype)), source)
     if tokenizer.eos_token_id is None:
         raise LatentRefError(
-            f"the tokenizer of {source.name or source.base} has no EOS token, which ends every "
-            "answer; give a model whose tokenizer has one"
+            f"the tokenizer of {source.name or source.base} has no EOS token to end answers with; "
+            "give a model whose tokenizer has one"
         )
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
@@ -166,10 +169,9 @@ def _make(recipe: Recipe, words: Iterable[str]) -> Trainee:
         torch.manual_seed(recipe.seed)
         model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
         _scale(model, recipe)
-    # What a configuration class raises on a wrong value is as different as the classes are.
-    except Exception as error:
+    except Exception as error:  # each configuration class raises errors of its own
         raise LatentRefError(
-            f"config={recipe.config} makes no causal language model ({one_line(error)}); see the "
+            f"config={recipe.config} gives no causal language model ({one_line(error)}); see the "
             "configuration class of its model_type in transformers"
         ) from error
     check_model(model.eval(), "config")
@@ -213,7 +215,7 @@ def _build_adapter(recipe: Recipe, latent: bool, start: str | os.PathLike[str] |
             model = get_peft_model(trainee.model, config, adapter_name=ADAPTER)
     except Exception as error:
         raise LatentRefError(
-            f"lora={recipe.lora} fits no adapter on {recipe.pretrained} ({one_line(error)}); see "
+            f"lora={recipe.lora} cannot be applied to {recipe.pretrained} ({one_line(error)}); see "
             "LoraConfig in peft"
         ) from error
     if touches_base(model, before):
@@ -226,9 +228,10 @@ def _build_adapter(recipe: Recipe, latent: bool, start: str | os.PathLike[str] |
 
 
 def _add_markers(trainee: Trainee) -> list[int]:
-    """Adds missing marker tokens with rows copied from a known token; returns all markers' ids.
+    """Adds the missing marker tokens; returns the ids of all markers.
 
-    facebookresearch/coconut copies rows too, and reports that this makes training more stable.
+    Their embeddings are copies of a known token's, as in facebookresearch/coconut, which reports
+    that this makes training more stable.
     """
     tokenizer, model = trainee.tokenizer, trainee.model
     before = known_markers(tokenizer)
@@ -258,7 +261,7 @@ UNKNOWN = "<|unknown|>"
 
 
 def words(texts: Iterable[str]) -> list[str]:
-    """Every word of `texts` and of the protocol, once, sorted."""
+    """The distinct words of `texts` and of the prompt protocol, sorted."""
     distinct = {"\n", answer_text("").strip()}
     for text in texts:
         distinct.update(re.findall(r"\n|[^ \n]+", text))
@@ -266,9 +269,9 @@ def words(texts: Iterable[str]) -> list[str]:
 
 
 def make_word_tokenizer(vocabulary: Iterable[str]) -> Any:
-    """A PreTrainedTokenizerFast over `vocabulary`, an end-of-text and an unknown token.
+    """A PreTrainedTokenizerFast whose tokens are `vocabulary`, end-of-text and unknown.
 
-    The end-of-text token is also the padding token.
+    End-of-text is also the padding token.
     """
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast

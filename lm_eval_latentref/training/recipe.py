@@ -32,14 +32,15 @@ class Recipe:
     """All settings of a training run."""
 
     output: str
-    """Folder of the result; a run that was stopped continues from what this folder holds."""
+    """Folder of the result. A run that was stopped continues from the state saved there."""
 
     seed: int = 0
+    """From 0 to 2^32 - 1. Initial weights, order of rows and generated problems depend on it."""
 
     phases: tuple[str, ...] = ("cot", "coconut")
-    """The models to train: `no_cot` (the answer alone), `cot` (gives the references), `pause`
-    (pause tokens in place of thoughts), `coconut`. The last model lies in the output folder itself,
-    the others in subfolders."""
+    """The models to train: `no_cot` (the answer alone), `cot` (its epochs become the references),
+    `pause` (pause tokens in place of thoughts), `coconut`. The last model is saved in the output
+    folder itself, the others in subfolders."""
 
     start_from_cot: bool = True
     """If true, `pause` and `coconut` start from the best CoT checkpoint (if `cot` is a phase); if
@@ -55,7 +56,7 @@ class Recipe:
     """The configuration of a new model: `model_type` and any fields of transformers' class."""
 
     lora: dict[str, Any] | None = None
-    """Arguments of PEFT's LoraConfig; without it all weights are trained."""
+    """Arguments of PEFT's LoraConfig; without them, all weights are trained."""
 
     dtype: str = "float32"
     """The dtype of the weights as loaded; under LoRA, the trained weights stay float32."""
@@ -84,21 +85,22 @@ class Recipe:
     """Arguments of the generator, for a generated task."""
 
     num_train: int | None = None
-    """The number of problems of each source in an epoch. A data set is read in order, each epoch
-    continuing where the last one ended, and each of several sources begins at a different place; a
-    generated task draws that many fresh problems."""
+    """The number of problems that an epoch takes from each source; without it, all of a data set
+    and 10,000 of a generated task. A data set is read in order: each epoch continues where the
+    previous one ended, and each source begins at a different place. A generated task draws new
+    problems for each epoch."""
 
     num_validation: int | None = 500
-    """The most problems that the accuracy after each epoch is measured on, shared equally between
-    several dev splits. `mathqa_harness` has no dev split of its own; add `mathqa` or give
+    """The maximum number of problems on which accuracy is measured after each epoch, divided
+    equally among the dev splits. `mathqa_harness` has no dev split of its own: add `mathqa` or give
     `validation`."""
 
     check_overlap: bool = True
     """Whether questions of any benchmark's dev or test split are removed from the training data;
-    the splits must be available for that. Generated tasks have disjoint splits of their own."""
+    this needs those splits. Generated tasks have disjoint splits of their own."""
 
     max_new_tokens: int = 64
-    """The most tokens of an answer in validation."""
+    """The maximum number of tokens of an answer in validation."""
 
     # The schedule. Names and meanings up to `reset_optimizer` are Coconut's.
 
@@ -114,10 +116,11 @@ class Recipe:
     """Whether each stage starts with a new optimiser (and warm-up)."""
 
     first_stage: int = 1
-    """1 if CoT comes before the curriculum; 0 adds a stage with all steps and bare markers."""
+    """The first stage of the curriculum: 1, or 0 for one more stage at the beginning, with all
+    steps and no thought between the markers."""
 
     last_stage: int | None = None
-    """The last stage; without it, the one after `max_latent_stage`, in which no step is left."""
+    """The last stage; without it, `max_latent_stage` + 1, in which no step is left."""
 
     last_stage_epochs: int | None = None
     """Epochs of the last stage; without it, `epochs_per_stage`."""
@@ -126,19 +129,19 @@ class Recipe:
     cot_epochs: int = 10
 
     keep_epochs: tuple[str, ...] = ()
-    """Epochs to keep as folders in `epochs`, named by phase, stage and epoch as in the metrics:
-    `cot-3` is the third epoch of CoT, `coconut-4-1` the first of stage 4."""
+    """Epochs to save in the subfolder `epochs`. They are named by phase, stage and epoch: `cot-3`
+    is the third epoch of CoT, `coconut-4-1` the first epoch of stage 4."""
 
     # The references: epochs of CoT, counted from 1. If `cot` is not a phase and `pretrained` is a
     # CoT run with `keep_epochs`, they are epochs of that run.
 
     strong_epoch: int | None = None
     """The epoch that becomes `strong`; without it, the epoch with the best validation accuracy, or
-    the one recorded by `pretrained`."""
+    the strong reference of `pretrained`."""
 
     weak_epoch: int | None = None
     """The epoch that becomes `weak`; without it, the worst epoch that clearly beats chance (by the
-    lower bound of the 95 % interval), or the one recorded by `pretrained`."""
+    lower bound of the 95 % interval), or the weak reference of `pretrained`."""
 
     # Optimisation.
 
@@ -146,10 +149,11 @@ class Recipe:
     """The number of rows of a global batch, over all processes."""
 
     micro_batch_size: int | None = None
-    """The most rows of one forward pass; gradients are summed over the batch."""
+    """The maximum number of rows in one forward pass; gradients are summed over the batch."""
 
     micro_batch_tokens: int | None = None
-    """The most columns of one forward pass, padding included; a longer row is read alone."""
+    """The maximum number of columns in one forward pass, padding included; a longer row is read
+    alone."""
 
     learning_rate: float = 1e-4
 
@@ -157,17 +161,17 @@ class Recipe:
     """The learning rate of the phases with thoughts; without it, `learning_rate`."""
 
     decay: float = 0.0
-    """The last share of a stage's planned steps, over which the learning rate falls linearly to a
+    """The fraction of a stage's steps, at its end, over which the learning rate falls linearly to a
     twentieth."""
 
     weight_decay: float = 0.01
     beta2: float = 0.999
 
     warmup_steps: int = 0
-    """The number of steps of an optimiser over which the learning rate rises linearly."""
+    """The number of steps of a new optimiser over which the learning rate rises linearly."""
 
     max_grad_norm: float = 1.0
-    """Gradients are clipped to this norm; 0 = never."""
+    """Gradients are clipped to this norm; 0 turns clipping off."""
 
     save_steps: int = 500
     """Steps between two saves of the training state, which is also saved after each epoch."""
@@ -206,7 +210,7 @@ class Recipe:
 
     @property
     def trained_on(self) -> list[str]:
-        """The training splits as latentref.json names them; a file by its name."""
+        """The training splits as latentref.json names them; for a file, its name."""
         return [
             Path(source).name if Path(source).is_file() else f"{source} train"
             for source in self.train
@@ -220,9 +224,9 @@ class Recipe:
         return values
 
 
-def _require(holds: bool, what: str, domain: str) -> None:
-    if not holds:
-        raise LatentRefError(f"{what}: {domain}")
+def _require(condition: bool, given: str, advice: str) -> None:
+    if not condition:
+        raise LatentRefError(f"{given}: {advice}")
 
 
 def _check_phases(recipe: Recipe) -> None:
@@ -326,10 +330,10 @@ RECIPES = Path(__file__).parent / "recipes"
 
 
 def load_recipe(path: str, overrides: Sequence[str] = ()) -> Recipe:
-    """The recipe in the YAML file `path`, or in the package under that name, with `overrides`.
+    """The recipe in `path`, a YAML file or the name of a packaged recipe, with `overrides`.
 
     Overrides are KEY=VALUE; keys inside dictionaries are written with a dot, as in
-    `config.hidden_size=64`. Raises LatentRefError that names the file or override and what is
+    `config.hidden_size=64`. Raises LatentRefError if there is no such recipe, or if a value is not
     allowed.
     """
     values = parse_overrides(overrides, read_yaml(_find(path)))
@@ -347,7 +351,7 @@ def parse_overrides(
 
 
 def parse_recipe(values: Mapping[str, Any], *, where: str = "the recipe") -> Recipe:
-    """The recipe with these values; a string may be a number, as on a command line."""
+    """The recipe with these values; numbers may be strings, as on a command line."""
     return from_mapping(Recipe, values, where)
 
 
@@ -360,9 +364,9 @@ def _find(path: str) -> Path:
     ):
         if candidate.is_file():
             return candidate
-    own = sorted(file.stem for file in RECIPES.glob("*.yaml"))
+    packaged = sorted(file.stem for file in RECIPES.glob("*.yaml"))
     raise LatentRefError(
-        f"{path}: no such recipe; give a YAML file or one of the package's: {', '.join(own)}"
+        f"{path}: no such recipe; give a YAML file or a packaged recipe: {', '.join(packaged)}"
     )
 
 
@@ -371,7 +375,7 @@ def _override(values: dict[str, Any], override: str) -> None:
 
     name, equals, text = override.partition("=")
     if not equals or not name:
-        raise LatentRefError(f"{override!r} is no override; write KEY=VALUE, e.g. seed=1")
+        raise LatentRefError(f"{override!r} is not KEY=VALUE; write for example seed=1")
     try:
         value = yaml.safe_load(text)
     except Exception:  # a value that is not YAML is a string

@@ -1,4 +1,4 @@
-"""One training run: the state that its phases share, saved and resumed.
+"""The state of one training run, which its phases share: data, progress, saving and resuming.
 
     run = TrainingRun(recipe)
     saved = run.resume()             # None, or the state of the phase that was stopped
@@ -42,10 +42,10 @@ def _find_processes() -> Accelerator:
     prepare_processes()
     accelerator = Accelerator()
     num_started = int(os.environ.get("WORLD_SIZE", 1))
-    if num_started > accelerator.num_processes:  # each would write the whole output
+    if num_started > accelerator.num_processes:  # every process would write the whole output
         raise LatentRefError(
-            f"{num_started} processes were started and do not find each other on "
-            f"{accelerator.device}; set ACCELERATE_USE_CPU=true, or start one"
+            f"{num_started} processes were started but do not find each other on "
+            f"{accelerator.device}; set ACCELERATE_USE_CPU=true, or start one process"
         )
     return accelerator
 
@@ -77,7 +77,7 @@ class TrainingRun:
             with self.folder.reading_state():
                 self._check_data(saved["data"])
                 self.progress = Progress(**saved["progress"])
-            logger.info("going on from step %d of the saved run", self.progress.num_steps)
+            logger.info("continuing from step %d of the saved run", self.progress.num_steps)
         if self.is_main:
             self.folder.record_data(self.data.counts)
             self.folder.cut_metrics(self.progress.metrics_bytes)
@@ -86,7 +86,7 @@ class TrainingRun:
     def _check_data(self, digest: str) -> None:
         if digest != self.data_digest:
             raise LatentRefError(
-                f"output={self.folder.path} holds a run on other data, or of another release; "
+                f"output={self.folder.path} holds a run on other data or by another release; "
                 "give another output, or remove the folder"
             )
 
@@ -109,29 +109,29 @@ class TrainingRun:
         self.accelerator.wait_for_everyone()
 
     def check_words(self, examples: Sequence[Example]) -> None:
-        """Raises LatentRefError for words that the run's own tokenizer, if it has one, lacks."""
+        """Raises LatentRefError if `examples` have words that this run's own tokenizer lacks."""
         unknown = sorted({*words(texts(examples))} - {*self.words}) if self.words else []
         if unknown:
             shown = ", ".join(map(repr, unknown[:5])) + (", ..." if unknown[5:] else "")
             raise LatentRefError(
-                f"epoch {self.progress.num_epochs + 1} has {len(unknown)} words that are neither "
-                "in the first epoch nor in the validation problems, which the tokenizer was made "
-                f"from: {shown}; give a larger num_train"
+                f"epoch {self.progress.num_epochs + 1} has {len(unknown)} words that the tokenizer "
+                "lacks, because it was made from the first epoch and the validation problems: "
+                f"{shown}; give a larger num_train"
             )
 
     @functools.cached_property
     def trained_questions(self) -> Hashes:
-        """Hashes of all questions trained on, including those of the model it starts from."""
+        """Hashes of all questions trained on, including those that the starting model saw."""
         own = hash_questions(example.question for example in self.data.fixed)
         return np.union1d(own, self.start.questions)
 
     @property
     def trained_on(self) -> list[str]:
-        """The splits trained on, including those of the model it starts from."""
+        """The splits trained on, including those that the starting model saw."""
         own = self.recipe.trained_on
         return [*own, *sorted(self.start.trained_on - {*own})]
 
     def seed(self, phase: str) -> None:
-        """Seeds torch so that random numbers depend on seed, phase and process alone."""
+        """Seeds torch; random numbers then depend only on the recipe's seed, phase and process."""
         text = f"{self.recipe.seed} {phase} {self.accelerator.process_index}"
         torch.manual_seed(random.Random(text).getrandbits(63))

@@ -20,10 +20,10 @@ from lm_eval_latentref.training.curriculum import Problem, Row, cot_row, no_cot_
 from lm_eval_latentref.training.recipe import Recipe
 
 LATENT_KINDS = {"pause": "pause", "coconut": "continuous"}
-"""The kind of thoughts, for the phases that have any."""
+"""The kind of thoughts of each phase that has thoughts."""
 
 LEAST_RATE = 0.05
-"""The learning rate at the end of `decay`, relative to the highest."""
+"""The learning rate at the end of `decay`, as a fraction of the peak."""
 
 
 @dataclass(frozen=True)
@@ -37,9 +37,10 @@ class Stage:
 
 @dataclass
 class Progress:
-    """The progress of a run; together with the tensors, all that is needed to resume it."""
+    """The progress of a run. A run is resumed from this and from the saved tensors."""
 
     phase: int = 0
+    """Index among the recipe's phases."""
     stage: int = 0
     """Index among the stages of the phase."""
     epoch: int = 0
@@ -53,16 +54,17 @@ class Progress:
     num_updates: int = 0
     """Steps of the current optimiser, which determine the warm-up."""
     loss: float = 0.0
-    """Sum over the labelled tokens of the epoch so far."""
+    """Sum over the labelled tokens of the epoch so far; the next four are of the epoch, too."""
     num_labelled: int = 0
     num_columns: int = 0
     num_rows: int = 0
     seconds: float = 0.0
     running_loss: float | None = None
-    """Exponential mean of the stage's loss per labelled token."""
+    """Exponential moving average of the stage's loss per labelled token."""
     metrics_bytes: int = 0
+    """Size of the metrics file."""
     validated: list[list[int]] = field(default_factory=list)
-    """Epoch, right answers and problems after each epoch of CoT."""
+    """For each finished epoch of CoT: its number, the right answers and the problems."""
 
     def end_epoch(self) -> None:
         self.epoch, self.num_epochs, self.step = self.epoch + 1, self.num_epochs + 1, 0
@@ -97,7 +99,7 @@ def epoch_name(phase: str, stage: Stage, epoch: int) -> str:
 
 
 def check_kept(recipe: Recipe) -> None:
-    """Raises LatentRefError if `keep_epochs` names an epoch that is not trained."""
+    """Raises LatentRefError if `keep_epochs` names an epoch that the recipe does not train."""
     trained = [
         epoch_name(phase, stage, epoch)
         for phase in recipe.phases
@@ -125,7 +127,8 @@ def stage_rows(
 ) -> list[Row]:
     """The rows of one epoch of `stage`, one for each problem."""
     if stage.number is None:
-        return [cot_row(each) if phase == "cot" else no_cot_row(each) for each in problems]
+        make_row = cot_row if phase == "cot" else no_cot_row
+        return [make_row(problem) for problem in problems]
     curriculum = recipe.curriculum
     drawn = [curriculum.draw_stage(problem, stage.number, rng) for problem in problems]
     return [
@@ -141,7 +144,7 @@ def latent_steps(recipe: Recipe, stage: Stage) -> int:
 def learning_rate(
     recipe: Recipe, phase: str, stage: Stage, progress: Progress, *, steps_per_epoch: int
 ) -> float:
-    """The learning rate of the next step: it rises in the warm-up and falls at the stage's end."""
+    """The learning rate of the next step, with warm-up and with decay at the end of the stage."""
     peak = recipe.learning_rate
     if phase in LATENT_KINDS and recipe.latent_learning_rate is not None:
         peak = recipe.latent_learning_rate
@@ -175,7 +178,7 @@ class Epoch(NamedTuple):
 
 
 def lower_bound(num_correct: int, num_problems: int) -> float:
-    """The lower end of Wilson's 95 % interval of a proportion."""
+    """The lower bound of Wilson's 95 % interval of a proportion."""
     test = binomtest(num_correct, num_problems)
     return float(test.proportion_ci(confidence_level=0.95, method="wilson").low)
 
@@ -187,12 +190,12 @@ def choose(
     strong_epoch: int | None = None,
     weak_epoch: int | None = None,
 ) -> tuple[int | None, int | None]:
-    """The numbers of the weak and the strong epoch among `epochs`; None if there is none.
+    """The numbers of the weak and the strong epoch among `epochs`; None if no epoch qualifies.
 
-    Strong is the best epoch, and the later of two equals. Weak is the worst other epoch that
-    clearly beats chance, and the earlier of two equals. `strong_epoch` and `weak_epoch` override
-    this. An epoch that is not chosen now will not be chosen after more epochs either, so its
-    weights need not be kept.
+    The strong epoch has the best accuracy; of equals, it is the last. The weak epoch is the worst
+    of the others whose accuracy clearly beats `chance`; of equals, it is the first. `strong_epoch`
+    and `weak_epoch` override this. An epoch that is not chosen now will not be chosen after more
+    epochs either, so its weights need not be kept.
     """
     numbers = [epoch.number for epoch in epochs]
     best = max(epochs, key=lambda epoch: (epoch.accuracy, epoch.number), default=None)

@@ -68,25 +68,25 @@ def check_start(recipe: Recipe) -> None:
     name = f"pretrained={recipe.pretrained}"
     if recipe.lora is None:
         raise LatentRefError(
-            f"{name} is an adapter, and without lora all weights are trained; give the lora it was "
-            "trained with, or run `latentref convert` on it and give that folder"
+            f"{name} is an adapter, but the recipe has no lora; give the lora it was trained with, "
+            "or run `latentref convert` on it and give that folder to train all weights"
         )
     there = read_config(adapter)
     if changes_base(there):
         raise LatentRefError(
-            f"{name} is an adapter that changes its base when it is laid over it, which the "
-            "references could not share; run `latentref convert` on it and give that folder"
+            f"{name} is an adapter that changes the weights of its base, so that references cannot "
+            "share the base; run `latentref convert` on it and give that folder"
         )
     for field, (trained, given) in _differences(there, recipe.lora).items():
         raise LatentRefError(
-            f"{name} was trained with {field}={trained} in lora, the recipe has {field}={given}; "
-            "give the lora it was trained with"
+            f"{name} was trained with {field}={trained} in lora, but the recipe has "
+            f"{field}={given}; give the lora it was trained with"
         )
     without = [phase for phase in recipe.phases if phase in WITHOUT_THOUGHTS]
     if there.get("trainable_token_indices") and without:
         raise LatentRefError(
-            f"{name} is an adapter with rows of marker tokens, for which {without[0]} has no "
-            f"place; give phases=coconut, or an adapter of CoT such as {recipe.pretrained}/strong"
+            f"{name} is an adapter with embeddings of marker tokens, which {without[0]} does not "
+            f"use; give phases=coconut, or an adapter of CoT such as {recipe.pretrained}/strong"
         )
 
 
@@ -94,8 +94,8 @@ def changes_its_base(recipe: Recipe) -> LatentRefError:
     """The error for a LoRA that changes or trains weights of its base model."""
     return LatentRefError(
         f"lora={recipe.lora} changes or trains weights of its base, which the trained model shares "
-        "with its references; leave out what does (such as init_lora_weights or bias), or train "
-        "all weights, without lora"
+        "with its references; leave out the argument that does so (such as init_lora_weights or "
+        "bias), or leave out lora to train all weights"
     )
 
 
@@ -119,8 +119,8 @@ def _differences(there: dict[str, Any], lora: dict[str, Any]) -> dict[str, tuple
 def load_adapter(model: Any, adapter: str, folder: str | os.PathLike[str], recipe: Recipe) -> None:
     """Loads the weights saved in `folder` into the PeftModel's `adapter`.
 
-    Rows of marker tokens that are not saved there are left unchanged. Raises LatentRefError for an
-    adapter of another model or shape.
+    Embeddings of marker tokens that are not saved there stay unchanged. Raises LatentRefError if
+    the saved adapter has another model or shape.
     """
     from peft import get_peft_model_state_dict, set_peft_model_state_dict
 
@@ -175,16 +175,16 @@ class Start:
         if num_seen:
             logger.warning(
                 "pretrained=%s was trained on %d of the %d validation problems: accuracy on them "
-                "says little, and chooses references badly; give another validation",
+                "says little and is a poor way to choose references; give another validation",
                 self._name,
                 num_seen,
                 len(questions),
             )
 
     def references(self) -> dict[str, Path]:
-        """Local folders of its references, by role.
+        """The local folders of the set's references, by role.
 
-        They are the epochs that the recipe names, or the references recorded in its latentref.json.
+        They are the epochs that the recipe names, or the references in the set's latentref.json.
         Raises LatentRefError if a named epoch is missing.
         """
         if self._name is None or self._plan is None:
@@ -213,7 +213,7 @@ def _kept_cot(name: str, epoch: int) -> Path:
     folder = _local(name) / EPOCHS / f"cot-{epoch}"
     if not folder.is_dir():
         raise LatentRefError(
-            f"pretrained={name} has kept no epoch {epoch} of CoT ({folder} is not there); name an "
+            f"pretrained={name} did not keep epoch {epoch} of CoT (there is no {folder}); name an "
             f"epoch that it kept, or train it with keep_epochs=cot-{epoch}"
         )
     return folder

@@ -1,12 +1,12 @@
 """A training run's files: its state, its records, and folders that are complete or absent.
 
-    run = RunFolder("out/graph", recipe.to_dict())     # notices what cannot be written
+    run = RunFolder("out/graph", recipe.to_dict())     # raises if it cannot be written
     state = run.load()
     run.append_metrics({"loss": 0.1}); run.save(state)
     with run.new_folder("strong") as folder: ...
 
-Everything is written under a temporary name and then renamed. A state is a dictionary of tensors
-and plain values.
+All files but the metrics, which grow line by line, are written under a temporary name and then
+renamed. A state is a dictionary of tensors and plain values.
 """
 
 from __future__ import annotations
@@ -30,24 +30,24 @@ from lm_eval_latentref.errors import LatentRefError
 STATE = "training_state.pt"
 SNAPSHOTS = ".snapshots"
 EPOCHS = "epochs"
-"""Folder of the epochs that `keep_epochs` names."""
+"""Subfolder of the epochs that `keep_epochs` names."""
 LOADABLE = ("config.json", "adapter_config.json")
-"""Without one of these a folder is not a checkpoint, so they are moved into place last."""
+"""Files that make a folder a checkpoint; they are moved into place last."""
 
 UNCOMPARED = ("output", "save_steps", "eval_batch_size")
-"""Recipe values that may change when a run is resumed, as no weight depends on them."""
+"""Recipe values that may change when a run is resumed, because no weight depends on them."""
 
 
 class RunFolder:
     """The output folder of one training run.
 
     Args:
-        path: the folder, made if it is missing.
+        path: the folder, which is created if it is missing.
         recipe: the resolved recipe as plain values.
         is_main: whether this process writes; the others only read.
 
     Raises:
-        LatentRefError: the folder cannot be written, or belongs to a run of another recipe.
+        LatentRefError: the folder cannot be written, or holds a run of another recipe.
     """
 
     def __init__(self, path: str, recipe: Mapping[str, Any], *, is_main: bool = True) -> None:
@@ -57,7 +57,7 @@ class RunFolder:
             self._claim(recipe)
 
     def load(self) -> dict[str, Any] | None:
-        """The state that was saved last; None if there is none."""
+        """The last saved state; None if there is none."""
         if not (self.path / STATE).exists():
             return None
         with self.reading_state(), zipfile.ZipFile(self.path / STATE) as archive:
@@ -69,11 +69,11 @@ class RunFolder:
         return state
 
     def reading_state(self) -> contextlib.AbstractContextManager[None]:
-        """Turns any error while the saved state is read or taken over into a LatentRefError."""
+        """Turns any error while the saved state is read or restored into a LatentRefError."""
         return reading(self.path / STATE, "remove it to start over")
 
     def save(self, state: Mapping[str, Any]) -> None:
-        """Replaces the saved state; a crash leaves the old one or the new one."""
+        """Replaces the saved state; after a crash, either the old or the new state is there."""
         with self._full_disk_is_one_line(), replacing(self.path / STATE) as temporary:
             torch.save(dict(state), temporary)
 
@@ -88,7 +88,7 @@ class RunFolder:
             temporary.write_text(text, encoding="utf-8")
 
     def append_metrics(self, values: Mapping[str, Any]) -> int:
-        """Adds one line to the metrics; returns the file's size in bytes after it."""
+        """Adds one line to the metrics; returns the file's new size in bytes."""
         with (
             self._full_disk_is_one_line(),
             open(self.path / METRICS, "a", encoding="utf-8") as file,
@@ -106,9 +106,9 @@ class RunFolder:
 
     @contextlib.contextmanager
     def new_folder(self, name: str) -> Iterator[Path]:
-        """Yields a temporary folder to fill, which replaces `name` when the block ends.
+        """Yields a temporary folder, which replaces the folder `name` when the block ends.
 
-        `name` "." is the output folder itself: files of the same names are replaced, others stay.
+        If `name` is ".", its files move into the output folder, where other files stay.
         """
         temporary = self.path / f".new-{name.strip('.').replace('/', '-')}"
         shutil.rmtree(temporary, ignore_errors=True)
@@ -132,7 +132,7 @@ class RunFolder:
                 write_manifest(folder, manifest)
 
     def remove(self, name: str) -> None:
-        """Removes a folder, which need not be there."""
+        """Removes a folder if it exists."""
         shutil.rmtree(self.path / name, ignore_errors=True)
 
     def remove_leftovers(self, name: str) -> None:
@@ -158,7 +158,7 @@ class RunFolder:
             probe.unlink()
         except OSError as error:
             raise LatentRefError(
-                f"output={self.path} cannot be written ({one_line(error)}); give a folder that can"
+                f"output={self.path} cannot be written ({one_line(error)}); give another folder"
             ) from error
 
     def _claim(self, recipe: Mapping[str, Any]) -> None:
@@ -167,20 +167,19 @@ class RunFolder:
 
         path = self.path / RECIPE
         if path.exists():
-            there = read_yaml(
+            recorded = read_yaml(
                 path,
-                "remove it if the run in this folder is of the same recipe, else give another "
-                "output",
+                "remove it if the run in this folder has the same recipe, else give another output",
             )
-            # A run that ended at a mistake has left nothing but its recipe.
+            # A run that ended with an error before its first step has left only its recipe.
             has_work = any((self.path / name).exists() for name in (STATE, METRICS, *LOADABLE))
             names = recipe.keys() - set(UNCOMPARED) if has_work else ()
-            differing = sorted(name for name in names if there.get(name) != recipe.get(name))
+            differing = sorted(name for name in names if recorded.get(name) != recipe.get(name))
             if differing:
                 name = differing[0]
                 raise LatentRefError(
                     f"output={self.path} holds a run of another recipe ({name} was "
-                    f"{there.get(name)!r}, is {recipe.get(name)!r}); give another output, or "
+                    f"{recorded.get(name)!r}, now {recipe.get(name)!r}); give another output, or "
                     "remove the folder"
                 )
         text = yaml.safe_dump(dict(recipe), sort_keys=False)
@@ -196,6 +195,6 @@ class RunFolder:
         except Exception as error:
             # A full disk may raise OSError, torch's RuntimeError or safetensors' error.
             raise LatentRefError(
-                f"{self.path}: writing failed ({one_line(error)}); what was saved before is whole: "
-                "make room and run the same command again"
+                f"{self.path}: writing failed ({one_line(error)}); the last save is intact: free "
+                "some space and run the same command again"
             ) from error

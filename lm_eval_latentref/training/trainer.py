@@ -1,11 +1,11 @@
-"""Training of the checkpoints the method needs: No-CoT, CoT with its snapshots, pause, Coconut.
+"""Trains the checkpoints that the method needs: No-CoT, CoT with its references, pause, Coconut.
 
     folder = train(load_recipe("graph-small", ["output=out/graph", "seed=1"]))
     reasoner = load(str(folder))
 
 Training uses accelerate and runs on any number of processes. After a kill at any moment, the same
-call continues from the last saved state; on a CPU in float32 it ends with the same weights, bit for
-bit. `run` holds and saves the state that phases share.
+call continues from the last saved state; on a CPU in float32 the final weights are bit-identical.
+`run` holds and saves the state that phases share.
 """
 
 from __future__ import annotations
@@ -56,12 +56,12 @@ logger = logging.getLogger(__name__)
 
 
 def train(recipe: Recipe) -> Path:
-    """Trains all phases of `recipe`, or the rest of them; returns the folder of the result.
+    """Trains the phases of `recipe` that are not finished; returns the folder of the result.
 
-    Raises LatentRefError if something that the recipe names is not available or cannot be written,
-    if another process trains in the output folder, and if the loss is no longer finite.
+    Raises LatentRefError if a model, file or data set of the recipe is not available, if the output
+    folder cannot be written or another process trains in it, or if the loss is no longer finite.
     """
-    # Only the first of several processes writes.
+    # Of several processes, only the first writes.
     writes = int(os.environ.get("RANK", 0)) == 0
     with holding(recipe.output, "latentref train") if writes else contextlib.nullcontext():
         run = TrainingRun(recipe)
@@ -208,7 +208,7 @@ class Phase:
         return epoch_batches(fitting, self._recipe.batch_size, rng)
 
     def _validate(self, stage: Stage) -> int:
-        """Validates the epoch just trained and writes its metrics; returns the number right."""
+        """Validates after an epoch and writes its metrics; returns the number of right answers."""
         progress, sources = self._progress, self._run.data.validation_by_source
         num_thoughts = latent_steps(self._recipe, stage)
         started = time.perf_counter()
@@ -255,7 +255,11 @@ class Phase:
             self._save(f"{EPOCHS}/{name}", self._manifest(stage, epoch=number))
 
     def _keep_snapshot(self, stage: Stage, num_correct: int) -> set[int]:
-        """Saves the finished epoch if it may become a reference; returns all epochs that may."""
+        """Saves the finished epoch if it may become a reference.
+
+        Returns:
+            The numbers of all epochs so far that may become references.
+        """
         progress, number = self._progress, self._progress.epoch
         progress.validated.append([number, num_correct, len(self._run.data.validation)])
         chosen = self._chosen_epochs()
@@ -279,27 +283,27 @@ class Phase:
                 self._folder.remove(f"{SNAPSHOTS}/{folder.name}")
 
     def _finish(self, last: Stage) -> None:
-        """Writes the phase's result."""
+        """Saves the phase's model, and the references it needs or gives."""
         is_root = self._name == self._recipe.main_phase
         if self._name != "cot":
             if self._name == "coconut" and "cot" not in self._recipe.phases:
                 self._take_references()
-            roles = self._references_there() if self._name == "coconut" else {}
+            roles = self._saved_references() if self._name == "coconut" else {}
             self._save("." if is_root else self._name, self._manifest(last, **roles))
             return
         weak, strong = self._chosen_epochs()
         self._folder.copy_folder(f"{SNAPSHOTS}/epoch-{strong}", "strong")
         if weak is None:
             logger.warning(
-                "no epoch of CoT but the best clearly beats chance, so there is no weak reference; "
-                "measure more often (a smaller num_train) or name weak_epoch"
+                "no epoch of CoT other than the best clearly beats chance, so there is no weak "
+                "reference; validate more often (a smaller num_train) or name weak_epoch"
             )
         else:
             self._folder.copy_folder(f"{SNAPSHOTS}/epoch-{weak}", "weak")
         logger.info("CoT epochs kept: strong %s, weak %s", strong, weak)
         if is_root:
             self._folder.copy_folder(
-                "strong", ".", self._manifest(last, **self._references_there())
+                "strong", ".", self._manifest(last, **self._saved_references())
             )
 
     def _take_references(self) -> None:
@@ -308,11 +312,11 @@ class Phase:
             with self._folder.new_folder(role) as folder:
                 shutil.copytree(source, folder, dirs_exist_ok=True)
 
-    def _references_there(self) -> dict[str, str]:
+    def _saved_references(self) -> dict[str, str]:
         """Both references as latentref.json names them; empty unless both exist."""
         roles = ("strong", "weak")
-        there = all((self._folder.path / role).is_dir() for role in roles)
-        return {role: role for role in roles} if there else {}
+        both_exist = all((self._folder.path / role).is_dir() for role in roles)
+        return {role: role for role in roles} if both_exist else {}
 
     def _manifest(self, stage: Stage, **values: Any) -> Manifest:
         kind = LATENT_KINDS.get(self._name, "continuous")
@@ -340,8 +344,8 @@ class Phase:
         every_rng = saved["rng"]
         if len(every_rng) != self._run.accelerator.num_processes:
             raise LatentRefError(
-                f"the saved run had {len(every_rng)} processes, this one has "
-                f"{self._run.accelerator.num_processes}; start as many"
+                f"the saved run had {len(every_rng)} processes, this run has "
+                f"{self._run.accelerator.num_processes}; start {len(every_rng)} processes"
             )
         rng = every_rng[self._run.accelerator.process_index]
         torch.set_rng_state(rng["cpu"])

@@ -3,9 +3,9 @@
     python results/board/make.py                # graph-small: some minutes on one core
     python results/board/make.py smollm2-135m   # SmolLM2: StrategyQA and MathQA's test problems
 
-To be run in the folder of the checkout. Rows, as far as the set has them: hf, No-CoT, CoT, Coconut,
-refined. Each is one command of lm-eval's, kept below out/board/SET, and left as it is when it is
-there; the board goes to results/board/SET, its summary to results/board/README.md.
+Run it in the folder of the checkout. The rows are hf, No-CoT, CoT, Coconut and refined, if the set
+has them. Each row is one run of lm-eval, whose results are kept below out/board/SET and not made
+again. The board goes to results/board/SET, its summary to results/board/README.md.
 """
 
 from __future__ import annotations
@@ -28,12 +28,13 @@ from lm_eval_latentref.latent.accounting import restart_peak_memory
 
 @dataclass(frozen=True, kw_only=True)
 class Subject:
-    """A packaged set and what it is asked."""
+    """A packaged set and its evaluation."""
 
     tasks: str
     limit: int
+    """The number of documents of each task."""
     refined: str
-    """Model arguments of refinement; empty for what the set's latentref.json says."""
+    """Model arguments of the refined row; empty for the settings in latentref.json."""
 
 
 SUBJECTS = {
@@ -50,7 +51,7 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("name", nargs="?", default="graph-small", choices=SUBJECTS)
     parser.add_argument("--limit", type=int, help="documents of each task (default: the set's)")
-    parser.add_argument("--tasks", help="instead of the set's")
+    parser.add_argument("--tasks", help="tasks, separated by commas (default: the set's)")
     parser.add_argument("--batch_size", default="16")
     args = parser.parse_args(argv)
     subject = SUBJECTS[args.name]
@@ -71,7 +72,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def page() -> str:
-    """The summary of all boards that are there."""
+    """The summary of the boards that exist."""
     files = [HERE / name / "leaderboard.json" for name in SUBJECTS]
     boards = {file.parent.name: json.loads(file.read_text()) for file in files if file.is_file()}
     environment = Environment(
@@ -85,10 +86,10 @@ def page() -> str:
 
 
 def summary(name: str, rows: list[dict[str, Any]]) -> dict[str, Any]:
-    """What the page says of one board."""
+    """The values of one board that the page shows."""
     metrics = [metric for by_name in rows[0]["tasks"].values() for metric in by_name.values()]
     (machine,) = {f"{row['versions']['cpu']}, {row['device']}" for row in rows}
-    head = ("rank", "row", "mean", "against Coconut", "forwards", "ms a document")
+    head = ("rank", "row", "mean", "against Coconut", "forwards", "ms per document")
     return {
         "name": name,
         "tasks": [f"`{task}`" for task in rows[0]["tasks"]],
@@ -99,7 +100,7 @@ def summary(name: str, rows: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 def cells(row: dict[str, Any]) -> tuple[str, ...]:
-    """A row of the summary; empty where a model of another kind reports no cost."""
+    """A row of the summary; costs are empty for models that report none."""
     against, cost = row["to_baseline"], row["cost"]
     forwards = (cost.get("forwards_per_document") or {}).values()
     seconds = cost.get("seconds_per_document")
@@ -114,17 +115,17 @@ def cells(row: dict[str, Any]) -> tuple[str, ...]:
 
 
 def difference(against: dict[str, Any]) -> str:
-    """In points, with its interval."""
+    """The difference in points, with its interval."""
     numbers = [against["difference"], *against["interval"]]
     mean, low, high = (f"{round(100 * number, 2) + 0.0:+.2f}" for number in numbers)  # no -0.00
     return f"{mean} [{low}, {high}]"
 
 
 def rows(name: str, subject: Subject) -> dict[str, tuple[str, str]]:
-    """Each row's model class and arguments."""
+    """The model class and the model arguments of each row."""
     folder = packaged_folder(name)
     if folder is None:
-        raise LatentRefError(f"{name}: no packaged set of that name")
+        raise LatentRefError(f"{name}: there is no packaged set of this name")
     models = {"hf": ("hf", base_of(folder))}
     for row, part in (("No-CoT", "no_cot"), ("CoT", "cot")):
         if (folder / part).is_dir():
@@ -136,7 +137,7 @@ def rows(name: str, subject: Subject) -> dict[str, tuple[str, str]]:
 
 
 def base_of(folder: Path) -> str:
-    """What `hf` loads: the base of adapters, or the No-CoT model of a set with whole weights."""
+    """The arguments of `hf`: the base of adapters, or the No-CoT model of a set of whole models."""
     if not (folder / "adapter_config.json").is_file():
         return f"pretrained={os.path.relpath(folder / 'no_cot')}"  # the same on every machine
     base = base_file()
@@ -146,7 +147,7 @@ def base_of(folder: Path) -> str:
 
 
 def latentref(*arguments: str) -> None:
-    """One command of ours, in this process: memory is counted from here on."""
+    """Runs one `latentref` command in this process, with a new count of peak memory."""
     restart_peak_memory()
     if status := cli.main(arguments):
         raise SystemExit(status)

@@ -1,9 +1,9 @@
-"""Puts one rung of the unit graph 0 into the package as the set `graph-small`.
+"""Copies one rung of the unit graph 0 into the package, as the set `graph-small`.
 
     python results/evidence/package.py --work out/evidence
 
-latentref.json gets the settings that validation recommends; demo.json what `latentref demo` shows
-beside them. Both come from graph-0.json, so `unit.py graph 0` comes first.
+latentref.json gets the settings that validation recommends, demo.json the settings of the refined
+rows of `latentref demo`. Both come from graph-0.json, so run `unit.py graph 0` first.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ PARTS = {
     "no_cot": "no_cot",
     "cot": "strong",
 }
-"""Of the package, by the parts of the trained set."""
+"""For each folder of the packaged set, the part of the trained set that is copied there."""
 
 WEIGHTS = ("config.json", "generation_config.json", "model.safetensors")
 TOKENIZER = ("tokenizer.json", "tokenizer_config.json")
@@ -43,7 +43,7 @@ TOKENIZER = ("tokenizer.json", "tokenizer_config.json")
 
 def package(trained: Path, unit: dict[str, Any], target: Path) -> None:
     """Copies the parts of `trained` to `target` and writes their settings."""
-    (rung,) = [each for each in unit["rungs"] if each["name"] == RUNG]
+    (rung,) = [rung for rung in unit["rungs"] if rung["name"] == RUNG]
     hidden_size = json.loads((trained / "config.json").read_text(encoding="utf-8"))["hidden_size"]
     for name, part in PARTS.items():
         folder = target / name
@@ -73,12 +73,12 @@ def _with_settings(own: Manifest, rung: dict[str, Any], hidden_size: int) -> Man
 
 
 def _shown(rung: dict[str, Any], hidden_size: int) -> dict[str, Any]:
-    """What the demo shows of refinement: model arguments, and why these."""
+    """The content of demo.json: model arguments of the refined rows, and the reason for them."""
     rows, dev = rung["rows"], rung["dev"]["paper"]
     chosen, why = rows["recommended"], "validation's choice"
     if not chosen["setting"]["step_size"]:
-        searching = [each for each in dev if each["step_size"]]
-        best = max(searching, key=lambda each: each["margin"])
+        searching = [setting for setting in dev if setting["step_size"]]
+        best = max(searching, key=lambda setting: setting["margin"])
         chosen, why = {"setting": best}, "the grid's best search on validation, which chose none"
     return {
         "refined": _options(chosen, hidden_size),
@@ -97,7 +97,7 @@ def _options(row: dict[str, Any], hidden_size: int) -> dict[str, float]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--work", type=Path, required=True, help="as of unit.py")
+    parser.add_argument("--work", type=Path, required=True, help="the --work of unit.py")
     args = parser.parse_args()
     unit = json.loads((Path(__file__).parent / f"graph-{SEED}.json").read_text(encoding="utf-8"))
     package(args.work / f"graph-{SEED}" / "set", unit, PACKAGED_MODELS / NAME)

@@ -1,8 +1,8 @@
-"""Makes README.md and the pictures of all units that lie beside this script.
+"""Writes README.md and the figures from the units' JSON files beside this script.
 
     python results/evidence/page.py
 
-Every figure on the page comes from the units' JSON files; `page.md.j2` holds the words.
+`page.md.j2` holds the text of the page.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ REFINED = {
     "+ residual": "residual mixing alone",
     "+ search": "search alone, the paper's references",
     "both": "both, the paper's references",
-    "recommended": "what validation recommends",
+    "recommended": "validation's recommendation",
     "control": "search, positive control",
     "self-contrast": "search, self-contrast",
 }
@@ -39,13 +39,13 @@ PAPERS = ("+ residual", "+ search", "both")
 
 @dataclass(frozen=True)
 class Mean:
-    """A mean over seeds, with how far it can be trusted."""
+    """A mean over seeds with its 95 % intervals."""
 
     value: float
     over_problems: float
-    """Half of the 95 % interval, problems drawn anew."""
+    """Half the width of the interval over problems."""
     over_seeds: float | None
-    """Likewise, seeds drawn anew; None with one seed."""
+    """Half the width of the interval over seeds; None with one seed."""
 
     @property
     def low(self) -> float:
@@ -57,12 +57,12 @@ class Mean:
 
     @property
     def sign(self) -> int:
-        """1 or -1 where the interval over problems leaves 0 out, else 0."""
+        """1 or -1 if the interval over problems excludes 0, else 0."""
         return (self.low > 0) - (self.high < 0)
 
 
 def mean(values: Sequence[float], errors: Sequence[float]) -> Mean:
-    """Of one value a seed, each with its standard error over problems."""
+    """The mean of values, one for each seed, whose standard errors over problems are `errors`."""
     from scipy.stats import t
 
     num = len(values)
@@ -74,7 +74,7 @@ def mean(values: Sequence[float], errors: Sequence[float]) -> Mean:
 
 
 def bits(text: str, num: int) -> np.ndarray:
-    """What `unit._packed` packed: 1 for a right answer."""
+    """The inverse of `unit._packed`: 1 for right and 0 for wrong answers, as an array (num,)."""
     return np.unpackbits(np.frombuffer(bytes.fromhex(text), dtype=np.uint8))[:num].astype(float)
 
 
@@ -83,7 +83,7 @@ def interval_error(interval: Json) -> float:
 
 
 class TaskPage:
-    """The units of one task, seeds side by side."""
+    """The units of one task, one for each seed."""
 
     def __init__(self, name: str, units: Sequence[Json]) -> None:
         self.name, self.units, self.plan = name, units, PLANS[name]
@@ -95,38 +95,41 @@ class TaskPage:
         return next(rung for rung in unit["rungs"] if rung["name"] == name)
 
     def row(self, rung: str, name: str) -> list[Json]:
-        """A row of the table in each seed."""
+        """A row of the table, for each seed."""
         return [self.rung(unit, rung)["rows"][name] for unit in self.units]
 
     def accuracy(self, rung: str, name: str) -> float:
-        """In per cent, over seeds."""
-        return 100 * float(np.mean([each["accuracy"] for each in self.row(rung, name)]))
+        """Accuracy in per cent, averaged over seeds."""
+        return 100 * float(np.mean([row["accuracy"] for row in self.row(rung, name)]))
 
     def difference(self, rung: str, name: str, *, margins: bool = False) -> Mean:
-        """To the rung's plain Coconut: in points, or of margins in nats."""
+        """Difference to the rung's plain Coconut: accuracy in points, or margins in nats."""
         scale, key = (1, "margin_difference") if margins else (100, "difference")
-        values = [each[key] for each in self.row(rung, name)]
+        intervals = [row[key] for row in self.row(rung, name)]
         return mean(
-            [scale * each["mean"] for each in values],
-            [scale * interval_error(each) for each in values],
+            [scale * interval["mean"] for interval in intervals],
+            [scale * interval_error(interval) for interval in intervals],
         )
 
     def relative(self, rung: str, name: str) -> float:
-        """The difference in per cent of plain Coconut's accuracy."""
+        """The difference to plain Coconut in per cent of plain Coconut's accuracy."""
         plain = self.accuracy(rung, "Coconut")
         return 100 * self.difference(rung, name).value / plain if plain else math.nan
 
     def flips(self, rung: str, name: str) -> tuple[int, int]:
+        """The numbers of answers that became right and that became wrong, over all seeds."""
         rows = self.row(rung, name)
-        return sum(each["gained"] for each in rows), sum(each["lost"] for each in rows)
+        return sum(row["gained"] for row in rows), sum(row["lost"] for row in rows)
 
     def settings(self, rung: str, name: str) -> str:
-        """What validation chose, seed by seed."""
-        values = [each["setting"] for each in self.row(rung, name)]
-        return "; ".join(f"{each['memory_rate']:g}, {each['step_size']:g}" for each in values)
+        """The settings chosen by validation, for each seed."""
+        settings = [row["setting"] for row in self.row(rung, name)]
+        return "; ".join(
+            f"{setting['memory_rate']:g}, {setting['step_size']:g}" for setting in settings
+        )
 
     def baseline(self, rung: str, part: str) -> tuple[float, Mean]:
-        """Accuracy of a part that writes, and its difference to the rung's plain Coconut."""
+        """Accuracy of a part by its full text, and the difference to the rung's plain Coconut."""
         values, errors, accuracies = [], [], []
         for unit in self.units:
             plain = bits(self.rung(unit, rung)["rows"]["Coconut"]["correct"], self.num)
@@ -137,8 +140,8 @@ class TaskPage:
         return float(np.mean(accuracies)), mean(values, errors)
 
     def baselines(self, rung: str) -> dict[str, str]:
-        """The parts of the set that a rung is shown with, by the names of their rows."""
-        (pause,) = [each.pause for each in self.plan.rungs if each.name == rung]
+        """The parts of the set that are shown beside a rung, by the names of their rows."""
+        (pause,) = [planned.pause for planned in self.plan.rungs if planned.name == rung]
         return {
             "No-CoT": "No-CoT",
             "CoT (the strong reference)": "CoT",
@@ -151,34 +154,34 @@ class TaskPage:
         return list(self.units[0]["rungs"][0]["rows"]["Coconut"]["by_steps"])
 
     def by_steps(self, rung: str, name: str, steps: str) -> tuple[int, float, float]:
-        """Problems of so many steps, accuracy in per cent and difference in points, over seeds."""
-        parts = [each["by_steps"][steps] for each in self.row(rung, name)]
-        changes = [(each["gained"] - each["lost"]) / each["num"] for each in parts]
-        accuracy = float(np.mean([each["accuracy"] for each in parts]))
+        """Of problems with `steps` steps: number, accuracy in per cent, difference in points."""
+        parts = [row["by_steps"][steps] for row in self.row(rung, name)]
+        changes = [(part["gained"] - part["lost"]) / part["num"] for part in parts]
+        accuracy = float(np.mean([part["accuracy"] for part in parts]))
         return parts[0]["num"], 100 * accuracy, 100 * float(np.mean(changes))
 
     def line(self, rung: str, contrast: str) -> list[tuple[float, Mean]]:
-        """Step size and difference in points on the test problems, without residual mixing."""
+        """Step sizes and differences in points on the test problems, without residual mixing."""
         lines = [self.rung(unit, rung)["eta"][contrast] for unit in self.units]
         return [
             (
                 points[0]["step_size"],
                 mean(
-                    [100 * each["difference"]["mean"] for each in points],
-                    [100 * interval_error(each["difference"]) for each in points],
+                    [100 * point["difference"]["mean"] for point in points],
+                    [100 * interval_error(point["difference"]) for point in points],
                 ),
             )
             for points in zip(*lines, strict=True)
         ]
 
     def grid(self, rung: str) -> list[list[float]]:
-        """Differences on the dev problems in points, by memory rate and step size, over seeds."""
+        """Mean differences on the dev problems in points, by memory rate and step size."""
         rates, sizes = [0.0, *MEMORY_RATES], sorted([0.0, *STEP_SIZES])
         values: dict[tuple[float, float], list[float]] = {}
         for unit in self.units:
-            for each in self.rung(unit, rung)["dev"]["paper"]:
-                key = each["memory_rate"], each["step_size"]
-                values.setdefault(key, []).append(100 * each["difference"]["mean"])
+            for setting in self.rung(unit, rung)["dev"]["paper"]:
+                key = setting["memory_rate"], setting["step_size"]
+                values.setdefault(key, []).append(100 * setting["difference"]["mean"])
         return [
             [float(np.mean(values.get((rate, size), [math.nan]))) for size in sizes]
             for rate in rates
@@ -191,17 +194,17 @@ class TaskPage:
         ]
 
     def earlier(self, rung: str) -> str:
-        """The epoch that self-contrast has as its weak reference."""
-        (earlier,) = [each.earlier for each in self.plan.rungs if each.name == rung]
+        """The epoch that is the weak reference of self-contrast."""
+        (earlier,) = [planned.earlier for planned in self.plan.rungs if planned.name == rung]
         return earlier
 
     def sign_of_eta(self, rung: str, contrast: str, size: float = 0.1) -> tuple[Mean, Mean]:
-        """The differences at the step of this size towards strong, and away from it."""
+        """The differences for a step of this size towards strong, and for one away from it."""
         line = dict(self.line(rung, contrast))
         return line[size], line[-size]
 
     def detectable(self, rung: str, name: str, num: int) -> float:
-        """The smallest difference in points that `num` problems would show, at the row's flips."""
+        """The smallest difference in points that `num` problems detect, at the row's flip rate."""
         gained, lost = self.flips(rung, name)
         share = (gained + lost) / (self.num * len(self.units))
         return 100 * detectable_difference(num, discordant_share=share)
@@ -214,7 +217,7 @@ class TaskPage:
 
 
 def read_units(folder: Path) -> list[TaskPage]:
-    """All units that are there, by task."""
+    """The finished units, by task."""
     pages = []
     for name in PLANS:
         paths = [folder / f"{name}-{seed}.json" for seed in SEEDS]
@@ -225,7 +228,7 @@ def read_units(folder: Path) -> list[TaskPage]:
 
 
 def draw(page: TaskPage, path: Path) -> None:
-    """One column a rung: differences against eta above, the grid of both options below."""
+    """Draws a column for each rung: differences by eta above, the grid of both options below."""
     figure = figure_class()(figsize=(5.2 * len(page.rungs), 8), layout="constrained")
     axes = figure.subplots(2, len(page.rungs), squeeze=False)
     colours = {
@@ -238,16 +241,16 @@ def draw(page: TaskPage, path: Path) -> None:
         for contrast, (colour, label) in colours.items():
             line = sorted([*page.line(rung, contrast), (0.0, Mean(0.0, 0.0, None))])
             sizes, means = zip(*line, strict=True)
-            above.plot(sizes, [each.value for each in means], "o-", color=colour, label=label)
+            above.plot(sizes, [mean.value for mean in means], "o-", color=colour, label=label)
             above.fill_between(
                 sizes,
-                [each.low for each in means],
-                [each.high for each in means],
+                [mean.low for mean in means],
+                [mean.high for mean in means],
                 color=colour,
                 alpha=0.25,
             )
         above.set_xscale("symlog", linthresh=0.05)
-        above.set_yscale("symlog", linthresh=1.0)  # small differences count, large ones stay
+        above.set_yscale("symlog", linthresh=1.0)  # shows small and large differences
         above.yaxis.set_major_formatter("{x:g}")
         above.set_xticks(sorted([0.0, *STEP_SIZES]), [f"{x:g}" for x in sorted([0.0, *STEP_SIZES])])
         above.tick_params(axis="x", labelrotation=60)
@@ -298,7 +301,7 @@ def seeds_interval(mean: Mean) -> str:
 
 
 def count(pages: Sequence[TaskPage], row: str, sign: int) -> int:
-    """Rungs on which `row` differs from plain Coconut in this direction beyond its interval."""
+    """The number of rungs on which the difference of `row` has this sign (0: includes 0)."""
     return sum(page.difference(rung, row).sign == sign for page in pages for rung in page.rungs)
 
 
@@ -327,7 +330,7 @@ def render(pages: Sequence[TaskPage]) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--folder", type=Path, default=HERE, help="of the units and the page")
+    parser.add_argument("--folder", type=Path, default=HERE, help="folder of units and page")
     folder = parser.parse_args().folder
     pages = read_units(folder)
     for page in pages:

@@ -1,10 +1,10 @@
-"""What is trained and compared, named before any result was seen.
+"""The plan of trainings and comparisons, fixed before any result was seen.
 
     plan = PLANS["graph"]
     plan.recipe, [rung.name for rung in plan.rungs]
 
-A rung is a backbone of less training than the finished one of the same run: training time decides
-which, not accuracy. Whatever it turns out to be, every rung and every row is on the page.
+A rung is a backbone with less training than the finished backbone of the same run. Rungs are chosen
+by training time, not by accuracy, and all of them are on the page.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ SEEDS = (0, 1, 2)
 
 MEMORY_RATES = (0.03, 0.05, 0.1, 0.3)
 STEP_SIZES = (-0.3, -0.1, -0.05, 0.05, 0.1, 0.2, 0.3, 1.0)
-"""In units of d/2; 0 joins both."""
+"""In units of d/2. Memory rates and step sizes also include 0."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,23 +23,24 @@ class Rung:
     """A kept epoch of the Coconut phase."""
 
     name: str
-    """As `keep_epochs` names it."""
+    """The name in `keep_epochs`."""
     earlier: str
     """The epoch of the same phase that self-contrast moves away from."""
     pause: str
-    """The epoch of the pause phase that was trained as long."""
+    """The epoch of the pause phase with the same amount of training."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """One task."""
+    """The plan for one task."""
 
     recipe: str
-    """Of the package; each seed trains a CoT of its own."""
+    """The packaged recipe; each seed trains a CoT of its own."""
     task: str
-    """Judged on all test problems; settings are chosen on those of its `_mc_dev`."""
+    """The task: rows are judged on its test problems, settings are chosen on those of its
+    `_mc_dev`."""
     rungs: tuple[Rung, ...]
-    """From less to more training; the finished Coconut of the same run is the control."""
+    """The rungs, from less to more training."""
 
 
 PLANS = {
@@ -60,8 +61,7 @@ PLANS = {
             Rung(name="coconut-3-2", earlier="coconut-3-1", pause="pause-3-2"),
         ),
     ),
-    # Named when arith's rungs had turned out to be at the ceiling, and before anything of this one
-    # was trained.
+    # Added when the rungs of arith turned out to be at the ceiling, before its own training began.
     "arith-brief": Plan(
         recipe="arith-brief",
         task="latentref_arith",
@@ -71,8 +71,8 @@ PLANS = {
             Rung(name="coconut-3-4", earlier="coconut-3-2", pause="pause-3-4"),
         ),
     ),
-    # ProsQA's published problems in letters. Named before it was trained; one seed, for a run takes
-    # about 100 minutes of one core.
+    # ProsQA's published problems in letters. Fixed before it was trained; one seed, because a run
+    # takes about 100 minutes on one core.
     "prosqa-letters": Plan(
         recipe="prosqa-letters",
         task="latentref_prosqa_letters",

@@ -1,9 +1,9 @@
-"""One unit of the evidence: one seed of one task, trained from nothing and judged on every row.
+"""One unit of the evidence: trains one seed of one task from scratch and evaluates every row.
 
     python results/evidence/unit.py graph 0 --work out/evidence
 
-Writes TASK-SEED.json beside this script. Everything finished is kept below --work, so the same
-command goes on where it stopped. `page.py` makes the page of all units that are there.
+It writes TASK-SEED.json beside this script. Finished work is kept below --work, so the same command
+continues where it stopped. `page.py` makes the page of all finished units.
 """
 
 from __future__ import annotations
@@ -33,8 +33,8 @@ from lm_eval_latentref.training.recipe import load_recipe
 from lm_eval_latentref.training.trainer import train
 
 BATCH_SIZE = 500
-MOST_TOKENS = 16
-"""Of a written answer; all steps and the answer take 11."""
+MAX_TOKENS = 16
+"""The maximum number of tokens of a text; all steps and the answer take 11."""
 
 Json = dict[str, Any]
 
@@ -43,7 +43,7 @@ class Unit:
     """One task and seed; `folder` holds the trained set and all journals.
 
     Args:
-        limit: the first so many problems of each split only, to try it.
+        limit: only the first `limit` problems of each split, for tests.
     """
 
     def __init__(
@@ -61,7 +61,7 @@ class Unit:
         self.set = self.folder / "set"
 
     def run(self) -> Json:
-        """Trains and judges what is missing; all of it as one JSON object."""
+        """Trains and evaluates what is missing; returns the whole unit as one JSON object."""
         train(load_recipe(self.plan.recipe, [f"seed={self.seed}", f"output={self.set}"]))
         baselines = {
             name: self._kept(f"written-{part}", lambda part=part: self._written(part))
@@ -83,8 +83,8 @@ class Unit:
         }
 
     def _baselines(self) -> dict[str, str]:
-        """Parts of the set that answer by writing, by the names of their rows."""
-        rungs = {f"{what} {name}": f"epochs/{name}" for what, name in self._by_rung()}
+        """The parts of the set that are judged by their full text, by the names of their rows."""
+        rungs = {f"{phase} {name}": f"epochs/{name}" for phase, name in self._epochs()}
         return {
             "No-CoT": "no_cot",
             "CoT": "strong",
@@ -94,14 +94,14 @@ class Unit:
             **rungs,
         }
 
-    def _by_rung(self) -> list[tuple[str, str]]:
+    def _epochs(self) -> list[tuple[str, str]]:
         rungs = self.plan.rungs
         return [("pause", rung.pause) for rung in rungs] + [
-            ("Coconut", each.name) for each in rungs
+            ("Coconut", rung.name) for rung in rungs
         ]
 
     def _kept(self, name: str, make: Any) -> Json:
-        """What `make` returns, or returned when it was last called under this name."""
+        """The result of `make`, which is called once and kept in a file of this name."""
         path = self.folder / "results" / f"{name.replace('/', '-')}.json"
         if not path.exists():
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -110,7 +110,7 @@ class Unit:
         return content
 
     def _written(self, part: str) -> Json:
-        """Accuracy of a part of the set by what it writes."""
+        """The accuracy of a part of the set, judged by its full text."""
         documents = [
             request.doc for request in load_task(self.plan.task, limit=self.limit).requests
         ]
@@ -119,10 +119,10 @@ class Unit:
         for start in range(0, len(documents), BATCH_SIZE):
             batch = documents[start : start + BATCH_SIZE]
             answers = reasoner.ask_all(
-                [document["question"] for document in batch], max_new_tokens=MOST_TOKENS
+                [document["question"] for document in batch], max_new_tokens=MAX_TOKENS
             )
             correct += [
-                each.answer == doc["answer"] for each, doc in zip(answers, batch, strict=True)
+                answer.answer == doc["answer"] for answer, doc in zip(answers, batch, strict=True)
             ]
         steps = [len(document["steps"]) for document in documents]
         return {
@@ -179,12 +179,12 @@ class Unit:
             )
             content["latent_steps"] = steps
             content["rows"] |= dict(zip(rows, map(_as_json, judged), strict=False))
-            content["eta"][contrast] = [_in_line(each) for each in judged[len(rows) :]]
+            content["eta"][contrast] = list(map(_in_line, judged[len(rows) :]))
             content["dev"][contrast] = _dev(swept, self.seed)
         return content
 
     def _sweep(self, args: Json, output: Path, *, full: bool) -> tuple[Sweep, SweepModel]:
-        """The grid on the dev split; of the controls, its row without residual mixing."""
+        """The sweep on the dev split; if not `full`, without residual mixing."""
         manifest = read_manifest(Path(args["pretrained"]) / MANIFEST_NAME)
         grid = Grid(
             latent_steps=(manifest.latent_steps or 0,),
@@ -206,7 +206,7 @@ class Unit:
 
 
 def _rows(contrast: str, swept: Sweep) -> dict[str, Setting]:
-    """The settings to judge, by the names of their rows: the best of each by dev margin."""
+    """The settings to evaluate, by row: those with the best margin on the dev split."""
     best = {row: outcome.setting for row, outcome in swept.choice.best.items()}
     if contrast == "control":
         return {"control": best["search"]}
@@ -238,29 +238,29 @@ def _in_line(judged: Judged) -> Json:
 
 
 def _packed(correct: Sequence[bool]) -> str:
-    """Right and wrong as bits, first problem first, in hexadecimal digits."""
+    """Right (1) and wrong (0) as bits in hexadecimal digits, in the order of the problems."""
     return np.packbits(np.array(correct, dtype=bool)).tobytes().hex()
 
 
 def _dev(swept: Sweep, seed: int) -> list[Json]:
-    """Each setting of the grid against the plain one on the dev problems."""
+    """The settings of the grid compared with the plain setting on the dev problems."""
     outcomes: Sequence[Outcome] = swept.outcomes
-    (plain,) = [each for each in outcomes if each.setting.row == "plain"]
+    (plain,) = [outcome for outcome in outcomes if outcome.setting.row == "plain"]
     values_SN = [
-        np.array(each.correct, float) - np.array(plain.correct, float) for each in outcomes
+        np.array(outcome.correct, float) - np.array(plain.correct, float) for outcome in outcomes
     ]
-    values_SN += [np.array(each.margins) - np.array(plain.margins) for each in outcomes]
+    values_SN += [np.array(outcome.margins) - np.array(plain.margins) for outcome in outcomes]
     intervals = mean_intervals(values_SN, seed=seed, num_resamples=2000)
     return [
         {
-            "memory_rate": each.setting.memory_rate,
-            "step_size": each.setting.step_size,
-            "accuracy": each.accuracy,
-            "margin": each.margin,
+            "memory_rate": outcome.setting.memory_rate,
+            "step_size": outcome.setting.step_size,
+            "accuracy": outcome.accuracy,
+            "margin": outcome.margin,
             "difference": dataclasses.asdict(intervals[number]),
             "margin_difference": dataclasses.asdict(intervals[len(outcomes) + number]),
         }
-        for number, each in enumerate(outcomes)
+        for number, outcome in enumerate(outcomes)
     ]
 
 
@@ -268,7 +268,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("task", choices=sorted(PLANS))
     parser.add_argument("seed", type=int)
-    parser.add_argument("--work", type=Path, required=True, help="folder of all that is finished")
+    parser.add_argument("--work", type=Path, required=True, help="folder for finished work")
     parser.add_argument("--output", type=Path, default=Path(__file__).parent)
     args = parser.parse_args()
     logging.basicConfig(format="%(message)s")

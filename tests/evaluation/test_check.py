@@ -295,7 +295,7 @@ def test_the_help_names_the_statuses(capsys):
         (["--golden", "nowhere.json"], "nowhere.json cannot be read"),
         (["--golden", "old/golden.json"], "--write_golden"),
         (["--update"], "name it with --baseline"),
-        (["--write_golden"], "name the file to write"),
+        (["--write_golden"], "no file is named"),
     ],
 )
 def test_a_mistake_is_one_line_and_status_three(runs, capsys, monkeypatch, words, message):

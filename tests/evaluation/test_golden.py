@@ -129,7 +129,7 @@ def fewer_candidates(sample):
 
 @pytest.mark.parametrize(
     ("change", "reason"),
-    [(other_document, "document 0 is another one"), (fewer_candidates, "document 0: inf")],
+    [(other_document, "document 0 is not the same"), (fewer_candidates, "document 0: inf")],
 )
 def test_other_documents_and_requests_are_named(scored, golden, change, reason):
     (result,) = check(scored("new", change), golden=golden).results
@@ -140,7 +140,7 @@ def test_other_documents_and_requests_are_named(scored, golden, change, reason):
 def test_a_task_that_is_missing_or_cut_fails(golden, tmp_path):
     write_run(tmp_path / "other", {"u": {"acc": [1.0] * NUM}})
     write_run(tmp_path / "cut", {"t": {"acc": [1.0] * 3}})
-    for name, reason in (("other", "no samples of it"), ("cut", "3 documents, not the 5")):
+    for name, reason in (("other", "no samples of this task"), ("cut", "3 documents, not the 5")):
         (result,) = check(tmp_path / name, golden=golden).results
         assert result.verdict == "fail"
         assert reason in result.reason

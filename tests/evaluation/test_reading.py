@@ -138,7 +138,7 @@ def damaged(folder, kind):
 @pytest.mark.parametrize(
     ("kind", "reason"),
     [
-        ("half results", "half-written"),
+        ("half results", "incomplete"),
         ("empty results", "is empty"),
         ("foreign", "holds no results of lm-eval"),
         ("deep", "nested too deep"),
@@ -149,7 +149,7 @@ def damaged(folder, kind):
         ("empty samples", "is empty"),
         ("twice", "document 0 occurs twice"),
         ("no number", "acc of document 1 is not a finite number"),
-        ("no whole document", "is no whole number"),
+        ("no whole document", "is not an integer"),
     ],
 )
 def test_what_cannot_be_read_is_named_in_one_line_and_the_others_are_kept(kind, reason, tmp_path):

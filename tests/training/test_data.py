@@ -35,17 +35,20 @@ def test_bad_rows_are_counted_and_named_with_file_line_and_rule(tmp_path, caplog
     assert read_examples(str(path)) == [Example("q", ("s",), "a")] * 2
     assert f"{path}: 4 bad rows left out of 6" in caplog.text
     for part in (
-        "answer is not a text: row 2;",
-        "steps is not a list of texts: row 3;",
-        "it is no JSON object: row 4;",
-        "question is not a text: row 5",
+        "answer is not a non-empty string: row 2;",
+        "steps is not a list of strings: row 3;",
+        "it is not a JSON object: row 4;",
+        "question is not a non-empty string: row 5",
     ):
         assert part in caplog.text
 
 
 def test_a_summary_of_many_bad_rows_stays_readable():
-    bad = [BadRow(line, "answer is not a text") for line in [*range(2, 40, 2), *range(50, 60)]]
-    named = "answer is not a text: lines 2, 4, 6, 8, 10, 12, 14, 16, 18, 20 and 19 more"
+    bad = [
+        BadRow(line, "answer is not a non-empty string")
+        for line in [*range(2, 40, 2), *range(50, 60)]
+    ]
+    named = "answer is not a non-empty string: lines 2, 4, 6, 8, 10, 12, 14, 16, 18, 20 and 19 more"
     assert summary(bad) == named
 
 
@@ -153,7 +156,7 @@ def test_no_problem_that_is_left_is_said_in_one_line(tmp_path):
     questions = [each.question for each in load_data(small_recipe(tmp_path)).epoch(0)]
     for left, name in ((questions, "train=graph"), ([""], "validation")):
         path = write_json(tmp_path / "validation.json", left)
-        with pytest.raises(LatentRefError, match=f"{name}: no usable example is left"):
+        with pytest.raises(LatentRefError, match=f"{name}: no usable examples are left"):
             load_data(small_recipe(tmp_path, validation=path, num_validation=64)).epoch(0)
 
 

@@ -82,7 +82,7 @@ def test_strong_and_weak_can_be_named_by_epoch_after_the_cot_run(cot, tmp_path):
     folder = train(small_recipe(tmp_path / "out", weak_epoch=2, **start))
     assert same(folder / "weak", cot / "epochs" / "cot-2")
     assert same(folder / "strong", cot / "strong")
-    with pytest.raises(LatentRefError, match="kept no epoch 9 of CoT"):
+    with pytest.raises(LatentRefError, match="did not keep epoch 9 of CoT"):
         train(small_recipe(tmp_path / "other", strong_epoch=9, **start))
 
 

@@ -88,7 +88,7 @@ def test_a_folder_without_metrics_tells_nothing_and_damaged_ones_are_named(tmp_p
     assert retrain_command(str(tmp_path)) is None
     for content in ("no json\n", "{}\n", "[1]\n"):
         (tmp_path / "metrics.jsonl").write_text(content)
-        with pytest.raises(LatentRefError, match=r"metrics\.jsonl.*is not what") as error:
+        with pytest.raises(LatentRefError, match=r"metrics\.jsonl.*is not a file") as error:
             read_training(str(tmp_path))
         assert "\n" not in str(error.value)
 
@@ -102,7 +102,7 @@ def test_it_tells_the_problems_of_each_source_and_how_many_were_held_out(trained
     assert read_training(str(folder)).data == {path: {"problems": 2, "removed": 1}}
     for content in ("no json", '{"a": 1}', "[]"):
         (folder / "training_data.yaml").write_text(content)
-        with pytest.raises(LatentRefError, match=r"data\.yaml.*(is not what|must hold)") as error:
+        with pytest.raises(LatentRefError, match=r"data\.yaml.*(is not a file|must hold)") as error:
             read_training(str(folder))
         assert "\n" not in str(error.value)
 

@@ -186,7 +186,7 @@ def test_a_disk_that_fills_up_ends_in_a_message_and_the_run_can_go_on(
 
     with monkeypatch.context() as patch:
         patch.setattr(torch, "save", full)
-        with pytest.raises(LatentRefError, match=r"No space left.*make room") as caught:
+        with pytest.raises(LatentRefError, match=r"No space left.*free some space") as caught:
             train(recipe)
     assert "\n" not in str(caught.value)
     assert weights(train(recipe)) == weights(uninterrupted)
@@ -335,7 +335,7 @@ def test_kill_9_of_two_processes_changes_nothing_in_the_end(tmp_path):
     assert process.returncode == -signal.SIGKILL
     assert 4 <= len(metrics(tmp_path / "out")) < len(metrics(tmp_path / "whole"))
     output = finish(start(*two_processes("train", path)))
-    assert "going on from step" in output
+    assert "continuing from step" in output
     assert weights(tmp_path / "out") == weights(tmp_path / "whole")
     assert lines_without_times(tmp_path / "out") == lines_without_times(tmp_path / "whole")
 

@@ -137,16 +137,16 @@ def test_validation_problems_that_it_was_trained_on_are_told(first, caplog):
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"lora": {**LORA, "r": 3}}, r"trained with r=2 in lora, the recipe has r=3"),
+        ({"lora": {**LORA, "r": 3}}, r"trained with r=2 in lora, but the recipe has r=3"),
         (
             {"lora": {**LORA, "lora_alpha": 16}},
-            "lora_alpha=8 in lora, the recipe has lora_alpha=16",
+            "lora_alpha=8 in lora, but the recipe has lora_alpha=16",
         ),
         ({"lora": {**LORA, "target_modules": ["v_proj"]}}, "target_modules=.'q_proj'. in lora"),
         ({"lora": {**LORA, "target_modules": "all-linear"}}, "does not fit lora="),
-        ({"phases": ["no_cot"]}, "for which no_cot has no place; give phases=coconut"),
+        ({"phases": ["no_cot"]}, "which no_cot does not use; give phases=coconut"),
         ({"phases": ["cot", "coconut"]}, "or an adapter of CoT such as .*/strong"),
-        ({"lora": None}, "without lora all weights are trained"),
+        ({"lora": None}, "but the recipe has no lora"),
     ],
 )
 def test_an_adapter_that_does_not_fit_is_one_line(first, tmp_path, changes, words):

@@ -1,7 +1,7 @@
 """Pages as jinja2 templates: `render("leaderboard.md.j2", table=...)`.
 
-What goes into a page in HTML is escaped. For Markdown, text of files and names passes a filter:
-`md` in prose, `code` as code, `line` in a block of code; tables are escaped by who makes them.
+Values in HTML pages are escaped. In Markdown pages, text from files and names passes through a
+filter: `md` in prose, `code` as code, `line` in a block of code. Tables come with escaped cells.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from lm_eval_latentref.evaluation.wording import code_span, markdown, plain
 
 
 def render(name: str, **values: Any) -> str:
-    """The text of a template in this folder; a name it uses and is not given is an error."""
+    """The text of a template in this folder; it is an error if one of its names has no value."""
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
     environment = Environment(
