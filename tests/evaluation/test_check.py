@@ -294,7 +294,7 @@ def test_the_help_names_the_statuses(capsys):
         (["--baseline", "old", "--significance", "0"], "significance=0.0"),
         (["--golden", "nowhere.json"], "nowhere.json cannot be read"),
         (["--golden", "old/golden.json"], "--write_golden"),
-        (["--update"], "name it with --baseline"),
+        (["--update"], "no baseline is named"),
         (["--write_golden"], "no file is named"),
     ],
 )
@@ -324,7 +324,7 @@ def test_a_baseline_that_compares_nothing_is_no_pass(runs, tmp_path):
     (tmp_path / "g.json").write_text(
         '{"format_version": 1, "tolerance": 1e-4, "made_with": {}, "tasks": {}}'
     )
-    with pytest.raises(LatentRefError, match="nothing is compared"):
+    with pytest.raises(LatentRefError, match="there is nothing to compare"):
         check(runs("new", RIGHT), golden=tmp_path / "g.json")
 
 

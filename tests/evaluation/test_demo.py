@@ -35,7 +35,7 @@ def test_without_matplotlib_the_page_is_written_without_a_picture(shown, monkeyp
 
 @pytest.mark.parametrize(
     ("low", "high", "said"),
-    [(-0.01, 0.03, "neither better nor worse"), (0.02, 0.03, "better by 2.5 points")],
+    [(-0.01, 0.03, "not significantly better or worse"), (0.02, 0.03, "better by 2.5 points")],
 )
 def test_the_line_of_meaning_goes_by_the_intervals(low, high, said):
     rows = [
