@@ -213,7 +213,7 @@ def test_a_perplexity_beside_choices_is_shown_and_blocks_nothing(tmp_path):
     board = leaderboard([tmp_path])
     assert [(row.name, row.rank) for row in board.rows] == [("b", 1), ("a", 2)]
     assert board.rows[0].tasks["wiki"]["word_perplexity,none"].value == 20.0
-    assert any("not in the mean: wiki" in note for note in board.notes)
+    assert any("not an accuracy: wiki" in note for note in board.notes)
 
 
 def test_a_metric_of_all_documents_together_blocks_no_pairs_of_the_others(tmp_path):
@@ -226,7 +226,7 @@ def test_a_metric_of_all_documents_together_blocks_no_pairs_of_the_others(tmp_pa
     board = leaderboard([tmp_path])
     assert board.ranked_by == {"t": "acc,none"}
     assert [row.rank for row in board.rows] == [1, 2]
-    assert any("not in the mean: f" in note for note in board.notes)
+    assert any("not an accuracy: f" in note for note in board.notes)
 
 
 @pytest.mark.parametrize("seconds", ["1e400", "1e300", "nan", [], {}])
