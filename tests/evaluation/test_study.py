@@ -210,8 +210,8 @@ def test_no_text_of_a_folder_is_markup_on_the_page(study):
 @pytest.mark.parametrize(
     ("changed", "said"),
     [
-        ((6, 6), "as many change as by refinement here, 100.00 % at most."),
-        ((2, 1), "; refinement changes fewer here, 25.00 % at most."),
+        ((6, 6), "as many change as refinement changes here, at most 100.00 %."),
+        ((2, 1), "; refinement changes fewer here, at most 25.00 %."),
     ],
 )
 def test_ties_and_the_power_of_so_many_problems_are_told(study, changed, said):
@@ -478,7 +478,7 @@ def test_every_benchmark_has_a_dev_task_to_choose_settings_on(name):
 
 
 def test_a_task_without_a_dev_split_is_refused(folders, tmp_path):
-    with pytest.raises(LatentRefError, match="there is no latentref_graph_dev_dev"):
+    with pytest.raises(LatentRefError, match="latentref_graph_dev_dev, which does not exist"):
         run_study(folders, task="latentref_graph_dev", work=str(tmp_path))
 
 
