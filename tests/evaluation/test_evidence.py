@@ -156,4 +156,4 @@ def test_a_sweep_judges_the_best_of_each_row_on_a_test_task_by_number_of_steps(t
         right = sum(part["num"] * part["accuracy"] for part in parts)
         assert right == pytest.approx(correct.sum())
     out = capsys.readouterr().out
-    assert "The best of each row on latentref_graph_mc, 40 documents" in out
+    assert "The best setting of each row on latentref_graph_mc, 40 documents" in out

@@ -166,7 +166,7 @@ def test_a_set_without_references_is_refused_in_its_own_words(tmp_path):
         study_cases(f"{SET}/no_cot", task="latentref_graph_mc", work=str(tmp_path), **OPTIONS)
 
 
-@pytest.mark.parametrize(("finite", "named"), [(False, "alpha=0 eta=0"), (True, "smaller step size")])
+@pytest.mark.parametrize(("finite", "named"), [(False, "alpha=0 eta=0"), (True, "smaller step")])
 def test_what_overflowed_is_what_is_named(tmp_path, monkeypatch, finite, named):
     def outcomes(run):
         return [outcome([True])] if finite else [], {}
