@@ -22,6 +22,7 @@ from lm_eval_latentref.__main__ import main as guarded
 from lm_eval_latentref.benchmarks import splits
 from lm_eval_latentref.benchmarks.documents import tasks_path
 from lm_eval_latentref.cli import main, options
+from lm_eval_latentref.cli.parser import parser
 from lm_eval_latentref.errors import LatentRefError
 from lm_eval_latentref.evaluation import demo, study_options, sweep
 from lm_eval_latentref.harness import command as harness
@@ -207,7 +208,7 @@ def test_the_demos_report_says_what_was_shown_and_how_to_repeat_it(tmp_path):
 
 
 def test_every_option_may_be_written_with_hyphens_or_underscores():
-    (commands,) = (each for each in options.parser()._actions if each.choices)
+    (commands,) = (each for each in parser()._actions if each.choices)
     for name, command in commands.choices.items():
         for action in command._actions:
             flags = {flag for flag in action.option_strings if flag.startswith("--")}
@@ -219,9 +220,9 @@ def test_every_option_may_be_written_with_hyphens_or_underscores():
 def test_step_sizes_are_units_of_half_d_with_the_unit_or_without():
     sizes = ["-0.3", "0.3*d/2", "-1*d/2", "1"]
     words = ["sweep", "--task", "t", "-o", "o", "--step_sizes", *map(cli.no_flag, sizes)]
-    assert options.parser().parse_args(words).step_sizes == [-0.3, 0.3, -1.0, 1.0]
+    assert parser().parse_args(words).step_sizes == [-0.3, 0.3, -1.0, 1.0]
     with pytest.raises(LatentRefError, match=r"a finite number such as 20, or 0\.3\*d/2"):
-        options.parser().parse_args([*words, "0.3*w"])
+        parser().parse_args([*words, "0.3*w"])
 
 
 @pytest.mark.parametrize(
@@ -249,11 +250,11 @@ def test_wrong_words_are_one_line_that_names_the_help(capsys, words, status, par
     (line,) = err.splitlines()
     assert out == ""
     assert part in line
-    assert "--help` says what it takes" in line
+    assert "; see `latentref" in line
 
 
 def test_every_help_says_what_each_option_is_for_and_what_the_status_means():
-    (commands,) = (each for each in options.parser()._actions if each.choices)
+    (commands,) = (each for each in parser()._actions if each.choices)
     for name, command in commands.choices.items():
         assert "Exit status: " in command.format_help()
         for action in command._actions:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from lm_eval_latentref.cli.options import parser
+from lm_eval_latentref.cli.parser import parser
 
 ROOT = Path(__file__).parent.parent
 PAGES = sorted(

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from lm_eval_latentref.cli.options import parser
+from lm_eval_latentref.cli.parser import parser
 from lm_eval_latentref.training.recipe import load_recipe
 
 GRID = "--memory-rates 0.1 0.3 0.7 --step-sizes -0.3 0.3 1 --batch_size 128"

@@ -2,8 +2,8 @@
 
     latentref ask "What is 2 + 3?" --latent_steps 6 --memory_rate 0.3 --show_thoughts
 
-`help` says what the exit status means. What a subcommand needs is imported when it
-runs, so that `--help` is quick.
+`help` explains the exit statuses. A subcommand imports its modules when it runs, so that `--help`
+is quick.
 """
 
 from __future__ import annotations
@@ -20,11 +20,8 @@ from pathlib import Path
 from typing import Any
 
 from lm_eval_latentref.cli.model_options import MODEL_OPTIONS, NAMES_OF_A_SET
-from lm_eval_latentref.cli.options import (
-    BOARD_OPTIONS,
-    CHECK_OPTIONS,
-    parse,
-)
+from lm_eval_latentref.cli.options import BOARD_OPTIONS, CHECK_OPTIONS
+from lm_eval_latentref.cli.parser import parse
 from lm_eval_latentref.cli.terminal import discard, plain_terminal
 from lm_eval_latentref.cli.values import no_flag
 from lm_eval_latentref.errors import LatentRefError, say
@@ -37,17 +34,18 @@ KEPT = {
     "study": "finished work is in the work folder, and the same command continues from it",
     "thoughts": "finished work is in the work folder, and the same command continues from it",
     "demo": "finished rows are in the output folder, and the same command continues from them",
-    "leaderboard": "what was written before is whole",
-    "check": "what was written before is whole",
+    "leaderboard": "files that were written before are complete",
+    "check": "files that were written before are complete",
 }
 """The message after Ctrl-C, by subcommand."""
 
 MISTAKE = 2
-"""Exit status of a mistake, in the words of the command line or in what they name."""
+"""Exit status of a mistake in the command line, or in a file that it names."""
 OTHER_MISTAKES = {"check": 3, "leaderboard": 3}
-"""Subcommands with another status for mistakes; in `check`, 2 means inconclusive."""
+"""The status of a mistake in subcommands where it is not 2; in `check`, 2 means inconclusive."""
 
-SHOWN_OF_A_NAME = 200
+MAX_SHOWN_NAME = 200
+"""The maximum number of characters of a file's name in a message."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -67,30 +65,30 @@ def main(argv: Sequence[str] | None = None) -> int:
         say(f"interrupted: {kept}")
         return INTERRUPTED
     except BrokenPipeError:
-        # The reader, such as `| head`, is gone.
+        # The reader, such as `| head`, has closed the pipe.
         discard(sys.stdout)
         return PIPE_CLOSED
     except OSError as error:
-        # Wherever a name is looked up: it is too long, or lies in a folder that may not be entered.
+        # A name is too long, or lies in a folder without permission, wherever it is looked up.
         if not isinstance(error.filename, str) or isinstance(error, FileNotFoundError):
             raise
-        name = error.filename[:SHOWN_OF_A_NAME]
+        name = error.filename[:MAX_SHOWN_NAME]
         say(f"{name} cannot be reached ({error.strerror}); correct the name or its permissions")
         return mistake
 
 
 def _status(arguments: list[str]) -> int:
-    # Arguments after `run` are lm-eval's; argparse would mistake them for ours.
+    # Arguments after `run` are passed to lm-eval; our parser does not know them.
     if arguments[:1] == ["run"]:
         return run(arguments[1:])
     args = parse([no_flag(word) for word in arguments])
-    # Each subcommand is the function of its name below.
+    # Each subcommand is a function of the same name in this module.
     status: int = globals()[args.command.replace("-", "_")](args)
     return status
 
 
 def run(arguments: Sequence[str]) -> int:
-    """Hands lm-eval its command line, with this package's model and tasks."""
+    """Runs lm-eval with these arguments, and with this package's model and tasks."""
     from lm_eval_latentref.harness.command import run
 
     return run(arguments)
@@ -126,7 +124,7 @@ def convert(args: argparse.Namespace) -> int:
 
 
 def train(args: argparse.Namespace) -> int:
-    """Trains by a recipe, and logs its progress."""
+    """Trains the models of a recipe and logs progress."""
     import transformers
 
     from lm_eval_latentref.training.recipe import load_recipe
@@ -153,14 +151,14 @@ def data(args: argparse.Namespace) -> int:
 
 
 def sweep(args: argparse.Namespace) -> int:
-    """Tries settings on a dev split; prints the table, then one JSON line."""
+    """Tries settings on a dev split; prints the table of settings, then one JSON line."""
     from lm_eval_latentref.evaluation.provenance import command
     from lm_eval_latentref.evaluation.report import sweep_page
     from lm_eval_latentref.evaluation.sweep import last_line, save_sweep, sweep
 
     names = ("task", "output", "limit", "seed", "write", "include_path", "latent_steps", "judge_on")
     grids = ("memory_rates", "step_sizes", "search_steps")
-    # With one row at a time, lm-eval's default, a sweep would be much slower.
+    # With lm-eval's default, a batch size of 1, a sweep would be much slower.
     model_args = {"batch_size": 32, **_model_arguments(args)}
     result = sweep(model_args, metadata=_metadata(args.metadata), **_given(args, *names, *grids))
     print(sweep_page(save_sweep(result, args.output, command=command())))
@@ -171,7 +169,7 @@ def sweep(args: argparse.Namespace) -> int:
 
 
 def study(args: argparse.Namespace) -> int:
-    """Writes and prints the page of results of one or several tasks."""
+    """Evaluates trained sets on one or several tasks; writes and prints the page of results."""
     from lm_eval_latentref.evaluation.provenance import command
     from lm_eval_latentref.evaluation.report import OVERVIEW, STUDY, check_kind
     from lm_eval_latentref.evaluation.study import run_studies
@@ -191,7 +189,7 @@ def study(args: argparse.Namespace) -> int:
 
 
 def thoughts(args: argparse.Namespace) -> int:
-    """Writes and prints a page of what thoughts decode to before and after refinement."""
+    """Writes and prints a page of what thoughts decode to, with and without refinement."""
     from lm_eval_latentref.evaluation.provenance import command
     from lm_eval_latentref.evaluation.report import check_file
     from lm_eval_latentref.evaluation.thoughts import study_cases
@@ -218,7 +216,7 @@ def compare(args: argparse.Namespace) -> int:
 
 
 def leaderboard(args: argparse.Namespace) -> int:
-    """Prints and writes the leaderboard; with --watch, again whenever its files change."""
+    """Prints and writes the leaderboard; with --watch, again whenever results change."""
     from lm_eval_latentref.evaluation.leaderboard_report import show
 
     show(args.results, **_given(args, *BOARD_OPTIONS))
@@ -226,7 +224,7 @@ def leaderboard(args: argparse.Namespace) -> int:
 
 
 def check(args: argparse.Namespace) -> int:
-    """Prints the gate's report, or updates its files; the exit status is the verdict's."""
+    """Prints the gate's report, or updates its files; returns the exit status of the verdict."""
     from lm_eval_latentref.evaluation.gate import gate
 
     return gate(args.candidate, **_given(args, *CHECK_OPTIONS))
@@ -242,19 +240,19 @@ def demo(args: argparse.Namespace) -> int:
 
 
 def _work_folder(command: str, output: str) -> str:
-    """The default work folder of a command, different for each output."""
+    """The default work folder of a command; each output has its own."""
     place = Path(output).absolute()
     digest = hashlib.sha256(os.path.normpath(place).encode("utf-8", "surrogateescape"))
     return str(Path("out", command, f"{place.stem or 'root'}-{digest.hexdigest()[:8]}"))
 
 
 def _given(args: argparse.Namespace, *names: str) -> dict[str, Any]:
-    """The options in `names` that the user gave or that have a default here."""
+    """The values of the options in `names`, without those that are None."""
     return {name: value for name in names if (value := getattr(args, name)) is not None}
 
 
 def _model_arguments(args: argparse.Namespace) -> dict[str, Any]:
-    """The arguments of `load`: those of `--model_args`, each overridden by its own option."""
+    """The model arguments: those of `--model_args`, overridden by options of the same name."""
     from lm_eval.utils import simple_parse_args_string
 
     pairs = [pair for word in args.model_args for pair in word.split(",") if pair]

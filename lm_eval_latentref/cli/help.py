@@ -1,15 +1,15 @@
-"""What `--help` says beside the options: defaults, exit statuses and examples."""
+"""Texts of `--help` other than the options: defaults, exit statuses and examples."""
 
 DEFAULTS_OF_A_SET = """\
-Settings that are not given are those of the model's latentref.json; without one, latent_steps,
-memory_rate and search_step_size are 0, search_steps 1, search_gradient detached, latent_markers
-auto and latent_kind continuous."""
+The default settings are those of the model's latentref.json; without it, latent_steps, memory_rate
+and search_step_size are 0, search_steps 1, search_gradient detached, latent_markers auto and
+latent_kind continuous."""
 
 STATUSES = """\
-Exit status: 0 done, 1 results that could not be written, 2 a mistake (one line says which), 130
+Exit status: 0 done, 1 results could not be written, 2 a mistake (described in one line), 130
 Ctrl-C, 141 a closed pipe."""
 
-OTHER_STATUSES = "`check` and `leaderboard` have their own; their --help lists them."
+OTHER_STATUSES = "`check` and `leaderboard` have other statuses; see their --help."
 
 EXAMPLES = {
     "ask": 'latentref ask "What is 2 + 3?" --latent_steps 6 --memory_rate 0.3 --show_thoughts',

@@ -1,8 +1,8 @@
-"""Keeps control characters away from the terminal: texts of files and names may hold any.
+"""Removes control characters, which texts of files and names may contain, from terminal output.
 
 with plain_terminal(): ...      # prints and log lines of all packages are printable in this block
 
-What goes to stderr by other ways is printed by `errors.say`.
+`errors.say` does the same for messages on stderr.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from typing import Any, TextIO
 from lm_eval_latentref.errors import LatentRefError, printable
 
 OURS = __name__.partition(".")[0]
-"""Of our loggers, whose messages are one line each; those of others may have several."""
+"""The beginning of our loggers' names. Their messages are one line; others may have several."""
 
 
 @contextlib.contextmanager
@@ -28,7 +28,7 @@ def plain_terminal() -> Iterator[None]:
 
     def make_plain(*args: Any, **values: Any) -> logging.LogRecord:
         record = make(*args, **values)
-        # Where the arguments do not fit, logging's own handlers report it.
+        # If the arguments do not fit the message, logging's own handlers report it.
         with contextlib.suppress(Exception):
             show = printable if record.name.startswith(OURS) else _lines
             record.msg, record.args = show(record.getMessage()), ()
@@ -37,7 +37,7 @@ def plain_terminal() -> Iterator[None]:
     logging.setLogRecordFactory(make_plain)
     logging.captureWarnings(True)
     try:
-        # Without stdout, as after `>&-`, there is nothing to make plain.
+        # There may be no stdout, as after `>&-`.
         with contextlib.redirect_stdout(sys.stdout and _PlainStream(sys.stdout)):
             yield
     finally:
@@ -46,7 +46,7 @@ def plain_terminal() -> Iterator[None]:
 
 
 class _PlainStream(io.TextIOBase):
-    """Writes to another stream what its encoding can show, without control characters."""
+    """Writes text to another stream, in its encoding and without control characters."""
 
     def __init__(self, stream: TextIO) -> None:
         self._stream = stream
@@ -74,12 +74,12 @@ class _PlainStream(io.TextIOBase):
         except OSError as error:
             discard(self._stream)
             raise LatentRefError(
-                f"stdout cannot be written ({error.strerror or error}); make room"
+                f"stdout cannot be written ({error.strerror or error}); free some space"
             ) from error
 
 
 def discard(stream: TextIO) -> None:
-    """Sends what is left in `stream` nowhere; without this, closing it would fail again."""
+    """Discards the rest of `stream`, so that closing it does not fail again."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 

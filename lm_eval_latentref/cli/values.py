@@ -1,4 +1,4 @@
-"""Converters for words of a command line; a wrong word is argparse's error with what is allowed.
+"""Converters for words of a command line; for a wrong word, argparse's error says what is allowed.
 
 count("20"), folder("out/set"), half_widths("0.3*d/2")     # 20, "out/set", 0.3
 contrast("control=out/best,out/set")                      # ("control", ("out/best", "out/set"))
@@ -16,12 +16,12 @@ from lm_eval_latentref.errors import LatentRefError, check_place
 
 
 def count(text: str) -> int:
-    """An integer from 1 up."""
+    """An integer of at least 1."""
     return _integer(text, 1)
 
 
 def from_zero(text: str) -> int:
-    """An integer from 0 up."""
+    """An integer of at least 0."""
     return _integer(text, 0)
 
 
@@ -37,8 +37,8 @@ def seconds(text: str) -> float:
 
 
 def there(text: str) -> str:
-    """The name of something to read, also after NAME=; an empty one would mean this directory."""
-    if not text.rpartition("=")[2].strip():
+    """A name to read from, also after NAME=; it must not be empty."""
+    if not text.rpartition("=")[2].strip():  # it would mean the working directory
         raise argparse.ArgumentTypeError(f"{text!r}: it is empty; give a name")
     return text
 
@@ -69,7 +69,7 @@ def rate(text: str) -> float:
 
 
 def device(text: str) -> str:
-    """The name of a device that is there."""
+    """The name of an available device."""
     from lm_eval_latentref.checkpoints.arguments import check_device
 
     try:
@@ -110,7 +110,7 @@ def contrast(text: str) -> tuple[str, tuple[str, str]]:
 
 
 def no_flag(word: str) -> str:
-    """Puts a space before a word such as `-0.3*d/2`, so that argparse takes it for no option."""
+    """Puts a space before a word such as `-0.3*d/2`, so that argparse takes it as a value."""
     return f" {word}" if re.fullmatch(r"-[\d.]\S*\*\s*d\s*/\s*2", word) else word
 
 

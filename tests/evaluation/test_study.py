@@ -20,7 +20,7 @@ from lm_eval_latentref.checkpoints.manifest import read_manifest, write_manifest
 from lm_eval_latentref.checkpoints.packaged import PACKAGED_MODELS
 from lm_eval_latentref.checkpoints.questions import QUESTIONS_NAME, hash_questions, write_hashes
 from lm_eval_latentref.cli import main
-from lm_eval_latentref.cli.options import parser
+from lm_eval_latentref.cli.parser import parser
 from lm_eval_latentref.errors import LatentRefError
 from lm_eval_latentref.evaluation import overview, runs
 from lm_eval_latentref.evaluation.overview import REPORTED, overview_page, pooled
