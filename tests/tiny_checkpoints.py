@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import io
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 import transformers
 from peft import LoraConfig, get_peft_model
@@ -17,6 +18,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 from lm_eval_latentref.checkpoints.loading import load_set
 from lm_eval_latentref.checkpoints.opening import default_loader, load_tokenizer
 from lm_eval_latentref.checkpoints.sets import CheckpointNames, SetPlan, resolve
+from lm_eval_latentref.errors import LatentRefError
 from lm_eval_latentref.latent.loaded import LoadedModel, LoadedSet
 from lm_eval_latentref.latent.protocol import MARKERS
 
@@ -129,3 +131,18 @@ def logits(loaded: LoadedModel | torch.nn.Module, ids: Iterable[int] = (3, 7, 11
         with loaded.model.disable_adapter():
             return loaded.model(ids_1L).logits[0]
     return loaded.model(ids_1L).logits[0]
+
+
+@pytest.fixture
+def base(tmp_path: Path) -> str:
+    """The folder of a plain model."""
+    return save_folder(fresh_model(), tmp_path / "base")
+
+
+def failing(call: Callable[..., Any], **names: Any) -> str:
+    """The message, of one line, that `call` ends with."""
+    with pytest.raises(LatentRefError) as error:
+        call(**names)
+    message = str(error.value)
+    assert "\n" not in message
+    return message

@@ -14,7 +14,9 @@ from tiny_checkpoints import (
     MARKER_ROWS,
     PLAIN_ROWS,
     START,
+    base,
     coconut_state,
+    failing,
     fresh_model,
     grown,
     load,
@@ -28,20 +30,9 @@ from lm_eval_latentref.checkpoints.opening import load_tokenizer
 from lm_eval_latentref.errors import LatentRefError
 from lm_eval_latentref.latent.protocol import marker_ids
 
+__all__ = ["base"]
+
 IDS = (3, START, 7, END, LATENT)
-
-
-@pytest.fixture
-def base(tmp_path):
-    return save_folder(fresh_model(), tmp_path / "base")
-
-
-def failing(base, path):
-    with pytest.raises(LatentRefError) as error:
-        load(pretrained=base, weights=str(path))
-    message = str(error.value)
-    assert "\n" not in message
-    return message
 
 
 @pytest.mark.parametrize("family", ["gpt2", "llama"])
@@ -118,7 +109,7 @@ def test_masks_and_frequencies_of_older_releases_are_recognised(tmp_path):
     assert torch.equal(logits(load(pretrained=base, weights=path).backbone), logits(model))
     extra["transformer.h.0.attn.bias"] = ~mask
     path = save_raw({**model.state_dict(), **extra}, tmp_path / "checkpoint_26")
-    assert "unknown key 'transformer.h.0.attn.bias'" in failing(base, path)
+    assert "unknown key 'transformer.h.0.attn.bias'" in failing(load, pretrained=base, weights=path)
 
 
 def test_rotary_frequencies_must_be_those_of_the_base(tmp_path):
@@ -131,7 +122,7 @@ def test_rotary_frequencies_must_be_those_of_the_base(tmp_path):
     path = save_raw({**model.state_dict(), key: frequencies}, tmp_path / "checkpoint_1")
     assert torch.equal(logits(load(pretrained=base, weights=path).backbone), logits(model))
     path = save_raw({**model.state_dict(), key: 2 * frequencies}, tmp_path / "checkpoint_2")
-    assert "unknown key" in failing(base, path)
+    assert "unknown key" in failing(load, pretrained=base, weights=path)
 
 
 def test_a_tied_output_layer_may_be_absent(base, tmp_path):
@@ -176,25 +167,29 @@ def damaged(kind):
     ],
 )
 def test_a_key_that_does_not_fit_is_named(base, tmp_path, kind, said):
-    message = failing(base, save_raw(damaged(kind), tmp_path / "checkpoint_1"))
+    message = failing(
+        load, pretrained=base, weights=save_raw(damaged(kind), tmp_path / "checkpoint_1")
+    )
     assert said in message
     assert "checkpoint_1" in message
 
 
 def test_another_architecture_is_an_error(base, tmp_path):
     path = save_raw(fresh_model("llama").state_dict(), tmp_path / "checkpoint_1")
-    assert "does not fit the base model's architecture (GPT2Config)" in failing(base, path)
+    assert "does not fit the base model's architecture (GPT2Config)" in failing(
+        load, pretrained=base, weights=path
+    )
 
 
 @pytest.mark.parametrize("rows", [PLAIN_ROWS - 1, PLAIN_ROWS + 1, PLAIN_ROWS + 4])
 def test_another_number_of_rows_is_an_error(base, tmp_path, rows):
     path = save_raw(fresh_model(rows=rows).state_dict(), tmp_path / "checkpoint_1")
-    assert f"has {rows} rows" in failing(base, path)
+    assert f"has {rows} rows" in failing(load, pretrained=base, weights=path)
 
 
 def test_a_coconut_file_without_marker_rows_is_an_error(base, tmp_path):
     path = save_raw(coconut_state(fresh_model()), tmp_path / "checkpoint_1")
-    assert f"it must have {MARKER_ROWS}" in failing(base, path)
+    assert f"it must have {MARKER_ROWS}" in failing(load, pretrained=base, weights=path)
 
 
 class Payload:
@@ -206,7 +201,7 @@ class Payload:
 
 def test_pickled_code_is_never_run(base, tmp_path, capsys):
     path = save_raw({"a": Payload()}, tmp_path / "checkpoint_1")
-    assert "never executed" in failing(base, path)
+    assert "never executed" in failing(load, pretrained=base, weights=path)
     assert "ran" not in capsys.readouterr().out
 
 
@@ -219,11 +214,11 @@ def test_truncated_files_and_garbage_are_errors(base, tmp_path, name):
     else:
         save_file({key: tensor.clone() for key, tensor in state.items()}, path)
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
-    assert "truncated" in failing(base, path)
+    assert "truncated" in failing(load, pretrained=base, weights=path)
     path.write_bytes(b"not a checkpoint")
-    assert name in failing(base, path)
+    assert name in failing(load, pretrained=base, weights=path)
     path.write_bytes(b"")
-    assert name in failing(base, path)
+    assert name in failing(load, pretrained=base, weights=path)
 
 
 def test_a_file_on_the_hub_is_fetched_alone(base, tmp_path, monkeypatch):

@@ -8,7 +8,7 @@ import itertools
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from test_splits import folder, mathqa_row  # noqa: F401
+from published_rows import folder, mathqa_row  # noqa: F401
 from tiny import tiny_tokenizer
 from training_helpers import SMALL, metrics, small_recipe, write_json
 
