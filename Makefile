@@ -21,7 +21,8 @@ CONSTRAINTS ?= constraints.txt
 export PIP_CONSTRAINT = $(abspath $(CONSTRAINTS))
 export PIP_BUILD_CONSTRAINT = $(abspath $(CONSTRAINTS))
 
-PYTEST = $(VENV)/bin/python -m pytest -q -n $(JOBS) --durations 20
+# A file stays in one process, which makes its fixtures once.
+PYTEST = $(VENV)/bin/python -m pytest -q -n $(JOBS) --dist loadfile --durations 20
 
 .PHONY: demo demo-smollm2 lint lint-workflows test test-all test-contracts constraints clean
 

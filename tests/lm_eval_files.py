@@ -74,13 +74,32 @@ def write_run(
     for task, metrics in tasks.items() if log_samples else ():
         samples = _samples(task, metrics, candidates=candidates, order=order, text=text)
         hashes[task] = _write_samples(folder / f"samples_{task}_{date}.jsonl", samples)
+    file_content = {
+        **_results(tasks, candidates, stderr, versions or {}, shots, available),
+        **_about_run(name, content.pop("config", {})),
+        "task_hashes": hashes,
+        **content,
+    }
+    file = folder / f"results_{date}.json"
+    file.write_text(json.dumps(file_content, indent=2, ensure_ascii=False), "utf-8")
+    return file
+
+
+def _results(
+    tasks: Mapping[str, Mapping[str, Sequence[Any]]],
+    candidates: int,
+    stderr: Any,
+    versions: Mapping[str, Any],
+    shots: int,
+    available: int | None,
+) -> dict[str, Any]:
+    """The fields of a results file that have an entry for each task."""
     nums = {task: len(next(iter(metrics.values()))) for task, metrics in tasks.items()}
-    given = content.pop("config", {})
-    whole = {
+    return {
         "results": {task: _scores(task, metrics, stderr) for task, metrics in tasks.items()},
         "group_subtasks": {task: [] for task in tasks},
         "configs": {task: _config(task, candidates) for task in tasks},
-        "versions": {task: (versions or {}).get(task, 1.0) for task in tasks},
+        "versions": {task: versions.get(task, 1.0) for task in tasks},
         "n-shot": dict.fromkeys(tasks, shots),
         "higher_is_better": {
             task: {_split(key)[0]: True for key in metrics} for task, metrics in tasks.items()
@@ -88,6 +107,12 @@ def write_run(
         "n-samples": {
             task: {"original": available or num, "effective": num} for task, num in nums.items()
         },
+    }
+
+
+def _about_run(name: str, config: Mapping[str, Any]) -> dict[str, Any]:
+    """The fields of a results file that are of the whole run."""
+    return {
         "config": {
             "model": "hf",
             "model_args": {"pretrained": name},
@@ -95,20 +120,15 @@ def write_run(
             "device": "cpu",
             "model_dtype": "torch.float32",
             "random_seed": 0,
-            **given,
+            **config,
         },
         "date": 1767261600.0,
         "transformers_version": "5.24.0",
         "lm_eval_version": "0.4.13",
-        "task_hashes": hashes,
         "model_source": "hf",
         "model_name": name,
         "total_evaluation_time_seconds": "12.5",
-        **content,
     }
-    file = folder / f"results_{date}.json"
-    file.write_text(json.dumps(whole, indent=2, ensure_ascii=False), "utf-8")
-    return file
 
 
 def _split(key: str) -> tuple[str, str]:

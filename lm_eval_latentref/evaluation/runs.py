@@ -10,6 +10,7 @@ read and nothing is run.
 
 from __future__ import annotations
 
+import functools
 import gc
 import json
 import logging
@@ -130,8 +131,8 @@ class StudyRun:
 class Runs:
     """Evaluations one after another, with the same batch size and on the same device.
 
-    Names are resolved once. The last model is used again if the next run differs only in refinement
-    or task.
+    Names are resolved and tasks built once. The last model is used again if the next run differs only
+    in refinement or task.
 
     Args:
         device: None for the GPU if there is one.
@@ -152,6 +153,7 @@ class Runs:
         self._plans = {plan.names: plan for plan in plans}
         self._key: str | None = None
         self._model: LatentRefLM | None = None
+        self._tasks: dict[str, tuple[Any, documents.Splits]] = {}
 
     def evaluate(self, model_args: Mapping[str, Any], *, task: str, folder: str | Path) -> StudyRun:
         """Runs `task` with lm-eval and logs samples below `folder`, or reads the results there.
@@ -170,10 +172,9 @@ class Runs:
         if not _is_done(folder, identity):
             shutil.rmtree(folder, ignore_errors=True)
             logger.info("%s", command)
-            with documents.recording() as splits:
-                self._run(self._load(model_args, plan, prints), model_args, task, folder)
+            self._run(self._load(model_args, plan, prints), model_args, task, folder)
             made_with = {"versions": versions(), "machine": machine()}
-            done = {**identity, "made_with": made_with, "data": splits}
+            done = {**identity, "made_with": made_with, "data": self._task(task)[1]}
             write_text(folder / DONE, json.dumps(done) + "\n")
         advice = f"remove {folder}, and give the same command again"
         (results,) = folder.rglob(RESULTS)
@@ -195,17 +196,17 @@ class Runs:
     ) -> None:
         from lm_eval import simple_evaluate
         from lm_eval.loggers import EvaluationTracker
-        from lm_eval.tasks import TaskManager
 
         _autoload.install()
         tracker = EvaluationTracker(output_path=str(folder))
+        built, splits = self._task(task)
+        documents.of_evaluations.expect(splits)
         restart_peak_memory()
         results = simple_evaluate(
             model=model,
             model_args=dict(model_args),
-            tasks=[task],
-            # Reading lm-eval's own tasks, which are not needed, takes seconds.
-            task_manager=TaskManager(include_path=str(tasks_path()), include_defaults=False),
+            tasks=[built],
+            task_manager=self._manager,
             limit=self._limit,
             log_samples=True,
             bootstrap_iters=0,
@@ -214,6 +215,20 @@ class Runs:
         samples = results.pop("samples")
         tracker.save_results_aggregated(results=results, samples=samples)
         tracker.save_results_samples(task_name=task, samples=samples[task])
+
+    @functools.cached_property
+    def _manager(self) -> Any:
+        from lm_eval.tasks import TaskManager
+
+        # Reading lm-eval's own tasks, which are not needed, takes seconds.
+        return TaskManager(include_path=str(tasks_path()), include_defaults=False)
+
+    def _task(self, name: str) -> tuple[Any, documents.Splits]:
+        """A task of ours as lm-eval built it, and the data that its documents are of."""
+        if name not in self._tasks:
+            with documents.recording() as splits:
+                self._tasks[name] = self._manager.load([name])["tasks"][name], splits
+        return self._tasks[name]
 
     def _load(self, model_args: Mapping[str, Any], plan: SetPlan, prints: list[str]) -> LatentRefLM:
         """The model of `model_args`; the last model is used again if only its refinement differs.

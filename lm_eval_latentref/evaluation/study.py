@@ -145,12 +145,6 @@ def run_studies(
     ]
 
 
-def run_study(folders: Sequence[str], *, task: str, work: str, **options: Any) -> Study:
-    """`run_studies` for one task."""
-    (study,) = run_studies(folders, tasks=[task], work=work, **options)
-    return study
-
-
 @dataclass
 class _SetStudy:
     """The study of one trained folder, whose names are resolved and models loaded once."""

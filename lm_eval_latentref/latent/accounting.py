@@ -16,7 +16,6 @@ outside it. A reference that reads the context and the first thought in one forw
 
 from __future__ import annotations
 
-import gc
 import re
 import sys
 import time
@@ -149,8 +148,10 @@ def peak_memory() -> dict[str, int]:
 
 
 def restart_peak_memory() -> None:
-    """Restart `peak_memory` at what is in use now; for the host this works on Linux only."""
-    gc.collect()
+    """Restart `peak_memory` at what is in use now; for the host this works on Linux only.
+
+    What the garbage collector has yet to free is in use.
+    """
     for index in _used_gpus():
         torch.cuda.reset_peak_memory_stats(index)
     try:

@@ -11,6 +11,7 @@ again. The board goes to results/board/SET, its summary to results/board/README.
 from __future__ import annotations
 
 import argparse
+import gc
 import json
 import os
 from dataclasses import dataclass
@@ -148,6 +149,7 @@ def base_of(folder: Path) -> str:
 
 def latentref(*arguments: str) -> None:
     """Runs one `latentref` command in this process, with a new count of peak memory."""
+    gc.collect()
     restart_peak_memory()
     if status := cli.main(arguments):
         raise SystemExit(status)

@@ -342,7 +342,9 @@ def test_the_harness_variant_asks_what_lm_evals_mathqa_asks(manager, tmp_path, t
 
 
 @pytest.mark.skipif(not REAL_DATA, reason="LATENTREF_DATA is not set")
-@pytest.mark.parametrize(("split", "num_rows"), [("test", 2985), ("dev", 447)])
+@pytest.mark.parametrize(
+    ("split", "num_rows"), [pytest.param("test", 2985, marks=pytest.mark.slow), ("dev", 447)]
+)
 def test_the_harness_variant_asks_the_same_of_every_real_row(split, num_rows, manager, tmp_path):
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv(splits.DATA_VARIABLE, str(REAL_DATA))

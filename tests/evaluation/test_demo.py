@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import shutil
+import sys
+
 import pytest
 
 from lm_eval_latentref.checkpoints.files import holding
@@ -28,9 +31,12 @@ def test_the_page_has_every_row_with_its_command_and_a_picture(shown):
 
 
 def test_without_matplotlib_the_page_is_written_without_a_picture(shown, monkeypatch, tmp_path):
-    monkeypatch.setitem(__import__("sys").modules, "matplotlib.figure", None)
-    assert main(["demo", "--output", str(tmp_path), "--limit", "2"]) == 0
-    assert demo.PICTURE not in (tmp_path / "README.md").read_text(encoding="utf-8")
+    again = shutil.copytree(shown, tmp_path / "again")
+    (again / demo.PICTURE).unlink()
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    assert main(["demo", "--output", str(again), "--limit", "8"]) == 0
+    assert demo.PICTURE not in (again / "README.md").read_text(encoding="utf-8")
+    assert not (again / demo.PICTURE).exists()
 
 
 @pytest.mark.parametrize(

@@ -196,11 +196,11 @@ def test_free_answers_are_judged_by_their_likelihood_and_by_greedy_decoding(
 @pytest.mark.parametrize(
     ("changes", "options", "message"),
     [
-        ({"memory_rate": 0.3}, {}, "is what a sweep chooses"),
-        ({}, {"latent_steps": ()}, "nothing is thought"),
+        ({"memory_rate": 0.3}, {}, "a sweep chooses this value"),
+        ({}, {"latent_steps": ()}, "without thoughts there is nothing to choose"),
         ({}, {"memory_rates": (1.5,)}, "memory_rate=1.5"),
         ({}, {"search_steps": (0,)}, "search_steps=0"),
-        ({"pretrained": "some/model"}, {"write": True}, "is no local folder"),
+        ({"pretrained": "some/model"}, {"write": True}, "is not a local folder"),
     ],
 )
 def test_mistakes_are_told_before_anything_is_loaded(

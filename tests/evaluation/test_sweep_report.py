@@ -56,9 +56,9 @@ def test_the_text_names_both_choices_and_the_smallest_effect(finished):
     assert sum("best" in line for line in table) == 4
     assert sum("recommended" in line for line in table) == 1
     assert "Best of each row" in text
-    assert "Recommended, the simplest within noise" in text
+    assert "Recommended, the simplest setting within noise of the best" in text
     assert f"of {NUM_SETTINGS} settings" in text
-    assert "The smallest effect that 12 documents could show" in text
+    assert "The smallest effect that 12 documents can show" in text
 
 
 def test_without_matplotlib_the_sweep_is_saved_and_one_sentence_says_what_to_install(

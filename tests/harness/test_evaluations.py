@@ -61,9 +61,10 @@ def evaluate_alone(folders, settings):
 
 @pytest.fixture(scope="module")
 def alone(folders):
-    """What a fresh process gives for each of the settings."""
-    spawn = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(1, mp_context=spawn, max_tasks_per_child=1) as fresh:
+    """What a fresh process gives for each of the settings; imports are made once for both."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["lm_eval_latentref.harness.model", "peft"])
+    with ProcessPoolExecutor(1, mp_context=context, max_tasks_per_child=1) as fresh:
         return list(fresh.map(evaluate_alone, [folders] * 2, [REFINED, PLAIN]))
 
 
