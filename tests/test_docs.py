@@ -58,11 +58,13 @@ def test_every_page_of_docs_is_reachable_from_the_readme():
 
 
 def commands(path: Path) -> list[list[str]]:
-    """The lines of shell blocks that call `latentref`, but for those that lm-eval parses."""
+    """What `latentref` is given in shell blocks, but for the lines that lm-eval parses."""
     blocks = [body for kind, body in FENCE.findall(path.read_text("utf-8")) if kind == "bash"]
     lines = "\n".join(blocks).replace("\\\n", " ").splitlines()
     words = [shlex.split(line, comments=True) for line in lines]
-    return [line[1:] for line in words if line[:1] == ["latentref"] and line[1:2] != ["run"]]
+    ours = [line[1:] for line in words if line[:1] == ["latentref"] and line[1:2] != ["run"]]
+    module = "lm_eval_latentref"  # as torchrun starts us
+    return ours + [line[line.index(module) + 1 :] for line in words if module in line]
 
 
 @pytest.mark.parametrize(
@@ -80,3 +82,18 @@ def test_what_the_readme_copies_is_what_the_script_wrote():
     assert copies
     for source, copy in copies:
         assert copy.strip() in (ROOT / source).read_text(encoding="utf-8"), source
+
+
+def test_the_python_of_the_readme_runs_and_answers(capsys):
+    blocks = FENCE.findall((ROOT / "README.md").read_text(encoding="utf-8"))
+    (code,) = (body for kind, body in blocks if kind == "python")
+    exec(code, {})
+    assert capsys.readouterr().out.startswith("f torch.Size(")  # e>p, p>a, a>f
+
+
+def test_what_pages_say_to_make_has_a_target():
+    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
+    targets = re.findall(r"^([\w-]+):", makefile, re.MULTILINE)
+    for path in PAGES:
+        named = re.findall(r"(?:^|`)make ([a-z][\w-]*)", path.read_text("utf-8"), re.MULTILINE)
+        assert set(named) <= set(targets), path

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+import shlex
 from pathlib import Path
 
 import lm_eval
@@ -85,6 +87,19 @@ def test_lm_evals_own_mathqa_and_ours_give_the_same_numbers(folders, data, monke
     ]
     assert responses[0] == responses[1]
     assert len(responses[0]) == len(ROWS)
+
+
+def test_the_command_of_the_readme_evaluates(folders, data, monkeypatch, capsys):
+    monkeypatch.setenv("LATENTREF_DATA", str(data))
+    text = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
+    (command,) = re.findall(r"^lm_eval ((?:.*\\\n)*.*--batch_size.*)", text, re.MULTILINE)
+    roles = {"COCONUT": "marked", "LATE": "strong", "EARLY": "weak"}
+    for given, name in roles.items():
+        command = command.replace(f"={given},", f"={folders[name]},")
+    command = command.replace("$(latentref tasks-path)", str(tasks_path()))
+    words = shlex.split(command.replace("\\\n", " "))
+    run([*words, "--limit", "2", "--device", "cpu"])
+    assert "|latentref_mathqa_mc|" in capsys.readouterr().out
 
 
 def test_the_results_tell_the_run_apart(folders, data, monkeypatch):
