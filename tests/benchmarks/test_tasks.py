@@ -64,7 +64,21 @@ def fixture_data(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def tasks(manager, fixture_data):
+def asked():
+    """How many problems generated tasks ask for; they get 40, as lm-eval reads every document."""
+    make, nums = documents.generated_documents, {}
+
+    def made(name="prosqa_generated", *, num, split="test", **options):
+        nums[name, split] = num
+        return make(name, num=min(num, 40), split=split, **options)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(documents, "generated_documents", made)
+        yield nums
+
+
+@pytest.fixture(scope="module")
+def tasks(manager, fixture_data, asked):
     return manager.load(ALL_TASKS)["tasks"]
 
 
@@ -367,9 +381,11 @@ def test_a_malformed_mathqa_row_stops_the_harness_variant(tmp_path, monkeypatch)
     ("names", "split", "num"),
     [(GENERATED_TASKS, "test", 5000), (GENERATED_DEV_TASKS, "validation", 2000)],
 )
-def test_the_generated_tasks_have_the_problems_of_their_split(names, split, num, tasks):
+def test_the_generated_tasks_have_the_problems_of_their_split(names, split, num, tasks, asked):
+    nums = {"prosqa_generated": 500, "graph": num, "arith": num}
+    assert nums == {name: asked[name, split] for name in nums}
     expected = {
-        "prosqa": [documents.document("prosqa", row) for row in generate(500, seed=0, split=split)],
+        "prosqa": [documents.document("prosqa", row) for row in generate(40, seed=0, split=split)],
         "graph": documents.generated_documents("graph", num=num, seed=0, split=split),
         "arith": documents.generated_documents("arith", num=num, seed=0, split=split),
     }
