@@ -47,7 +47,7 @@ def test_tasks_that_settings_are_not_chosen_on_are_refused(task, message, tasks,
     assert "\n" not in str(error.value)
 
 
-def test_documents_that_were_trained_on_are_refused(folders, tmp_path):
+def test_documents_that_were_trained_on_are_refused(tmp_path):
     trained = tmp_path / "trained"
     tiny_model("gpt2").save_pretrained(trained)
     tiny_tokenizer().save_pretrained(trained)
