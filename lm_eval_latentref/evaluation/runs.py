@@ -131,8 +131,8 @@ class StudyRun:
 class Runs:
     """Evaluations one after another, with the same batch size and on the same device.
 
-    Names are resolved and tasks built once. The last model is used again if the next run differs only
-    in refinement or task.
+    Names are resolved and tasks built once. The last model is used again if the next run differs
+    only in refinement or task.
 
     Args:
         device: None for the GPU if there is one.
