@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import multiprocessing
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 
 import lm_eval
 import pytest
@@ -73,6 +73,13 @@ def test_two_models_in_a_process_evaluated_twice_give_what_fresh_processes_give(
     for _ in range(2):
         assert_same(evaluate(refined), alone[0])
         assert_same(evaluate(plain), alone[1])
+
+
+def test_two_evaluations_at_once_in_a_process_do_not_mix(folders, alone):
+    models = latentref(folders, **REFINED), latentref(folders, **PLAIN)
+    with ThreadPoolExecutor(2) as threads:
+        for actual, wanted in zip(threads.map(evaluate, models), alone, strict=True):
+            assert_same(actual, wanted)
 
 
 def test_answers_from_a_cache_are_those_of_a_run_without_it(folders, alone, tmp_path):
