@@ -1,13 +1,14 @@
-"""How much of a machine the method uses: phase by phase, against rates measured in the same run.
+"""Measures which fraction of a machine's compute and memory rates each phase reaches.
 
     python results/performance/device.py --models adapters,llama-3.2-3b --batch_size 64
 
-Six thoughts refined by both references, then 16 tokens, on a fresh batch of ProsQA questions every
-round. For encoding, thinking and decoding: seconds, forwards, and the fractions of the machine's
-matrix rate and of its memory's, of which the larger says what bounds the phase, or that neither
-does. Operations are those that torch.utils.flop_counter finds; bytes are the weights once a forward
-and the caches once for each forward that goes on from them. `adapters` is the base of the default
-set with three random LoRA adapters; the other models are shapes with random weights.
+Each round thinks six thoughts, refined by both references, and writes 16 tokens on a new batch of
+ProsQA questions. For encoding, thinking and decoding, the table has seconds, forwards, and the
+fractions of the machine's rates of matrix products and of memory, which are measured in the same
+run. The larger fraction shows what bounds the phase; if both are low, neither does. Operations are
+counted by torch.utils.flop_counter; bytes are the weights once per forward, and the caches once per
+forward that reads them. `adapters` is the base of the default set with three random LoRA adapters;
+the other models have random weights.
 """
 
 from __future__ import annotations
@@ -40,11 +41,17 @@ BATCH_SIZE = {"cuda": 64, "cpu": 4}
 SIDE = {"cuda": 8192, "cpu": 512}
 COPIED_BYTES = {"cuda": 2**31, "cpu": 2**26}
 LOW = 0.3
-"""A phase that reaches less of both rates is bound by neither."""
+"""If a phase reaches less than this fraction of both rates, neither bounds it."""
 
 HEADER = (
-    *("model", "phase", "seconds: median (range)", "forwards", "ms a forward"),
-    *("of matrix rate", "of memory rate", "bound by"),
+    "model",
+    "phase",
+    "seconds: median (range)",
+    "forwards",
+    "ms a forward",
+    "of matrix rate",
+    "of memory rate",
+    "bound by",
 )
 
 OPTIONS = [
@@ -55,7 +62,7 @@ OPTIONS = [
 
 @dataclass
 class Work:
-    """What one batch did in each phase."""
+    """The operations, bytes and forwards of one batch, by phase."""
 
     flops: Counter = field(default_factory=Counter)
     num_bytes: Counter = field(default_factory=Counter)
@@ -91,9 +98,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def peak_rates(args: Any) -> dict[str, float]:
-    """Of a large matrix product and of a large copy, bytes read and written both counted.
+    """The rates of a large matrix product and of a large copy (bytes read plus bytes written).
 
-    Random data: products of zeros can run faster than any real ones.
+    The data is random, because products of zeros can run faster.
     """
     place, dtype = bench.device(), getattr(torch, args.dtype)
     side = 64 if args.tiny else SIDE[place.type]
@@ -116,7 +123,7 @@ def peak_rates(args: Any) -> dict[str, float]:
 
 
 def build(name: str, args: Any) -> Reasoner:
-    """The set `name`, with refined thoughts; its text does not end before its time."""
+    """The set `name` with refined thoughts; it never writes the end of sequence."""
     reasoner = _adapters(args) if name == ADAPTERS else _random(name, args)
     # Every document then takes the same number of tokens.
     reasoner.backbone.causal_lm.generation_config.eos_token_id = None
@@ -182,7 +189,7 @@ def _answer(reasoner: Reasoner, contexts: Sequence[Tokens]) -> None:
 
 
 def counted(reasoner: Reasoner, contexts: Sequence[Tokens]) -> Work:
-    """Operations, bytes and forwards of one batch; it warms the machine up as well."""
+    """The operations, bytes and forwards of one batch, which is also a warm-up."""
     work, counter = Work(), FlopCounterMode(display=False)
     state: dict[str, Any] = {"phase": "encode", "flops": 0, "decodes": False, "listens": True}
 
@@ -218,14 +225,14 @@ def counted(reasoner: Reasoner, contexts: Sequence[Tokens]) -> Work:
 
 
 def column_bytes(config: Any, dtype: torch.dtype) -> int:
-    """Bytes of the keys and values of one column in all layers."""
+    """The bytes of one column's keys and values in all layers."""
     heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
     size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     return 2 * config.num_hidden_layers * heads * size * dtype.itemsize
 
 
 def bound(of_matrix_rate: float, of_memory_rate: float) -> str:
-    """What a phase waits for, from the fractions it reaches of both rates."""
+    """The rate that bounds a phase, by the fractions that it reaches of both rates."""
     if max(of_matrix_rate, of_memory_rate) < LOW:
         return "launches and small kernels"
     return "matrix products" if of_matrix_rate > of_memory_rate else "memory"

@@ -1,11 +1,11 @@
-"""How long `latentref leaderboard` takes, and how much memory, on runs of a real size.
+"""Measures time and memory of `latentref leaderboard` on runs of realistic size.
 
     python results/performance/leaderboard.py           # 20 runs, 3 GB in a temporary folder
     python results/performance/leaderboard.py --runs 2 --tasks 2 --documents 50
 
-Writes runs with the fields and sizes of lm-eval's samples (five choices, a context of about 350
-bytes in each request), measures the command in a process of its own, prints one JSON line, and with
--o writes it as a page. The files are deleted.
+It writes runs with the fields and sizes of lm-eval's samples (five choices, a context of about 350
+bytes in each request), measures the command in a separate process, prints one JSON line, and with
+-o writes a page. The files are deleted.
 """
 
 from __future__ import annotations
@@ -31,8 +31,8 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--runs", type=int, default=20)
     parser.add_argument("--tasks", type=int, default=20)
     parser.add_argument("--documents", type=int, default=3000)
-    parser.add_argument("--no_samples", action="store_true", help="results files alone")
-    parser.add_argument("-o", "--output", type=Path, help="the page, FILE.md")
+    parser.add_argument("--no_samples", action="store_true", help="write only results files")
+    parser.add_argument("-o", "--output", type=Path, help="the page to write, FILE.md")
     args = parser.parse_args(argv)
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)
@@ -46,7 +46,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def write_run(folder: Path, number: int, args: argparse.Namespace) -> None:
-    """One run; of each document the rows agree four times in five."""
+    """Writes one run; two runs agree on about four documents in five."""
     folder.mkdir()
     results, counts, configs = {}, {}, {}
     for task in (f"task{k}" for k in range(args.tasks)):

@@ -1,12 +1,12 @@
-"""Peak memory: three adapters on one base with thoughts, against `--model hf` on that base.
+"""Peak memory of three adapters on one base with thoughts, against `--model hf` on that base.
 
     python results/performance/memory.py --documents 16 -o results/performance/memory.json
 
-Each sample loads its checkpoints and works in a process of its own: MathQA's choices, then 16
-tokens for each of as many ProsQA questions, other ones in every round. The adapters are LoRA with
-random weights. Peaks are those of the process while it loads, scores and writes; the target is that
-of the largest. Before that, the backbone's adapter scores choices in float32 without thoughts, in
-this package's class and in lm-eval's.
+Each sample is a process that loads its checkpoints, scores MathQA's choices, and then writes 16
+tokens for each of as many ProsQA questions; every round has other documents. The adapters are LoRA
+with random weights. Peaks are those of the process while it loads, scores and writes; the target is
+for the largest. Before that, this package's class and lm-eval's score choices in float32 with the
+backbone's adapter and without thoughts, to check that they agree.
 """
 
 from __future__ import annotations
@@ -69,8 +69,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         ],
         record={"peak_bytes": peaks, "lora_rank": RANK, "max_difference_float32": difference},
     )
-    what = f"{OURS} against {HF}, in all"
-    report.judge(what, ratios["in all"], at_most=TARGET, tiny=args.tiny)
+    label = f"{OURS} against {HF}, in all"
+    report.judge(label, ratios["in all"], at_most=TARGET, tiny=args.tiny)
     report.check(difference <= TOLERANCE, f"log-likelihoods in float32 differ by {difference:.2g}")
     return report.finish(args)
 
@@ -80,14 +80,14 @@ def _here(work: Any, *args: Any) -> Any:
 
 
 def in_fresh_process(work: Any, *args: Any) -> Any:
-    """`work(*args)` in a process that has done nothing else."""
+    """Calls `work(*args)` in a new process."""
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(1, mp_context=context) as pool:
         return pool.submit(work, *args).result()
 
 
 def write_checkpoints(folder: str, args: Any) -> None:
-    """The base model as a plain folder, and three LoRA adapters on it."""
+    """Writes the base model as a plain folder, and three LoRA adapters on it."""
     from peft import LoraConfig, get_peft_model
     from transformers import AutoModelForCausalLM
 
@@ -107,7 +107,7 @@ def write_checkpoints(folder: str, args: Any) -> None:
 
 
 def largest_difference(folder: str, args: Any) -> float:
-    """Of log-likelihoods in float32 between both classes, with one adapter and no thoughts."""
+    """The largest difference of float32 log-likelihoods between both classes, without thoughts."""
     how = {**_how(args), "dtype": "float32"}
     ours = LatentRefLM(f"{folder}/f", latent_steps=0, latent_markers="none", **how)
     theirs = HFLM(f"{folder}/base", peft=f"{folder}/f", **how)
@@ -122,12 +122,16 @@ def measure_hf(folder: str, asked: tuple[int, int], args: Any) -> dict[str, int]
 
 
 def measure_adapters(folder: str, asked: tuple[int, int], args: Any) -> dict[str, int]:
-    """Peaks of a backbone and two references, refined thoughts and all."""
+    """Peaks of a backbone and two references with refined thoughts."""
     backbone, strong, weak = (f"{folder}/{role}" for role in ROLES)
     lm = LatentRefLM(
-        *(backbone,),
-        **{"strong": strong, "weak": weak, "latent_steps": bench.LATENT_STEPS},
-        **{"memory_rate": 0.5, "search_step_size": 1.0, "latent_markers": "none"},
+        backbone,
+        strong=strong,
+        weak=weak,
+        latent_steps=bench.LATENT_STEPS,
+        memory_rate=0.5,
+        search_step_size=1.0,
+        latent_markers="none",
         **_how(args),
     )
     return _measure(lm, asked, args)
@@ -138,7 +142,7 @@ def _how(args: Any) -> dict[str, Any]:
 
 
 def _measure(lm: Any, asked: tuple[int, int], args: Any) -> dict[str, int]:
-    """Peaks of `lm`, which answers documents number `asked[0]` up to `asked[1]`."""
+    """Peaks of `lm` while it answers the documents from `asked[0]` to `asked[1]` (exclusive)."""
     peaks = {"loading": _peak()}
     bench.score_choices(lm, _fresh(bench.mathqa(args.tiny)[slice(*asked)]))
     peaks["choices"] = _peak()
@@ -148,11 +152,11 @@ def _measure(lm: Any, asked: tuple[int, int], args: Any) -> dict[str, int]:
 
 
 def _fresh(documents: list[Any]) -> list[Any]:
-    """The same documents; what memory peaked at before them is forgotten."""
+    """Returns `documents`, after resetting the record of peak memory."""
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.reset_peak_memory_stats()
-    with contextlib.suppress(OSError):  # Linux only; elsewhere the peak is that of all so far
+    with contextlib.suppress(OSError):  # elsewhere than on Linux, the peak is not reset
         Path("/proc/self/clear_refs").write_text("5")
     return documents
 
