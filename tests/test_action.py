@@ -73,7 +73,7 @@ def test_a_mistake_in_the_inputs_stops_the_step_with_a_verdict_of_its_own(tmp_pa
     runner.environment["LATENTREF_RESULTS"] = str(tmp_path)
     assert runner.step("Check", inputs_of(ROWS[SMALL], baseline="nowhere.yaml")) == 1
     assert runner.outputs["verdict"] == "error"
-    assert "a mistake, which the log names" in runner.summary
+    assert "a mistake, described in the log" in runner.summary
     with open(runner.outputs["report"], encoding="utf-8") as report:
         assert report.read() == runner.summary
 

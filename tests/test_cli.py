@@ -194,7 +194,7 @@ def test_the_demo_runs_the_command_it_prints(monkeypatch, capsys):
     assert ran[0][-6:] == ["--limit", "4", "--batch_size", "8", "--output_path", "somewhere"]
 
 
-def test_the_demos_report_says_what_was_shown_and_how_to_repeat_it(tmp_path):
+def test_the_demos_report_has_its_results_and_the_command(tmp_path):
     numbers = {"acc,none": 0.25, "acc_stderr,none": 0.0625, "alias": "task"}
     results = {"results": {"task": numbers}, "n-samples": {"task": {"effective": 4}}, "config": {}}
     (tmp_path / "model").mkdir()

@@ -1,4 +1,4 @@
-"""Mistakes at the door of each command: one line that says what is wrong, and its exit status."""
+"""Mistakes in the arguments of each command are one line, with the right exit status."""
 
 from __future__ import annotations
 

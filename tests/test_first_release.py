@@ -1,4 +1,4 @@
-"""The command lines of 0.1.0's README and results still mean something, but for those that left."""
+"""The command lines of 0.1.0's README and results still work, except for removed commands."""
 
 from __future__ import annotations
 

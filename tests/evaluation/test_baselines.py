@@ -111,7 +111,7 @@ def test_a_group_of_a_file_is_found(runs, vllm):
         ("rtol: -1\ntasks: [{name: t, metrics: [{name: acc, value: 1}]}]", "rtol: -1"),
     ],
 )
-def test_a_file_of_another_form_is_a_mistake_in_one_line(runs, tmp_path, capsys, text, message):
+def test_a_file_of_another_format_is_an_error_of_one_line(runs, tmp_path, capsys, text, message):
     (tmp_path / "b.yaml").write_text(text, encoding="utf-8")
     words = ["check", str(runs("new", RIGHT)), "--baseline", str(tmp_path / "b.yaml")]
     assert main(words) == 3
@@ -192,7 +192,7 @@ def test_an_updated_folder_holds_the_candidates_files(runs, tmp_path):
     assert (old / "notes.txt").exists()
 
 
-def test_a_disk_that_fills_up_under_an_update_leaves_no_half_file(runs, tmp_path, monkeypatch):
+def test_a_full_disk_during_an_update_leaves_no_incomplete_file(runs, tmp_path, monkeypatch):
     old, new = runs("old", RIGHT), tmp_path / "new"
     write_run(new / "model", {"t": {"acc": WORSE}}, date="2026-01-02T10-00-00.000001")
     before = sorted(old.iterdir())
@@ -207,7 +207,7 @@ def test_a_disk_that_fills_up_under_an_update_leaves_no_half_file(runs, tmp_path
     assert sorted(old.iterdir()) == before
 
 
-def test_files_of_one_name_are_no_baseline_folder(runs, tmp_path):
+def test_files_of_the_same_name_are_refused_as_a_baseline_folder(runs, tmp_path):
     for task in ("s", "t"):
         file = write_run(tmp_path / "new" / task, {task: {"acc": RIGHT}}, log_samples=False)
         file.rename(file.with_name("results.json"))

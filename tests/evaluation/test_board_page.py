@@ -1,4 +1,4 @@
-"""The committed boards: their summary is what the script writes of them."""
+"""The committed boards have the summary that the script writes."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def script():
     return module
 
 
-def test_the_summary_is_what_the_script_writes_of_the_boards(script):
+def test_the_summary_is_the_scripts_output_for_the_boards(script):
     assert (BOARD / "README.md").read_text(encoding="utf-8") == script.page()
 
 

@@ -1,4 +1,4 @@
-"""`latentref check`: what is compared, what is refused, what is written, and the exit status."""
+"""`latentref check`: comparisons, refusals, written files and exit statuses."""
 
 from __future__ import annotations
 
@@ -200,7 +200,7 @@ def test_a_damaged_or_foreign_file_is_a_mistake_that_names_it(runs, side, conten
     assert "\n" not in str(error.value)
 
 
-def test_a_baseline_that_compares_nothing_is_no_pass(runs, tmp_path):
+def test_a_baseline_without_metrics_does_not_pass(runs, tmp_path):
     (tmp_path / "g.json").write_text(
         '{"format_version": 1, "tolerance": 1e-4, "made_with": {}, "tasks": {}}'
     )
@@ -287,7 +287,7 @@ def test_in_a_workflow_the_summary_grows_and_lines_are_annotated(
     assert "### latentref check: inconclusive" in text
 
 
-def test_as_a_test_it_fails_with_the_report_and_warns_where_nothing_can_be_said(runs):
+def test_as_a_test_it_fails_with_the_report_and_warns_if_inconclusive(runs):
     old = runs("old", RIGHT)
     assert check_in_test(runs("same", RIGHT), baseline=old).verdict == "pass"
     with pytest.raises(AssertionError, match=r"dropped by 0\.1000"):

@@ -76,7 +76,7 @@ def test_an_equal_candidate_fails_in_at_most_a_twentieth(num, discordance, max_d
     assert failed <= 0.05 + NOISE
 
 
-def test_enough_documents_tell_a_good_candidate_from_a_bad_one():
+def test_enough_documents_distinguish_a_good_from_a_bad_candidate():
     assert share("pass", 5000, discordance=0.1, drop=0.0, max_drop=0.02) > 0.95
     assert share("fail", 5000, discordance=0.1, drop=0.04, max_drop=0.02) > 0.95
 
@@ -184,7 +184,7 @@ def test_the_documents_that_would_settle_it_do_at_the_same_shares(lost, gained, 
         assert judge(*(round(shrunk * count) for count in (lost, gained, num))).detectable
 
 
-def test_no_number_of_documents_settles_a_drop_of_exactly_what_is_accepted():
+def test_no_number_of_documents_settles_a_drop_of_exactly_max_drop():
     drop = accuracy_drop(lost=30, gained=10, num_documents=1000)
     assert documents_to_settle(drop, max_drop=0.02, significance=0.05) is None
 

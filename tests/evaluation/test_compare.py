@@ -1,4 +1,4 @@
-"""`latentref compare`: documents are aligned and the paired tests are those of the answers."""
+"""`latentref compare`: documents are aligned, and the paired tests are correct."""
 
 from __future__ import annotations
 
@@ -204,7 +204,7 @@ def test_the_newest_samples_of_a_task_count(tmp_path):
     assert read_answers(str(tmp_path)).tasks == {"a_task": {0: Answer(1.0, None, None)}}
 
 
-def test_what_cannot_be_read_is_told_in_one_line(tmp_path):
+def test_unreadable_input_is_an_error_of_one_line(tmp_path):
     (tmp_path / "sweep.json").write_text(json.dumps(SWEEP), encoding="utf-8")
     (tmp_path / "other.json").write_text("{}", encoding="utf-8")
     (tmp_path / "samples_bad.jsonl").write_text("{}\n", encoding="utf-8")

@@ -43,7 +43,7 @@ def test_without_matplotlib_the_page_is_written_without_a_picture(shown, monkeyp
     ("low", "high", "said"),
     [(-0.01, 0.03, "not significantly better or worse"), (0.02, 0.03, "better by 2.5 points")],
 )
-def test_the_line_of_meaning_goes_by_the_intervals(low, high, said):
+def test_the_conclusion_depends_on_the_intervals(low, high, said):
     rows = [
         demo.Row(name=name, run=None, accuracy=None, difference=Interval(0.025, low, high))
         for name in (demo.REFINED, demo.CONTROL)

@@ -76,7 +76,7 @@ def made(scripts, tiny_plan, tmp_path_factory):
     return folder, unit, content
 
 
-def test_a_unit_has_every_row_and_goes_on_without_doing_anything_twice(made, monkeypatch):
+def test_a_unit_has_every_row_and_continues_without_repeating_work(made, monkeypatch):
     _, unit, content = made
     (rung,) = content["rungs"]
     assert list(rung["rows"]) == [

@@ -1,4 +1,4 @@
-"""Golden files: what moved beyond rounding is found and named, and what they were made with."""
+"""Golden files: changes beyond rounding are detected and named, and so are changed versions."""
 
 from __future__ import annotations
 
@@ -87,7 +87,7 @@ def test_a_log_likelihood_may_move_by_the_tolerance(scored, golden, by, verdict)
         assert "the file was made with" not in result.reason
 
 
-def test_beside_a_mismatch_other_versions_and_processors_are_named(scored, golden):
+def test_a_mismatch_names_changed_versions_and_processors(scored, golden):
     environment = ENVIRONMENT.replace("2.13.0", "2.14.0").replace("fast", "slow")
     options = {"pretty_env_info": environment, "transformers_version": "5.25.0"}
     assert check(scored("same", **options), golden=golden).verdict == "pass"
@@ -162,7 +162,7 @@ def test_a_second_run_of_another_model_is_refused(written, tmp_path):
 
 
 @pytest.mark.parametrize("value", ["nan", "-inf", "no number"])
-def test_what_is_no_finite_number_is_never_golden(scored, golden, value):
+def test_a_golden_file_accepts_only_finite_numbers(scored, golden, value):
     def change(sample):
         sample["resps"][0][0][0] = value
 

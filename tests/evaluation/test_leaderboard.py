@@ -1,4 +1,4 @@
-"""`latentref leaderboard`: rows, ranks, what is not compared, and what is written."""
+"""`latentref leaderboard`: rows, ranks, refused comparisons and written files."""
 
 from __future__ import annotations
 
@@ -187,7 +187,7 @@ def test_the_mean_is_over_tasks_that_all_rows_have(tmp_path):
     assert any("not over u" in note for note in board.notes)
 
 
-def test_a_perplexity_beside_choices_is_shown_and_blocks_nothing(tmp_path):
+def test_a_perplexity_is_shown_and_does_not_prevent_ranks(tmp_path):
     for name, num in (("a", 0), ("b", 60)):
         tasks = {"t": {"acc": turned(num)}, "wiki": {"word_perplexity": [[-9.0, 3]] * 400}}
         file = write_run(tmp_path / name, tasks, name=name, stderr="N/A")
@@ -201,7 +201,7 @@ def test_a_perplexity_beside_choices_is_shown_and_blocks_nothing(tmp_path):
     assert any("not an accuracy: wiki" in note for note in board.notes)
 
 
-def test_a_metric_of_all_documents_together_blocks_no_pairs_of_the_others(tmp_path):
+def test_a_metric_of_all_documents_does_not_prevent_tests_of_other_metrics(tmp_path):
     for name, num in (("a", 0), ("b", 90)):
         tasks = {"t": {"acc": turned(num)}, "f": {"f1": [[0, 1], [1, 1]]}}
         file = write_run(tmp_path / name, tasks, name=name)
@@ -304,7 +304,7 @@ def test_a_perplexity_of_millions_is_short(tmp_path):
     assert all("1e+12" in text for text in (as_text(board), as_html(board)))
 
 
-def test_no_run_at_all_is_one_line():
+def test_no_run_at_all_is_an_error_of_one_line():
     with pytest.raises(LatentRefError, match="no results can be read; nowhere: no such file"):
         leaderboard(["nowhere"])
 

@@ -63,7 +63,7 @@ def test_runs_that_differ_in_more_than_seeds_are_rows_of_their_own(tmp_path, oth
     assert len(leaderboard([tmp_path]).rows) == 2
 
 
-def test_a_run_that_is_there_twice_is_one_row(tmp_path):
+def test_a_repeated_run_is_a_single_row(tmp_path):
     for name in ("a", "copy"):
         write_run(tmp_path / name, {"t": {"acc": turned(0)}})
     board = leaderboard([tmp_path])
@@ -71,7 +71,7 @@ def test_a_run_that_is_there_twice_is_one_row(tmp_path):
     assert any("repeats" in note for note in board.notes)
 
 
-def test_rows_of_one_model_are_told_apart_by_what_differs(tmp_path):
+def test_rows_of_the_same_model_are_named_by_their_differences(tmp_path):
     for number, rate in enumerate((0.0, 0.3)):
         settings = {"latent_steps": 6, "memory_rate": rate, "search_step_size": 0.0}
         write_run(

@@ -134,7 +134,7 @@ def test_standard_errors_alone_give_the_normal_test():
     assert (unpaired_p(0.0, 0.0, 0.0), unpaired_p(0.1, 0.0, 0.0)) == (1.0, 0.0)
 
 
-def test_holm_is_what_it_is_by_hand():
+def test_holm_equals_a_calculation_by_hand():
     # Sorted: 0.01 * 4, 0.02 * 3, 0.03 * 2, 0.5 * 1, none below the one before.
     assert holm([0.02, 0.01, 0.5, 0.03]) == pytest.approx([0.06, 0.04, 0.5, 0.06])
     assert holm([0.9, 0.8]) == [1.0, 1.0]

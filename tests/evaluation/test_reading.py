@@ -1,4 +1,4 @@
-"""`results` and `samples`: what lm-eval writes is read as it was judged; the rest is named."""
+"""`results` and `samples` read lm-eval's files correctly, and name files that they cannot read."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ def test_filters_are_columns_of_their_own(tmp_path):
     assert task.chance is None
 
 
-def test_a_standard_error_that_is_a_text_is_none(tmp_path):
+def test_a_standard_error_that_is_text_is_read_as_none(tmp_path):
     write_run(tmp_path, {"t": {"acc": VALUES}}, stderr="N/A", log_samples=False)
     task = only(tmp_path).tasks["t"]
     assert task.scores["acc,none"].stderr is None
@@ -152,7 +152,7 @@ def damaged(folder, kind):
         ("no whole document", "is not an integer"),
     ],
 )
-def test_what_cannot_be_read_is_named_in_one_line_and_the_others_are_kept(kind, reason, tmp_path):
+def test_unreadable_files_are_named_in_one_line_and_the_others_are_kept(kind, reason, tmp_path):
     path = damaged(tmp_path / "bad", kind)
     write_run(tmp_path / "good", {"t": {"acc": VALUES}})
     results = read_results([tmp_path])

@@ -1,6 +1,6 @@
-"""The statements of results/*/FINDINGS.md, held to the committed figures.
+"""The figures in results/*/FINDINGS.md agree with the committed results.
 
-Every figure that such a page quotes must stand in its folder.
+Every figure that such a page quotes must be in its folder.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ pytestmark = pytest.mark.skipif(not RESULTS.is_dir(), reason="results are not in
 @pytest.mark.parametrize(
     "page", sorted(RESULTS.glob(f"*/{PAGE}")), ids=lambda page: page.parent.name
 )
-def test_every_figure_that_is_quoted_stands_in_the_folder(page):
+def test_every_quoted_figure_is_in_the_folder(page):
     assert unsupported(page.parent) == []
 
 
@@ -35,7 +35,7 @@ def test_a_figure_has_its_unit_and_is_looked_up_as_it_is_rounded(tmp_path):
 @pytest.mark.parametrize(
     "said", ["38.26 %", "39 %", "38.25 nats", "+1.23 points", "+1.2 [-1.2, 2] %"]
 )
-def test_a_figure_that_nothing_beside_it_has_is_told(said, tmp_path):
+def test_a_figure_that_is_in_no_other_file_is_reported(said, tmp_path):
     (tmp_path / "results.json").write_text('{"accuracy": 0.38251, "change": -0.0123}', "utf-8")
     (tmp_path / PAGE).write_text(f"1. It is {said}.", "utf-8")
     assert unsupported(tmp_path)

@@ -1,4 +1,4 @@
-"""What results/smollm2-135m must hold, whatever was found: its FINDINGS.md rests on it.
+"""Properties of results/smollm2-135m that FINDINGS.md relies on, whatever the results.
 
 The figures that FINDINGS.md quotes are looked up by `test_results`.
 """
@@ -39,7 +39,7 @@ def studies(overview):
     return {task: read(each["results"]) for task, each in overview["tasks"].items()}
 
 
-def test_it_tells_of_the_benchmarks_that_were_trained(studies):
+def test_it_reports_only_benchmarks_that_were_trained_on(studies):
     for task, study in studies.items():
         name = task.removeprefix("latentref_")
         for each in study["sets"]:
@@ -72,8 +72,8 @@ def test_settings_were_chosen_on_dev_splits_and_used_as_chosen(studies):
             assert plain["latent_steps"] > 0
 
 
-def test_what_was_measured_is_the_set_that_is_packaged():
-    """The figures of a set trained anew are other figures."""
+def test_the_measured_set_is_the_packaged_set():
+    """A set that is trained again has other results."""
     parts = {"No-CoT": ["no_cot"], "CoT": ["strong"], "both": ["", "strong", "weak"]}
     pages = [path for path in FOLDER.rglob("results.json") if "sets" in read(path)]
     assert pages
@@ -159,7 +159,7 @@ def test_the_case_studies_move_as_their_findings_say():
     assert all(min(move) > 0 for move in mixed)
 
 
-def test_every_page_is_what_its_json_says(tmp_path):
+def test_every_page_equals_the_page_made_from_its_json(tmp_path):
     script = FOLDER.parent / "pages.py"
     copy = shutil.copytree(FOLDER, tmp_path / FOLDER.name)
     runpy.run_path(str(script))["main"](copy)

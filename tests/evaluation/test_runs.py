@@ -21,7 +21,7 @@ IDENTITY = {"command": "latentref run", "checkpoints": ["a"]}
         (["results_1.json"], False),
     ],
 )
-def test_a_folder_that_two_runs_wrote_into_is_done_again(tmp_path, files, is_done):
+def test_a_folder_with_results_of_two_runs_is_evaluated_again(tmp_path, files, is_done):
     for name in files:
         (tmp_path / name).write_text("")
     done = {**IDENTITY, "made_with": {"versions": versions()}, "data": {}}

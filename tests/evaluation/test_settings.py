@@ -1,4 +1,4 @@
-"""Which setting a sweep recommends: the simplest that noise allows."""
+"""A sweep recommends the simplest setting within noise of the best."""
 
 from __future__ import annotations
 

@@ -77,7 +77,7 @@ def test_the_bootstrap_draws_all_resamples_as_often_as_they_are_likely(values):
         assert np.mean(np.abs(means - level) < 1e-6) == pytest.approx(wanted, abs=0.01)
 
 
-def test_the_interval_holds_what_scipys_holds():
+def test_the_interval_equals_scipys():
     rng = np.random.default_rng(5)
     first, second = rng.normal(size=200), rng.normal(0.3, size=200)
     actual = paired_interval(second, first, seed=1)
@@ -129,7 +129,7 @@ def test_the_joint_interval_of_one_setting_is_about_its_own():
     assert (joint.low, joint.high) == pytest.approx((alone.low, alone.high), abs=0.01)
 
 
-def test_settings_that_do_what_plain_does_get_an_interval_of_no_width():
+def test_settings_equal_to_plain_have_an_interval_of_width_zero():
     zero, other = joint_intervals([[0.0] * 10, list(range(10))], seed=0)
     assert (zero.low, zero.high) == (0.0, 0.0)
     assert zero.includes_zero

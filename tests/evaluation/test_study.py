@@ -58,7 +58,7 @@ def test_each_run_records_the_data_of_its_own_task(study, work):
         assert list(config["latentref"]["data"]) == ["graph test"]
 
 
-def test_without_margins_no_test_candidate_is_scored_and_the_pages_still_stand(folders, tmp_path):
+def test_without_margins_no_test_candidate_is_scored_and_the_pages_are_written(folders, tmp_path):
     bare = run_study(
         folders[:1],
         task="latentref_graph",
@@ -192,7 +192,7 @@ def test_another_release_or_other_data_are_run_again(folders, tmp_path, monkeypa
             evaluate(**changes)
 
 
-def test_what_is_kept_by_one_name_is_given_once(folders, tmp_path):
+def test_folders_and_tasks_of_the_same_name_are_refused(folders, tmp_path):
     options = {"work": str(tmp_path / "work")}
     twin = tmp_path / Path(folders[0]).name
     with pytest.raises(LatentRefError, match="folder first is given twice"):
@@ -201,7 +201,7 @@ def test_what_is_kept_by_one_name_is_given_once(folders, tmp_path):
         run_studies(folders, tasks=["latentref_graph"] * 2, **options)
 
 
-def test_no_row_is_measured_on_what_the_set_was_trained_on(folders, tmp_path):
+def test_a_set_is_not_evaluated_on_its_training_data(folders, tmp_path):
     copy = tmp_path / "set"
     shutil.copytree(folders[0], copy)
     manifest = read_manifest(copy / "latentref.json")
@@ -272,7 +272,7 @@ def test_a_contrast_of_a_reference_with_itself_changes_nothing(contrasted):
     assert len({outcome.margin for outcome in tried}) == 1
 
 
-def test_contrasts_are_on_the_page_with_all_that_was_tried(contrasted):
+def test_contrasts_are_on_the_page_with_all_tried_settings(contrasted):
     page = as_markdown(contrasted, command="latentref study")
     assert "| control |" in page
     assert ", control:\n" in page

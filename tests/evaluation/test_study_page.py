@@ -39,7 +39,7 @@ def test_the_page_has_the_numbers_of_the_file(study, tmp_path):
     assert page == study_page(content)
 
 
-def test_training_and_its_command_are_told_where_the_folder_tells_them(study):
+def test_training_and_its_command_are_on_the_page_if_the_folder_has_them(study):
     assert "## Training" not in as_markdown(study, command="")
     log = TrainingLog(
         seconds={"cot": 90.0, "coconut": 240.0},
@@ -113,7 +113,7 @@ def test_no_text_of_a_folder_is_markup_on_the_page(study):
         ((2, 1), "; refinement changes fewer here, at most 25.00 %."),
     ],
 )
-def test_ties_and_the_power_of_so_many_problems_are_told(study, changed, said):
+def test_ties_and_the_power_of_the_test_are_on_the_page(study, changed, said):
     first, second = study.sets
     row = first.rows["both"]
     (answers,) = row.scored.answers.tasks.values()
@@ -143,7 +143,7 @@ def test_the_margins_too_have_their_commands(study):
                 assert row["margin_command"] is None
 
 
-def test_several_tasks_stand_on_one_page_beside_their_own(folders, tmp_path, capsys):
+def test_several_tasks_have_an_overview_and_a_page_each(folders, tmp_path, capsys):
     out = tmp_path / "out"
     words = ["study", folders[0], "--work", str(tmp_path / "work"), "-o", str(out)]
     words += ["--task", "latentref_graph", "--task", "latentref_graph_mc", "--limit", "3"]

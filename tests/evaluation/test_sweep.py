@@ -38,7 +38,7 @@ from lm_eval_latentref.latent.reasoner import Reasoner
 __all__ = ["finished", "finished_folder", "folders", "stops_after", "tasks"]
 
 
-def test_what_settings_share_is_run_once(finished):
+def test_work_that_settings_share_is_done_once(finished):
     # Three batches: the context with the first thought for all; two more thoughts for each of two.
     assert finished.cost.forwards["strong"] == 3 * (1 + 2 * 2)
 
@@ -90,7 +90,7 @@ def margin(sample):
         Setting(latent_steps=3, memory_rate=0.4, step_size=1.0),
     ],
 )
-def test_a_setting_gets_what_lm_eval_gives_it(setting, finished, folders, tasks):
+def test_a_setting_has_the_same_numbers_as_in_lm_eval(setting, finished, folders, tasks):
     wanted = evaluated(folders, tasks, finished.configs[setting])
     samples = sorted(wanted["samples"][TASK], key=lambda sample: sample["doc_id"])
     (outcome,) = (each for each in finished.outcomes if each.setting == setting)
@@ -107,7 +107,7 @@ def outcomes_without_cost(result):
 
 
 @pytest.mark.parametrize("number", [0, 1, 8])
-def test_an_interrupted_sweep_goes_on_where_it_stopped(
+def test_an_interrupted_sweep_continues_where_it_stopped(
     number, finished, folders, tasks, tmp_path, stops_after
 ):
     stops_after(number)
@@ -203,7 +203,7 @@ def test_free_answers_are_judged_by_their_likelihood_and_by_greedy_decoding(
         ({"pretrained": "some/model"}, {"write": True}, "is not a local folder"),
     ],
 )
-def test_mistakes_are_told_before_anything_is_loaded(
+def test_mistakes_are_errors_before_anything_is_loaded(
     changes, options, message, folders, tasks, tmp_path, monkeypatch
 ):
     monkeypatch.setattr(sweep_model.SweepModel, "__init__", None)

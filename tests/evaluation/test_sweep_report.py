@@ -25,7 +25,7 @@ from lm_eval_latentref.evaluation.sweep import save_sweep, sweep_json
 __all__ = ["finished", "finished_folder", "folders", "stops_after", "tasks"]
 
 
-def test_the_report_says_all_that_is_needed_to_judge_the_sweep(finished, tmp_path):
+def test_the_report_has_everything_needed_to_judge_the_sweep(finished, tmp_path):
     save_sweep(finished, tmp_path, command="latentref sweep ...")
     report = json.loads((tmp_path / "sweep.json").read_text(encoding="utf-8"))
     assert (tmp_path / "sweep.png").read_bytes().startswith(b"\x89PNG")
@@ -90,7 +90,9 @@ def test_the_command_prints_the_table_and_ends_with_one_json_line(folders, tasks
     assert command
 
 
-def test_the_command_says_how_to_go_on_after_ctrl_c(folders, tasks, tmp_path, capsys, stops_after):
+def test_after_ctrl_c_the_command_says_how_to_continue(
+    folders, tasks, tmp_path, capsys, stops_after
+):
     stops_after(2)
     assert main(words(folders, tasks, tmp_path)) == 130
     assert "the same command continues" in capsys.readouterr().err
@@ -101,7 +103,7 @@ def test_metadata_must_be_an_object(folders, tasks, tmp_path, capsys):
     assert "must be one JSON object" in capsys.readouterr().err
 
 
-def test_a_report_that_cannot_be_written_is_told_in_one_line(finished, tmp_path):
+def test_a_report_that_cannot_be_written_is_an_error_of_one_line(finished, tmp_path):
     (tmp_path / "sweep.json").mkdir()
     with pytest.raises(LatentRefError, match=r"sweep\.json cannot be written"):
         save_sweep(finished, tmp_path, command="")

@@ -22,7 +22,7 @@ def test_a_line_that_was_cut_off_is_dropped_and_written_over(tmp_path):
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="only Linux has such a device")
-def test_a_disk_that_fills_up_under_the_journal_ends_in_one_line(tmp_path):
+def test_a_full_disk_under_the_journal_is_an_error_of_one_line(tmp_path):
     def fill_up():
         with Journal(tmp_path / "journal.jsonl") as journal:
             journal.add({"a": 1})

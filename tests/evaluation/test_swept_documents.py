@@ -104,7 +104,7 @@ def test_problems_of_a_training_file_are_recognised_in_any_dev_task(
         sweep_graph({**borrowed, "strong": borrowed["weak"]}, tmp_path)
 
 
-def test_other_problems_than_those_trained_on_and_sets_without_a_record_are_swept(
+def test_a_sweep_accepts_untrained_problems_and_sets_without_a_record(
     trained_on_dev_problems, tmp_path
 ):
     other = {"metadata": {"num_documents": 5, "generator_seed": 1}}

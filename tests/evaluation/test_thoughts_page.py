@@ -1,4 +1,4 @@
-"""The case study: which documents it takes, and that what it shows is what refinement did."""
+"""The case study takes the right documents and shows the effect of refinement correctly."""
 
 from __future__ import annotations
 
@@ -167,7 +167,7 @@ def test_a_set_without_references_is_refused_in_its_own_words(tmp_path):
 
 
 @pytest.mark.parametrize(("finite", "named"), [(False, "alpha=0 eta=0"), (True, "smaller step")])
-def test_what_overflowed_is_what_is_named(tmp_path, monkeypatch, finite, named):
+def test_the_setting_that_overflowed_is_named(tmp_path, monkeypatch, finite, named):
     def outcomes(run):
         return [outcome([True])] if finite else [], {}
 
@@ -178,7 +178,7 @@ def test_what_overflowed_is_what_is_named(tmp_path, monkeypatch, finite, named):
         study_cases(SET, **options, **OPTIONS)
 
 
-def test_what_refines_nothing_is_refused(tmp_path):
+def test_settings_without_refinement_are_refused(tmp_path):
     options = {"memory_rate": 0.0, "step_size": 0.0, "limit": 2}
     with pytest.raises(LatentRefError, match="nothing is refined"):
         study_cases(SET, task="latentref_graph_mc", work=str(tmp_path), **options)

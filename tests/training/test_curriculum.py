@@ -1,4 +1,4 @@
-"""The curriculum against its published description: what is read, what is labelled, in batches."""
+"""The curriculum equals its published description: inputs, labels and batches."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def as_published(problem, stage, curriculum):
 
 
 @given(problem=problems, stage=st.integers(0, 6), curriculum=curricula)
-def test_a_row_is_what_coconut_trains_on(problem, stage, curriculum):
+def test_a_row_has_the_ids_and_labels_of_coconut(problem, stage, curriculum):
     row = curriculum.row(problem, stage)
     before = [*row.context, START, *[LATENT] * row.num_thoughts, END]
     ids, labels = as_published(problem, stage, curriculum)
@@ -61,7 +61,7 @@ def test_stage_0_is_cot_training(problem, curriculum):
 
 
 @given(problem=problems, curriculum=curricula)
-def test_the_final_stage_leaves_the_answer_alone_as_no_cot_does(problem, curriculum):
+def test_the_final_stage_has_only_the_answer_as_no_cot_does(problem, curriculum):
     row = curriculum.row(problem, curriculum.final_stage)
     assert row.target == no_cot_row(problem).target == problem.answer
     assert no_cot_row(problem).num_thoughts == 0
@@ -85,7 +85,7 @@ def test_stages_are_drawn_uniformly_with_the_given_probability():
 
 
 @given(all_rows=st.lists(rows, max_size=40), size=st.integers(1, 7), seed=st.integers(0, 5))
-def test_an_epoch_reads_each_row_once_in_batches_alike_in_thoughts(all_rows, size, seed):
+def test_an_epoch_has_each_row_once_in_batches_of_equal_numbers_of_thoughts(all_rows, size, seed):
     batches = epoch_batches(all_rows, size, random.Random(seed))
     assert sorted(map(repr, itertools.chain(*batches))) == sorted(map(repr, all_rows))
     assert len(batches) == -(-len(all_rows) // size)
@@ -97,7 +97,7 @@ def test_an_epoch_reads_each_row_once_in_batches_alike_in_thoughts(all_rows, siz
 
 
 @pytest.mark.parametrize("num_processes", [2, 4])
-def test_no_process_waits_for_another_that_has_longer_rows(num_processes):
+def test_processes_get_about_the_same_number_of_tokens(num_processes):
     batch = [Row((0,) * length, 0, (0,)) for length in range(1, 17)]
     shares = [share(batch, rank, num_processes) for rank in range(num_processes)]
     assert len({sum(row.num_columns for row in rows) for rows in shares}) == 1

@@ -1,4 +1,4 @@
-"""The data of training: files and their bad rows, held-out questions, generated problems, text."""
+"""Training data: files and their bad rows, held-out questions, generated problems, text."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def test_a_summary_of_few_bad_rows_names_each_of_them(rows):
 
 
 @pytest.mark.parametrize("suffix", ["json", "jsonl"])
-def test_a_byte_order_mark_and_unicode_line_separators_are_read_as_json_has_them(tmp_path, suffix):
+def test_byte_order_marks_and_unicode_line_separators_are_read_as_in_json(tmp_path, suffix):
     # All that str.splitlines would part a line at, but JSON allows within a string.
     question = "one\u2028two\u2029three\x85four\x7f"
     row = json.dumps({"question": question, "steps": ["s"], "answer": "a"}, ensure_ascii=False)
@@ -108,7 +108,7 @@ def test_questions_of_held_out_splits_are_removed_counted_and_logged(tmp_path, m
     assert "1 training examples; 3 removed" in caplog.text
 
 
-def test_generated_problems_are_fresh_each_epoch_and_the_same_for_the_same_seed(tmp_path):
+def test_generated_problems_differ_between_epochs_and_depend_only_on_the_seed(tmp_path):
     data = load_data(small_recipe(tmp_path))
     assert data.epoch(0) == data.epoch(0) != data.epoch(1)
     other = load_data(small_recipe(tmp_path, seed=1))
@@ -116,9 +116,7 @@ def test_generated_problems_are_fresh_each_epoch_and_the_same_for_the_same_seed(
     assert data.validation == other.validation
 
 
-def test_generated_problems_that_stand_in_a_validation_file_are_removed_and_counted(
-    tmp_path, caplog
-):
+def test_generated_problems_in_a_validation_file_are_removed_and_counted(tmp_path, caplog):
     plain = load_data(small_recipe(tmp_path / "plain"))
     leaked = plain.epoch(0)[3:5]
     questions = [f" {example.question.upper()}" for example in leaked]
@@ -137,7 +135,7 @@ def test_generated_problems_that_stand_in_a_validation_file_are_removed_and_coun
     assert len(data.epoch(1)) == 64 or "problems of epoch 2 removed" in caplog.text
 
 
-def test_of_mixed_sources_those_that_come_again_each_epoch_are_told_from_generated_ones(tmp_path):
+def test_fixed_examples_of_mixed_sources_exclude_generated_ones(tmp_path):
     path = write_json(tmp_path / "train.json", ["one", "two"])
     mixed = small_recipe(tmp_path / "out", train=["graph", path], check_overlap=False)
     data = load_data(mixed)
@@ -152,7 +150,7 @@ def test_of_mixed_sources_those_that_come_again_each_epoch_are_told_from_generat
     assert "two\n" in set(in_turn.texts)
 
 
-def test_no_problem_that_is_left_is_said_in_one_line(tmp_path):
+def test_data_without_usable_problems_is_an_error_of_one_line(tmp_path):
     questions = [each.question for each in load_data(small_recipe(tmp_path)).epoch(0)]
     for left, name in ((questions, "train=graph"), ([""], "validation")):
         path = write_json(tmp_path / "validation.json", left)
@@ -160,7 +158,7 @@ def test_no_problem_that_is_left_is_said_in_one_line(tmp_path):
             load_data(small_recipe(tmp_path, validation=path, num_validation=64)).epoch(0)
 
 
-def test_a_file_of_problems_with_the_default_seed_is_no_part_of_any_training_stream(tmp_path):
+def test_a_generated_file_with_the_default_seed_is_in_no_training_stream(tmp_path):
     path = str(tmp_path / "graph.json")
     assert main(["data", "graph", "--num", "300", "-o", path]) == 0
     written = {example.question for example in read_examples(path)}
@@ -175,7 +173,7 @@ def test_a_file_of_problems_with_the_default_seed_is_no_part_of_any_training_str
         assert read_examples(same) == data.epoch(2)
 
 
-def test_problems_are_encoded_in_the_text_of_the_protocol():
+def test_problems_are_encoded_as_text_of_the_protocol():
     example = Example("Is Tom a lempus?", ("Tom is a lempus.", "First, add the two."), "yes")
     tokenizer = tiny_tokenizer()
     (problem,) = encode([example], tokenizer)

@@ -1,4 +1,4 @@
-"""The set that comes with the package: by name, small, as good as it was, and unchanged to 1e-4."""
+"""The packaged set graph-small: it loads by name, is small, and is unchanged to 1e-4."""
 
 from __future__ import annotations
 
@@ -48,20 +48,20 @@ def test_refinement_moves_every_row_of_log_likelihoods(golden):
 
 
 @pytest.mark.parametrize("by", [2 * TOLERANCE, -2 * TOLERANCE, float("nan")])
-def test_a_moved_log_likelihood_is_found(golden, by):
+def test_a_changed_log_likelihood_is_detected(golden, by):
     moved = copy.deepcopy(golden)
     moved["refined"]["log_likelihoods"][3][1] += by
     assert len(differences(moved, golden)) == 1
     assert len(differences(golden, moved)) == 1
 
 
-def test_rounding_moves_no_row_by_as_much_as_half_the_tolerance():
+def test_rounding_changes_no_row_by_half_the_tolerance():
     allowed = bounds("graph_small", at_least=TOLERANCE)
     assert set(allowed) == {"coconut", "refined", "refined_through", "control"}
     assert set(allowed.values()) == {TOLERANCE}
 
 
-def test_a_changed_answer_and_a_missing_problem_are_found(golden):
+def test_a_changed_answer_and_a_missing_problem_are_detected(golden):
     changed = copy.deepcopy(golden)
     changed["coconut"]["answers"][0] += "x"
     changed["no_cot"]["answers"].pop()
@@ -74,7 +74,7 @@ def test_noise_below_the_tolerance_passes(golden):
     assert differences(moved, golden) == []
 
 
-def test_it_is_found_by_name_with_its_references():
+def test_it_loads_by_name_with_its_references():
     assert "graph-small" in packaged_models()
     plan = plan_of(pretrained="graph-small")
     assert plan.strong is not None
@@ -83,7 +83,7 @@ def test_it_is_found_by_name_with_its_references():
     assert plan_of(pretrained="graph-small/no_cot").settings["latent_steps"] == 0
 
 
-def test_it_holds_nothing_but_six_small_models():
+def test_it_contains_only_six_small_models():
     files = [path for path in FOLDER.rglob("*") if path.is_file()]
     assert {path.suffix for path in files} == {".json", ".safetensors"}
     weights = [path for path in files if path.suffix == ".safetensors"]

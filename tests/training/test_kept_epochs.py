@@ -70,7 +70,7 @@ def test_latentref_json_says_which_models_still_write_steps(cot, coconut):
         assert read_manifest(folder / "latentref.json").writes_steps is None
 
 
-def test_references_of_a_cot_run_come_along_when_coconut_starts_from_it(cot, coconut):
+def test_coconut_keeps_the_references_of_the_cot_run_it_starts_from(cot, coconut):
     manifest = read_manifest(coconut / "latentref.json")
     assert (manifest.strong, manifest.weak) == ("strong", "weak")
     assert same(coconut / "strong", cot / "strong")

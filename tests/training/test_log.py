@@ -1,4 +1,4 @@
-"""What a trained folder tells of its training, and the command that trains it again."""
+"""The training records of a folder, and the command that repeats the training."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def test_seconds_are_summed_by_phase_and_the_references_are_those_on_disk(traine
     assert log.references["weak"].number == 1
 
 
-def test_of_a_set_that_does_not_say_its_epochs_they_are_chosen_once_more(trained, tmp_path):
+def test_without_recorded_epochs_the_references_are_chosen_again(trained, tmp_path):
     folder = tmp_path / "old"
     shutil.copytree(trained, folder)
     for role in ("weak", "strong"):
@@ -55,7 +55,7 @@ def test_of_a_set_that_does_not_say_its_epochs_they_are_chosen_once_more(trained
     assert read_training(str(folder)) == read_training(str(trained))
 
 
-def test_of_a_set_whose_references_say_nothing_they_are_chosen_once_more(trained, tmp_path):
+def test_without_manifests_of_references_they_are_chosen_again(trained, tmp_path):
     folder = tmp_path / "silent"
     shutil.copytree(trained, folder)
     for role in ("weak", "strong"):
@@ -63,7 +63,7 @@ def test_of_a_set_whose_references_say_nothing_they_are_chosen_once_more(trained
     assert read_training(str(folder)) == read_training(str(trained))
 
 
-def test_a_set_of_the_package_is_told_by_its_name_and_trained_elsewhere(
+def test_a_packaged_set_is_named_without_its_folder_and_trained_elsewhere(
     trained, tmp_path, monkeypatch
 ):
     for module in (packaged, recipes):
@@ -83,7 +83,7 @@ def test_a_training_of_one_baseline_alone_has_no_references_and_needs_no_data(tm
     assert len(actual.losses["no_cot"]) == 2
 
 
-def test_a_folder_without_metrics_tells_nothing_and_damaged_ones_are_named(tmp_path):
+def test_a_folder_without_metrics_has_no_log_and_damaged_files_are_named(tmp_path):
     assert read_training(str(tmp_path)) is None
     assert retrain_command(str(tmp_path)) is None
     for content in ("no json\n", "{}\n", "[1]\n"):
@@ -93,7 +93,7 @@ def test_a_folder_without_metrics_tells_nothing_and_damaged_ones_are_named(tmp_p
         assert "\n" not in str(error.value)
 
 
-def test_it_tells_the_problems_of_each_source_and_how_many_were_held_out(trained, tmp_path):
+def test_it_has_the_problems_of_each_source_and_how_many_were_held_out(trained, tmp_path):
     assert read_training(str(trained)).data == {}  # generated, and kept apart by the generator
     path = write_json(tmp_path / "train.json", ["one", "two", "held"])
     changes = {"train": [path], "task": {}, "check_overlap": False, "weak_epoch": 1}

@@ -122,7 +122,7 @@ def test_masks_and_positions_hide_the_padding():
     assert rest["attention_mask"][:, 7:].all()
 
 
-def test_logits_are_made_at_labelled_positions_only():
+def test_logits_are_computed_at_labelled_positions_only():
     model, shapes = tiny_model("gpt2"), []
     model.lm_head.register_forward_pre_hook(
         lambda _, args: shapes.append(args[0].shape[:-1].numel())

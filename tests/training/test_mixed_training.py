@@ -1,4 +1,4 @@
-"""Training on several sources at once: what each epoch holds, and how MathQA's two prompts read."""
+"""Training on several sources at once: the rows of each epoch, and MathQA's two prompts."""
 
 from __future__ import annotations
 
@@ -82,7 +82,7 @@ def test_validation_has_no_more_problems_than_asked_for(folder, tmp_path):  # no
     }
 
 
-def test_chance_is_guessing_the_best_answer_of_each_source():
+def test_chance_is_the_most_frequent_answer_of_each_source():
     answers = {"mathqa": "aabcd", "strategyqa": ["yes", "no", "no", "no"]}
     validation = {
         name: [Example("q", (), answer) for answer in given] for name, given in answers.items()
@@ -126,13 +126,13 @@ def test_a_source_named_twice_is_refused(tmp_path):
         mixed_recipe(tmp_path, train=["mathqa", "mathqa"])
 
 
-def test_the_default_model_is_trained_from_the_weights_at_hand(monkeypatch):
+def test_the_default_model_is_trained_from_the_installed_weights(monkeypatch):
     at_hand = sources.Source(base="here", gguf_file="model.gguf")
     monkeypatch.setattr("lm_eval_latentref.training.start.default_source", lambda: at_hand)
     assert _plain_source(sources.DEFAULT_MODEL) is at_hand
 
 
-def test_an_adapter_on_a_base_that_it_could_not_name_is_not_trained(tmp_path):
+def test_an_adapter_is_not_trained_on_a_base_without_a_name(tmp_path):
     (tmp_path / "other.gguf").write_bytes(b"")
     values = {"pretrained": str(tmp_path / "other.gguf"), "lora": {"r": 2}, "config": None}
     recipe = small_recipe(tmp_path / "out", **values)

@@ -1,4 +1,4 @@
-"""Recipes: strictly read, overridden key by key, and wrong ones named in one line."""
+"""Recipes are read strictly and overridden key by key; a mistake is an error of one line."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def test_overrides_reach_into_dictionaries_and_are_read_as_yaml(recipe_file):
     assert recipe.num_validation is None
 
 
-def test_a_resolved_recipe_read_again_is_the_same(tmp_path):
+def test_a_written_recipe_reads_back_the_same(tmp_path):
     recipe = parse_recipe({**MINIMAL, "lora": {"r": 4}, "phases": "cot,coconut", "seed": "3"})
     path = tmp_path / "resolved.yaml"
     path.write_text(yaml.safe_dump(recipe.to_dict()))
@@ -114,7 +114,7 @@ def test_a_wrong_override_is_named(recipe_file, override):
 
 
 @pytest.mark.parametrize("text", ["- a list\n", "a: [1\n", "\0"])
-def test_a_file_that_is_no_recipe_is_named(tmp_path, text):
+def test_a_file_that_is_not_a_recipe_is_named(tmp_path, text):
     path = tmp_path / "bad.yaml"
     path.write_text(text)
     with pytest.raises(LatentRefError, match=r"bad\.yaml") as caught:
@@ -122,6 +122,6 @@ def test_a_file_that_is_no_recipe_is_named(tmp_path, text):
     assert "\n" not in str(caught.value)
 
 
-def test_a_missing_file_names_the_recipes_there_are():
+def test_a_missing_file_is_an_error_that_lists_the_recipes():
     with pytest.raises(LatentRefError, match="graph-small"):
         load_recipe("no-such-recipe")

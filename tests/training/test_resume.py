@@ -1,4 +1,4 @@
-"""Killed at any moment, a run goes on with the same command and ends in the same weights."""
+"""After a kill at any moment, the same command continues the run and gives the same weights."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ TIMES = ("seconds", "per_second")
 
 
 class Killed(BaseException):
-    """Stands for the process's end: nothing catches it."""
+    """Simulates the end of the process; nothing catches it."""
 
 
 def weights(folder, kind="model"):
@@ -132,7 +132,7 @@ def test_at_most_one_save_interval_is_lost(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("part", ["state", "snapshot", "result"])
-def test_death_while_writing_leaves_nothing_half_written_that_loads(
+def test_a_kill_while_writing_leaves_no_incomplete_file_that_loads(
     tmp_path, monkeypatch, uninterrupted, part
 ):
     recipe = small_recipe(tmp_path / "out", **CHANGES)
@@ -172,7 +172,7 @@ def test_death_while_writing_leaves_nothing_half_written_that_loads(
     assert weights(train(recipe)) == weights(uninterrupted)
 
 
-def test_a_disk_that_fills_up_ends_in_a_message_and_the_run_can_go_on(
+def test_a_full_disk_ends_in_a_message_and_the_run_can_continue(
     tmp_path, monkeypatch, uninterrupted
 ):
     recipe = small_recipe(tmp_path / "out", **CHANGES)
@@ -192,7 +192,7 @@ def test_a_disk_that_fills_up_ends_in_a_message_and_the_run_can_go_on(
     assert weights(train(recipe)) == weights(uninterrupted)
 
 
-def test_what_deaths_left_behind_is_gone_after_a_finished_run(tmp_path):
+def test_leftovers_of_killed_processes_are_removed_by_a_finished_run(tmp_path):
     recipe = small_recipe(tmp_path / "out", phases=["cot"], cot_epochs=2, weak_epoch=1)
     folder = train(recipe)
     shutil.copytree(folder / "weak", folder / ".snapshots" / "epoch-1")
@@ -202,7 +202,7 @@ def test_what_deaths_left_behind_is_gone_after_a_finished_run(tmp_path):
     assert not [path.name for path in folder.iterdir() if path.name.startswith(".")]
 
 
-def test_the_bar_of_a_resumed_run_begins_where_the_state_stands(tmp_path, monkeypatch):
+def test_the_bar_of_a_resumed_run_begins_at_the_saved_step(tmp_path, monkeypatch):
     recipe, bars = small_recipe(tmp_path / "out", **CHANGES), []
 
     class Bar(tqdm):
@@ -290,7 +290,7 @@ def finish(process):
 
 
 @pytest.mark.slow
-def test_kill_9_at_any_moment_changes_nothing_in_the_end(tmp_path):
+def test_kill_9_at_any_moment_does_not_change_the_result(tmp_path):
     changes = {"num_train": 640, "task": MANY}  # so that the run outlasts the kills
     whole = train(small_recipe(tmp_path / "whole", **CHANGES, **changes))
     command = ["lm_eval_latentref", "train", recipe_file(tmp_path, tmp_path / "out", **changes)]
@@ -315,7 +315,7 @@ def two_processes(*arguments):
 
 
 @pytest.mark.slow
-def test_kill_9_of_two_processes_changes_nothing_in_the_end(tmp_path):
+def test_kill_9_of_two_processes_does_not_change_the_result(tmp_path):
     changes = {"num_train": 320, "task": MANY}
     (tmp_path / "parts").mkdir()
     whole = two_processes("train", recipe_file(tmp_path, tmp_path / "whole", **changes))
@@ -341,7 +341,7 @@ def test_kill_9_of_two_processes_changes_nothing_in_the_end(tmp_path):
 
 
 @pytest.mark.slow
-def test_two_processes_have_the_losses_of_one(tmp_path):
+def test_two_processes_have_the_losses_of_a_single_process(tmp_path):
     # Without dropout, which draws other numbers in each process.
     still = {"config": {**small_recipe(tmp_path).config, "attention_dropout": 0.0}}
     alone = train(small_recipe(tmp_path / "one", **CHANGES, **still))

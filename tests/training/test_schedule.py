@@ -1,4 +1,4 @@
-"""Which epochs of CoT are kept as weak and strong."""
+"""The choice of the CoT epochs that become weak and strong."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a training run leaves behind, and the schedule it follows."""
+"""The result of a training run, and its schedule."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def test_the_output_folder_and_its_parts_load_by_name(trained):
     assert pause.ask(question, max_new_tokens=4).thoughts.shape[0] == pause.config.latent_steps
 
 
-def test_the_references_borrow_the_marker_rows_they_never_learnt(trained):
+def test_references_use_the_backbones_embeddings_of_markers(trained):
     loaded = load(str(trained[1]), search_step_size=1.0).loaded
     assert len(loaded.strong.borrowed_ids) == 3
 
@@ -81,7 +81,7 @@ def test_metrics_name_every_epoch_and_its_cost(trained):
         assert 0 <= line["validation_accuracy"] <= 1
 
 
-def test_no_scratch_is_left_and_the_same_command_again_changes_nothing(trained):
+def test_no_temporary_files_are_left_and_repeating_the_command_changes_nothing(trained):
     recipe, folder = trained
     before = {path: path.stat().st_mtime_ns for path in folder.rglob("*.safetensors")}
     assert not [path for path in folder.iterdir() if path.name.startswith(".")]

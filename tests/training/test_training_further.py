@@ -1,4 +1,4 @@
-"""A trained adapter is trained further: from its weights, with the record of what it learnt."""
+"""Training continues from a trained adapter: with its weights and the record of its data."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ def test_it_starts_from_the_weights_of_the_adapter(first, phase, start):
     assert any(not torch.equal(weight, after[name]) for name, weight in before.items())
 
 
-def test_the_curriculum_goes_on_at_the_stage_that_is_named(first):
+def test_the_curriculum_continues_at_the_given_stage(first):
     last = metrics(first)[-1]
     options = {"phases": ["coconut"], "first_stage": last["stage"], "pretrained": str(first)}
     folder = train(adapter_recipe(first.parent, "last-stage", ["one", "two"], **options))
@@ -85,7 +85,7 @@ def test_the_curriculum_goes_on_at_the_stage_that_is_named(first):
     assert metrics(folder)[0]["loss"] < last["loss"]
 
 
-def test_what_was_learnt_before_stays_on_record(first):
+def test_earlier_training_data_stays_on_record(first):
     options = {"phases": ["coconut"], "pretrained": str(first)}
     folder = train(adapter_recipe(first.parent, "second", ["three"], **options))
     manifest = read_manifest(folder / MANIFEST_NAME)
@@ -126,7 +126,7 @@ def test_it_may_be_converted_or_pickled(first, tmp_path, kind):
         assert torch.equal(weight.float(), after[name])
 
 
-def test_validation_problems_that_it_was_trained_on_are_told(first, caplog):
+def test_validation_problems_that_it_was_trained_on_are_logged(first, caplog):
     options = {"phases": ["coconut"], "pretrained": str(first)}
     (first.parent / "held").mkdir()
     seen = questions_file(first.parent / "held" / "valid.json", ["one", "new", "old"])
@@ -177,13 +177,13 @@ def test_an_adapter_that_would_change_the_shared_base_is_refused_before_anything
 
 
 @pytest.mark.parametrize("options", [{}, {"init_lora_weights": "gaussian"}, {"use_dora": True}])
-def test_what_leaves_the_base_alone_is_not_refused(tmp_path, options):
+def test_options_that_do_not_change_the_base_are_accepted(tmp_path, options):
     recipe = adapter_recipe(tmp_path, "out", ["three"], lora={**LORA, **options})
     with pytest.raises(LatentRefError, match="no such folder"):
         train(recipe)
 
 
-def test_an_adapter_that_changes_its_base_is_no_start(first, tmp_path):
+def test_training_cannot_start_from_an_adapter_that_changes_its_base(first, tmp_path):
     start = shutil.copytree(first / "strong", tmp_path / "start")
     config = json.loads((start / "adapter_config.json").read_text())
     text = json.dumps({**config, "init_lora_weights": "pissa"})
@@ -194,7 +194,7 @@ def test_an_adapter_that_changes_its_base_is_no_start(first, tmp_path):
     assert "\n" not in str(caught.value)
 
 
-def test_what_only_the_model_itself_shows_to_change_the_base_is_refused_in_time(first, tmp_path):
+def test_a_change_of_the_base_that_only_the_model_shows_is_refused_before_training(first, tmp_path):
     lora = {**LORA, "layer_replication": [[0, 2], [1, 2]]}
     changes = {"lora": lora, "pretrained": str(first.parent / "base")}
     with pytest.raises(LatentRefError, match="changes or trains weights of its base") as caught:

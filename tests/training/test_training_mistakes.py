@@ -1,4 +1,4 @@
-"""What training cannot do is said in one line, before anything is trained where that can be."""
+"""Mistakes in training are errors of one line, if possible before anything is trained."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ from lm_eval_latentref.training.trainer import train
         ({"config": {**SMALL["config"], "max_position_embeddings": 8}}, "max_new_tokens=8"),
     ],
 )
-def test_what_a_recipe_names_in_vain_is_said_in_one_line(tmp_path, changes, message):
+def test_a_recipe_that_names_missing_things_is_an_error_of_one_line(tmp_path, changes, message):
     with pytest.raises(LatentRefError, match=message) as caught:
         train(small_recipe(tmp_path / "out", **changes))
     assert "\n" not in str(caught.value)
     assert not metrics(tmp_path / "out")
 
 
-def test_the_longest_validation_problem_is_that_of_the_most_tokens(tmp_path):
+def test_the_longest_validation_problem_has_the_most_tokens(tmp_path):
     # The one with more characters is a single word.
     path = write_json(tmp_path / "data.json", ["x" * 200, "a b " * 20])
     train_file = write_json(tmp_path / "train.json", ["c"])
@@ -43,7 +43,7 @@ def test_the_longest_validation_problem_is_that_of_the_most_tokens(tmp_path):
     assert not metrics(tmp_path / "out")
 
 
-def test_words_that_only_later_epochs_have_are_named(tmp_path):
+def test_words_that_only_occur_in_later_epochs_are_named(tmp_path):
     changes = {"task": {"symbols": 20, "min_hops": 2, "max_hops": 2}, "num_train": 4}
     changes["config"] = {**SMALL["config"], "max_position_embeddings": 128}
     recipe = small_recipe(tmp_path / "out", **changes, phases=["no_cot"], num_validation=1)
@@ -60,7 +60,7 @@ def test_words_that_only_later_epochs_have_are_named(tmp_path):
     assert "\n" not in str(caught.value)
 
 
-def test_an_unwritable_output_is_noticed_before_training(tmp_path):
+def test_an_unwritable_output_is_an_error_before_training(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(LatentRefError, match="cannot be written"):
         train(small_recipe(tmp_path / "file" / "out"))
@@ -81,13 +81,13 @@ def test_an_output_of_another_recipe_is_refused(tmp_path):
         train(small_recipe(tmp_path / "out", phases=["no_cot"], learning_rate=1.0))
 
 
-def test_an_output_that_a_mistake_left_is_free_for_the_corrected_recipe(tmp_path):
+def test_an_output_left_by_a_failed_start_accepts_the_corrected_recipe(tmp_path):
     with pytest.raises(LatentRefError, match=r"nowhere\.json"):
         train(small_recipe(tmp_path / "out", phases=["no_cot"], validation="nowhere.json"))
     train(small_recipe(tmp_path / "out", phases=["no_cot"]))
 
 
-def test_a_loss_that_is_not_finite_ends_the_run_in_a_message(tmp_path):
+def test_a_loss_that_is_not_finite_ends_the_run_with_a_message(tmp_path):
     recipe = small_recipe(tmp_path / "out", phases=["no_cot"], learning_rate=1e30, max_grad_norm=0)
     with pytest.raises(LatentRefError, match="became nan at learning_rate="):
         train(recipe)
