@@ -73,7 +73,7 @@ def mean_drop(first: ArrayLike, second: ArrayLike) -> Drop:
     differences_N = np.asarray(first, dtype=float) - np.asarray(second, dtype=float)
     num_documents = len(differences_N)
     value = float(differences_N.mean())
-    # Equal differences have no spread, so this is a sign test: all of them are positive.
+    # If all differences are equal, there is no spread: then this is a sign test.
     p_value, half = (0.5**num_documents if value > 0.0 else 1.0), 0.0
     if num_documents < 2:
         half = 1.0
@@ -165,9 +165,9 @@ class Result:
     interval: tuple[float, float] | None = None
     """Bounds of the difference, each one-sided at 95 %."""
     p_value: float | None = None
-    """One-sided, of a change for the worse; None if documents were not paired."""
+    """The one-sided p-value of a change for the worse; None if documents were not paired."""
     adjusted_p_value: float | None = None
-    """Adjusted by Holm's method over the paired metrics."""
+    """The p-value, adjusted by Holm's method over the paired metrics."""
     num_documents: int | None = None
     detectable: int | None = None
     """If inconclusive: how many documents would give a verdict."""
@@ -255,7 +255,7 @@ def _within(drop: float, tolerance: float, *, rises: bool) -> Outcome:
 
 
 def documents_to_settle(drop: Drop, *, max_drop: float, significance: float) -> int | None:
-    """How many documents would give a verdict if all shares stayed the same.
+    """The number of documents that would give a verdict if all shares stayed the same.
 
     The distance of the bounds from the drop shrinks with the square root of the number of
     documents. None if the drop is exactly `max_drop`, because no number would give a verdict.

@@ -198,7 +198,7 @@ class Comparison:
 
 
 def compare(first: Answers, second: Answers, *, seed: int) -> list[Comparison]:
-    """A comparison for each task that both runs have, and one over all documents if there are more.
+    """A comparison for each common task and, if there are several, one over all documents.
 
     Documents that only one run has are left out, with a warning.
 

@@ -34,7 +34,7 @@ from lm_eval_latentref.evaluation.statistics import (
 from lm_eval_latentref.latent.config import HalfWidths, RefinementConfig
 
 ROWS = ("plain", "residual", "search", "both")
-"""From the simplest to the most complex: the search needs two more models than the residual."""
+"""The rows, from the simplest to the most complex: the search needs two further models."""
 
 
 RULE = (

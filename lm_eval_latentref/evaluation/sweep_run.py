@@ -140,7 +140,7 @@ class GridRun:
         return cost
 
     def outcomes(self) -> tuple[list[Outcome], dict[Setting, int]]:
-        """The outcomes of settings; for those that overflowed, the number of documents instead."""
+        """The outcomes, and for each setting that overflowed, on how many documents it did."""
         outcomes, overflowed = [], {}
         for setting, values in self.scores.items():
             rows = [

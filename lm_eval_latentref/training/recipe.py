@@ -205,7 +205,7 @@ class Recipe:
 
     @property
     def main_phase(self) -> str:
-        """The phase whose model is the output folder itself."""
+        """The phase whose model is saved in the output folder itself."""
         return self.phases[-1]
 
     @property

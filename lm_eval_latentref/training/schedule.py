@@ -28,7 +28,7 @@ LEAST_RATE = 0.05
 
 @dataclass(frozen=True)
 class Stage:
-    """A part of a phase with one kind of rows."""
+    """A part of a phase in which all rows have the same form."""
 
     number: int | None
     """The stage of the curriculum; None for phases without a curriculum."""
@@ -54,7 +54,8 @@ class Progress:
     num_updates: int = 0
     """Steps of the current optimiser, which determine the warm-up."""
     loss: float = 0.0
-    """Sum over the labelled tokens of the epoch so far; the next four are of the epoch, too."""
+    """Sum over the labelled tokens of the epoch so far. The next four are also reset after each
+    epoch."""
     num_labelled: int = 0
     num_columns: int = 0
     num_rows: int = 0
@@ -108,7 +109,7 @@ def check_kept(recipe: Recipe) -> None:
     ]
     if unknown := [name for name in recipe.keep_epochs if name not in trained]:
         raise LatentRefError(
-            f"keep_epochs={unknown[0]}: this recipe trains no such epoch; the first is "
+            f"keep_epochs={unknown[0]}: this recipe does not train that epoch; the first is "
             f"{trained[0]}, the last {trained[-1]}"
         )
 

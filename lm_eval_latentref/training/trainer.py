@@ -277,7 +277,7 @@ class Phase:
         )
 
     def _drop_snapshots(self, kept: set[int]) -> None:
-        # The state that was just saved does not need them.
+        # Only called after a save of the training state, which does not need them.
         for folder in (self._folder.path / SNAPSHOTS).glob("epoch-*"):
             if int(folder.name.removeprefix("epoch-")) not in kept:
                 self._folder.remove(f"{SNAPSHOTS}/{folder.name}")
@@ -307,7 +307,7 @@ class Phase:
             )
 
     def _take_references(self) -> None:
-        """Copies the references of the set that training started from, as this run has no CoT."""
+        """Copies the references of the set that training started from (for runs without CoT)."""
         for role, source in self._run.start.references().items():
             with self._folder.new_folder(role) as folder:
                 shutil.copytree(source, folder, dirs_exist_ok=True)
