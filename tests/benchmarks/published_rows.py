@@ -124,3 +124,11 @@ EXPECTED_EXAMPLES = {
         ),
     ),
 }
+
+
+EXPECTED_CHOICES = {
+    "mathqa": (["### a", "### b", "### c", "### d", "### e"], 1),
+    "aqua": (["### A", "### B", "### C", "### D", "### E"], 0),
+    "strategyqa": (["### yes", "### no"], 0),
+    "prosqa": (["### Tom is a impus.", "### Tom is a gorpus."], 0),
+}

@@ -13,7 +13,13 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 from lm_eval.tasks import TaskManager
-from published_rows import EXPECTED_EXAMPLES, mathqa_row, published_files, write_folder
+from published_rows import (
+    EXPECTED_CHOICES,
+    EXPECTED_EXAMPLES,
+    mathqa_row,
+    published_files,
+    write_folder,
+)
 
 from lm_eval_latentref.benchmarks import documents, splits
 from lm_eval_latentref.benchmarks.documents import tasks_path
@@ -21,7 +27,7 @@ from lm_eval_latentref.benchmarks.prosqa import generate
 from lm_eval_latentref.benchmarks.rows import BENCHMARKS
 from lm_eval_latentref.benchmarks.splits import load_split
 from lm_eval_latentref.errors import LatentRefError
-from lm_eval_latentref.latent.protocol import PROTOCOLS, extract_answer
+from lm_eval_latentref.latent.protocol import extract_answer
 
 REAL_DATA = os.environ.get(splits.DATA_VARIABLE)
 
@@ -40,13 +46,6 @@ ALL_TASKS += [*GENERATED_DEV_TASKS, *LETTERED_TASKS]
 VOTING_TASKS = [f"latentref_{name}_vote" for name in BENCHMARKS]
 SAMPLING_TASKS = [*VOTING_TASKS, "latentref_gsm8k_pass"]
 GROUPS = ["latentref", "latentref_mc", "latentref_dev", "latentref_mc_dev"]
-
-EXPECTED_CHOICES = {
-    "mathqa": (["### a", "### b", "### c", "### d", "### e"], 1),
-    "aqua": (["### A", "### B", "### C", "### D", "### E"], 0),
-    "strategyqa": (["### yes", "### no"], 0),
-    "prosqa": (["### Tom is a impus.", "### Tom is a gorpus."], 0),
-}
 
 
 @pytest.fixture(scope="module")
@@ -241,25 +240,6 @@ def test_a_protocol_renders_the_same_documents(protocol, prompt, target, fixture
         else:
             answer = document["answer_text"].removeprefix("### ")
             assert task.doc_to_target(document) == target.format(answer)
-
-
-@pytest.mark.parametrize(
-    ("protocol", "text", "gold", "is_right"),
-    [
-        ("codi", "The answer is: 1,005", "1005", True),
-        ("codi", "The answer is: 18.0", "18", True),
-        ("codi", "18 eggs", "18", True),
-        ("codi", "The answer is: -18", "18", False),
-        ("codi", "The answer is: c", "c", True),
-        ("codi", "The answer is: Tom is a lempus.", "Tom is a lempus.", True),
-        ("colar", "Answer: 18", "18", True),
-        ("colar", "Answer: 19", "18", False),
-        ("colar", "", "18", False),
-        ("coconut", "### Tom is a lempus", "Tom is a lempus.", False),
-    ],
-)
-def test_each_protocol_judges_as_its_authors_do(protocol, text, gold, is_right):
-    assert PROTOCOLS[protocol].is_right(text, gold) == is_right
 
 
 def test_an_unknown_protocol_is_named(fixture_data):

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lm_eval_latentref.latent.protocol import answer_text, extract_answer, prompt
+from lm_eval_latentref.latent.protocol import PROTOCOLS, answer_text, extract_answer, prompt
 
 plain = st.text(st.characters(exclude_characters="#,", exclude_categories=["Cs"]))
 
@@ -26,3 +27,22 @@ def test_text_without_a_hash_is_all_answer(text):
 
 def test_commas_are_removed_and_the_last_hash_counts():
     assert extract_answer("#### 3\n### 12,345 ") == "12345"
+
+
+@pytest.mark.parametrize(
+    ("protocol", "text", "gold", "is_right"),
+    [
+        ("codi", "The answer is: 1,005", "1005", True),
+        ("codi", "The answer is: 18.0", "18", True),
+        ("codi", "18 eggs", "18", True),
+        ("codi", "The answer is: -18", "18", False),
+        ("codi", "The answer is: c", "c", True),
+        ("codi", "The answer is: Tom is a lempus.", "Tom is a lempus.", True),
+        ("colar", "Answer: 18", "18", True),
+        ("colar", "Answer: 19", "18", False),
+        ("colar", "", "18", False),
+        ("coconut", "### Tom is a lempus", "Tom is a lempus.", False),
+    ],
+)
+def test_each_protocol_judges_as_its_authors_do(protocol, text, gold, is_right):
+    assert PROTOCOLS[protocol].is_right(text, gold) == is_right
