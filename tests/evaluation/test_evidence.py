@@ -76,6 +76,7 @@ def made(scripts, tiny_plan, tmp_path_factory):
     return folder, unit, content
 
 
+@pytest.mark.slow
 def test_a_unit_has_every_row_and_continues_without_repeating_work(made, monkeypatch):
     _, unit, content = made
     (rung,) = content["rungs"]
@@ -90,6 +91,7 @@ def test_a_unit_has_every_row_and_continues_without_repeating_work(made, monkeyp
     assert unit.run()["rungs"] == content["rungs"]
 
 
+@pytest.mark.slow
 def test_the_page_is_made_of_the_units_that_are_there(made, scripts, tiny_plan, monkeypatch):
     folder, _, content = made
     page = scripts["page"]
