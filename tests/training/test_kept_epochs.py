@@ -88,5 +88,5 @@ def test_strong_and_weak_can_be_named_by_epoch_after_the_cot_run(cot, tmp_path):
 
 @pytest.mark.parametrize("name", ["cot-4", "coconut-4-1", "coconut-1", "pause-1-1", "cot"])
 def test_an_epoch_that_is_not_trained_cannot_be_kept(tmp_path, name):
-    with pytest.raises(LatentRefError, match=f"keep_epochs={name}: this recipe does not train that"):
+    with pytest.raises(LatentRefError, match=f"keep_epochs={name}: this recipe does not train"):
         train(small_recipe(tmp_path / "out", keep_epochs=[name]))
