@@ -59,7 +59,7 @@ def realigned(model, *, ridge=False):
 
     def vector(h, logits, step):
         z = h @ matrix
-        return z * norm / max(float(z.norm()), 1e-6)
+        return z * norm / z.norm().clamp(min=1e-6)
 
     return vector
 
@@ -145,10 +145,15 @@ def think(
     references=None,
     step_size=0.0,
     search_steps=1,
+    gradient="detached",
     min_thoughts=0,
     noise=None,
 ):
-    """All columns before the text, and the thoughts."""
+    """All columns before the text, and the thoughts; `through` is for maps that are no identity."""
+
+    def state(reference, z):
+        return read(reference, [*embed(reference, read_ids), *thoughts, z])[0]
+
     read_ids = [*context, *opening]
     thoughts = []
     for _ in range(cap):
@@ -160,13 +165,25 @@ def think(
         mixed = first
         if thoughts:
             mixed = memory_rate * thoughts[-1] + (1 - memory_rate) * first
+
+        def fed(delta, h=h, logits=logits, first=first, mixed=mixed):
+            return mixed + vector(h + delta, logits, len(thoughts)) - first
+
+        def slope_at(delta, h=h, fed=fed):
+            with torch.enable_grad():
+                leaf = delta.detach().requires_grad_()
+                good, bad = (state(other, fed(leaf)) for other in references)
+                loss = ((h + leaf - good) ** 2).mean() - ((h + leaf - bad) ** 2).mean()
+                return torch.autograd.grad(loss, leaf)[0]
+
         z, delta = mixed, torch.zeros_like(h)
         for _ in range(search_steps if step_size else 0):
-            good, bad = (
-                read(other, [*embed(other, read_ids), *thoughts, z])[0] for other in references
-            )
-            delta = delta + 2 * step_size / len(h) * (good - bad)
-            z = mixed + vector(h + delta, logits, len(thoughts)) - first
+            if gradient == "through":
+                delta = delta - step_size * slope_at(delta)
+            else:
+                good, bad = (state(other, z) for other in references)
+                delta = delta + 2 * step_size / len(h) * (good - bad)
+            z = fed(delta)
         if noise is not None:
             z = z + noise(len(thoughts))
         thoughts.append(z)

@@ -72,26 +72,27 @@ class SweepModel(LatentRefLM):
         """
         reasoner = self.reasoner
         with torch.no_grad(), self.autocast():
-            for number, thoughts in think_under(
+            for number, thoughtful in think_under(
                 Context.pad([group.context for group in groups], device=reasoner.backbone.device),
                 configs,
                 backbone=reasoner.backbone,
                 references=reasoner.references,
                 markers=reasoner.markers,
                 kind=reasoner.kind,
+                stop=reasoner.stop,
             ):
-                scores = score(thoughts, [g.continuations for g in groups], max_rows=max_rows)
-                finite_B = thoughts.finite_BT3.flatten(1).all(1).tolist()
-                yield (
-                    number,
-                    [
-                        [
-                            choice if finite and math.isfinite(choice.log_likelihood) else None
-                            for choice in row
-                        ]
-                        for row, finite in zip(scores, finite_B, strict=True)
-                    ],
-                )
+                scores: Scores = [[] for _ in groups]
+                for rows, thoughts in thoughtful:
+                    asked = [groups[row].continuations for row in rows]
+                    of_rows = score(thoughts, asked, max_rows=max_rows)
+                    finite_B = thoughts.finite_BT3.flatten(1).all(1).tolist()
+                    for row, choices, finite in zip(rows, of_rows, finite_B, strict=True):
+                        scores[row] = _if_finite(choices) if finite else [None] * len(choices)
+                yield number, scores
+
+
+def _if_finite(choices: Sequence[Score]) -> list[Score | None]:
+    return [choice if math.isfinite(choice.log_likelihood) else None for choice in choices]
 
 
 def forwards(reasoner: Reasoner) -> dict[str, int]:

@@ -58,11 +58,6 @@ def check_comparable(reasoner: Reasoner) -> None:
             "thought_dropout and confidence_steps, and take the mean of Gaussian thoughts "
             "(thought_temperature=0, latent_stop=steps)"
         )
-    if reasoner.stop is not None:
-        raise LatentRefError(
-            f"latent_stop={config.latent_stop}: settings are compared at equal numbers of "
-            "thoughts; give latent_stop=steps"
-        )
 
 
 @dataclass

@@ -1,7 +1,8 @@
 """Think about the same contexts under many settings, and do the work that settings share once.
 
-    for number, thoughts in think_under(context, configs, backbone=network, ...):
-        scores[number] = score(thoughts, continuations, max_rows=8)
+    for number, groups in think_under(context, configs, backbone=network, ...):
+        for rows, thoughts in groups:
+            ... = score(thoughts, [continuations[row] for row in rows], max_rows=8)
 
 The thoughts are the same as those of `think` under each config. What is shared:
 
@@ -10,6 +11,8 @@ The thoughts are the same as those of `think` under each config. What is shared:
 - by settings that differ in memory rate only: the first thought, which has no predecessor, and the
   raw second thought;
 - by settings that differ in their number of thoughts only: all thoughts that both have.
+
+Where rows stop early, settings share the first of these alone.
 """
 
 from __future__ import annotations
@@ -17,7 +20,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from lm_eval_latentref.latent.config import RefinementConfig
+from lm_eval_latentref.latent.groups import Group, think_until_stopped
 from lm_eval_latentref.latent.kinds import CONTINUOUS, Kind
+from lm_eval_latentref.latent.kinds.stops import StopRule
 from lm_eval_latentref.latent.networks import Network
 from lm_eval_latentref.latent.thoughts import Context, Markers, References, Thinking, Thoughts
 
@@ -32,16 +37,18 @@ def think_under(
     references: References | None,
     markers: Markers | None,
     kind: Kind = CONTINUOUS,
-) -> Iterator[tuple[int, Thoughts]]:
+    stop: StopRule | None = None,
+) -> Iterator[tuple[int, list[Group]]]:
     """Yields the index of each config and the thoughts under it, not in the order of `configs`.
 
     Score or continue each result before asking for the next. A result holds memory only as long as
     the caller keeps it.
 
     Args:
-        configs: with the same `search_gradient`.
+        configs: with the same `search_gradient`, and without random numbers.
         references: needed if any config searches.
         kind: what is fed as a thought.
+        stop: when a row stops before its last thought; None: none does.
     """
     assert len({config.search_gradient for config in configs}) <= 1
     searching = [config for config in configs if config.searches]
@@ -51,7 +58,23 @@ def think_under(
         references=references if searching else None,
         markers=markers,
         kind=kind,
+        stops_early=stop is not None,
     )
+    if stop is None:
+        all_rows = list(range(base.num_rows))
+        for number, thoughts in _of_all_rows(base, configs):
+            yield number, [(all_rows, thoughts)]
+        return
+    base.read(searching[0] if searching else configs[0])
+    for number, config in enumerate(configs):
+        yield number, think_until_stopped(base.fork(), config, stop)
+
+
+def _of_all_rows(
+    base: Thinking, configs: Sequence[RefinementConfig]
+) -> Iterator[tuple[int, Thoughts]]:
+    """Yields the thoughts of configs under which all rows think equally many."""
+    searching = [config for config in configs if config.searches]
     by_steps = {number: configs[number].latent_steps for number in range(len(configs))}
     thoughtless = [number for number, steps in by_steps.items() if steps == 0]
     if thoughtless:

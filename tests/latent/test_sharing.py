@@ -46,7 +46,7 @@ def under(configs, made, markers=MARKERS):
     context = Context.pad(CONTEXTS)
     return {
         number: (results(thoughts), thoughts.thoughts_BTD)
-        for number, thoughts in think_under(context, configs, markers=markers, **made)
+        for number, ((_, thoughts),) in think_under(context, configs, markers=markers, **made)
     }
 
 
