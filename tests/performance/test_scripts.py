@@ -11,6 +11,7 @@ import choices
 import device
 import generation
 import growth
+import kinds
 import memory
 import oracle
 import prefixes
@@ -37,6 +38,7 @@ SCRIPTS = (
     device,
     generation,
     growth,
+    kinds,
     memory,
     prefixes,
     refinement,
