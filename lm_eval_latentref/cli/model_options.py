@@ -46,8 +46,9 @@ MODEL_OPTIONS: dict[str, dict[str, Any]] = {
     "latent_kind": {
         "metavar": "KIND",
         "help": "the kind of thoughts: auto (the checkpoint's own), continuous (hidden states), "
-        "pause (pause tokens); for any model: mixture (of token embeddings), realigned (hidden "
-        "states scaled to the norm of an embedding)",
+        "pause (pause tokens), projected or gaussian (by a map in the checkpoint); for any model: "
+        "mixture (of token embeddings), realigned (hidden states scaled to the norm of an "
+        "embedding)",
     },
     "latent_stop": {
         "metavar": "RULE",

@@ -76,6 +76,14 @@ _ALLOWED: dict[str, Callable[[Any], bool]] = {
 }
 """Of options that only some kinds read."""
 
+_OF_KINDS = _ALLOWED.keys() | {"latent_stop"}
+
+
+def without_other_kinds(values: Mapping[str, Any], kind: str) -> dict[str, Any]:
+    """`values` without the options that `kind` does not read."""
+    other = _OF_KINDS - KINDS[kind].defaults.keys()
+    return {name: value for name, value in values.items() if name not in other}
+
 
 class HalfWidths(float):
     """A step size in units of d/2, written `0.3*d/2`, for use before the hidden size d is known.
@@ -185,7 +193,7 @@ class RefinementConfig:
 
     def _check_kind(self) -> None:
         kind = KINDS[self.latent_kind]
-        for name in _ALLOWED.keys() | {"latent_stop"}:
+        for name in _OF_KINDS:
             value = getattr(self, name)
             if value is not None and name not in kind.defaults:
                 raise LatentRefError(

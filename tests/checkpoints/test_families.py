@@ -117,6 +117,19 @@ def test_text_after_codis_thoughts_has_no_marker_in_it(bases, tmp_path):
         assert int(reasoner._write(CONTEXTS, thoughts, [0, 1, 2], 4).max()) < V + 2
 
 
+def test_asking_uses_the_prompt_and_the_answer_of_the_family(bases, tmp_path, monkeypatch):
+    models, paths = bases
+    state, _ = files.codi_state(models["gpt2"], files.projector(SIZE))
+    torch.save(state, tmp_path / "codi.pt")
+    reasoner = load(paths["gpt2"], weights=str(tmp_path / "codi.pt"))
+    asked = []
+    think = reasoner.think_in_groups
+    monkeypatch.setattr(reasoner, "think_in_groups", lambda ids: asked.extend(ids) or think(ids))
+    monkeypatch.setattr(reasoner.tokenizer, "batch_decode", lambda *_, **__: ["The answer is: 18."])
+    assert reasoner.ask(" Is  Tom 18?\n", max_new_tokens=2).answer == "18"
+    assert reasoner.tokenizer.decode(asked[0]) == "Is Tom 18?"
+
+
 def test_the_adapters_alpha_is_an_argument(bases, tmp_path):
     models, paths = bases
     state, merged = files.codi_state(models["gpt2"], files.projector(SIZE))
@@ -321,6 +334,21 @@ def test_an_explicit_kind_wins_over_the_keys(bases, tmp_path):
     torch.save(state, tmp_path / "codi.pt")
     reasoner = load(paths["gpt2"], weights=str(tmp_path / "codi.pt"), latent_kind="realigned")
     assert reasoner.kind.name == "realigned"
+
+
+def test_options_of_the_recorded_kind_are_left_out_where_another_is_given(bases, tmp_path, caplog):
+    models, _ = bases
+    files.colar_checkpoint(models["llama"], files.policy(SIZE), tmp_path / "colar.ckpt")
+    named = save_folder(models["llama"], tmp_path / "Llama-3.2-1B")
+    names = {"pretrained": named, "weights": str(tmp_path / "colar.ckpt")}
+    assert load(**names, latent_kind="realigned").config.thought_scale is None
+    folder = convert(out=tmp_path / "out", **names, thought_temperature=0.5)
+    with caplog.at_level(logging.INFO):
+        assert load(str(folder), latent_kind="Mixture").config.latent_kind == "mixture"
+    assert "thought_scale=0.018 from latentref.json of" in caplog.text
+    assert "is of another latent_kind and not used" in caplog.text
+    other = convert(out=tmp_path / "other", pretrained=str(folder), latent_kind="realigned")
+    assert load(str(other)).config.latent_kind == "realigned"
 
 
 def test_the_rows_of_codi_are_not_taken_for_coconuts_markers(bases, tmp_path):
