@@ -8,7 +8,9 @@ from pathlib import Path
 
 import pytest
 
+from lm_eval_latentref.checkpoints.sets import NAMES
 from lm_eval_latentref.cli.parser import parser
+from lm_eval_latentref.latent.config import OPTION_NAMES
 
 ROOT = Path(__file__).parent.parent
 PAGES = sorted(
@@ -19,6 +21,7 @@ PAGES = sorted(
 )
 LINK = re.compile(r"\[[^\]]*\]\(([^)\s]+)\)")
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```", re.MULTILINE | re.DOTALL)
+ARGUMENTS = re.compile(r"`(pretrained=\S+)`")
 COPIED = re.compile(r"<!-- copied from (\S+) -->\n(.*?)\n<!-- end -->", re.DOTALL)
 
 
@@ -97,3 +100,20 @@ def test_what_pages_say_to_make_has_a_target():
     for path in PAGES:
         named = re.findall(r"(?:^|`)make ([a-z][\w-]*)", path.read_text("utf-8"), re.MULTILINE)
         assert set(named) <= set(targets), path
+
+
+def test_the_diff_of_a_kind_is_what_lies_in_the_tree():
+    text = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    (diff,) = (body for kind, body in FENCE.findall(text) if kind == "diff")
+    for file in diff.split("+++ b/")[1:]:
+        name, *lines = file.splitlines()
+        added = [line.removeprefix("+") for line in lines if line.startswith("+")]
+        assert set(added) <= set((ROOT / name).read_text(encoding="utf-8").splitlines()), name
+
+
+def test_model_arguments_in_the_documentation_are_some_that_there_are():
+    spans = [span for path in PAGES for span in ARGUMENTS.findall(path.read_text("utf-8"))]
+    assert len(spans) > 20
+    for span in spans:
+        names = {part.partition("=")[0] for part in span.split(",")}
+        assert names <= {*NAMES, *OPTION_NAMES, "dtype", "device", "device_map"}, span
