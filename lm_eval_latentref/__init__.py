@@ -4,7 +4,7 @@
     reasoner = lm_eval_latentref.load(latent_steps=6, memory_rate=0.3)
     print(reasoner.ask("What is 2 + 3?").text)
 
-Importing the package imports no torch: each public name is fetched from its module on first use.
+Importing the package does not import torch: each public name is imported on first use.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 __all__ = ["LatentRefError", "LatentRefLM", "Reasoner", "RefinementConfig", "load"]
 
-_HOMES = {
+_MODULES = {
     "LatentRefError": "errors",
     "LatentRefLM": "harness.model",
     "Reasoner": "latent.reasoner",
@@ -34,10 +34,10 @@ def __getattr__(name: str) -> Any:
         from importlib.metadata import version
 
         return version("lm-eval-latentref")
-    if name in _HOMES:
+    if name in _MODULES:
         from importlib import import_module
 
-        return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
+        return getattr(import_module(f"{__name__}.{_MODULES[name]}"), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 

@@ -1,8 +1,9 @@
-"""The `latentref` command, from its first line on; launchers need the module form.
+"""The entry point of the `latentref` command; launchers need it as a module.
 
     accelerate launch -m lm_eval_latentref run --model latentref --tasks latentref_mathqa_mc
 
-All else is imported where Ctrl-C ends in a line, and once the command is over Ctrl-C ends quietly.
+Everything else is imported inside `main`, so that Ctrl-C during the imports prints one line and no
+traceback.
 """
 
 import signal
@@ -10,7 +11,7 @@ import sys
 
 
 def main() -> int:
-    """`cli.main` of the command line, guarded while it is imported and while Python shuts down."""
+    """Run `cli.main` and return the exit status; Ctrl-C never prints a traceback."""
     try:
         from lm_eval_latentref.cli import main as command
 
@@ -18,7 +19,7 @@ def main() -> int:
     except KeyboardInterrupt:
         print("interrupted: nothing was written", file=sys.stderr)
         status = 130
-    # What is left is Python's own, which would answer with a traceback.
+    # Python would print a traceback for Ctrl-C while it shuts down.
     signal.signal(signal.SIGINT, signal.SIG_DFL)
     return status
 

@@ -1,19 +1,19 @@
-"""Makes `lm_eval --model latentref` known to lm-eval releases that discover no plugins.
+"""Registers `latentref` in releases of lm-eval that do not discover models of other packages.
 
     from lm_eval_latentref import _autoload
-    _autoload.install()          # what `latentref run` does; the installed .pth file does the same
+    _autoload.install()          # `latentref run` calls this; the installed .pth file does the same
 
-The .pth file puts a finder on `sys.meta_path` that calls `find_registering_spec` when
-`lm_eval.models` is first imported, and not a moment sooner: lm-eval fills in its built-in models
-only while its registry is empty. Whatever goes wrong here, the interpreter and lm-eval start as if
-this package were not installed.
+The .pth file adds a finder to `sys.meta_path`, which calls `find_registering_spec` when
+`lm_eval.models` is first imported. Registration must not happen earlier, because lm-eval adds its
+built-in models only if its registry is empty. If anything fails here, the interpreter and lm-eval
+start as if this package were not installed.
 
-It imports nothing but the standard library and knows the model class by its name alone.
+This module imports only the standard library, and it refers to the model class by name.
 
-When it goes: the release after lm-eval 0.4.13 finds the entry point `lm_eval.models` by itself, and
-with it nothing here does anything. Once pyproject.toml asks for a release later than
-LAST_WITHOUT_DISCOVERY, delete this module, the .pth file (packaging/autoload_line.txt, with its
-lines in pyproject.toml), the call in `latentref run` and their tests.
+When to delete it: the release after lm-eval 0.4.13 discovers the entry point `lm_eval.models`, and
+then this module does nothing. When pyproject.toml requires a release later than
+LAST_WITHOUT_DISCOVERY, delete this module, the .pth file (packaging/autoload_line.txt and its lines
+in pyproject.toml), the call in `latentref run` and their tests.
 """
 
 from __future__ import annotations
@@ -27,15 +27,15 @@ MODEL_NAME = "latentref"
 MODEL_TARGET = "lm_eval_latentref.harness.model:LatentRefLM"
 LM_EVAL_MODELS = "lm_eval.models"
 LAST_WITHOUT_DISCOVERY = "0.4.13"
-"""The newest release of lm-eval that finds no models of other packages."""
+"""The newest release of lm-eval that does not discover models of other packages."""
 
 
 class Finder:
-    """The same finder as the .pth file's, for installs that skip .pth files."""
+    """The finder for installations without .pth files; the .pth file has the same finder."""
 
     @classmethod
     def find_spec(cls, name: str, path: Any = None, target: Any = None) -> ModuleSpec | None:
-        """The spec of `lm_eval.models` that registers us once it ran; None for anything else."""
+        """A spec of `lm_eval.models` that also registers our model; None for other modules."""
         if name != LM_EVAL_MODELS:
             return None
         try:
@@ -45,7 +45,7 @@ class Finder:
 
 
 def install() -> None:
-    """Registers the model class now if lm-eval's models are imported, else once they are."""
+    """Registers the model class, at once or when lm-eval's models are imported later."""
     if LM_EVAL_MODELS in sys.modules:
         register()
     elif Finder not in sys.meta_path:
@@ -55,9 +55,10 @@ def install() -> None:
 def find_registering_spec(
     asking: Any, name: str, path: Any = None, target: ModuleType | None = None
 ) -> ModuleSpec | None:
-    """The spec that the finders after `asking` give for `name`, with `register` run afterwards.
+    """The spec for `name` from the finders after `asking`, extended so that `register` is called.
 
-    Those before it have been asked already; asking them again would never end with two of ours.
+    Finders before `asking` have had their turn. Calling them again would recurse forever if two
+    finders of ours were installed.
     """
     for finder in sys.meta_path[sys.meta_path.index(asking) + 1 :]:
         spec = finder.find_spec(name, path, target)
@@ -68,7 +69,7 @@ def find_registering_spec(
 
 
 def register() -> None:
-    """Puts the lazy target into lm-eval's model registry, unless it is or will be known there."""
+    """Adds the model class to lm-eval's registry, unless it is there or lm-eval discovers it."""
     from lm_eval.api import registry
 
     models = registry.model_registry
@@ -78,13 +79,13 @@ def register() -> None:
 
 
 def _register_after(spec: ModuleSpec) -> None:
-    """Wraps this one spec's loader; its class and everything else about it stay as they were."""
+    """Changes the loader of this spec, and no other loader, to call `register` afterwards."""
     loader: Any = spec.loader
     run_module = loader.exec_module
 
     def run_module_then_register(module: ModuleType) -> None:
         run_module(module)
-        # lm-eval works without us, so an error of ours must not stop it.
+        # An error here must not stop lm-eval, which works without this package.
         try:
             register()
         except Exception:

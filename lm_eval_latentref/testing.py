@@ -1,4 +1,4 @@
-"""`latentref check` as a test: it fails with the report if a run got worse.
+"""`latentref check` for pytest: the test fails, with the report, if a run is worse than a baseline.
 
 from lm_eval_latentref.testing import check
 
@@ -17,14 +17,14 @@ from lm_eval_latentref.evaluation.gate import render
 
 
 class InconclusiveWarning(UserWarning):
-    """The run was too short to detect a drop; `-W error` turns this into a failure."""
+    """The run was too short to detect a drop; with `-W error` the test fails."""
 
 
 def check(candidate: Any, **options: Any) -> gate.Report:
-    """Run `lm_eval_latentref.evaluation.check.check` and return its report; same arguments.
+    """Run `lm_eval_latentref.evaluation.check.check` with the same arguments; return its report.
 
     Raises:
-        AssertionError: the verdict is fail; the message is the report.
+        AssertionError: the verdict is "fail"; the message is the report.
     """
     report = gate.check(candidate, **options)
     text = render(report, "text")

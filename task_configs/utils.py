@@ -1,6 +1,6 @@
-"""The functions that the task files call: data sets, and the judge of generated answers.
+"""The functions that the task files call: data sets, and the scoring of generated answers.
 
-lm-eval passes all of a task's metadata, including the model's arguments; `_unused` takes the rest.
+lm-eval passes a task's whole metadata, including the model arguments; `_unused` takes the rest.
 """
 
 from __future__ import annotations

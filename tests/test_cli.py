@@ -19,7 +19,7 @@ import torch
 import lm_eval_latentref
 from lm_eval_latentref import cli
 from lm_eval_latentref.__main__ import main as guarded
-from lm_eval_latentref.benchmarks import splits
+from lm_eval_latentref.benchmarks import published
 from lm_eval_latentref.benchmarks.documents import tasks_path
 from lm_eval_latentref.cli import main, options
 from lm_eval_latentref.cli.parser import parser
@@ -174,9 +174,9 @@ def test_the_version_is_the_packages(capsys):
 def test_the_demo_takes_real_data_where_it_can(monkeypatch, readable, task):
     def read(name, split):
         if not readable:
-            raise splits.DataMissingError(f"{name} {split}: no download")
+            raise published.DataMissingError(f"{name} {split}: no download")
 
-    monkeypatch.setattr(splits, "read", read)
+    monkeypatch.setattr(published, "read", read)
     assert demo.choose_task() == task
 
 

@@ -50,7 +50,7 @@ DATA = ["data", "--num", "3", "-o", "out.json", "graph"]
 @pytest.mark.parametrize(
     ("words", "part"),
     [
-        (["ask", "\udcff", *ASK[2:]], "no character; give UTF-8"),
+        (["ask", "\udcff", *ASK[2:]], "not a valid character; give UTF-8"),
         (["ask", " ", *ASK[2:]], "the question is empty"),
         ([*ASK, "--max_new_tokens", "0"], "give an integer, 1 or more"),
         ([*ASK, "--max_new_tokens", "999"], "lower max_new_tokens"),
@@ -72,7 +72,7 @@ DATA = ["data", "--num", "3", "-o", "out.json", "graph"]
         (["convert", "--pretrained", "model", "-o", "model"], "give a new one"),
         (["convert", "--pretrained", "model", "-o", ""], "it is empty"),
         (["convert", "--pretrained", "model", "-o", "/dev/null/x"], "cannot be written"),
-        (["convert", "--pretrained", "model", "--adapter", "-o", "x"], "is no adapter"),
+        (["convert", "--pretrained", "model", "--adapter", "-o", "x"], "is not an adapter"),
         (["convert", "--pretrained", "model", "-o", "text.yaml"], "cannot be written"),
         ([*CONVERT, "-a", "dtype=int8"], "give a floating-point type"),
         ([*CONVERT, "-a", "dtype=float99"], "give a floating-point type"),

@@ -1,4 +1,4 @@
-"""Benchmark data: rows, splits, generated problems, and the documents that lm-eval's tasks read.
+"""Benchmark data: rows, splits, generated problems, and the documents of our lm-eval tasks.
 
-The YAML files in `task_configs` call this folder.
+The task files in `task_configs` call these modules.
 """

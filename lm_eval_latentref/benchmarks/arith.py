@@ -1,11 +1,11 @@
-"""Generated modular arithmetic, read from left to right: each step needs the result before it.
+"""Generates modular arithmetic, computed from left to right: each step needs the previous result.
 
     rows = list(generate(5000, seed=0, split="test"))
     rows[0]["question"]     # "4 +7 *3 -9 ="
     rows[0]["steps"]        # ["0", "0", "2"] modulo 11; the answer is the last of them
 
-Operands are never 0. With a prime modulus every answer is therefore equally likely to a reader who
-misses the first number or any operation: chance is 1 / modulus.
+Operands are never 0. With a prime modulus, a reader who does not know the first number or some
+operation therefore cannot do better than chance, 1 / modulus.
 """
 
 from __future__ import annotations
@@ -36,15 +36,15 @@ def generate(
     """Yields `num` distinct problems; the first n are the same for every `num`.
 
     Args:
-        num: how many, 0 or more.
+        num: the number of problems, 0 or more.
         seed: any integer; different seeds give different problems.
         split: "train", "validation" or "test"; no problem is in two splits, whatever the seeds.
         modulus: results are taken modulo this number, 2 or more.
-        min_steps: the fewest operations; numbers of operations are drawn uniformly.
-        max_steps: the most operations.
+        min_steps: the minimum number of operations; the number is drawn uniformly.
+        max_steps: the maximum number of operations.
 
     Raises:
-        LatentRefError: a value is out of its range, or there are not that many problems.
+        LatentRefError: a value is out of range, or there are fewer than `num` problems.
     """
     check_request(num, split)
     if modulus < 2:

@@ -1,12 +1,12 @@
-"""Turns benchmark rows into the documents of our lm-eval tasks, and judges generated answers.
+"""Turns benchmark rows into the documents of our lm-eval tasks, and scores generated answers.
 
     documents("mathqa", "dev")[0]
     # {"Problem": ..., ..., "prompt": "...\\n", "answer_text": "### c", "choices": ["### a", ...],
     #  "gold": 2}
 
-A document is the published row plus the fields that the task files use: `prompt` (the context), the
-answer as text and, for multiple choice, the continuations and the index of the right one. The files
-in the folder `tasks_path()` say which split is scored how.
+A document is a published row with additional fields for the task files: `prompt` (the context),
+`answer_text` and, for multiple choice, `choices` (the continuations) and `gold` (the index of the
+right choice). The task files are in the folder `tasks_path()`.
 """
 
 from __future__ import annotations
@@ -28,18 +28,18 @@ from lm_eval_latentref.latent.protocol import answer_text, extract_answer, promp
 Document = dict[str, Any]
 
 Splits = dict[str, dict[str, object]]
-"""Task data by "name split": its origin, and what identifies it."""
+"""For each "NAME SPLIT", the origin of the data and its identity, as JSON values."""
 
 
 class DataOfEvaluations:
-    """The data of each evaluation in this process: the data loaded since the last report."""
+    """The data that each evaluation in this process has used."""
 
     def __init__(self) -> None:
         self._loaded: Splits = {}
         self._reported: Splits = {}
 
     def add(self, split: str, identity: dict[str, object]) -> None:
-        """Record that documents of `split` were made, for the next evaluation."""
+        """Record that documents of `split` were loaded for the next report."""
         self._loaded[split] = identity
 
     def expect(self, splits: Splits) -> None:
@@ -47,9 +47,10 @@ class DataOfEvaluations:
         self._loaded = dict(splits)
 
     def report(self) -> Splits:
-        """The data of the evaluation that ends here.
+        """The data loaded since the last report.
 
-        If nothing was loaded for it, it has the same tasks as the evaluation before.
+        If nothing was loaded, the evaluation had the same tasks as the last one, so the last report
+        is returned again.
         """
         if self._loaded:
             self._reported, self._loaded = self._loaded, {}
@@ -63,7 +64,7 @@ _recordings: list[Splits] = []
 
 @contextmanager
 def recording() -> Iterator[Splits]:
-    """Yields a record of the data of all documents that are made in this block."""
+    """Yields a dict that gains the data of all documents loaded in this block."""
     splits: Splits = {}
     _recordings.append(splits)
     try:
@@ -79,7 +80,10 @@ def _record(split: str, identity: dict[str, object]) -> None:
 
 
 def documents(name: str, split: str) -> list[Document]:
-    """The documents of benchmark `name`'s `split` ("test", "dev" or "train")."""
+    """The documents of a split ("test", "dev" or "train") of benchmark `name`.
+
+    Raises the errors of `splits.load`.
+    """
     loaded = load_split(name, split)
     _record(f"{name} {split}", loaded.identity())
     return [document(name, row) for row in loaded.rows]
@@ -93,45 +97,53 @@ def generated_documents(
     split: str = "test",
     options: Mapping[str, Any] | None = None,
 ) -> list[Document]:
-    """Documents made by the generator `name` with its `options`."""
-    # `latentref train` records these tasks by the same name.
+    """Documents of `num` problems from a generator.
+
+    Args:
+        name: a key of `generators.GENERATORS`.
+        options: the generator's options.
+
+    Raises:
+        LatentRefError: an argument is unknown or out of range.
+    """
+    # `latentref train` records generated data under the same name.
     identity = {"origin": "generated", "rows": num, "seed": seed, **(options or {})}
     _record(f"{name} {split}", identity)
-    given = json.dumps(options or {}, sort_keys=True, default=repr)
-    return [dict(made) for made in _generated_documents(name, num, seed, split, given)]
+    text = json.dumps(options or {}, sort_keys=True, default=repr)
+    return [dict(generated) for generated in _generated_documents(name, num, seed, split, text)]
 
 
 def lettered_documents(split: str) -> list[Document]:
-    """The published ProsQA problems of `split` with their graphs written in letters."""
+    """The published ProsQA problems of a split, with letters in place of names."""
     loaded = load_split("prosqa", split)
     _record(f"prosqa_letters {split}", loaded.identity())
     return [_generated_document("prosqa_letters", lettered(row)) for row in loaded.rows]
 
 
 def harness_documents(split: str) -> list[Document]:
-    """MathQA as in lm-eval's own `mathqa`: the bare problem, and the choices its parser returns."""
+    """MathQA as in lm-eval's own `mathqa` task: the bare problem, and choices parsed in its way."""
     loaded = load_split("mathqa", split)
     _record(f"mathqa {split}", loaded.identity())
     return [_harness_document(row) for row in loaded.rows]
 
 
 def document(name: str, row: Mapping[str, Any]) -> Document:
-    """One row of benchmark `name`, with the fields that its tasks read."""
+    """A row of benchmark `name` with the additional fields that its tasks read."""
     benchmark = BENCHMARKS[name]
     example = benchmark.example(row)
-    made = {
+    result = {
         **row,
         "prompt": prompt(example.question),
         "answer_text": answer_text(example.answer),
     }
     if candidates := benchmark.candidates(row):
-        made["choices"] = [answer_text(candidate) for candidate in candidates]
-        made["gold"] = candidates.index(example.answer)
-    return made
+        result["choices"] = [answer_text(candidate) for candidate in candidates]
+        result["gold"] = candidates.index(example.answer)
+    return result
 
 
 def exact_match(document: Mapping[str, Any], results: Sequence[str]) -> dict[str, float]:
-    """lm-eval's `process_results`: 1 if the answer in the generated text is the gold one."""
+    """`process_results` for lm-eval: 1 if the generated answer equals the gold answer, else 0."""
     gold = extract_answer(document["answer_text"])
     return {"exact_match": float(extract_answer(results[0]) == gold)}
 
@@ -140,7 +152,7 @@ def exact_match(document: Mapping[str, Any], results: Sequence[str]) -> dict[str
 def _generated_documents(
     name: str, num: int, seed: int, split: str, options: str
 ) -> tuple[Document, ...]:
-    """The documents, made once: each evaluation loads its task anew, and thousands take seconds."""
+    """Generated documents, cached: they take seconds, and each evaluation loads its task again."""
     rows = generate(name, num, seed=seed, split=split, options=json.loads(options))
     return tuple(_generated_document(name, row) for row in rows)
 
@@ -165,10 +177,10 @@ def _harness_document(row: dict[str, Any]) -> Document:
 
 
 def tasks_path() -> Path:
-    """The folder of the task YAML files: in an installed wheel or, else, in the checkout.
+    """The folder of the task files: in the package if it was installed from a wheel, or beside it.
 
     Raises:
-        LatentRefError: it is in neither place, so the installation is incomplete.
+        LatentRefError: there is no such folder, so the installation is incomplete.
     """
     package = Path(__file__).resolve().parent.parent
     for folder in (package / "task_configs", package.parent / "task_configs"):
@@ -180,13 +192,13 @@ def tasks_path() -> Path:
 
 
 def include_paths(given: str | Sequence[str] | None) -> list[str]:
-    """Our task folder, then the user's, whose tasks replace ours of the same name.
+    """Our task folder, followed by the user's folders, whose tasks replace ours of the same name.
 
-    Raises LatentRefError for a folder that is not there: lm-eval would go on without it.
+    Raises LatentRefError for a folder that does not exist; lm-eval would ignore it.
     """
-    users = [] if given is None else [given] if isinstance(given, str) else list(given)
-    for folder in users:
+    folders = [] if given is None else [given] if isinstance(given, str) else list(given)
+    for folder in folders:
         if not Path(folder).is_dir():
             raise LatentRefError(f"--include_path {folder}: there is no such folder of task files")
     ours = str(tasks_path())
-    return [ours, *(path for path in users if path != ours)]
+    return [ours, *(path for path in folders if path != ours)]

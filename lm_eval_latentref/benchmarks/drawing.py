@@ -1,9 +1,9 @@
-"""Shared by the generators: splits without a problem in common, and shortest paths.
+"""Helpers of the generators: disjoint splits, and shortest paths in graphs.
 
     problems = distinct(draw, "test", identity=lambda row: row["question"])
     shortest_paths(0, [(0, 1), (1, 2)])[2]          # (0, 1, 2)
 
-The hash of a problem decides its split, so splits are disjoint whatever the seeds.
+A hash of the problem determines its split, so splits are disjoint for all seeds.
 """
 
 from __future__ import annotations
@@ -15,14 +15,14 @@ from typing import TypedDict
 from lm_eval_latentref.errors import LatentRefError
 
 SPLIT_BUCKETS = {"test": (0,), "validation": (1,), "train": (2, 3)}
-"""The values of a problem's hash, modulo 4, that belong to each split."""
+"""For each split, the values of a problem's hash modulo 4."""
 
 MOST_FAILURES = 10_000
-"""After this many draws in a row without a new problem, the problems count as exhausted."""
+"""After this many consecutive draws without a new problem, there are no more problems."""
 
 
 class Row(TypedDict):
-    """One problem: the fields of Coconut's data files, and the candidate answers."""
+    """A problem: the fields of Coconut's data files, and the candidate answers."""
 
     question: str
     steps: list[str]
@@ -31,9 +31,9 @@ class Row(TypedDict):
 
 
 def check_request(num: int, split: str) -> None:
-    """Raises LatentRefError for what is no number of problems and a split that is not generated."""
+    """Raises LatentRefError unless `num` is an integer >= 0 and `split` is a generated split."""
     if type(num) is not int or num < 0:
-        raise LatentRefError(f"{num!r} problems asked for: give an integer, 0 or more")
+        raise LatentRefError(f"the number of problems is {num!r}: give an integer, 0 or more")
     if split not in SPLIT_BUCKETS:
         raise LatentRefError(f"split {split!r} is not generated: use {', '.join(SPLIT_BUCKETS)}")
 
@@ -41,14 +41,14 @@ def check_request(num: int, split: str) -> None:
 def distinct(
     draw: Callable[[], Row | None], split: str, *, identity: Callable[[Row], str]
 ) -> Iterator[Row]:
-    """Yields the problems from `draw` that belong to `split`, each once.
+    """Yields different problems of `split`.
 
     Args:
-        draw: makes a problem; None if an attempt failed.
-        identity: two problems with the same identity are the same; its hash decides the split.
+        draw: returns a random problem of any split, or None if the attempt failed.
+        identity: returns the text that identifies a problem; its hash determines the split.
 
     Raises:
-        LatentRefError: the problems are exhausted.
+        LatentRefError: there are no more problems.
     """
     seen: set[bytes] = set()
     failures = 0
@@ -62,13 +62,13 @@ def distinct(
             failures = 0
             yield row
     raise LatentRefError(
-        f"these options give no more than {len(seen)} problems of {split}; give options that "
-        "allow more, or ask for fewer"
+        f"these options give only {len(seen)} problems of {split}; give options that allow more, "
+        "or a smaller number of problems"
     )
 
 
 def shortest_paths(start: int, edges: Iterable[Sequence[int]]) -> dict[int, tuple[int, ...]]:
-    """For each reachable node, the nodes of one shortest path from `start`, ends included."""
+    """For each reachable node, the nodes of a shortest path from `start`, both ends included."""
     children: dict[int, list[int]] = {}
     for up, down in edges:
         children.setdefault(up, []).append(down)

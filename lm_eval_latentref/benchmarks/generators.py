@@ -1,9 +1,9 @@
-"""The generated tasks by name, with their options checked.
+"""Generates problems by the name of the generator, and checks its options.
 
     rows = generate("graph", 5000, seed=0, split="test", options={"nodes": 18})
     rows[0]["question"], rows[0]["steps"], rows[0]["answer"]
 
-A recipe's `train` and a task file's `generator` take these names.
+The names are used in a recipe's `train` and in a task file's `generator`.
 """
 
 from __future__ import annotations
@@ -21,16 +21,16 @@ GENERATORS: dict[str, Callable[..., Iterator[Any]]] = {
     "prosqa_generated": prosqa.generate,
     "prosqa_letters": prosqa_letters.generate,
 }
-"""The name `prosqa` is taken by the benchmark."""
+"""The generators by name; `prosqa` is the published benchmark, hence `prosqa_generated`."""
 
 
 def generate(
     name: str, num: int, *, seed: int, split: str, options: Mapping[str, Any]
 ) -> list[dict[str, Any]]:
-    """`num` problems of the generated task `name`.
+    """`num` problems from the generator `name`.
 
     Raises:
-        LatentRefError: there is no such task, or an option is unknown or cannot be used.
+        LatentRefError: there is no such generator, or an option is unknown or out of range.
     """
     if name not in GENERATORS:
         raise LatentRefError(f"no generated task {name!r}: use {' or '.join(GENERATORS)}")

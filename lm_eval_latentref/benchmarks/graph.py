@@ -1,12 +1,13 @@
-"""Generated reachability questions on small graphs: ProsQA in letters, trainable on a CPU.
+"""Generates reachability questions on small graphs: like ProsQA, but small enough for a CPU.
 
     rows = list(generate(5000, seed=0, split="test"))
     rows[0]["question"]     # "c>m k>b a>c ... ; b p ; a"
     rows[0]["steps"]        # ["c", "m", "p"]; the answer is the last of them
 
-Two trees grow from two roots; further edges inside each tree lead from a smaller depth to a greater
-one. The question lists all edges, then two candidates, one under each root and equally far from it,
-then the root asked about. Only one candidate can be reached from that root. Chance is one half.
+A problem has two trees. Additional edges inside each tree lead from a node to a deeper node. The
+question lists all edges, then two candidates, then one of the roots. The candidates are in
+different trees, at the same distance from their roots, so only one can be reached from the given
+root. Chance is one half.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from lm_eval_latentref.errors import LatentRefError
 SYMBOLS = tuple(string.ascii_letters)
 
 NUM_OPEN = 4
-"""A new node's parent is one of this many newest nodes of its tree."""
+"""The parent of a new node is drawn from this many newest nodes of the tree."""
 
 
 @dataclass(frozen=True)
@@ -63,18 +64,18 @@ def generate(
     """Yields `num` problems with distinct graphs; the first n are the same for every `num`.
 
     Args:
-        num: how many, 0 or more.
+        num: the number of problems, 0 or more.
         seed: any integer; different seeds give different problems.
         split: "train", "validation" or "test"; no graph is in two splits, whatever the seeds.
-        nodes: the number of nodes of both trees together.
-        extra: the number of edges besides those of the trees.
-        min_hops: the least distance of a candidate from its root. Large distances are rare: with
-            the defaults, about one problem in a hundred has 4 hops, the others 3.
-        max_hops: the greatest distance of a candidate from its root.
-        symbols: the number of letters that the nodes' names are drawn from, `nodes` to 52.
+        nodes: the number of nodes in both trees together.
+        extra: the number of additional edges.
+        min_hops: the minimum distance of a candidate from its root. Large distances are rare: with
+            the defaults, about one problem in a hundred has 4 hops, all others 3.
+        max_hops: the maximum distance of a candidate from its root.
+        symbols: the number of letters from which the nodes' names are drawn, `nodes` to 52.
 
     Raises:
-        LatentRefError: a value is out of its range, or no graph allows such a question.
+        LatentRefError: a value is out of range, or there are fewer than `num` such problems.
     """
     check_request(num, split)
     size = _Size(nodes, extra, min_hops, max_hops, symbols)
@@ -88,7 +89,7 @@ def _edges_of(row: Row) -> str:
 
 
 def _draw(rng: random.Random, size: _Size) -> Row | None:
-    """A question about a new graph; None if no two candidates are equally far from their roots."""
+    """A question about a random graph; None if the trees have no candidates at equal distances."""
     trees, edges = _grow(rng, size)
     paths = [shortest_paths(root, edges) for root in (0, 1)]
     pools: dict[int, list[list[int]]] = {}
@@ -106,7 +107,7 @@ def _draw(rng: random.Random, size: _Size) -> Row | None:
 
 
 def _grow(rng: random.Random, size: _Size) -> tuple[list[list[int]], list[tuple[int, int]]]:
-    """The nodes of both trees, roots 0 and 1 first, and all edges."""
+    """The nodes of both trees, whose roots are 0 and 1, and all edges."""
     trees, depth, edges = [[0], [1]], {0: 0, 1: 0}, []
     for node in range(2, size.nodes):
         tree = trees[rng.randrange(2)]
@@ -114,15 +115,15 @@ def _grow(rng: random.Random, size: _Size) -> tuple[list[list[int]], list[tuple[
         edges.append((parent, node))
         depth[node] = depth[parent] + 1
         tree.append(node)
-    there = set(edges)
-    more = [
+    tree_edges = set(edges)
+    possible = [
         (up, down)
         for tree in trees
         for up in tree
         for down in tree
-        if depth[up] < depth[down] and (up, down) not in there
+        if depth[up] < depth[down] and (up, down) not in tree_edges
     ]
-    edges += rng.sample(more, min(size.extra, len(more)))
+    edges += rng.sample(possible, min(size.extra, len(possible)))
     return trees, edges
 
 

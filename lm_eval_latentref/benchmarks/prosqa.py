@@ -1,17 +1,18 @@
-"""Generated ProsQA-style reasoning graphs: any number, without a download, fixed by the seed.
+"""Generates problems like those of ProsQA, in any number, without a download, from a seed.
 
     rows = list(generate(500, seed=0, split="test"))
     rows[0]["question"]   # "Every lempus is a rempus. ... Is Tom a rempus or impus?"
 
-A problem is a directed acyclic graph whose edges are facts ("Every A is a B."). Each of two rivals,
-both people, has descendants that the other cannot reach. The question offers one such descendant of
-each; only one of the two can be reached from the person asked about. Row fields, vocabulary and
-statistics are those of the real ProsQA (Hao et al., arXiv:2412.06769, appendix A): the constants
-below were fitted to its 800 validation and test questions.
+A problem is a directed acyclic graph whose edges are facts ("Every A is a B."). Two of its nodes,
+the rivals, are people; each has descendants that the other cannot reach. The question names one of
+the rivals and two candidates, one such descendant of each rival, so only one candidate can be
+reached. Row fields, vocabulary and statistics are those of the published ProsQA (Hao et al.,
+arXiv:2412.06769, appendix A): the constants below were fitted to its 800 validation and test
+questions.
 
-Splits are disjoint for every pair of seeds: a hash of a problem's facts decides its split. No
-problem has the same facts as a real validation or test question; this package contains only hashes
-of the real questions.
+A hash of a problem's facts determines its split, so splits are disjoint for all seeds. No problem
+has the same facts as a published validation or test question; this package contains only hashes of
+these.
 """
 
 from __future__ import annotations
@@ -36,19 +37,24 @@ PEOPLE = tuple(_PEOPLE.split())
 CONCEPTS = tuple(_CONCEPTS.split())
 
 HOP_WEIGHTS = {3: 202, 4: 217, 5: 69, 6: 12}
-"""For each number of steps, how many questions of the real test split need it."""
-
+"""For each number of steps, the number of questions in the published test split."""
 
 _NODE_MEAN, _NODE_SPREAD, _NODE_RANGE = 23.0, 1.95, (14, 28)
+"""The mean, standard deviation and range of the number of nodes."""
 _PARENT_RATE = 1.52
+"""The rate of the Poisson distribution of a node's number of parents."""
 _PARENTLESS_SHARE = 0.04
+"""The share of nodes without parents."""
 _RIVAL_SHARES = (0.36, 0.47)
+"""The shares of nodes that only rival 0 and only rival 1 may reach."""
 _DEPTH_PULL = 0.9
+"""The increase of a node's weight as a parent with its depth."""
 _SHALLOW_TARGET_SHARE = 0.2
+"""The probability of accepting a target that is not at the greatest depth."""
 
 
 class Row(TypedDict):
-    """One problem, with the fields of the published files in their order."""
+    """A problem, with the fields of the published files in their order."""
 
     question: str
     answer: str
@@ -66,7 +72,7 @@ class _Graph:
 
     parents: tuple[tuple[int, ...], ...]
     reached_by: tuple[int, ...]
-    """For each node: 1 if rival 0 reaches it, 2 if rival 1 does, 3 for both, 0 for neither."""
+    """For each node: 1 if only rival 0 reaches it, 2 if only rival 1 does, 3 if both, 0 if none."""
 
     @property
     def edges(self) -> list[list[int]]:
@@ -82,27 +88,28 @@ class _Graph:
 class _Problem:
     graph: _Graph
     path: tuple[int, ...]
-    """A shortest path from the person asked about to the right answer."""
+    """A shortest path from the rival in the question to the right candidate."""
     neg_target: int
+    """The wrong candidate."""
 
 
 def generate(num: int, *, seed: int = 0, split: str = "train") -> Iterator[Row]:
     """Yields `num` problems; the first n are the same for every `num`.
 
     Args:
-        num: how many, 0 or more.
+        num: the number of problems, 0 or more.
         seed: any integer; different seeds give different problems.
         split: "train", "validation" or "test"; no problem is in two splits, whatever the seeds.
 
     Raises:
-        LatentRefError: an unknown split or a negative number.
+        LatentRefError: the split is unknown, or `num` is negative.
     """
     check_request(num, split)
     return islice(_stream(seed, split), num)
 
 
 def fingerprint(question: str) -> str:
-    """Eight hexadecimal digits that identify the facts of `question` in any order."""
+    """Eight hexadecimal digits that identify the facts in `question`, whatever their order."""
     facts = sorted(question.lower().split(". ")[:-1])
     return hashlib.sha256("\n".join(facts).encode()).hexdigest()[:8]
 
@@ -113,18 +120,18 @@ def _stream(seed: int, split: str) -> Iterator[Row]:
     seen = set(KNOWN_FINGERPRINTS)
     while True:
         problem = _problem(rng)
-        # Renaming the nodes keeps the graph, so choosing by hash does not change the statistics.
+        # New names do not change the graph, so this loop does not change the statistics.
         while True:
             row = _worded(problem, rng)
-            mark = fingerprint(row["question"])
-            if int(mark, 16) % 4 in SPLIT_BUCKETS[split] and mark not in seen:
+            digits = fingerprint(row["question"])
+            if int(digits, 16) % 4 in SPLIT_BUCKETS[split] and digits not in seen:
                 break
-        seen.add(mark)
+        seen.add(digits)
         yield row
 
 
 def _problem(rng: random.Random) -> _Problem:
-    """A problem with a number of steps drawn from the real distribution."""
+    """A random problem; the number of steps has the distribution of the published test split."""
     hops = rng.choices(list(HOP_WEIGHTS), list(HOP_WEIGHTS.values()))[0]
     while True:
         graph = _graph(rng)
@@ -133,7 +140,7 @@ def _problem(rng: random.Random) -> _Problem:
 
 
 def _graph(rng: random.Random) -> _Graph | None:
-    """A graph grown node by node; None if a rival has no descendants."""
+    """A random graph; None if a rival has no descendants."""
     low, high = _NODE_RANGE
     num_nodes = min(max(round(rng.gauss(_NODE_MEAN, _NODE_SPREAD)), low), high)
     parents: list[tuple[int, ...]] = [(), ()]
@@ -155,20 +162,23 @@ def _graph(rng: random.Random) -> _Graph | None:
 
 
 def _draw_parents(reached_by: list[int], depth: list[int], rng: random.Random) -> tuple[int, ...]:
-    """Parents of the next node: most nodes avoid one rival, and deep parents are more likely."""
+    """Random parents of the next node.
+
+    Most nodes have no parents that are reached by one of the rivals; deep parents are more likely.
+    """
     if rng.random() < _PARENTLESS_SHARE:
         return ()
     draw, (first, second) = rng.random(), _RIVAL_SHARES
     barred = 2 if draw < first else 1 if draw < first + second else 0
     pool = [node for node, rivals in enumerate(reached_by) if not rivals & barred]
-    # u ** (1 / weight), largest first, is a weighted draw without replacement.
-    keyed = {node: rng.random() ** (1 / (1 + _DEPTH_PULL * depth[node])) for node in pool}
-    chosen = sorted(pool, key=lambda node: keyed[node], reverse=True)[: _positive_poisson(rng)]
+    # The nodes with the largest u ** (1 / weight) are a weighted sample without replacement.
+    keys = {node: rng.random() ** (1 / (1 + _DEPTH_PULL * depth[node])) for node in pool}
+    chosen = sorted(pool, key=lambda node: keys[node], reverse=True)[: _positive_poisson(rng)]
     return tuple(sorted(chosen))
 
 
 def _positive_poisson(rng: random.Random) -> int:
-    """A Poisson number of rate `_PARENT_RATE`, drawn until it is not 0 (Knuth's method)."""
+    """A positive Poisson number with rate `_PARENT_RATE` (Knuth's method, repeated until > 0)."""
     while True:
         count, product = 0, rng.random()
         while product > math.exp(-_PARENT_RATE):
@@ -185,7 +195,10 @@ def _union(sets: Iterator[int]) -> int:
 
 
 def _posed(graph: _Graph, hops: int, rng: random.Random) -> _Problem | None:
-    """A question about the rival whose own descendants go deeper; None if none is `hops` away."""
+    """A question about `graph` whose answer takes `hops` steps; None if there is none.
+
+    The question is about the rival with the deeper descendants of its own.
+    """
     routes = [shortest_paths(rival, graph.edges) for rival in (0, 1)]
     own = [[node for node in graph.leaves if graph.reached_by[node] == 1 + r] for r in (0, 1)]
     deepest = [max((len(routes[r][node]) for node in own[r]), default=0) - 1 for r in (0, 1)]
@@ -206,7 +219,10 @@ def _posed(graph: _Graph, hops: int, rng: random.Random) -> _Problem | None:
 
 
 def _worded(problem: _Problem, rng: random.Random) -> Row:
-    """Name the nodes (people have no parents) and shuffle the facts and both candidate answers."""
+    """The row of `problem`, with random names and random orders of facts and candidates.
+
+    Nodes without parents are people.
+    """
     parents, edges = problem.graph.parents, problem.graph.edges
     people = iter(rng.sample(PEOPLE, sum(not ups for ups in parents)))
     concepts = iter(rng.sample(CONCEPTS, sum(bool(ups) for ups in parents)))

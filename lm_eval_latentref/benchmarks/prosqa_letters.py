@@ -1,11 +1,11 @@
-"""ProsQA with its graphs written in letters: the same problems, in words a small model can learn.
+"""ProsQA problems with letters in place of names, which a small model can learn.
 
     row = lettered(load_split("prosqa", "test").rows[0])
-    row["question"]     # "k> b c> a ... ; q f ; k": edges, both candidates, the node asked about
-    row["steps"]        # ["b", "m", "f"]: the nodes on the path; the answer is the last one
+    row["question"]     # "k> b c> a ... ; q f ; k": edges, both candidates, the person
+    row["steps"]        # ["b", "m", "f"]: the nodes on the path; the last is the answer
 
-An edge is two words: its source followed by ">", then its target. Facts and candidates keep the
-order of the published question; each problem draws its own letters.
+An edge is two words: its source followed by ">", then its target. Facts and candidates have the
+order of the original question. The letters differ from problem to problem.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from lm_eval_latentref.benchmarks.drawing import Row
 from lm_eval_latentref.errors import LatentRefError
 
 NUM_SYMBOLS = 28
-"""The largest number of nodes in a published problem."""
+"""The maximum number of nodes in a published problem."""
 
 SYMBOLS = string.ascii_letters[:NUM_SYMBOLS]
 
@@ -29,15 +29,15 @@ _FACT = re.compile(r"(?:Every )?(\w+) is a (\w+)\.")
 
 
 def generate(num: int, *, seed: int = 0, split: str = "train") -> Iterator[Row]:
-    """Yields `num` generated problems in letters; the arguments and errors of `prosqa.generate`."""
+    """Yields `num` generated problems in letters; arguments and errors as in `prosqa.generate`."""
     yield from map(lettered, prosqa.generate(num, seed=seed, split=split))
 
 
 def lettered(row: Mapping[str, Any]) -> Row:
-    """A published or generated ProsQA row in letters, which depend on the question alone.
+    """A published or generated ProsQA row in letters; the letters depend only on the question.
 
     Raises:
-        LatentRefError: the question is not worded as ProsQA's are.
+        LatentRefError: the question does not have ProsQA's wording.
     """
     question = row["question"]
     text, _, offer = question.rpartition(" Is ")
@@ -47,8 +47,8 @@ def lettered(row: Mapping[str, Any]) -> Row:
     names = sorted({name for fact in facts for name in fact} | {person, *offered})
     if len(facts) != text.count(".") or len(offered) != 2 or len(names) > NUM_SYMBOLS:
         raise LatentRefError(
-            f"no ProsQA question of at most {NUM_SYMBOLS} names: {question[:80]!r}...; mend or "
-            "remove that row"
+            f"not a ProsQA question with at most {NUM_SYMBOLS} names: {question[:80]!r}...; repair "
+            "or remove that row"
         )
     letters = random.Random(f"letters {question}").sample(SYMBOLS, len(names))
     letter = dict(zip(names, letters, strict=True))

@@ -1,4 +1,4 @@
-"""Names to models: hub ids, folders, adapters, GGUF files, raw state dicts; and `convert`.
+"""Checkpoints: hub ids, folders, adapters, GGUF files and raw state dicts; and `latentref convert`.
 
-A name is resolved to a plan, checked, and opened strictly.
+Names are resolved to a plan, which is checked; then the models of the plan are loaded strictly.
 """

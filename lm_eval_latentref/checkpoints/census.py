@@ -1,14 +1,14 @@
-"""Detects adapters that change the weights of the base they are attached to.
+"""Detects adapters that change the weights of the base to which they are attached.
 
     before = Census(model)
     peft_model = PeftModel.from_pretrained(model, path)
-    before.first_change(peft_model)      # None, or the name of a weight that was changed
-    changes_base({"r": 8, "init_lora_weights": "pissa"})      # True, as tried on a single layer
+    before.first_change(peft_model)      # None, or the name of a changed weight
+    changes_base({"r": 8, "init_lora_weights": "pissa"})      # True
 
-A census reads every weight once, on its device: about 0.1 s for 135 million float32 weights on a
-CPU. `changes_base` tries settings of LoRA on a model of one layer, in milliseconds, before any
-weight is read. Settings that PEFT refuses count as no change there, and raise an error when the
-adapter is made on the model itself.
+A census reads every weight once, on its device; that takes about 0.1 s for 135 million float32
+weights on a CPU. `changes_base` tries LoRA settings on a model of one layer, in milliseconds. If
+PEFT refuses the settings, it returns False; PEFT's error occurs later, when the adapter is made for
+the real model.
 """
 
 from __future__ import annotations
@@ -43,17 +43,19 @@ _PLACES = {
     "base_model_name_or_path",
     "revision",
 }
-"""Arguments of LoraConfig that select the layers of an adapter, its base and the kind of model."""
+"""Arguments of LoraConfig that select an adapter's layers, its base and its task; they do not
+matter for a trial on one layer."""
 
 _WIDTH = 16
+"""The width of the layer on which settings are tried."""
 
 
 class Census:
-    """The parameters and buffers of a model: how often each occurs, and a digest of its bytes."""
+    """A record of a model's tensors: the number of places of each, and a digest of its bytes."""
 
     def __init__(self, model: nn.Module) -> None:
         named = named_tensors(model)
-        # The tensors are kept, because an id identifies an object only while that object lives.
+        # The tensors are stored too, because an id is valid only while its object exists.
         self._members = {id(tensor): (name, tensor) for name, tensor in reversed(named.items())}
         self._places = Counter(map(id, named.values()))
         self._digests = {key: digest(tensor) for key, (_, tensor) in self._members.items()}
@@ -62,9 +64,9 @@ class Census:
         return id(tensor) in self._members
 
     def first_change(self, model: nn.Module) -> str | None:
-        """The name of a tensor that changed, or is used in more or fewer places; None if none.
+        """The name of a tensor whose bytes or number of places changed; None if there is none.
 
-        `model` may hold further tensors, such as those of adapters, and may use other names.
+        `model` may have additional tensors, such as those of adapters, and other names.
         """
         places = Counter(map(id, named_tensors(model).values()))
         for key, (name, tensor) in self._members.items():
@@ -75,7 +77,7 @@ class Census:
 
 @torch.no_grad()
 def digest(tensor: Tensor) -> tuple[Any, ...]:
-    """Shape, type and two sums of the bytes, weighted by row and by column.
+    """Shape, dtype and two sums of the bytes as integers, weighted by row and by column.
 
     The sums are exact integers (modulo 2^64), so they do not depend on threads or devices.
     """
@@ -96,33 +98,33 @@ def _weights(total: Tensor) -> Tensor:
 
 
 def changes_base(lora: Mapping[str, Any]) -> bool:
-    """Whether making the adapter changes weights of its base model or makes them trainable."""
+    """Whether an adapter with these settings changes its base's weights or makes them trainable."""
     layer = _layer()
     before = Census(layer)
     model = _make(layer, lora, seed=0)
     return model is not None and touches_base(model, before)
 
 
-def is_drawn_anew(lora: Mapping[str, Any]) -> bool:
-    """Whether making the adapter changes its base in a way that depends on the random state."""
-    left = []
+def changes_base_at_random(lora: Mapping[str, Any]) -> bool:
+    """Whether an adapter with these settings changes its base depending on the random state."""
+    digests = []
     for seed in (0, 1):
         layer = _layer()
         (weight, _) = layer.parameters()
         if _make(layer, lora, seed=seed) is None:
             return False
-        left.append(digest(weight))
-    return left[0] != left[1]
+        digests.append(digest(weight))
+    return digests[0] != digests[1]
 
 
 def touches_base(model: Any, before: Census) -> bool:
-    """Whether the PeftModel's base changed since `before`, or is trainable."""
+    """Whether the base of a PeftModel changed since `before` or has trainable parameters."""
     trained = (weight for weight in model.parameters() if weight.requires_grad)
     return any(weight in before for weight in trained) or before.first_change(model) is not None
 
 
 def _layer() -> nn.Sequential:
-    """One linear layer with the same weights each time, made without the global random state."""
+    """A linear layer that always has the same weights; the global random state is not used."""
     layer = nn.Linear(_WIDTH, _WIDTH, device="meta").to_empty(device="cpu")
     with torch.no_grad():
         layer.bias.zero_()

@@ -1,10 +1,10 @@
-"""Writes any set of checkpoints as one plain folder that `pretrained=FOLDER` alone loads.
+"""Writes a set of checkpoints as one folder, which `pretrained=FOLDER` loads.
 
     convert(out="out/coconut", pretrained="gpt2", weights="checkpoint_41", strong="cot_25",
             weak="cot_1", latent_steps=6, memory_rate=0.3, tuned_on="mathqa dev")
 
-The backbone lies at the root, the references in `strong/` and `weak/`, the settings in
-latentref.json. With `adapter=True` the three remain adapters on their base.
+The backbone is at the top of the folder, the references are in `strong/` and `weak/`, the settings
+in latentref.json. All three are plain models; with `adapter=True` they remain adapters.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from lm_eval_latentref.checkpoints.adapters import (
+from lm_eval_latentref.checkpoints.adapter_files import (
     CONFIG,
     PICKLED_WEIGHTS,
     SAFE_WEIGHTS,
@@ -52,7 +52,7 @@ from lm_eval_latentref.checkpoints.questions import QUESTIONS_NAME, write_hashes
 from lm_eval_latentref.checkpoints.sets import CheckpointNames, SetPlan, learnt_from, resolve
 from lm_eval_latentref.checkpoints.sources import Source, default_source
 from lm_eval_latentref.checkpoints.state_dicts import make_skeleton, read_tensors
-from lm_eval_latentref.checkpoints.thought_files import find_kind, with_thoughts, write_map
+from lm_eval_latentref.checkpoints.thought_files import detect_kind, with_thoughts, write_map
 from lm_eval_latentref.checkpoints.unpacked import as_plain_model
 from lm_eval_latentref.checkpoints.written import check_written, log_likelihoods, sample_ids
 from lm_eval_latentref.errors import LatentRefError
@@ -76,15 +76,16 @@ def convert(
     """Writes the set into the folder `out` and returns its path.
 
     Args:
-        out: a new or empty folder; after an error it is unchanged.
-        adapter: keep adapters as adapters on their base instead of merging them into it.
-        tuned_on: the split that memory rate and step size were tuned on.
-        dtype: of the written weights; "auto" is each checkpoint's own.
-        options: names of checkpoints (the fields of `CheckpointNames`), and fields of
-            `RefinementConfig` for latentref.json. The defaults are those of the latentref.json of
-            `pretrained`.
+        out: a new or empty folder; it is unchanged after an error.
+        adapter: whether adapters stay adapters; if not, they are merged into their base.
+        tuned_on: the split on which memory rate and step size were tuned.
+        dtype: the dtype of the written weights; "auto": the dtype of each checkpoint.
+        options: names of checkpoints (the fields of `CheckpointNames`), and settings for
+            latentref.json (the fields of `RefinementConfig`). The latentref.json of `pretrained`
+            supplies the defaults.
 
-    Raises LatentRefError if the set does not fit together, `out` is taken or the disk is too small.
+    Raises:
+        LatentRefError: the set does not fit together, `out` is not empty, or the disk is full.
     """
     target = Path(out).expanduser()
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
@@ -92,7 +93,7 @@ def convert(
     _check_dtype(dtype)
     names = CheckpointNames.taken_from(options)
     plan = resolve(names)
-    recorded = find_kind(plan, options).settings
+    recorded = detect_kind(plan, options).settings
     given = RefinementConfig.parse({**recorded, **options})
     splits, questions = learnt_from(plan)
     manifest = dataclasses.replace(
@@ -113,7 +114,7 @@ def convert(
             _copy_adapters(plan, folder, samples, dtype, trust_remote_code)
         else:
             _save_models(plan, folder, own_tokenizer, borrowed, samples, dtype, trust_remote_code)
-        # An adapter's own tokenizer has been written by `_copy_adapter`, if the base lacks it.
+        # `_copy_adapter` has written the adapter's own tokenizer if it differs from the base's.
         if not adapter or plan.backbone.tokenizer not in (None, plan.backbone.adapter):
             own_tokenizer.save_pretrained(folder)
         copy_history(_members(plan), folder, name=target.name)
@@ -133,7 +134,7 @@ def _check_dtype(name: str) -> None:
 
 @contextmanager
 def _new_set(target: Path) -> Iterator[Path]:
-    """Yields a temporary folder to fill, which becomes `target`; a full disk ends in one line."""
+    """Yields a temporary folder that becomes `target`; a full disk raises LatentRefError."""
     try:
         with new_folder(target) as folder:
             yield folder
@@ -151,7 +152,10 @@ def _members(plan: SetPlan) -> dict[str, Source]:
 def _manifest(
     plan: SetPlan, recorded: Mapping[str, Any], given: Mapping[str, Any], tuned_on: str | None
 ) -> Manifest:
-    """The `recorded` settings under `given` ones, beside which `tuned_on` holds only if given."""
+    """The manifest of the new set: the `recorded` settings, overridden by `given`.
+
+    The `tuned_on` of `plan` is dropped if `given` has a new memory rate or step size.
+    """
     retuned = {"memory_rate", "search_step_size"} & given.keys()
     settings: dict[str, Any] = {**recorded, **given}
     return Manifest(
@@ -170,13 +174,13 @@ def _copy_adapters(
     for role, source in _members(plan).items():
         place = folder if role == "pretrained" else folder / role
         _copy_adapter(source, place, dtype, open_config(source, role, trust_remote_code))
-        read, again = (
-            load_alone(each, load_model=loader, trust_remote_code=trust_remote_code).model
-            for each in (source, dataclasses.replace(source, adapter=str(place)))
+        original, written = (
+            load_alone(adapter, load_model=loader, trust_remote_code=trust_remote_code).model
+            for adapter in (source, dataclasses.replace(source, adapter=str(place)))
         )
-        rounded_to = again.dtype if dtype == "auto" else getattr(torch, dtype)
+        rounded_to = written.dtype if dtype == "auto" else getattr(torch, dtype)
         name = f"{role}={source.name or source.base}"
-        check_written(name, log_likelihoods(read, samples), again, samples, rounded_to)
+        check_written(name, log_likelihoods(original, samples), written, samples, rounded_to)
 
 
 def _save_models(
@@ -188,19 +192,18 @@ def _save_models(
     dtype: str,
     trust_remote_code: bool,
 ) -> None:
-    """Writes the three as plain models, with one in memory at a time, and their tokenizers."""
+    """Writes plain models and their tokenizers; only one model at a time is in memory."""
     for role, source in _members(plan).items():
         logger.info("writing %s (%s)", role, source.name or source.base)
         place = folder if role == "pretrained" else folder / role
         before_S = _save_merged(source, place, samples, dtype, trust_remote_code)
-        written = Source(base=str(place), name=source.name)
-        again = load_alone(
-            written,
+        written = load_alone(
+            Source(base=str(place), name=source.name),
             load_model=default_loader(trust_remote_code=trust_remote_code),
             trust_remote_code=trust_remote_code,
         ).model
         name = f"{role}={source.name or source.base}"
-        check_written(name, before_S, again, samples, again.dtype)
+        check_written(name, before_S, written, samples, written.dtype)
         if role != "pretrained":
             _save_own_tokenizer(source, place, own_tokenizer, borrowed[role], trust_remote_code)
 
@@ -208,7 +211,10 @@ def _save_models(
 def _save_merged(
     source: Source, folder: Path, samples: _Samples, dtype: str, trust_remote_code: bool
 ) -> Tensor:
-    """Writes `source` as a plain model with its adapter merged; returns its log-likelihoods."""
+    """Writes `source` as a plain model with its adapter merged.
+
+    Returns the log-likelihoods (S) of `samples` before merging.
+    """
     loader = default_loader(dtype=dtype, trust_remote_code=trust_remote_code)
     loaded = load_alone(source, load_model=loader, trust_remote_code=trust_remote_code)
     model = loaded.model
@@ -227,7 +233,7 @@ def _save_merged(
 
 
 def _untie(model: Any) -> None:
-    """Copies tied weights, because an adapter may be merged into only one of the two layers."""
+    """Gives tied layers weights of their own, because an adapter may change only one of them."""
     shared = model.get_input_embeddings().weight
     for module in model.modules():
         for name, weight in list(module.named_parameters(recurse=False)):
@@ -236,9 +242,9 @@ def _untie(model: Any) -> None:
 
 
 def _merge(peft_model: Any) -> Any:
-    """The base with its adapter merged; output layer and embedding stay tied if they are equal.
+    """The base with its adapter merged; embedding and output layer stay tied only if still equal.
 
-    If two matrices are tied, PEFT merges into both what was learnt for one of them.
+    They are untied first, because PEFT would merge a change to one of two tied layers into both.
     """
     base = peft_model.get_base_model()
     configs = (base.config, base.config.get_text_config())
@@ -258,21 +264,21 @@ def _merge(peft_model: Any) -> Any:
 def _save_own_tokenizer(
     source: Source, folder: Path, backbone: Any, borrowed: frozenset[int], trust_remote_code: bool
 ) -> None:
-    """Writes the tokenizer of a reference, which determines whose rows the markers have.
+    """Writes the tokenizer of a reference. It decides whether the reference borrows marker rows.
 
-    If the reference has own rows for the markers, this is the backbone's tokenizer, with the same
-    ids. Otherwise it is its own tokenizer, unless that has the markers: then none is written, and
-    the rows stay borrowed from the backbone.
+    A reference that has its own embedding rows for the markers gets the backbone's tokenizer. Any
+    other reference gets its own tokenizer, or none if its own has the markers, so that it continues
+    to borrow the backbone's rows.
     """
     markers = known_markers(backbone)
-    fed = {markers[name] for name in (START_LATENT, END_LATENT) if name in markers}
-    if fed and not fed & borrowed:
+    ids = {markers[name] for name in (START_LATENT, END_LATENT) if name in markers}
+    if ids and not ids & borrowed:
         backbone.save_pretrained(folder)
         return
-    if fed & borrowed != fed:
+    if ids & borrowed != ids:
         raise LatentRefError(
-            f"{source.name or source.base} learnt one of {START_LATENT} and {END_LATENT} but not "
-            "the other; train both or neither before converting"
+            f"{source.name or source.base} was trained on one of {START_LATENT} and {END_LATENT} "
+            "but not the other; train both or neither before converting"
         )
     if source.weights is None and has_tokenizer(source):
         own = open_tokenizer(source, trust_remote_code)
@@ -284,22 +290,22 @@ def _check_adapters(plan: SetPlan) -> None:
     for role, source in _members(plan).items():
         if source.adapter is None or source.weights is not None:
             raise LatentRefError(
-                f"{role}={source.name or source.base} is no adapter, so the set cannot stay "
+                f"{role}={source.name or source.base} is not an adapter, so the set cannot remain "
                 "adapters on one base; convert without adapter to merge everything"
             )
         if source.base_key != plan.backbone.base_key:
             raise LatentRefError(
-                f"{role}={source.name} is an adapter on {source.base}, the backbone is one on "
-                f"{plan.backbone.base}; convert without adapter to merge everything"
+                f"{role}={source.name} is an adapter on {source.base}, but the backbone is an "
+                f"adapter on {plan.backbone.base}; convert without adapter to merge everything"
             )
     base_name(plan.backbone)
 
 
 def _copy_adapter(source: Source, folder: Path, dtype: str, base_config: Any) -> None:
-    """Copies an adapter's files, with the resolved name of its base in the configuration.
+    """Copies an adapter's files into `folder`, with the resolved name of its base.
 
-    Trained weights are written in `dtype`. Copies of the base's weights beside them keep theirs,
-    because `attach` compares them with the base. A tokenizer that equals the base's is left out.
+    Trained weights are written in `dtype`. Copies of base weights in the file keep their dtype,
+    because `attach` compares them with the base. A tokenizer equal to the base's is not copied.
     """
     assert source.adapter is not None
     folder.mkdir(exist_ok=True)
@@ -308,9 +314,9 @@ def _copy_adapter(source: Source, folder: Path, dtype: str, base_config: Any) ->
     if dtype == "auto":
         shutil.copyfile(origin / weights, folder / weights)
     else:
-        learnt = read_adapter(str(origin), base_config).tensors
+        trained = read_adapter(str(origin), base_config).tensors
         tensors = read_tensors(str(origin / weights))
-        _write_as(dtype, tensors, learnt, folder / SAFE_WEIGHTS)
+        _write_as(dtype, tensors, trained, folder / SAFE_WEIGHTS)
     config = read_json_object(origin / CONFIG, "save the adapter again")
     config["base_model_name_or_path"] = base_name(source)
     config["revision"] = None if os.path.isdir(source.base) else source.revision
@@ -333,33 +339,36 @@ def _same_tokenizer(own: Any, other: Any) -> bool:
 
 
 def _write_as(
-    dtype: str, tensors: Mapping[str, Tensor], learnt: Collection[str], target: Path
+    dtype: str, tensors: Mapping[str, Tensor], trained: Collection[str], target: Path
 ) -> None:
-    """Writes `tensors` to `target`, with those in `learnt` converted to `dtype`."""
+    """Writes `tensors` to `target`; the tensors named in `trained` are converted to `dtype`."""
     wanted = getattr(torch, dtype)
-    written = {
-        name: tensor.to(wanted if name in learnt else tensor.dtype).contiguous()
+    converted = {
+        name: tensor.to(wanted if name in trained else tensor.dtype).contiguous()
         for name, tensor in tensors.items()
     }
-    save_file(written, target, metadata={"format": "pt"})
+    save_file(converted, target, metadata={"format": "pt"})
 
 
 def base_name(source: Source) -> str:
-    """The name of the base of `source` in an adapter_config.json; LatentRefError without one."""
+    """The name of the base of `source` for an adapter_config.json.
+
+    Raises LatentRefError if the base is a GGUF file or a subfolder, which has no such name.
+    """
     if source.gguf_file is None and not source.subfolder:
         return os.path.abspath(source.base) if os.path.isdir(source.base) else source.base
     if source.base_key == default_source().base_key:
         return DEFAULT_MODEL
     raise LatentRefError(
-        f"the base {source.base} is a GGUF file or a subfolder, which adapter_config.json cannot "
-        "name; run `latentref convert` on it without adapter, which gives a folder of its own"
+        f"the base {source.base} is a GGUF file or a subfolder, and adapter_config.json cannot "
+        "name it; run `latentref convert` without adapter, which writes plain models"
     )
 
 
 def _check_space(
     plan: SetPlan, target: Path, adapter: bool, dtype: str, trust_remote_code: bool
 ) -> None:
-    """Raises LatentRefError if the weights to be written will not fit on the disk."""
+    """Raises LatentRefError if the disk has too little space for the weights."""
     needed = 0
     for role, source in _members(plan).items():
         if adapter:

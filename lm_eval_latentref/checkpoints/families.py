@@ -1,11 +1,11 @@
-"""Files of latent-reasoning families: which family a file is of, and what each of its keys is.
+"""Checkpoint files of latent-reasoning families: recognise the family and sort its tensors.
 
-    family = recognise(tensors)             # None: of none, or Coconut's own
+    family = recognise(tensors)             # None for other files, Coconut's own included
     parts = take_apart(path, tensors)       # parts.tensors have the model's own names
 
-Layouts are those of zhenyi4/codi (4fd88d4), InternLM/SIM-CoT (f3ae967), xiaomi-research/colar
-(4b6ae9a), the ports of ModalityDance/LatentTTS and bmarti44's Coconut checkpoints. Every key is
-used, or left out for a reason that is logged; what remains is checked by `state_dicts`.
+The layouts are those of zhenyi4/codi (4fd88d4), InternLM/SIM-CoT (f3ae967), xiaomi-research/colar
+(4b6ae9a), the ports of ModalityDance/LatentTTS and bmarti44's Coconut checkpoints. Every tensor is
+used, or left out with a log message; `state_dicts` checks the backbone's tensors.
 """
 
 from __future__ import annotations
@@ -27,21 +27,23 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True, kw_only=True)
 class Family:
-    """What a family's files say of the thoughts of their models."""
+    """The layout of a family's files, and the settings that its models were trained with."""
 
     name: str
     kind: str
-    """As `latent_kind`."""
+    """The value of `latent_kind`."""
     mark: str
-    """The beginning of the keys by which a file is recognised."""
+    """A file belongs to the family if a key begins with this."""
     maps: Mapping[str, str] = field(default_factory=dict)
-    """The map from hidden state to thought: beginnings of keys, and the layers they are."""
+    """The map from hidden state to thought: key prefixes in the file, and the prefixes that its
+    kind reads."""
     latent_steps: int | None = None
-    """Published number of thoughts, or the cap where rows end earlier."""
+    """The published number of thoughts; the maximum if rows stop early."""
     protocol: str | None = None
+    """The name of the protocol in `latent.protocol`."""
     bare_markers: bool = False
-    """Whether the ids after the base's vocabulary are pad, start and end of thoughts, which no
-    tokenizer names."""
+    """Whether the three ids after the base's vocabulary are padding, start and end of the thoughts,
+    without an entry in the tokenizer."""
 
 
 _CODI: dict[str, Any] = {"kind": "projected", "latent_steps": 6, "protocol": "codi"}
@@ -74,10 +76,10 @@ FAMILIES = (
 )
 
 LEFT_OUT = ("decoder.", "pj_in.", "pj_out.", "expainable_llm.")
-"""Beginnings of keys that only training uses: the decoders that explain thoughts."""
+"""Key prefixes of tensors that only training uses: the decoders that explain thoughts."""
 
 WRAPPER_PREFIX = "base_causallm."
-"""Of the keys in Coconut's files."""
+"""The prefix of all keys in Coconut's files."""
 
 _PEFT = "base_model.model."
 _WHOLE = tuple(wrapper + _PEFT for wrapper in ("codi.", "coconut."))
@@ -87,38 +89,38 @@ _LORA = re.compile(r"(?P<module>.+)\.lora_(?P<part>[AB])\.default\.weight")
 
 @dataclass
 class Parts:
-    """The tensors of one file, by what they are."""
+    """The tensors of one file, sorted by purpose."""
 
     family: Family
     tensors: dict[str, Tensor] = field(default_factory=dict)
-    """Of the backbone."""
+    """The backbone's weights."""
     map: dict[str, Tensor] = field(default_factory=dict)
-    """Of the map from hidden state to thought, by the names that `latent.kinds` reads."""
+    """The weights of the map from hidden state to thought, under the names that its kind reads."""
     deltas: dict[str, dict[str, Tensor]] = field(default_factory=dict)
-    """LoRA's `A` [r, in] and `B` [out, r] by the name of the weight that they are added to."""
+    """LoRA's `A` [r, in] and `B` [out, r], by the name of the weight to which they are added."""
 
 
 def recognise(keys: Iterable[str]) -> Family | None:
-    """The family whose keys are among `keys`."""
+    """The family of a file with these keys; None if there is none."""
     names = list(keys)
     marked = (f for f in FAMILIES if any(name.startswith(f.mark) for name in names))
     return next(marked, None)
 
 
 def is_wrapped(keys: Iterable[str]) -> bool:
-    """Whether a whole backbone is among `keys`, by the names that a wrapper of training gives."""
+    """Whether `keys` are those of a whole backbone inside a wrapper that training uses."""
     return any(key.startswith((WRAPPER_PREFIX, *_WHOLE)) for key in keys)
 
 
-def is_of_a_map(key: str) -> bool:
-    """Whether `key` belongs to a family's map and not to a backbone."""
+def is_map_key(key: str) -> bool:
+    """Whether `key` belongs to some family's map from hidden state to thought."""
     return any(key.startswith(start) for family in FAMILIES for start in family.maps)
 
 
 def take_apart(path: str, tensors: Mapping[str, Tensor]) -> Parts | None:
-    """The tensors of a family's file; None for a file of no family.
+    """The tensors of a family's file, sorted; None if the file belongs to no family.
 
-    Raises LatentRefError for half an adapter.
+    Raises LatentRefError if a LoRA adapter has only one of its two matrices.
     """
     family = recognise(tensors)
     if family is None:
@@ -135,13 +137,13 @@ def take_apart(path: str, tensors: Mapping[str, Tensor]) -> Parts | None:
     if left_out:
         starts = sorted({key.split(".")[0] + ".*" for key in left_out})
         logger.info(
-            "%s: %s (%d tensors) are of training only and left out",
+            "%s: %s (%d tensors) are used in training only and left out",
             *(path, ", ".join(starts), len(left_out)),
         )
     for name, halves in parts.deltas.items():
         if halves.keys() != {"A", "B"}:
             raise LatentRefError(
-                f"{path}: the adapter of {name!r} has lora_{min(halves)} alone; save the "
+                f"{path}: the adapter of {name!r} has only lora_{min(halves)}; save the "
                 "checkpoint again"
             )
     return parts
@@ -160,14 +162,14 @@ def _plain_name(key: str) -> str:
     return key.removeprefix(wrapper)
 
 
-def lora_alpha_of(given: str | None) -> float | None:
-    """The number in the argument `lora_alpha`; None if it is not given."""
-    if given is None:
+def lora_alpha_of(value: str | None) -> float | None:
+    """The argument `lora_alpha` as a number; None if it is not given."""
+    if value is None:
         return None
     try:
-        alpha = float(given)
+        alpha = float(value)
     except ValueError:
         alpha = math.nan
     if not 0 < alpha < math.inf:
-        raise LatentRefError(f"lora_alpha={given}: it must be a number > 0")
+        raise LatentRefError(f"lora_alpha={value}: it must be a number > 0")
     return alpha

@@ -1,11 +1,11 @@
-"""Reads and writes files; every problem with a file is reported in one line that names it.
+"""Reads and writes files; a LatentRefError of one line names the file that has a problem.
 
 values = read_json("out/coconut/latentref.json", advice="repair or remove it")
 for number, row in read_json_lines("train.jsonl"): ...
 with reading("state.pt"): torch.load("state.pt", weights_only=True)
 with replacing("results.json") as temporary: temporary.write_text(text)
-with holding("out/mine", "latentref train"): ...      # a second process is refused
-file_digest("checkpoint_41"), folder_digest("out/coconut")    # sha256; a file is read once
+with holding("out/mine", "latentref train"): ...      # a second process gets an error
+file_digest("checkpoint_41"), folder_digest("out/coconut")    # sha256, cached
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ WEIGHT_FILES = (
     "pytorch_model.bin",
     "pytorch_model.bin.index.json",
 )
-"""Names under which a folder keeps its weights, the first that is there counts."""
+"""The names of weight files in a folder; the first that exists is used."""
 
 _ESCAPED_SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
 
@@ -57,12 +57,12 @@ def one_line(error: BaseException, limit: int = 200) -> str:
 def reading(path: object, advice: str = "mend or replace the file") -> Iterator[None]:
     """Turns any error while `path` is read into a LatentRefError.
 
-    All classes of exceptions are caught, because parsers raise any of them on a damaged file.
+    All exceptions are caught, because a parser may raise any of them on a damaged file.
     """
     try:
         yield
     except BaseException as error:
-        # The Rust parsers of tokenizers and safetensors raise a class not derived from Exception.
+        # The Rust parsers of tokenizers and safetensors raise a BaseException, PanicException.
         damaged = isinstance(error, Exception) or type(error).__name__ == "PanicException"
         if isinstance(error, LatentRefError) or not damaged:
             raise
@@ -78,14 +78,14 @@ def read_text(path: PathLike, advice: str = "mend or replace the file") -> str:
 
 
 def read_json(path: PathLike, advice: str = "mend or replace the file") -> Any:
-    """The JSON value in `path`: no NaN, no Infinity, no text that UTF-8 cannot hold."""
+    """The JSON value in `path`; NaN, Infinity and text that UTF-8 cannot encode are errors."""
     text = read_text(path, advice)
     with reading(path, advice):
         return parse_json(text)
 
 
 def read_json_object(path: PathLike, advice: str = "mend or replace the file") -> dict[str, Any]:
-    """The JSON object in `path`; LatentRefError if the file holds another value."""
+    """The JSON object in `path`; raises LatentRefError if the file holds another value."""
     values = read_json(path, advice)
     if not isinstance(values, dict):
         raise LatentRefError(f"{path} must hold one JSON object; {advice}")
@@ -95,7 +95,7 @@ def read_json_object(path: PathLike, advice: str = "mend or replace the file") -
 def read_json_lines(
     path: PathLike, advice: str = "mend or replace it"
 ) -> Iterator[tuple[int, Any]]:
-    """Yields each line's number, from 1, and its JSON value; skips empty lines."""
+    """Yields the number of each line, counted from 1, and its JSON value; skips empty lines."""
     with reading(path, advice), Path(path).open("rb") as lines:
         for number, line in enumerate(lines, start=1):
             if line.strip():
@@ -115,13 +115,13 @@ def read_yaml(path: PathLike, advice: str = "correct it") -> dict[str, Any]:
         raise LatentRefError(f"{path} must hold KEY: VALUE lines; {advice}")
     for key in values:
         if not isinstance(key, str):
-            raise LatentRefError(f"{path}: the key {key!r} is no text; {advice}")
+            raise LatentRefError(f"{path}: the key {key!r} is not text; {advice}")
     return values
 
 
 def parse_json(text: str) -> Any:
-    """The value of `text`, which must be strict JSON; ValueError says what is wrong."""
-    value = json.loads(text, parse_constant=_no_number, parse_float=_finite_number)
+    """The value of `text`, which must be strict JSON; raises ValueError if it is not."""
+    value = json.loads(text, parse_constant=_refuse_constant, parse_float=_finite_number)
     if _ESCAPED_SURROGATE.search(text):
         json.dumps(value, ensure_ascii=False).encode("utf-8")
     return value
@@ -129,7 +129,7 @@ def parse_json(text: str) -> Any:
 
 @contextlib.contextmanager
 def replacing(target: PathLike) -> Iterator[Path]:
-    """Yields a temporary path to write to, which replaces `target` when the block ends."""
+    """Yields a temporary path to write to; when the block ends, that file replaces `target`."""
     path = Path(target)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
@@ -142,9 +142,9 @@ def replacing(target: PathLike) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def new_folder(target: PathLike) -> Iterator[Path]:
-    """Yields a temporary folder to fill, which becomes `target` when the block ends.
+    """Yields a temporary folder to fill; when the block ends, it is renamed to `target`.
 
-    Until then `target` must be missing or empty.
+    At that time `target` must not exist, or be an empty folder.
     """
     path = Path(target)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
@@ -161,13 +161,13 @@ def new_folder(target: PathLike) -> Iterator[Path]:
 
 
 def write_text(target: PathLike, text: str) -> None:
-    """Writes `text` to `target` atomically: a reader never sees a part of it."""
+    """Writes `text` to `target` atomically: no reader sees an incomplete file."""
     with saving(target), replacing(target) as temporary:
         temporary.write_text(text, encoding="utf-8")
 
 
 def sync(path: Path) -> None:
-    """Waits until `path` is on the disk, so that a power cut cannot leave it empty."""
+    """Waits until `path` is on the disk, so that it survives a power cut."""
     if path.is_file():
         with open(path, "rb") as file:
             os.fsync(file.fileno())
@@ -175,10 +175,10 @@ def sync(path: Path) -> None:
 
 @contextlib.contextmanager
 def holding(folder: PathLike, command: str) -> Iterator[None]:
-    """Locks `folder`, made if it is missing, against other processes inside this block.
+    """Locks `folder`, which is created if missing, against other processes inside this block.
 
-    Raises LatentRefError that names the process that holds the lock. The lock ends with its
-    process, even if that is killed.
+    Raises LatentRefError, which names the other process, if another process holds the lock. The
+    lock ends with the process, even if it is killed.
     """
     folder = Path(folder)
     with saving(folder):
@@ -188,8 +188,8 @@ def holding(folder: PathLike, command: str) -> Iterator[None]:
             lock.acquire(timeout=0)
         except Timeout:
             raise LatentRefError(
-                f"{folder} is in use by {_holder(folder)}; wait until it ends, or name another "
-                "folder"
+                f"{folder} is in use by {_holder(folder)}; wait until that process ends, or name "
+                "another folder"
             ) from None
     try:
         with saving(folder):
@@ -197,12 +197,12 @@ def holding(folder: PathLike, command: str) -> Iterator[None]:
             (folder / HOLDER).write_text(holder, encoding="utf-8")
         yield
     finally:
-        # Before the release: whoever opens the file afterwards makes a new one.
+        # Remove the files while the lock is held: later they may be another process's.
         for name in (HOLDER, LOCK):
-            with contextlib.suppress(OSError):  # Windows keeps open files
+            with contextlib.suppress(OSError):  # Windows cannot remove open files
                 (folder / name).unlink()
         lock.release()
-        with contextlib.suppress(OSError):  # there is work in it
+        with contextlib.suppress(OSError):  # the folder is not empty
             folder.rmdir()
 
 
@@ -213,7 +213,7 @@ def file_digest(path: PathLike) -> str:
 
 
 def state_dict_files(path: PathLike) -> list[str]:
-    """The files of the state dict at `path`: itself, or the shards that an index names."""
+    """The files of the state dict at `path`: the file itself or, for an index, its shards."""
     if not str(path).endswith(INDEX_SUFFIX):
         return [str(path)]
     shards = read_json_object(path, "fetch it again").get("weight_map")
@@ -223,10 +223,10 @@ def state_dict_files(path: PathLike) -> list[str]:
 
 
 def folder_digest(folder: PathLike, gguf_file: str | None = None) -> str:
-    """sha256 over weights, configuration and tokenizer at the top of `folder`.
+    """sha256 of the weights, configuration and tokenizer at the top of `folder`.
 
-    With `gguf_file`, only that file is read, because it holds all three. latentref.json is left
-    out: it holds settings, which are recorded separately.
+    With `gguf_file` only that file is read, because it contains all three. latentref.json is not
+    read, because settings are recorded separately.
     """
     if gguf_file is not None:
         return file_digest(os.path.join(folder, gguf_file))
@@ -250,8 +250,8 @@ def _holder(folder: Path) -> str:
         return "another process"
 
 
-def _no_number(name: str) -> NoReturn:
-    raise ValueError(f"{name} is no JSON number")
+def _refuse_constant(name: str) -> NoReturn:
+    raise ValueError(f"{name} is not a JSON number")
 
 
 def _finite_number(digits: str) -> float:
@@ -263,11 +263,11 @@ def _finite_number(digits: str) -> float:
 
 def _reason(error: BaseException) -> str:
     if isinstance(error, UnicodeDecodeError):
-        return f"byte {error.start} is no UTF-8"
+        return f"byte {error.start} is not UTF-8"
     if isinstance(error, RecursionError):
-        return "nested too deep"
+        return "it is nested too deeply"
     if isinstance(error, MemoryError):
-        return "it asks for more memory than there is"
+        return "it needs more memory than there is"
     if isinstance(error, OSError) and error.strerror:
         return error.strerror
     return one_line(error)

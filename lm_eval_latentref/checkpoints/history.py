@@ -1,8 +1,8 @@
-"""Copies the training records of checkpoint folders into a set that is made from them.
+"""Copies the training records of checkpoint folders into a set that is built from them.
 
     copy_history({"pretrained": source}, Path("out/mine"), name="mine")
 
-The records have no influence on what a set computes.
+The records do not influence what a set computes.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from lm_eval_latentref.checkpoints.sources import Source
 METRICS = "metrics.jsonl"
 DATA = "training_data.yaml"
 RECIPE = "recipe.yaml"
-"""The records that a training writes with its result: metrics, data and recipe."""
+"""The files that training writes beside the weights: metrics, data and recipe."""
 
 
 def copy_history(members: Mapping[str, Source], folder: Path, *, name: str) -> None:
@@ -40,7 +40,7 @@ def copy_history(members: Mapping[str, Source], folder: Path, *, name: str) -> N
         name: the folder's final name.
     """
     for role, source in members.items():
-        if source.weights is not None:  # the records would be those of another model
+        if source.weights is not None:  # the folder's records belong to other weights
             continue
         origin = Path(source.adapter or os.path.join(source.base, source.subfolder))
         if role != "pretrained":
@@ -51,23 +51,23 @@ def copy_history(members: Mapping[str, Source], folder: Path, *, name: str) -> N
                 shutil.copyfile(origin / record, folder / record)
         if (origin / RECIPE).is_file():
             recipe = read_yaml(origin / RECIPE, "mend or remove it")
-            # The original output folder means nothing to users of the new one.
+            # The recipe's output folder is that of the new set.
             text = yaml.safe_dump({**recipe, "output": f"out/{name}"}, sort_keys=False)
             write_text(folder / RECIPE, text)
 
 
 def _copy_reference_record(origin: Path, folder: Path) -> None:
-    """Copies a reference's latentref.json, without the fields that describe a whole set."""
+    """Copies a reference's latentref.json without refinement settings and references."""
     if not os.path.lexists(origin / MANIFEST_NAME):
         return
     recorded = read_manifest(origin / MANIFEST_NAME)
     questions = recorded.trained_questions and origin / recorded.trained_questions
     if questions and questions.is_file():
         write_hashes(folder, read_hashes(questions))
-    ways_to_refine = ("memory_rate", "search_step_size", "search_steps", "search_gradient")
+    refinement = ("memory_rate", "search_step_size", "search_steps", "search_gradient")
     settings: dict[str, Any] = recorded.settings()
     manifest = Manifest(
-        **{name: value for name, value in settings.items() if name not in ways_to_refine},
+        **{name: value for name, value in settings.items() if name not in refinement},
         trained_on=recorded.trained_on,
         trained_questions=QUESTIONS_NAME if questions and questions.is_file() else None,
         epoch=recorded.epoch,

@@ -4,8 +4,8 @@
     tokenizer = load_tokenizer(plan.backbone)
     loaded = load_set(plan, load_model=default_loader(dtype="float32"), tokenizer=tokenizer)
 
-Configurations and tokenizers are checked before any weight is read. The caller of `load_set` says
-how a base model is opened; `load` opens it with transformers alone.
+Configurations and tokenizers are checked before any weight is read. The caller of `load_set`
+passes the function that opens a base model; `load` uses transformers.
 """
 
 from __future__ import annotations
@@ -20,12 +20,8 @@ from typing import Any
 import torch
 
 from lm_eval_latentref.checkpoints import vocabulary
-from lm_eval_latentref.checkpoints.adapters import (
-    Adapter,
-    attach,
-    compute_in_one_dtype,
-    read_adapter,
-)
+from lm_eval_latentref.checkpoints.adapter_files import Adapter, read_adapter
+from lm_eval_latentref.checkpoints.adapters import attach, compute_in_one_dtype
 from lm_eval_latentref.checkpoints.arguments import check_device, check_known
 from lm_eval_latentref.checkpoints.opening import (
     ModelLoader,
@@ -39,7 +35,7 @@ from lm_eval_latentref.checkpoints.opening import (
 )
 from lm_eval_latentref.checkpoints.sets import SetPlan, plan_run, take_names
 from lm_eval_latentref.checkpoints.sources import Source, describe, fingerprint
-from lm_eval_latentref.checkpoints.state_dicts import LORA_ALPHA, RawStateDict, lay, read_raw
+from lm_eval_latentref.checkpoints.state_dicts import LORA_ALPHA, RawStateDict, load_raw, read_raw
 from lm_eval_latentref.checkpoints.thought_files import thought_files
 from lm_eval_latentref.errors import LatentRefError
 from lm_eval_latentref.latent.config import OPTION_NAMES
@@ -54,13 +50,13 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class _Facts:
-    """The facts about a source that are known before its weights are read."""
+    """A source with everything that can be read without loading the model."""
 
     role: str
     source: Source
     config: Any
     tokenizer: Any
-    """Its own tokenizer, or None."""
+    """The source's own tokenizer, or None."""
 
     raw: RawStateDict | None = None
     adapter: Adapter | None = None
@@ -75,7 +71,7 @@ class _Facts:
 
     @property
     def num_rows(self) -> int:
-        """The number of rows that its input embedding will have."""
+        """The number of rows that its input embedding will have after loading."""
         if self.adapter is None:
             return self.base_rows
         own = len(self.tokenizer) if self.source.tokenizer and self.tokenizer is not None else 0
@@ -84,12 +80,12 @@ class _Facts:
 
     @property
     def is_exact(self) -> bool:
-        """Whether its adapter holds or adapts a whole embedding, which fixes the number of rows."""
+        """Whether its adapter has or adapts a whole embedding, so that `num_rows` is mandatory."""
         return self.adapter is not None and self.adapter.exact_rows is not None
 
     @property
     def trains_rows(self) -> bool:
-        """Whether its adapter trained single rows of the embedding."""
+        """Whether its adapter trained individual rows of the embedding."""
         return self.adapter is not None and bool(self.adapter.trained_ids)
 
 
@@ -104,15 +100,17 @@ def load(
     """Load a set of checkpoints by name; the arguments are those of `lm_eval --model latentref`.
 
     Args:
-        pretrained: the backbone; None for the trained set in this package, smollm2-135m. Or a whole
-            set returned by `resolve`.
-        device: where the models go; None: the GPU if there is one. Not used with `device_map`.
-        options: the other names of checkpoints (`strong`, `weak`, `weights`, ...: the fields of
+        pretrained: the name of the backbone, or a plan returned by `resolve`; None: the packaged
+            set smollm2-135m.
+        device: the device of all models; None: the GPU if there is one. Not used with `device_map`.
+        max_length: the maximum number of columns; None: the limit in the backbone's configuration.
+        trust_remote_code: whether code in the checkpoints may run.
+        options: other names of checkpoints (`strong`, `weak`, `weights`, ...: the fields of
             `CheckpointNames`), the fields of `RefinementConfig`, and arguments of `from_pretrained`
             (`dtype`, `device_map`, `attn_implementation`, ...).
 
     Raises:
-        LatentRefError: an argument cannot be used; the message says which and why.
+        LatentRefError: an argument cannot be used; the message gives the argument and the reason.
     """
     started = time.perf_counter()
     refinement = {name: options.pop(name) for name in OPTION_NAMES if name in options}
@@ -141,12 +139,17 @@ def load(
 def load_set(
     plan: SetPlan, *, load_model: ModelLoader, tokenizer: Any, trust_remote_code: bool = False
 ) -> LoadedSet:
-    """Checks and loads the set of `plan`; models on the same base share it in memory.
+    """Checks and loads the set of `plan`; models with the same base share it in memory.
 
-    `tokenizer` is the backbone's, from `load_tokenizer`. Raises LatentRefError for models that
-    cannot be used together, if possible before any weight is read.
+    Args:
+        load_model: opens a base model.
+        tokenizer: the backbone's tokenizer, from `load_tokenizer`.
+
+    Raises:
+        LatentRefError: the models cannot be used together. Most checks come before any weight is
+            read.
     """
-    facts = _learn_all(plan, tokenizer, trust_remote_code)
+    facts = _read_facts(plan, tokenizer, trust_remote_code)
     _check_set(facts, tokenizer)
     files = thought_files(plan, facts["pretrained"].raw, facts["pretrained"].config)
     loaded: dict[str, LoadedModel] = {}
@@ -158,13 +161,13 @@ def load_set(
     loaded["pretrained"].thought_files = files
     if files.num_text_ids is not None:
         limit_text(Network(loaded["pretrained"].model).causal_lm, files.num_text_ids)
-    bare_ids = frozenset([*(files.opening or ()), *(files.closing or ())])
+    marker_ids = frozenset([*(files.opening or ()), *(files.closing or ())])
     for role in facts.keys() - {"pretrained"}:
-        own = _borrowed_ids(facts[role], tokenizer, trust_remote_code)
-        loaded[role].borrowed_ids = own | bare_ids
+        borrowed = _borrowed_ids(facts[role], tokenizer, trust_remote_code)
+        loaded[role].borrowed_ids = borrowed | marker_ids
         if loaded[role].borrowed_ids:
             ids = sorted(loaded[role].borrowed_ids)
-            logger.info("%s borrows the backbone's rows of tokens %s", facts[role].label, ids)
+            logger.info("%s uses the backbone's embeddings of tokens %s", facts[role].label, ids)
     return LoadedSet(
         tokenizer=tokenizer,
         backbone=loaded["pretrained"],
@@ -174,16 +177,19 @@ def load_set(
 
 
 def read_thought_files(plan: SetPlan, trust_remote_code: bool = False) -> ThoughtFiles:
-    """What the files of the backbone hold of its thoughts; its weights are not loaded."""
-    facts = _learn("pretrained", plan.backbone, None, trust_remote_code)
+    """The thought-related data in the backbone's files; its weights are not loaded."""
+    facts = _read("pretrained", plan.backbone, None, trust_remote_code)
     return thought_files(plan, facts.raw, facts.config)
 
 
 def check_set(
     plan: SetPlan, *, tokenizer: Any, trust_remote_code: bool = False
 ) -> dict[str, frozenset[int]]:
-    """Checks the set of `plan` without loading it; returns the ids that each reference borrows."""
-    facts = _learn_all(plan, tokenizer, trust_remote_code)
+    """Checks the set of `plan` as `load_set` does, without loading weights.
+
+    Returns the `borrowed_ids` of each reference, by its role.
+    """
+    facts = _read_facts(plan, tokenizer, trust_remote_code)
     _check_set(facts, tokenizer)
     return {
         role: _borrowed_ids(member, tokenizer, trust_remote_code)
@@ -195,22 +201,26 @@ def check_set(
 def load_alone(
     source: Source, *, load_model: ModelLoader, trust_remote_code: bool = False
 ) -> LoadedModel:
-    """Loads one checkpoint of a set, with a base model of its own."""
-    facts = _learn("pretrained", source, None, trust_remote_code)
+    """Loads one checkpoint of a set, with a base model that is not shared."""
+    facts = _read("pretrained", source, None, trust_remote_code)
     return _load_group([facts], load_model)["pretrained"]
 
 
-def _learn_all(plan: SetPlan, tokenizer: Any, trust_remote_code: bool) -> dict[str, _Facts]:
+def _read_facts(plan: SetPlan, tokenizer: Any, trust_remote_code: bool) -> dict[str, _Facts]:
     sources = {"pretrained": plan.backbone, "strong": plan.strong, "weak": plan.weak}
     return {
-        role: _learn(role, source, tokenizer if role == "pretrained" else None, trust_remote_code)
+        role: _read(role, source, tokenizer if role == "pretrained" else None, trust_remote_code)
         for role, source in sources.items()
         if source is not None
     }
 
 
-def _learn(role: str, source: Source, tokenizer: Any, trust_remote_code: bool) -> _Facts:
-    """Reads configuration, tokenizer, adapter and the keys of a raw state dict."""
+def _read(role: str, source: Source, tokenizer: Any, trust_remote_code: bool) -> _Facts:
+    """Reads configuration, tokenizer, adapter and raw state dict of `source`.
+
+    Args:
+        tokenizer: the tokenizer of `source` if it is already open; else None.
+    """
     config = open_config(source, role, trust_remote_code)
     adapter = raw = None
     if source.adapter is not None:
@@ -234,7 +244,8 @@ def _check_set(facts: dict[str, _Facts], tokenizer: Any) -> None:
     for member in facts.values():
         if member.raw is not None:
             has_marker_rows(member.raw, member.config, tokenizer)
-        sizes = [each.config.get_text_config().hidden_size for each in (backbone, member)]
+        configs = (backbone.config, member.config)
+        sizes = [config.get_text_config().hidden_size for config in configs]
         if sizes[0] != sizes[1]:
             raise LatentRefError(
                 f"{backbone.label} has hidden size {sizes[0]} but {member.label} has {sizes[1]}; "
@@ -252,7 +263,7 @@ def _check_set(facts: dict[str, _Facts], tokenizer: Any) -> None:
 
 
 def _borrowed_ids(member: _Facts, tokenizer: Any, trust_remote_code: bool) -> frozenset[int]:
-    """Ids of the backbone's markers that this reference has no own row for."""
+    """The ids of the backbone's markers for which this reference has no own embedding row."""
     own = known_markers(member.tokenizer) if member.tokenizer is not None else {}
     base = own
     if member.adapter is not None:
@@ -274,11 +285,11 @@ def _borrowed_ids(member: _Facts, tokenizer: Any, trust_remote_code: bool) -> fr
 
 
 def _groups(facts: list[_Facts]) -> list[list[_Facts]]:
-    """Groups of members that can share one base model; the first member determines its rows.
+    """Groups of members that can share one base model, with as many rows as the first needs.
 
-    A reference's logits are never used, so its base may have more rows than it needs. But rows
-    added for a reference would change the backbone's probabilities. PEFT does not allow adapters
-    that train single rows of the embedding together with adapters that hold all of it.
+    References are only read for hidden states, so their base may have more rows than they need.
+    The backbone's base may not have additional rows, because they would change its probabilities.
+    PEFT does not combine adapters of individual rows with adapters of the whole embedding.
     """
     groups: list[list[_Facts]] = []
     for member in facts:
@@ -297,25 +308,25 @@ def _fits(group: list[_Facts], member: _Facts) -> bool:
         for other in group
     )
     fewer = member.num_rows < group[0].num_rows and not member.is_exact
-    adapters = [each.adapter for each in (*group, member) if each.adapter is not None]
+    adapters = [facts.adapter for facts in (*group, member) if facts.adapter is not None]
     kinds = {adapter.config["peft_type"] for adapter in adapters}
     return len(kinds) < 2 and not mixes and (fewer or member.num_rows == group[0].num_rows)
 
 
 def _contiguous(module: Any, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
-    # `generate` passes the last column, a strided slice, to the head. If no weight needs a
-    # gradient, torch multiplies it as a batch of matrices, copying the whole head for each row.
+    # `generate` passes the last column, a strided slice, to the head. If no weight requires a
+    # gradient, torch then multiplies a batch of matrices and copies the whole head for each row.
     return inputs[0].contiguous(), *inputs[1:]
 
 
 def _load_group(members: list[_Facts], load_model: ModelLoader) -> dict[str, LoadedModel]:
-    """Opens one base model and adds the raw weights and adapters of `members`."""
+    """Opens the base model of a group and adds the raw weights and adapters of its members."""
     leader = members[0]
     model = open_model(load_model, leader.source)
     if leader.raw is not None:
-        lay(leader.raw, model, leader.source.lora_alpha or LORA_ALPHA)
+        load_raw(leader.raw, model, leader.source.lora_alpha or LORA_ALPHA)
     names = {"pretrained": "backbone", "strong": "strong", "weak": "weak"}
-    adapters = {names[each.role]: each.adapter for each in members if each.adapter is not None}
+    adapters = {names[facts.role]: facts.adapter for facts in members if facts.adapter is not None}
     if adapters:
         model = attach(model, adapters, leader.num_rows, is_shared=len(members) > 1)
     model.requires_grad_(False)

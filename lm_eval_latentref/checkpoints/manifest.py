@@ -1,9 +1,9 @@
-"""latentref.json: the settings that a checkpoint folder recommends, and its references.
+"""The format of latentref.json: a checkpoint folder's recommended settings and its references.
 
     manifest = read_manifest("out/coconut/latentref.json")
     write_manifest("out/coconut", Manifest(latent_steps=6, strong="strong", weak="weak"))
 
-This module only defines the file's format; `sets` resolves the names in it.
+`sets` resolves the names in the file.
 """
 
 from __future__ import annotations
@@ -26,7 +26,10 @@ FORMAT_VERSION = 1
 
 @dataclass(frozen=True, kw_only=True)
 class Manifest:
-    """The contents of latentref.json; None means that the file does not say."""
+    """The contents of latentref.json; a field that is None is not in the file.
+
+    The fields up to `confidence_noise` are options of `RefinementConfig`.
+    """
 
     latent_steps: int | None = None
     memory_rate: float | None = None
@@ -56,76 +59,77 @@ class Manifest:
 
     opening_ids: list[int] | None = None
     closing_ids: list[int] | None = None
-    """Ids around the thoughts, for checkpoints whose tokenizer does not name them."""
+    """The ids of the markers before and after the thoughts, if they are not in the tokenizer."""
 
     num_text_ids: int | None = None
-    """Text after the thoughts has ids below this one only."""
+    """Text after the thoughts has only ids below this number."""
 
     protocol: str | None = None
-    """The prompt and the answer it was trained on: a name of `latent.protocol.PROTOCOLS`."""
+    """The protocol on which it was trained, a key of `latent.protocol.PROTOCOLS`."""
 
     strong: str | None = None
-    """The stronger reference: a path relative to the folder, or any name that `strong=` takes."""
+    """The strong reference: a path relative to the folder, or any name that `strong=` accepts."""
 
     weak: str | None = None
+    """The weak reference; the same names as for `strong`."""
 
     base: str | None = None
-    """The base model of an adapter folder, if it is not the one in adapter_config.json."""
+    """The base model of an adapter, in place of the base in adapter_config.json."""
 
     tuned_on: str | None = None
-    """The split that memory rate and step size were tuned on, for people to read."""
+    """The split on which memory rate and step size were tuned; for people, not for programs."""
 
     trained_on: list[str] | None = None
-    """The splits used in training, such as "mathqa train"; no settings are chosen on them."""
+    """The splits used in training, such as "mathqa train"; settings cannot be chosen on them."""
 
     trained_questions: str | None = None
-    """File in the folder with hashes of the questions used in training (see `questions`), without
-    generated ones: their splits are disjoint whatever the seed."""
+    """The name of a file in the folder with hashes of the training questions (see `questions`).
+    Generated questions are not included: the splits of a generator are always disjoint."""
 
     epoch: int | None = None
-    """For a reference or a kept epoch: its number within its stage, counted from 1."""
+    """The number of the epoch within its stage, counted from 1; for checkpoints of one epoch."""
 
     note: str | None = None
-    """What to know of the set before its figures are read; logged when it is loaded."""
+    """A remark about the set's figures, logged when the set is loaded."""
 
     writes_steps: bool | None = None
-    """Whether it was trained to write reasoning steps before its answer. If so, candidate answers
-    cannot be scored right after the thoughts."""
+    """Whether it was trained to write reasoning steps before its answer; if so, candidate answers
+    cannot be scored directly after the thoughts."""
 
     def settings(self) -> dict[str, object]:
-        """The refinement options that the file sets, by their model-argument names."""
+        """The options of `RefinementConfig` in the file, by name."""
         values = {name: getattr(self, name) for name in OPTION_NAMES}
         return {name: value for name, value in values.items() if value is not None}
 
 
 def read_manifest(path: str | os.PathLike[str]) -> Manifest:
-    """The manifest at `path`; a LatentRefError names the file and the wrong key."""
+    """The manifest at `path`; raises a LatentRefError that names the file and the wrong key."""
     values = read_json_object(path, "repair or remove it")
     version = values.pop("format_version", None)
     if version != FORMAT_VERSION or isinstance(version, bool):
         raise LatentRefError(
-            f"{path}: format_version={version!r}, this release reads {FORMAT_VERSION}; "
+            f"{path}: format_version={version!r}, but this release reads {FORMAT_VERSION}; "
             "convert the checkpoint again or install the release that wrote it"
         )
     manifest = from_mapping(Manifest, values, str(path), reads_text=False)
     file = manifest.trained_questions
     if file is not None and (file in ("", ".", "..") or re.search(r"[/\\]", file)):
         raise LatentRefError(
-            f"{path}: trained_questions={file!r} is no name of a file beside it; correct the name, "
-            "or leave it out"
+            f"{path}: trained_questions={file!r} is not the name of a file in this folder; correct "
+            "the name, or leave it out"
         )
     RefinementConfig.parse(manifest.settings(), str(path))
     return manifest
 
 
 def write_manifest(folder: str | os.PathLike[str], manifest: Manifest) -> Path:
-    """Writes `manifest` into `folder` atomically: a reader never sees a part of it."""
-    given = {
+    """Writes `manifest` into `folder` atomically and returns the path of the file."""
+    values = {
         name: str(value) if isinstance(value, HalfWidths) else value
         for name, value in dataclasses.asdict(manifest).items()
         if value is not None
     }
-    text = json.dumps({"format_version": FORMAT_VERSION, **given}, indent=2) + "\n"
+    text = json.dumps({"format_version": FORMAT_VERSION, **values}, indent=2) + "\n"
     target = Path(folder) / MANIFEST_NAME
     write_text(target, text)
     return target

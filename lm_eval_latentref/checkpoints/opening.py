@@ -3,8 +3,8 @@
     tokenizer = load_tokenizer(source)
     model = open_model(default_loader(dtype="float32"), source)
 
-Errors that transformers raises about a bad checkpoint are reported in one line. Sets of models and
-adapters are handled by `loading`.
+Errors of transformers about a bad checkpoint become a LatentRefError of one line. `loading` loads
+sets of models and adapters.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from typing import Any
 import torch
 
 from lm_eval_latentref.checkpoints import unpacked, vocabulary
-from lm_eval_latentref.checkpoints.families import is_of_a_map
+from lm_eval_latentref.checkpoints.families import is_map_key
 from lm_eval_latentref.checkpoints.files import one_line, reading
 from lm_eval_latentref.checkpoints.packaged import BASE_NAME, DEFAULT_MODEL, without_place
 from lm_eval_latentref.checkpoints.sources import TOKENIZER_FILES, Folder, Source
@@ -39,7 +39,7 @@ from lm_eval_latentref.latent.transformers_seams import has_causal_model
 logger = logging.getLogger(__name__)
 
 ModelLoader = Callable[[Source], Any]
-"""Opens `Source.base` alone, without adapter and raw weights, as a causal language model."""
+"""Opens the base of a source, without its adapter or raw state dict, as a causal language model."""
 
 _NOT_GENERATIVE = (
     "ForMaskedLM",
@@ -51,9 +51,9 @@ _NOT_GENERATIVE = (
 
 
 def load_tokenizer(source: Source, *, trust_remote_code: bool = False, **kwargs: Any) -> Any:
-    """The tokenizer of `source`, with the markers added if its raw state dict has their rows.
+    """The tokenizer of `source`; Coconut's markers are added if its raw state dict has their rows.
 
-    Further arguments go to AutoTokenizer.from_pretrained.
+    `kwargs` are arguments of AutoTokenizer.from_pretrained.
     """
     tokenizer = open_tokenizer(source, trust_remote_code, **kwargs)
     if source.weights is not None:
@@ -65,7 +65,7 @@ def load_tokenizer(source: Source, *, trust_remote_code: bool = False, **kwargs:
 
 
 def default_loader(**from_pretrained_kwargs: Any) -> ModelLoader:
-    """A loader with `StrictAutoModel`; the dtype is the checkpoint's own if none is given."""
+    """A function that opens base models with `StrictAutoModel`, by default in their own dtype."""
 
     def load(source: Source) -> Any:
         own = {**_where(source), "raw_file": source.weights if source.bare else None}
@@ -76,19 +76,23 @@ def default_loader(**from_pretrained_kwargs: Any) -> ModelLoader:
 
 
 class StrictAutoModel:
-    """AutoModelForCausalLM, but a missing or wrongly shaped key is an error that names it."""
+    """AutoModelForCausalLM, except that missing and wrongly shaped keys are errors."""
 
     @staticmethod
     def from_pretrained(name: str, raw_file: str | None = None, **kwargs: Any) -> Any:
-        """As AutoModelForCausalLM.from_pretrained; raises LatentRefError on a wrong key.
+        """The model, as from AutoModelForCausalLM.from_pretrained.
 
-        With `raw_file`, `name` has only the configuration of the model, whose weights are there.
+        Args:
+            raw_file: a raw state dict with all weights; then `name` has only a configuration.
+
+        Raises:
+            LatentRefError: a key is missing, has a wrong shape or holds no floating-point numbers.
         """
         from transformers import AutoModelForCausalLM
 
         if raw_file is not None:
             return _from_raw_file(raw_file, name, kwargs)
-        # Mismatched keys are collected and named below; transformers' own error has no names.
+        # transformers' own error does not name mismatched keys, so they are collected here.
         strict = {"output_loading_info": True, "ignore_mismatched_sizes": True}
         name, kwargs = unpacked.weights(name, kwargs)
         model, info = AutoModelForCausalLM.from_pretrained(name, **{**kwargs, **strict})
@@ -109,13 +113,13 @@ def _from_raw_file(path: str, name: str, kwargs: dict[str, Any]) -> Any:
     config.get_text_config().vocab_size = raw.num_rows
     model_class = type(make_skeleton(config, remote))
     model = model_class.from_pretrained(None, config=config, state_dict=raw.tensors, **kwargs)
-    with contextlib.suppress(OSError):  # there need not be one
+    with contextlib.suppress(OSError):  # the folder may have none
         model.generation_config = GenerationConfig.from_pretrained(name, **where)
     return model
 
 
 def weight_files(name: str, kwargs: Mapping[str, Any]) -> list[Path]:
-    """The files of weights that from_pretrained read: in a folder, or in the hub's cache."""
+    """The weight files that from_pretrained has read, in a folder or in the hub's cache."""
     from transformers.utils import cached_file
 
     places = {key: kwargs[key] for key in ("revision", "cache_dir", "subfolder") if kwargs.get(key)}
@@ -127,28 +131,28 @@ def weight_files(name: str, kwargs: Mapping[str, Any]) -> list[Path]:
 
 
 def check_loading_info(info: dict[str, Any], name: str) -> None:
-    """Raises LatentRefError if from_pretrained's `output_loading_info` reports a bad key.
+    """Raises LatentRefError if from_pretrained's `output_loading_info` reports a wrong key.
 
-    Keys that the architecture lacks are not used and only give a warning, as with `--model hf`.
+    Unexpected keys are not used and cause only a warning, as with `--model hf`.
     """
     keys = {
-        what: sorted(str(key[0] if isinstance(key, tuple) else key) for key in info[f"{what}_keys"])
-        for what in ("missing", "mismatched", "unexpected")
+        kind: sorted(str(key[0] if isinstance(key, tuple) else key) for key in info[f"{kind}_keys"])
+        for kind in ("missing", "mismatched", "unexpected")
     }
-    unknown = [key for key in keys.pop("unexpected") if not is_of_a_map(key)]
+    unknown = [key for key in keys.pop("unexpected") if not is_map_key(key)]
     wrapped = next((key for key in unknown if training_wrapper(key)), None)
     if wrapped is not None:
         raise LatentRefError(
-            f"{name}: key {wrapped!r} has {training_wrapper(wrapped)!r} in it, which a wrapper of "
-            "training puts there: save the unwrapped model, or give the base model as pretrained= "
-            "and this file as weights=, where such keys are read"
+            f"{name}: in key {wrapped!r} a training wrapper has inserted "
+            f"{training_wrapper(wrapped)!r}: save the unwrapped model, or give the base model as "
+            "pretrained= and this file as weights=, where such keys are allowed"
         )
-    for what, those in keys.items():
-        if those:
-            kind = {"mismatched": "wrongly shaped"}.get(what, what)
+    for kind, wrong in keys.items():
+        if wrong:
+            problem = {"mismatched": "wrongly shaped"}.get(kind, kind)
             raise LatentRefError(
-                f"{name}: key {those[0]!r} is {kind} ({len(those)} such keys); the weights do not "
-                "fit the config.json beside them: save the checkpoint again"
+                f"{name}: key {wrong[0]!r} is {problem} ({len(wrong)} such keys); the weights do "
+                "not fit the config.json beside them: save the checkpoint again"
             )
     if unknown:
         logger.warning(
@@ -160,7 +164,7 @@ def check_loading_info(info: dict[str, Any], name: str) -> None:
 
 
 def open_model(load_model: ModelLoader, source: Source) -> Any:
-    """The base model of `source`, opened by `load_model`; checked for what the loop needs."""
+    """The base model of `source`, opened by `load_model` and checked by `probe.check_model`."""
     try:
         model = load_model(source)
     except (LatentRefError, torch.OutOfMemoryError):
@@ -175,7 +179,10 @@ def open_model(load_model: ModelLoader, source: Source) -> Any:
 
 
 def open_config(source: Source, role: str, trust_remote_code: bool = False) -> Any:
-    """The configuration of `source`; LatentRefError unless it is a decoder-only model's."""
+    """The configuration of `source`; raises LatentRefError unless the model is decoder-only.
+
+    `role` is the model argument that named the source, for messages.
+    """
     from transformers import AutoConfig
 
     label = f"{role}={without_place(source.name or source.base)}"
@@ -206,7 +213,7 @@ def open_tokenizer(source: Source, trust_remote_code: bool = False, **kwargs: An
             tokenizer = AutoTokenizer.from_pretrained(name, **options)
         else:
             tokenizer = _read_once(AutoTokenizer, name, options, source)
-        # Without files transformers makes some classes with no vocabulary.
+        # If its files are missing, transformers may create a tokenizer with special tokens only.
         if len(tokenizer) <= len(set(tokenizer.all_special_ids)):
             raise ValueError("it has special tokens only: its files are missing")
     return tokenizer
@@ -221,10 +228,10 @@ def has_tokenizer(source: Source) -> bool:
 
 
 def has_marker_rows(raw: RawStateDict, config: Any, tokenizer: Any) -> bool:
-    """Whether `raw` trained rows for the markers.
+    """Whether `raw` has trained embedding rows for Coconut's markers.
 
-    A Coconut file has the base's rows and three more. A CoT file has the base's rows, or as many as
-    the base model's padded embedding. Raises LatentRefError for any other number.
+    A Coconut file has three rows more than the base's vocabulary. A CoT file has as many rows as
+    the vocabulary or as the base's padded embedding. Raises LatentRefError for any other number.
     """
     if raw.family is not None and not raw.is_coconut:
         return False
@@ -232,28 +239,29 @@ def has_marker_rows(raw: RawStateDict, config: Any, tokenizer: Any) -> bool:
     with_markers = plain + len(MARKERS)
     if raw.num_rows == with_markers and (raw.is_coconut or with_markers != padded):
         return True
-    if raw.num_rows == with_markers:  # as many as the padded base: ask the tokenizer
+    if raw.num_rows == with_markers:  # also the size of the padded embedding
         return bool(known_markers(tokenizer))
     if not raw.is_coconut and raw.num_rows in (plain, padded):
         return False
     allowed = sorted({with_markers} if raw.is_coconut else {plain, padded, with_markers})
     raise LatentRefError(
-        f"{raw.path} has {raw.num_rows} rows in its embedding; with this tokenizer it must have "
+        f"{raw.path} has {raw.num_rows} embedding rows, but with this tokenizer it must have "
         f"{' or '.join(map(str, allowed))}: give the model it was trained from as pretrained="
     )
 
 
 _headers: dict[tuple[str, str, int, int], Any] = {}
+"""Configurations and tokenizers read from GGUF files, which takes seconds."""
 
 
 def _read_once(auto: Any, name: str, options: dict[str, Any], source: Source) -> Any:
-    """What `auto` reads; a copy of an earlier result where it is the header of a GGUF file."""
+    """The object that `auto` reads; for a GGUF file, a copy of the object read before."""
     path = Path(source.base) / source.subfolder / (source.gguf_file or "")
     if source.gguf_file is None or not path.is_file():
         return _read(auto, name, options)
     stat = path.stat()
-    what = f"{auto.__name__} {sorted(options.items(), key=str)}"
-    key = (what, os.path.realpath(path), stat.st_size, stat.st_mtime_ns)
+    call = f"{auto.__name__} {sorted(options.items(), key=str)}"
+    key = (call, os.path.realpath(path), stat.st_size, stat.st_mtime_ns)
     if key not in _headers:
         _headers[key] = _read(auto, name, options)
     return copy.deepcopy(_headers[key])
@@ -272,7 +280,7 @@ def _where(source: Source) -> dict[str, Any]:
 
 
 def _check_causal(config: Any, label: str) -> None:
-    """Raises LatentRefError unless `config` is that of a decoder-only language model."""
+    """Raises LatentRefError unless `config` belongs to a decoder-only language model."""
     if getattr(config, "is_encoder_decoder", False):
         raise LatentRefError(
             f"{label} is an encoder-decoder model ({config.model_type}); give a decoder-only "
@@ -284,6 +292,6 @@ def _check_causal(config: Any, label: str) -> None:
     other = next((name for name in architectures if name.endswith(_NOT_GENERATIVE)), None)
     if other is not None or not (known or remote):
         raise LatentRefError(
-            f"{label} is no causal language model ({other or config.model_type}); give a "
+            f"{label} is not a causal language model ({other or config.model_type}); give a "
             "decoder-only language model such as GPT-2 or Llama"
         )

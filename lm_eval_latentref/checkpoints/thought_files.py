@@ -1,10 +1,10 @@
-"""What the files of a checkpoint say of its thoughts: their kind, their map, the ids around them.
+"""Reads from a checkpoint's files how it thinks: the kind of thoughts, their map, their markers.
 
-    kind = find_kind(plan, options)         # from keys alone, before weights are read
+    detected = detect_kind(plan, options)       # from key names, before weights are read
     files = thought_files(plan, raw, config)
 
-The map lies in `thought_map.safetensors` of a folder that `latentref convert` wrote, among the
-weights of LatentTTS' ports, or in the raw state dict.
+The map from hidden state to thought is in `thought_map.safetensors` if `latentref convert` wrote
+the folder, among the weights in the ports of LatentTTS, or in the raw state dict.
 """
 
 from __future__ import annotations
@@ -36,23 +36,29 @@ SCALES = {
     "deepseek-r1-distill-qwen-1.5b": 0.03,
     "gpt2": 0.12,
 }
-"""The scale of CoLaR's thoughts by a part of the base's name (xiaomi-research/colar, 4b6ae9a)."""
+"""`thought_scale` of CoLaR, by a part of the base's name (xiaomi-research/colar, 4b6ae9a)."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class FoundKind:
-    """The kind of thoughts that a checkpoint was trained with, and where that is said."""
+class DetectedKind:
+    """The kind of thoughts that a checkpoint was trained with, as far as its files show it."""
 
     family: Family | None = None
     has_map: bool = False
+    """Whether the set's folder has the file `MAP_NAME`."""
     settings: Mapping[str, Any] = field(default_factory=dict)
-    """What keys and latentref.json say of the options; where the user gives another kind, without
-    those that it does not read."""
+    """The options in the family's files and in latentref.json; the user overrides them. If the user
+    gives another kind, options that it does not read are left out."""
     note: str = ""
+    """For the log: the kind and its origin."""
 
 
-def find_kind(plan: SetPlan, given: Mapping[str, Any]) -> FoundKind:
-    """What the files of the backbone say, by the names of their keys."""
+def detect_kind(plan: SetPlan, given: Mapping[str, Any]) -> DetectedKind:
+    """Detect the kind of thoughts from the names of the backbone's tensors.
+
+    Args:
+        given: the options that the user gives.
+    """
     family = recognise(keys_of(plan.backbone))
     has_map = plan.folder is not None and plan.folder.find(MAP_NAME) is not None
     recorded = plan.settings.get("latent_kind")
@@ -71,15 +77,15 @@ def find_kind(plan: SetPlan, given: Mapping[str, Any]) -> FoundKind:
         if family.bare_markers:
             note += "; the second and third id after the base's vocabulary open and close them"
     else:
-        note = "latent_kind=continuous: neither keys nor latentref.json say otherwise"
-    return FoundKind(family=family, has_map=has_map, settings=settings, note=note)
+        note = "latent_kind=continuous, the default: neither keys nor latentref.json name a kind"
+    return DetectedKind(family=family, has_map=has_map, settings=settings, note=note)
 
 
-def check_kind(config: RefinementConfig, detected: FoundKind, plan: SetPlan) -> None:
-    """Raise LatentRefError for a kind that the files cannot serve, or for too few thoughts."""
+def check_kind(config: RefinementConfig, detected: DetectedKind, plan: SetPlan) -> None:
+    """Raise LatentRefError if the kind needs keys that the files lack, or more thoughts."""
     kind = KINDS[config.latent_kind]
-    served = detected.has_map or (detected.family is not None and detected.family.kind == kind.name)
-    if kind.file_keys and not served:
+    is_of_kind = detected.family is not None and detected.family.kind == kind.name
+    if kind.file_keys and not (detected.has_map or is_of_kind):
         raise LatentRefError(
             f"latent_kind={kind.name}: {plan.backbone.name or plan.backbone.base} has none of the "
             f"keys {kind.file_keys}; give a checkpoint of that kind, or latent_kind=auto"
@@ -92,7 +98,12 @@ def check_kind(config: RefinementConfig, detected: FoundKind, plan: SetPlan) -> 
 
 
 def thought_files(plan: SetPlan, raw: RawStateDict | None, config: Any) -> ThoughtFiles:
-    """The map of the backbone, and the ids around its thoughts if no tokenizer names them."""
+    """The backbone's map, its protocol and, if they are not in its tokenizer, its marker ids.
+
+    Args:
+        raw: the backbone's raw state dict, if that is its format.
+        config: the model's configuration.
+    """
     from lm_eval_latentref.checkpoints.state_dicts import read_tensors
 
     manifest, tensors = plan.manifest, {} if raw is None else raw.map
@@ -113,8 +124,8 @@ def thought_files(plan: SetPlan, raw: RawStateDict | None, config: Any) -> Thoug
         start = config.get_text_config().vocab_size + 1
         if raw.num_rows < start + 2:
             raise LatentRefError(
-                f"{raw.path} has {raw.num_rows} rows in its embedding, but its thoughts are opened "
-                f"and closed by the ids {start} and {start + 1}; give the base it was trained from"
+                f"{raw.path} has {raw.num_rows} embedding rows, but its thoughts are opened and "
+                f"closed by the ids {start} and {start + 1}; give the base it was trained from"
             )
         ids = {"opening": (start,), "closing": (start + 1,), "num_text_ids": start + 1}
     family = recognise(keys_of(plan.backbone))
@@ -123,16 +134,16 @@ def thought_files(plan: SetPlan, raw: RawStateDict | None, config: Any) -> Thoug
 
 
 def with_thoughts(manifest: Manifest, files: ThoughtFiles) -> Manifest:
-    """`manifest` with what `files` say of the thoughts, where it does not say so."""
-    said: dict[str, Any] = {"protocol": files.protocol}
+    """`manifest` with its missing fields filled in from `files`."""
+    values: dict[str, Any] = {"protocol": files.protocol}
     if files.opening is not None:
-        said |= {
+        values |= {
             "opening_ids": list(files.opening),
             "closing_ids": list(files.closing or ()),
             "num_text_ids": files.num_text_ids,
         }
-    unsaid = {name: value for name, value in said.items() if getattr(manifest, name) is None}
-    return dataclasses.replace(manifest, **unsaid)
+    missing = {name: value for name, value in values.items() if getattr(manifest, name) is None}
+    return dataclasses.replace(manifest, **missing)
 
 
 def write_map(files: ThoughtFiles, folder: Path) -> None:

@@ -1,14 +1,15 @@
-"""Unpacks GGUF files once into the user's cache folder, so that they are loaded from there.
+"""Unpacks GGUF files once into a cache folder, from which transformers loads them faster.
 
     name, where = unpacked.header("models/q4", {"gguf_file": "model.gguf"})
-    config = AutoConfig.from_pretrained(name, **where)       # tokenizers likewise
+    config = AutoConfig.from_pretrained(name, **where)       # the same for AutoTokenizer
     name, kwargs = unpacked.weights("models/q4", {"gguf_file": "model.gguf", "dtype": "bfloat16"})
     model = AutoModelForCausalLM.from_pretrained(name, **kwargs)
 
-transformers takes seconds to parse such a file, and parses it at every call. A cache entry is
-identified by the file's sha256 and the versions of gguf and transformers. Weights are kept for each
-dtype as transformers reads them from the file, so nothing is rounded twice. A file that cannot be
-unpacked, or whose entry differs when it is read back, is parsed at every call as before.
+transformers takes seconds to parse a GGUF file, and parses it at every call. A cache entry is
+identified by the file's sha256 and the versions of gguf and transformers. There is an entry for
+each dtype, with the weights that transformers reads from the file in that dtype, so nothing is
+rounded twice. A file is parsed at every call, without a cache entry, if it cannot be unpacked or if
+the entry differs when it is read back.
 """
 
 from __future__ import annotations
@@ -35,27 +36,28 @@ from lm_eval_latentref.errors import LatentRefError
 logger = logging.getLogger(__name__)
 
 WRITTEN = "written.json"
-"""Lists an entry's files with sizes and modification times, which show whether it was changed."""
+"""The file that lists an entry's files with their sizes and modification times, to detect changes.
+"""
 
 _LOCATION = ("revision", "subfolder", "gguf_file")
 
 _refused: set[Path] = set()
-"""Entries that could not be made; each is reported once per process and not tried again."""
+"""Entries that could not be written; each is reported once per process and not tried again."""
 
 
 class _Differs(Exception):
-    """An entry that is read back differs from the parsed file."""
+    """An entry, read back, differs from the parsed file."""
 
 
 def header(name: str, where: dict[str, Any]) -> tuple[str, dict[str, Any]]:
-    """The arguments for AutoConfig and AutoTokenizer in place of `name` and `where`."""
+    """Arguments for AutoConfig and AutoTokenizer that replace `name` and `where`."""
     return _unpacked(name, where, "header", _write_header)
 
 
 def weights(name: str, kwargs: dict[str, Any]) -> tuple[str, dict[str, Any]]:
-    """The arguments for AutoModelForCausalLM in place of `name` and `kwargs`.
+    """Arguments for AutoModelForCausalLM that replace `name` and `kwargs`.
 
-    They are unchanged if weights stay quantised or if each module has its own dtype.
+    They are returned unchanged if weights stay quantised or if each module has its own dtype.
     """
     dtype = kwargs.get("dtype") or "auto"
     if kwargs.get("quantization_config") is not None or isinstance(dtype, dict):
@@ -65,14 +67,18 @@ def weights(name: str, kwargs: dict[str, Any]) -> tuple[str, dict[str, Any]]:
 
 
 def cache_folder() -> Path:
-    """The folder of all entries, beside the hub's own cache, so that `HF_HOME` moves both."""
+    """The folder of all entries. It lies beside the hub's cache, so `HF_HOME` moves both."""
     return Path(constants.HF_HOME) / "latentref" / "gguf"
 
 
 def _unpacked(
     name: str, kwargs: dict[str, Any], part: str, write: Callable[[dict[str, Any], Path], None]
 ) -> tuple[str, dict[str, Any]]:
-    """The folder of `part`, made by `write` if need be, and `kwargs` without the file's place."""
+    """The entry folder of `part`, and `kwargs` without the arguments that locate the GGUF file.
+
+    `write(location, folder)` fills the folder if it does not exist. Without a GGUF file, or if the
+    entry cannot be written, `name` and `kwargs` are returned unchanged.
+    """
     at = {key: kwargs[key] for key in _LOCATION if kwargs.get(key)}
     if "gguf_file" not in at:
         return name, kwargs
@@ -86,7 +92,7 @@ def _unpacked(
     except (OSError, SafetensorError, _Differs) as error:
         _refused.add(entry)
         logger.warning(
-            "%s is parsed at every start, as %s cannot be kept (%s)",
+            "%s is parsed at every start, because %s cannot be written (%s)",
             at["gguf_file"],
             entry,
             one_line(error),
@@ -101,18 +107,18 @@ def _key(path: str) -> str:
 
 
 def _ensure(entry: Path, write: Callable[[Path], None], label: str) -> None:
-    """Makes `entry` unless it is complete; other processes wait for it."""
-    if _is_whole(entry):
+    """Writes `entry` unless it is complete; other processes wait for it."""
+    if _is_complete(entry):
         return
     entry.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(entry.with_name(f".{entry.name}.lock")):
-        if _is_whole(entry):
+        if _is_complete(entry):
             return
         temporary = entry.with_name(f".{entry.name}.tmp")
-        for remains in (temporary, entry):  # left by a killed process; damaged
-            if remains.exists():
-                shutil.rmtree(remains)
-        logger.info("%s is unpacked, once, to %s", label, entry)
+        for broken in (temporary, entry):  # left by a killed process, or damaged
+            if broken.exists():
+                shutil.rmtree(broken)
+        logger.info("unpacking %s, once, to %s", label, entry)
         try:
             temporary.mkdir()
             write(temporary)
@@ -122,7 +128,7 @@ def _ensure(entry: Path, write: Callable[[Path], None], label: str) -> None:
             shutil.rmtree(temporary, ignore_errors=True)
 
 
-def _is_whole(entry: Path) -> bool:
+def _is_complete(entry: Path) -> bool:
     try:
         listed = read_json(entry / WRITTEN)
     except LatentRefError:
@@ -153,9 +159,9 @@ def _write_header(at: dict[str, Any], folder: Path) -> None:
     tokenizer.save_pretrained(folder)
     own = {"_name_or_path": None, "transformers_version": None}
     if config.to_dict() | own != AutoConfig.from_pretrained(folder).to_dict() | own:
-        raise _Differs("its configuration reads back otherwise")
+        raise _Differs("its configuration differs when read back")
     if tokenizer_facts(tokenizer) != tokenizer_facts(AutoTokenizer.from_pretrained(folder)):
-        raise _Differs("its tokenizer reads back otherwise")
+        raise _Differs("its tokenizer differs when read back")
 
 
 def tokenizer_facts(tokenizer: Any) -> dict[str, Any]:
@@ -173,7 +179,7 @@ def tokenizer_facts(tokenizer: Any) -> dict[str, Any]:
 
 
 def _write_weights(at: dict[str, Any], dtype: str, folder: Path) -> None:
-    """Saves the model that transformers reads from the file; checks that it reads back equal."""
+    """Saves the model that transformers reads from the file; checks that it loads back equal."""
     from transformers import AutoModelForCausalLM
 
     where = {key: at[key] for key in _LOCATION if key in at}
@@ -186,11 +192,11 @@ def _write_weights(at: dict[str, Any], dtype: str, folder: Path) -> None:
         for name, tensor in expected.items()
     )
     if not same:
-        raise _Differs("its weights read back otherwise")
+        raise _Differs("its weights differ when read back")
 
 
 def _dense() -> dict[str, Any]:
-    """Arguments for plain weights, if this transformers could leave them in the file's blocks."""
+    """Arguments that dequantise weights; empty if this version of transformers always does so."""
     import transformers
 
     if not hasattr(transformers, "GgufConfig"):
@@ -199,7 +205,7 @@ def _dense() -> dict[str, Any]:
 
 
 def as_plain_model(model: Any) -> Any:
-    """A model with the weights of `model` that can be saved, which one read from GGUF cannot be."""
+    """A copy of `model`, loaded from GGUF, that can be saved; parameters are shared."""
     config = type(model.config).from_dict(model.config.to_dict())
     if hasattr(config, "quantization_config"):
         del config.quantization_config

@@ -1,4 +1,4 @@
-"""Tokenizers: the number of plain tokens, marker tokens, and whether two vocabularies agree.
+"""Vocabularies of tokenizers: size without markers, adding markers, comparison of two vocabularies.
 
 check_same_ids(("pretrained", "strong"), backbone_tokenizer, reference_tokenizer)
 """
@@ -10,24 +10,24 @@ from lm_eval_latentref.latent.protocol import MARKERS, Tokenizer, known_markers
 
 
 def num_plain(tokenizer: Tokenizer) -> int:
-    """Size of the vocabulary without markers at its end, that is before Coconut training."""
+    """The size of the vocabulary before Coconut's training, without markers at its end."""
     size = len(tokenizer)
     markers = known_markers(tokenizer)
     return size - len(markers) if set(markers.values()) == _last(size, len(markers)) else size
 
 
 def add_markers(tokenizer: Tokenizer) -> None:
-    """Adds the three markers as facebookresearch/coconut does: plain added tokens, in this order.
+    """Adds the missing markers as facebookresearch/coconut does: as plain tokens, in this order.
 
-    They get the ids after the vocabulary. Markers that are present already are not added again.
+    They get the ids after the vocabulary.
     """
     tokenizer.add_tokens([marker for marker in MARKERS if marker not in tokenizer.get_vocab()])
 
 
 def check_same_ids(names: tuple[str, str], first: Tokenizer, second: Tokenizer) -> None:
-    """Raises LatentRefError, naming both, unless the two vocabularies agree.
+    """Raises LatentRefError unless every token has the same id in both vocabularies.
 
-    Every token but the markers must have the same id in both; a marker may be missing from one.
+    A marker may be missing from one of them. `names` are the names of both, for the message.
     """
     left, right = first.get_vocab(), second.get_vocab()
     differing = {
@@ -42,8 +42,8 @@ def check_same_ids(names: tuple[str, str], first: Tokenizer, second: Tokenizer) 
     ids = ["missing" if token_id is None else f"id {token_id}" for token_id in differing[token]]
     raise LatentRefError(
         f"token {token!r} is {ids[0]} in {names[0]} but {ids[1]} in {names[1]} "
-        f"({len(differing)} tokens differ): the three models must share one vocabulary, markers "
-        "apart; give checkpoints trained from the same base"
+        f"({len(differing)} tokens differ): the three models must have the same vocabulary, apart "
+        "from markers; give checkpoints trained from the same base"
     )
 
 

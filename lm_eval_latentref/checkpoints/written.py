@@ -1,10 +1,12 @@
-"""Checks that a written checkpoint gives the same log-likelihoods as the one it was made from.
+"""Checks that a written checkpoint gives the same log-likelihoods as the original.
 
     before_S = log_likelihoods(model, sample_ids(tokenizer))
-    ...                                       # write it, open it again
-    check_written("strong=out/cot", before_S, again, ids, torch.bfloat16)
+    ...                                       # write it, load it again as `written`
+    check_written("strong=out/cot", before_S, written, samples, torch.bfloat16)
 
-It uses transformers' own forward pass, row by row, and nothing of the thought loop.
+It calls transformers' forward, row by row, and no code of the thought loop.
+
+Shape suffixes: S samples, L tokens of a sample, V rows of the vocabulary.
 """
 
 from __future__ import annotations
@@ -18,7 +20,7 @@ from lm_eval_latentref.errors import LatentRefError
 from lm_eval_latentref.latent.protocol import known_markers
 
 SMALLEST_BOUND = 1e-4
-"""The bound of float32, and the smallest of other dtypes, in nats a sample."""
+"""The bound in float32, and the smallest bound in other dtypes, in nats per sample."""
 
 _SAMPLES = (
     "The shop sold nine red kites, then four more.",
@@ -28,11 +30,9 @@ _SAMPLES = (
 _DRAWS = 3
 _MARGIN = 4
 
-# Legend of shape suffixes: S samples, L tokens of one, V rows of the vocabulary.
-
 
 def sample_ids(tokenizer: Any) -> list[list[int]]:
-    """Token ids of a few short texts, and of one more sample with all markers."""
+    """The token ids of a few short texts, and of another sample that has all markers."""
     texts = [tokenizer(text, add_special_tokens=False).input_ids for text in _SAMPLES]
     markers = sorted(known_markers(tokenizer).values())
     return [*texts, [*texts[0][:4], *markers, *texts[0][4:8]]]
@@ -40,7 +40,7 @@ def sample_ids(tokenizer: Any) -> list[list[int]]:
 
 @torch.no_grad()
 def log_likelihoods(model: Any, samples: list[list[int]]) -> Tensor:
-    """Log-likelihood (S) of each sample without its first token, on the CPU, in float32.
+    """The log-likelihood (S) of each sample after its first token, on the CPU, in float32.
 
     Ids for which the model has no embedding row are left out.
     """
@@ -55,38 +55,38 @@ def log_likelihoods(model: Any, samples: list[list[int]]) -> Tensor:
 
 
 def check_written(
-    name: str, before_S: Tensor, again: Any, samples: list[list[int]], dtype: torch.dtype
+    name: str, before_S: Tensor, written: Any, samples: list[list[int]], dtype: torch.dtype
 ) -> None:
-    """Raises LatentRefError unless `again`, opened from the written folder, agrees with `before_S`.
+    """Raises LatentRefError unless the log-likelihoods of `written` agree with `before_S`.
 
     Args:
-        before_S: the `log_likelihoods` of the checkpoint `name` that was read.
-        again: the model of the written folder; measuring destroys its weights.
+        name: the name of the original, for the message.
+        before_S: the `log_likelihoods` of the original.
+        written: the model loaded from the written folder; the check may destroy its weights.
         dtype: the dtype of the written weights.
     """
-    now_S = log_likelihoods(again, samples)
-    apart = (now_S - before_S).abs().max().item()
-    if apart <= SMALLEST_BOUND:
+    now_S = log_likelihoods(written, samples)
+    error = (now_S - before_S).abs().max().item()
+    if error <= SMALLEST_BOUND:
         return
     bound = SMALLEST_BOUND
     if dtype != torch.float32:
-        bound = max(bound, rounding_bound(again, samples, dtype))
-    if not apart <= bound:
+        bound = max(bound, rounding_bound(written, samples, dtype))
+    if not error <= bound:
         raise LatentRefError(
-            f"{name}: what was written is another model than what was read, its log-likelihood of "
-            f"a sample is off by {apart:.2g} where {bound:.2g} may be rounding, so nothing is "
-            "kept; convert with --adapter, which leaves adapters as they are, or with "
-            "--model_args dtype=float32"
+            f"{name}: the written model differs from the original: a log-likelihood is off by "
+            f"{error:.2g}, but rounding explains at most {bound:.2g}; nothing is kept; convert "
+            "with --adapter, which does not merge adapters, or with --model_args dtype=float32"
         )
 
 
 @torch.no_grad()
 def rounding_bound(model: Any, samples: list[list[int]], dtype: torch.dtype) -> float:
-    """A bound, in nats, on how much rounding weights to `dtype` changes a sample's log-likelihood.
+    """A bound, in nats, on the change of a log-likelihood when weights are rounded to `dtype`.
 
-    It is measured: three times, each weight of `model` is changed at random by one unit in its last
-    place in `dtype` or not at all, which destroys the weights. The bound is four times the largest
-    change of a sample, because each weight is rounded once or twice (base, then base and adapter).
+    It is measured by changing each weight of `model` at random by -1, 0 or 1 units in the last
+    place, three times; this destroys the weights. The bound is four times the largest change,
+    because each weight is rounded once or twice (base, then base plus adapter).
     """
     exact_S = log_likelihoods(model, samples)
     weights = [weight for weight in model.parameters() if weight.is_floating_point()]

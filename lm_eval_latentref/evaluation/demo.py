@@ -22,7 +22,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lm_eval_latentref.benchmarks import splits
+from lm_eval_latentref.benchmarks import published
 from lm_eval_latentref.benchmarks.documents import tasks_path
 from lm_eval_latentref.checkpoints.files import holding, write_text
 from lm_eval_latentref.checkpoints.packaged import DEFAULT_SET, packaged_folder
@@ -197,9 +197,9 @@ def write_report(output: Path, command: str, task: str, *, since: float) -> None
 def choose_task() -> str:
     """MathQA if it is in the folder `LATENTREF_DATA` or on the hub; otherwise a generated task."""
     try:
-        splits.read("mathqa", "test")
+        published.read("mathqa", "test")
         return REAL_TASK
-    except splits.DataMissingError as error:
+    except published.DataMissingError as error:
         logger.warning("%s", error)
     return GENERATED_TASK
 

@@ -16,7 +16,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from lm_eval_latentref.benchmarks.splits import HUB_SETS
+from lm_eval_latentref.benchmarks.published import HUB_SETS
 from lm_eval_latentref.checkpoints.files import write_text
 from lm_eval_latentref.errors import LatentRefError, saving, say
 from lm_eval_latentref.evaluation.board import (

@@ -1,4 +1,4 @@
-"""lm-eval's side: the model class `latentref`, its response cache, `latentref run`.
+"""The side of lm-eval: the model class `latentref`, its response cache, and `latentref run`.
 
-`lm_eval_seams` holds everything that relies on lm-eval beyond its public calls.
+`lm_eval_seams` contains everything that relies on lm-eval beyond its public calls.
 """

@@ -1,7 +1,7 @@
-"""The arguments of the lm-eval class: check their values, and select those that can change answers.
+"""Checks the arguments of the lm-eval class, and selects the arguments that can change answers.
 
-    check_values({"max_length": "many"})           # LatentRefError: max_length=many: ...
-    deciding({"sliding_window": 64, "batch_size": 8})         # {"sliding_window": 64, ...}
+    check_values({"max_length": "many"})                      # LatentRefError: max_length=many: ...
+    decisive({"sliding_window": 64, "batch_size": 8})         # {"sliding_window": 64, ...}
 
 Mistakes are reported before any weight is read.
 """
@@ -27,12 +27,12 @@ from lm_eval_latentref.harness.lm_eval_seams import DEFAULT_DEVICE
 from lm_eval_latentref.latent.config import OPTION_NAMES
 
 DESCRIBED = frozenset([*NAMES, *OPTION_NAMES, "attn_implementation"])
-"""Arguments that the settings of a run already describe: what is loaded, and how it thinks.
+"""Arguments that the settings of a run describe already: checkpoints, thoughts and attention.
 
-Of dtypes they describe the backbone's only; with `auto` those of its references may differ."""
+`dtype` is not among them, because the settings contain only the backbone's dtype."""
 
 WITHOUT_EFFECT = frozenset(
-    # First batch sizes and devices, then how files are fetched; tokens are secrets.
+    # First batch sizes and devices, then the arguments for fetching files; tokens are secrets.
     {
         "batch_size",
         "max_batch_size",
@@ -60,8 +60,8 @@ WITHOUT_EFFECT = frozenset(
 """Arguments that cannot change an answer."""
 
 
-def deciding(given: Mapping[str, Any]) -> dict[str, Any]:
-    """The arguments in `given`, and HFLM's defaults, that can change an answer, as JSON values."""
+def decisive(given: Mapping[str, Any]) -> dict[str, Any]:
+    """The arguments that can change an answer, as JSON values; HFLM's defaults are included."""
     parameters = inspect.signature(HFLM.__init__).parameters.values()
     defaults = {
         parameter.name: parameter.default
@@ -76,10 +76,10 @@ def deciding(given: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def tokenizer_digest(tokenizer: Any) -> str:
-    """sha256 of everything that determines how a tokenizer turns text into ids."""
+    """sha256 of everything that determines how a tokenizer encodes text."""
     if (backend := getattr(tokenizer, "backend_tokenizer", None)) is not None:
         parts = json.loads(backend.to_str())
-        # These are left over from the tokenizer's last call.
+        # These two depend on the tokenizer's last call.
         parts = {k: v for k, v in parts.items() if k not in ("truncation", "padding")}
     else:
         parts = {"vocabulary": tokenizer.get_vocab()}
@@ -89,9 +89,9 @@ def tokenizer_digest(tokenizer: Any) -> str:
 
 
 def model_digest(model: torch.nn.Module, tokenizer: Any) -> str:
-    """sha256 of a loaded model's weights, configurations and log-likelihoods of a few texts.
+    """sha256 of a loaded model's weights, its configurations and log-likelihoods of a few texts.
 
-    Which adapter is active, how it is scaled, hooks: what is no weight shows in what is computed.
+    The log-likelihoods reveal everything else: the active adapter, its scale, hooks.
     """
     configs = [str(getattr(model, name, None)) for name in ("config", "generation_config")]
     total = hashlib.sha256("\n".join(configs).encode())
@@ -99,12 +99,13 @@ def model_digest(model: torch.nn.Module, tokenizer: Any) -> str:
         total.update(name.encode())
         total.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
     computed = log_likelihoods(model, sample_ids(tokenizer)).tolist()
-    total.update(str([round(number, 2) for number in computed]).encode())  # to more than rounding
+    # Two decimals, because the computation is not exactly the same on every machine.
+    total.update(str([round(number, 2) for number in computed]).encode())
     return total.hexdigest()
 
 
 def check_values(given: Mapping[str, Any]) -> None:
-    """Raise LatentRefError on a value whose type HFLM does not accept for its argument."""
+    """Raise LatentRefError if a value does not have the type that HFLM declares for it."""
     hints = typing.get_type_hints(HFLM.__init__)
     for name, value in given.items():
         # lm-eval's command line turns a name such as 100 into a number.
@@ -119,7 +120,11 @@ def check_values(given: Mapping[str, Any]) -> None:
 
 
 def device_or_default(device: Any) -> str:
-    """`device`, which must exist; if it is None or lm-eval's default, the GPU if there is one."""
+    """`device`, which must exist, or its default.
+
+    None means the GPU if there is one, else the CPU. lm-eval's default, a GPU, means the CPU on a
+    machine without a GPU.
+    """
     if device is None or (device == DEFAULT_DEVICE and not torch.cuda.is_available()):
         return "cuda" if torch.cuda.is_available() else "cpu"
     check_device(device)
@@ -139,10 +144,10 @@ def _is_a(value: Any, kind: Any) -> bool:
 
 def _described(kinds: tuple[Any, ...]) -> str:
     words = {bool: "True or False", int: "an integer", str: "text", float: "a number"}
-    of_choice = [repr(value) for kind in kinds for value in typing.get_args(kind)]
+    literals = [repr(value) for kind in kinds for value in typing.get_args(kind)]
     plain = [
         words.get(kind, getattr(kind, "__name__", str(kind)))
         for kind in kinds
         if kind is not type(None) and not typing.get_args(kind)
     ]
-    return " or ".join([*plain, *of_choice])
+    return " or ".join([*plain, *literals])

@@ -1,9 +1,9 @@
-"""lm-eval's own command line, with the model registered and our tasks on its include path.
+"""`latentref run`: lm-eval's command line with our model registered and our tasks included.
 
-    harness.run(["--tasks", "latentref_mathqa_mc", "--limit", "8"])
+    run(["--tasks", "latentref_mathqa_mc", "--limit", "8"])
 
-It works where a .pth file does not (PYTHONPATH, `pip install --target`). `--model` defaults to
-latentref; every other argument goes to lm-eval unchanged after `door` has checked it.
+It also works in installations without .pth files (PYTHONPATH, `pip install --target`). `--model`
+defaults to latentref. `door` checks all arguments, which then go to lm-eval unchanged.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from lm_eval_latentref.errors import LatentRefError, say
 def run(arguments: Sequence[str]) -> int:
     """Run `lm_eval run ARGUMENTS`; without arguments lm-eval prints its help and exits.
 
-    Returns 0, or 1 if a file of results could not be written. Raises LatentRefError on a mistake in
+    Returns 0, or 1 if a results file could not be written. Raises LatentRefError on a mistake in
     the arguments.
     """
     from lm_eval.utils import setup_logging
@@ -30,8 +30,8 @@ def run(arguments: Sequence[str]) -> int:
     from lm_eval_latentref.harness import door
     from lm_eval_latentref.harness.lm_eval_seams import (
         log_as_lm_eval,
-        noting_unsaved_files,
         parse_run,
+        recording_unsaved_files,
     )
 
     setup_logging()
@@ -39,37 +39,37 @@ def run(arguments: Sequence[str]) -> int:
     log_as_lm_eval()
     try:
         args, execute = parse_run(arguments)
-    except ValueError as error:  # of JSON in an argument
+    except ValueError as error:  # an argument is not valid JSON
         raise LatentRefError(one_line(error)) from error
-    given = _of_file(args)
-    args.model = args.model or given.get("model") or _autoload.MODEL_NAME
-    args.include_path = include_paths(args.include_path or given.get("include_path"))
+    defaults = _read_config_file(args)
+    args.model = args.model or defaults.get("model") or _autoload.MODEL_NAME
+    args.include_path = include_paths(args.include_path or defaults.get("include_path"))
     try:
         door.check(args)
-        with noting_unsaved_files() as unsaved:
+        with recording_unsaved_files() as unsaved:
             execute(args)
     except sqlite3.Error as error:
         raise LatentRefError(
-            f"--use_cache: {args.use_cache or given.get('use_cache')}_rank*.db cannot be written "
-            f"({error}); make room, or name another place, and give the same command again: the "
-            "answers so far are kept"
+            f"--use_cache: {args.use_cache or defaults.get('use_cache')}_rank*.db cannot be "
+            f"written ({error}); make room, or name another place, and give the same command "
+            "again: the answers so far are kept"
         ) from error
     except OSError as error:
         if args.model == _autoload.MODEL_NAME:
             raise
-        # So transformers reports a checkpoint that is not there.
+        # transformers raises OSError if a checkpoint does not exist.
         raise LatentRefError(f"--model {args.model}: {one_line(error)}") from error
     except KeyboardInterrupt:
-        raise KeyboardInterrupt(_what_is_kept(args)) from None
+        raise KeyboardInterrupt(_interrupted_message(args)) from None
     if unsaved:
-        where = args.output_path or given.get("output_path")
-        why = "; ".join(dict.fromkeys(unsaved))
-        say(f"{where}: results could not be written ({why}); make room")
+        path = args.output_path or defaults.get("output_path")
+        reasons = "; ".join(dict.fromkeys(unsaved))
+        say(f"{path}: results could not be written ({reasons}); make room")
     return 1 if unsaved else 0
 
 
-def _of_file(args: argparse.Namespace) -> dict[str, Any]:
-    """The values of the YAML file given by `--config`; the command line overrides them."""
+def _read_config_file(args: argparse.Namespace) -> dict[str, Any]:
+    """The values in the YAML file given by `--config`; the command line overrides them."""
     from lm_eval.config.evaluate_config import EvaluatorConfig
 
     if not args.config:
@@ -80,8 +80,8 @@ def _of_file(args: argparse.Namespace) -> dict[str, Any]:
         raise LatentRefError(f"--config {args.config}: {' '.join(str(error).split())}") from error
 
 
-def _what_is_kept(args: argparse.Namespace) -> str:
+def _interrupted_message(args: argparse.Namespace) -> str:
     cache = getattr(args, "use_cache", None)
     if cache:
-        return f"the answers so far are in {cache}_rank*.db; run it again to go on"
-    return "nothing is kept; with --use_cache FILE answers are kept as they come"
+        return f"the answers so far are in {cache}_rank*.db; run the command again to continue"
+    return "nothing is kept; with --use_cache FILE every answer is kept"

@@ -1,4 +1,4 @@
-"""Sets up the process group of one run, on CPUs as well, and ends it cleanly.
+"""Sets up and tears down the process group of a run, also on CPUs.
 
 prepare_processes()             # before accelerate is used for the first time
 """
@@ -13,10 +13,10 @@ import torch.distributed as dist
 
 
 def prepare_processes() -> None:
-    """Make processes that were started together find each other on CPUs, and end cleanly.
+    """Let accelerate form a process group also on CPUs, and tear it down at exit.
 
-    On CPUs, accelerate forms a group only if ACCELERATE_USE_CPU is set; without it each process
-    would do all the work.
+    On CPUs, accelerate forms a group only if ACCELERATE_USE_CPU is set; without a group each
+    process would do all the work. Nothing is done for a single process.
     """
     if int(os.environ.get("WORLD_SIZE", 1)) == 1:
         return
@@ -26,12 +26,11 @@ def prepare_processes() -> None:
 
 
 def _end_gloo() -> None:
-    """End gloo's worker threads while the interpreter still runs.
+    """End gloo's worker threads before the interpreter shuts down.
 
-    They hold tensors. A thread that frees its last tensor while the interpreter shuts down aborts
-    the process, which happened after the work was done in about one short run in eight. Other
-    backends are left alone: ending NCCL's groups waits for every process, so after a failure it
-    would wait forever.
+    The threads hold tensors. If a thread frees its last tensor during the shutdown, the process
+    aborts; without this function that happened at the end of about one short run in eight. The
+    groups of NCCL are not destroyed, because that waits for all processes, forever after a failure.
     """
     if dist.is_available() and dist.is_initialized() and dist.get_backend() == "gloo":
         dist.destroy_process_group()

@@ -2,7 +2,7 @@
 
     check(args)        # args: the result of lm-eval's own parser
 
-lm-eval itself notices most of them only after it has loaded the model, and ends in a traceback.
+lm-eval itself would report most of them with a traceback, after it has loaded the model.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from lm_eval_latentref.checkpoints.files import read_text, reading
 from lm_eval_latentref.errors import LatentRefError, check_place
 
 TOKEN_COUNTS = ("max_gen_toks", "max_tokens", "max_completion_tokens")
-"""lm-eval's names for the most tokens to generate, besides those of transformers."""
+"""lm-eval's names for the maximum number of new tokens, besides those of transformers."""
 
 
 def check(args: argparse.Namespace) -> None:
@@ -66,7 +66,7 @@ def check(args: argparse.Namespace) -> None:
 
 
 def _config(args: argparse.Namespace) -> Any:
-    """lm-eval's own configuration of `args`; raises LatentRefError if arguments conflict."""
+    """The configuration that lm-eval builds from `args`; raises LatentRefError if it refuses."""
     from lm_eval.config.evaluate_config import EvaluatorConfig
 
     try:
@@ -78,7 +78,7 @@ def _config(args: argparse.Namespace) -> Any:
 
 @contextlib.contextmanager
 def _silence() -> Any:
-    # All of this is logged again when the work is done.
+    # lm-eval logs the same messages again when it runs.
     loggers = [logging.getLogger(name) for name in ("lm_eval", "transformers")]
     levels = [logger.level for logger in loggers]
     for logger in loggers:
@@ -98,7 +98,8 @@ def _check_model(config: Any, *, explicit_device: str | None) -> None:
     from lm_eval_latentref.latent.decoding import check_names
 
     check_batch_size(config.batch_size)
-    if (rows := config.model_args.get("batch_size")) is not None:  # lm-eval passes its own, too
+    # lm-eval passes the value of --batch_size as well, and Python refuses an argument twice.
+    if (rows := config.model_args.get("batch_size")) is not None:
         raise LatentRefError(f"--model_args batch_size={rows}: give --batch_size {rows} instead")
     check_values(config.model_args)
     if device := explicit_device or config.model_args.get("device"):
@@ -113,15 +114,16 @@ def _check_other_model(name: str, model_args: Mapping[str, Any]) -> None:
 
     if name not in MODEL_REGISTRY:
         nearest = difflib.get_close_matches(name, [MODEL_NAME, *MODEL_REGISTRY], n=1)
-        advice = f"did you mean {nearest[0]}?" if nearest else "lm-eval's is hf, ours latentref"
+        advice = f"did you mean {nearest[0]}?" if nearest else "give hf or latentref, for example"
         raise LatentRefError(f"--model {name}: there is no such model; {advice}")
-    with reading(f"the class of --model {name}", "install what it needs"):
+    with reading(f"the class of --model {name}", "install the packages it needs"):
         parameters = inspect.signature(get_model(name)).parameters.values()
-    for each in parameters:
-        is_named = each.kind in (each.POSITIONAL_OR_KEYWORD, each.KEYWORD_ONLY)
-        if is_named and each.default is each.empty and each.name not in model_args:
+    for parameter in parameters:
+        is_named = parameter.kind in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY)
+        is_required = is_named and parameter.default is parameter.empty
+        if is_required and parameter.name not in model_args:
             raise LatentRefError(
-                f"--model {name} needs {each.name}; give --model_args {each.name}=VALUE"
+                f"--model {name} needs {parameter.name}; give --model_args {parameter.name}=VALUE"
             )
 
 
@@ -135,7 +137,7 @@ def _check_chat_template(model_args: Mapping[str, Any], template: bool | str) ->
     if own is None:
         raise LatentRefError(
             f"--apply_chat_template: the tokenizer of {source.name or source.base} has no chat "
-            "template; leave the option out, or give a tokenizer= that has one"
+            "template; leave the option out, or give a tokenizer= with a chat template"
         )
     if isinstance(own, dict) and isinstance(template, str) and template not in own:
         raise LatentRefError(
@@ -144,7 +146,7 @@ def _check_chat_template(model_args: Mapping[str, Any], template: bool | str) ->
 
 
 def _check_tasks(config: Any) -> None:
-    """Check names, overlapping groups, `--samples`, and that the data of our tasks are there."""
+    """Check names, overlapping groups and `--samples`, and load the data of our tasks."""
     from lm_eval.tasks import TaskManager
 
     from lm_eval_latentref.harness.lm_eval_seams import is_group, leaves, task_file
@@ -154,19 +156,19 @@ def _check_tasks(config: Any) -> None:
         manager = TaskManager(include_path=config.include_path, metadata=config.metadata or {})
     names = [name for text in _as_list(config.tasks) for name in text.split(",") if name]
     if not names:
-        raise LatentRefError("--tasks: name one task or more; `lm_eval ls tasks` lists all")
+        raise LatentRefError("--tasks: name at least one task; `lm_eval ls tasks` lists all")
     is_alone = len(names) == 1
-    asked = dict.fromkeys(match for name in names for match in _matches(manager, name, is_alone))
-    members = {name: leaves(manager, name) for name in asked}
-    for group in filter(lambda name: is_group(manager, name), asked):
-        for other in asked:
+    given = dict.fromkeys(match for name in names for match in _matches(manager, name, is_alone))
+    members = {name: leaves(manager, name) for name in given}
+    for group in filter(lambda name: is_group(manager, name), given):
+        for other in given:
             if other != group and (both := members[group] & members[other]):
                 raise LatentRefError(
                     f"--tasks {group} and {other}: both contain {min(both)}; give one of them"
                 )
-    every = set().union(*members.values())
-    samples = _samples(config.samples, every)
-    ours = {name for name in every if (f := task_file(manager, name)) and f.parent == tasks_path()}
+    tasks = set().union(*members.values())
+    samples = _samples(config.samples, tasks)
+    ours = {name for name in tasks if (f := task_file(manager, name)) and f.parent == tasks_path()}
     for name in sorted(ours | samples.keys()):
         with _silence():
             task = manager.load([name])["tasks"][name]
@@ -185,11 +187,11 @@ def _matches(manager: Any, name: str, is_alone: bool) -> list[str]:
         return list(matches)
     if not is_alone and os.path.isdir(name):
         raise LatentRefError(
-            f"--tasks {name}: a folder of task files is given alone; give --include_path {name}, "
-            "and the names of its tasks"
+            f"--tasks {name}: a folder of task files cannot be combined with other tasks; give "
+            f"--include_path {name} and the names of its tasks"
         )
     if files := _own_files(name):
-        for file in files:  # lm-eval reads them itself
+        for file in files:  # lm-eval loads them later
             with reading(file, "correct it"):
                 yaml.compose(read_text(file))
         return []
@@ -199,7 +201,7 @@ def _matches(manager: Any, name: str, is_alone: bool) -> list[str]:
 
 
 def _own_files(name: str) -> list[str]:
-    """The user's own task files that `name` means: a path that ends in .yaml, or a folder."""
+    """The user's task files: `name` is a path or pattern that ends in .yaml, or a folder."""
     pattern = name if name.endswith(".yaml") else os.path.join(name, "*.yaml")
     return sorted(glob.glob(pattern))
 
@@ -210,13 +212,15 @@ def _samples(samples: Any, tasks: set[str]) -> dict[str, list[int]]:
     if not isinstance(samples, Mapping):
         raise LatentRefError(
             f'--samples {samples}: give JSON such as {{"{min(tasks, default="TASK")}": [0, 1]}}, '
-            "or a file of it"
+            "or a file with JSON"
         )
     for name, numbers in samples.items():
         if name not in tasks:
-            raise LatentRefError(f"--samples {name}: --tasks does not ask for it")
+            raise LatentRefError(f"--samples {name}: it is not among --tasks; add it there")
         if not isinstance(numbers, list) or not all(type(n) is int for n in numbers):
-            raise LatentRefError(f"--samples {name}: give a list of document numbers from 0 on")
+            raise LatentRefError(
+                f"--samples {name}: give a list of document numbers, which start at 0"
+            )
     return dict(samples)
 
 

@@ -1,10 +1,9 @@
-"""All private names of lm-eval that this package relies on.
+"""Everything that this package relies on in lm-eval beyond public calls.
 
-    class LatentRefLM(SeamLM): ...       # implements the methods of SeamLM that raise
+    class LatentRefLM(SeamLM): ...       # implements the methods that raise NotImplementedError
 
-HFLM calls methods of its own whose names begin with an underscore; `SeamLM` gives each a public
-name. The contract tests (`pytest -m contract`) check every assumption made here on the installed
-lm-eval.
+`SeamLM` gives public names to the private methods of HFLM that we override or call. The contract
+tests (`pytest -m contract`) check every assumption made here on the installed lm-eval.
 """
 
 from __future__ import annotations
@@ -29,24 +28,25 @@ from lm_eval_latentref.checkpoints import unpacked
 from lm_eval_latentref.errors import printable
 
 Request = tuple[Any, list[int], list[int]]
-"""A request to score: its texts, the ids of the context, the ids of the continuation."""
+"""A request to score: (context, continuation) as text, ids of the context, ids of the continuation.
+"""
 
 NOT_SAVED = "Could not save"
-"""The beginning of the warning that lm-eval logs when it cannot write a file."""
+"""The first words of the warning that lm-eval logs when it cannot write a file."""
 
 DEFAULT_DEVICE = "cuda:0"
-"""The device that lm-eval's command line uses if none is given, whether or not there is a GPU."""
+"""The default device of lm-eval's command line, with or without a GPU."""
 
 _TRACKER = "lm_eval.loggers.evaluation_tracker"
 
 
 def loading_arguments() -> frozenset[str]:
-    """The names of the arguments with which HFLM loads a model."""
+    """The names of the arguments that HFLM itself uses to load a model."""
     return frozenset(inspect.signature(HFLM._create_model).parameters)
 
 
 class SeamLM(HFLM):
-    """HFLM with its hooks under public names; weights are loaded after HFLM has set up the rest."""
+    """HFLM with public names for private methods; weights are loaded after HFLM's `__init__`."""
 
     batch_size_per_gpu: Any
     _model: Any
@@ -57,12 +57,12 @@ class SeamLM(HFLM):
     _scores_windows = False
 
     def check_backend(self) -> None:
-        """Raise LatentRefError if `self.backend` is a kind of model that cannot be used."""
+        """Raise LatentRefError if models of the kind `self.backend` cannot be used."""
 
     def open_tokenizer(
         self, tokenizer: Any, *, trust_remote_code: bool, use_fast: Any, add_bos_token: Any
     ) -> Any:
-        """The tokenizer; the arguments are HFLM's."""
+        """The tokenizer; the arguments are those of HFLM."""
         raise NotImplementedError
 
     def score_pairs(
@@ -74,7 +74,7 @@ class SeamLM(HFLM):
     def score_windows(
         self, windows: Sequence[Request], disable_tqdm: bool
     ) -> list[tuple[float, bool]]:
-        """Log-likelihood of each window of whole texts, one batch, and whether it is greedy."""
+        """Log-likelihoods of one batch of windows of whole texts, and whether each is greedy."""
         raise NotImplementedError
 
     def write(self, context_BC: Tensor, max_length: int, stop: list[str], **options: Any) -> Tensor:
@@ -83,7 +83,7 @@ class SeamLM(HFLM):
 
     @contextmanager
     def scoring_windows(self) -> Iterator[None]:
-        """Inside this block, HFLM's requests are windows of whole texts, not pairs."""
+        """Pass HFLM's requests to `score_windows` inside this block, not to `score_pairs`."""
         self._scores_windows = True
         try:
             yield
@@ -91,20 +91,20 @@ class SeamLM(HFLM):
             self._scores_windows = False
 
     def finish_setting_up(self) -> None:
-        """Load the models that HFLM's setup asked for, and set this process's rank."""
+        """Load the models, which HFLM's `__init__` has postponed, and set this process's rank."""
         if isinstance(self._model, _LoadedLater):
             arguments, self._model = self._model.arguments, None
             self.open_models(arguments)
         if hasattr(self, "accelerator"):
-            # HFLM sets these for several GPUs only, and uses the local index.
+            # HFLM sets these for several GPUs only, and to the index on the local machine.
             self._rank = self.accelerator.process_index
             self._world_size = self.accelerator.num_processes
 
     def open_models(self, arguments: dict[str, Any]) -> None:
-        """Load all models and set `_model`; `arguments` are for `open_as_hf`."""
+        """Load all models and set `_model`; `arguments` are those of `open_as_hf`."""
         raise NotImplementedError
 
-    # HFLM's own implementations.
+    # HFLM's implementations, under public names.
 
     def open_as_hf(self, name: str, **arguments: Any) -> Any:
         """The model `name`, opened by HFLM with its placement and quantisation."""
@@ -114,35 +114,35 @@ class SeamLM(HFLM):
     def score_windows_as_hf(
         self, windows: Sequence[Request], disable_tqdm: bool
     ) -> list[tuple[float, bool]]:
-        """HFLM's scores of `windows`, all in one forward pass.
+        """HFLM's scores of `windows`, all in one forward.
 
-        HFLM's grouping of equal tokens is off: it confuses windows that have the same tokens but
-        whose scored part begins at different places.
+        `logits_cache` is switched off, because it confuses windows with the same tokens whose
+        scored parts start at different positions.
         """
-        groups, self.logits_cache = self.logits_cache, False
+        uses_cache, self.logits_cache = self.logits_cache, False
         try:
             return super()._loglikelihood_tokens(list(windows), disable_tqdm, len(windows))
         finally:
-            self.logits_cache = groups
+            self.logits_cache = uses_cache
 
     def write_as_hf(
         self, context_BC: Tensor, max_length: int, stop: list[str], **options: Any
     ) -> Tensor:
-        """HFLM's call of transformers' `generate`."""
+        """Context and new text (B, L) from HFLM's call of transformers' `generate`."""
         return super()._model_generate(context_BC, max_length, stop, **options)
 
     def up_to_stop(self, ids: list[int], stop: list[str]) -> list[int]:
-        """New token ids up to where HFLM's stop strings end a batch that has this row only."""
+        """New token ids, cut where HFLM would end a batch of this row alone."""
         criteria = stop_sequences_criteria(self.tokenizer, stop, 0, 1)
         ids_1L = torch.tensor([ids])
         lengths = range(1, len(ids))
         return ids[: next((n for n in lengths if criteria(ids_1L[:, :n], None).all()), len(ids))]
 
-    # HFLM's own names.
+    # Overrides of HFLM's methods.
 
     @property
     def model(self) -> Any:
-        """The model as it is: nothing wraps it, and accelerate unwraps only modules."""
+        """The model. HFLM would unwrap it with accelerate, which fails before it is loaded."""
         return self._model
 
     def _get_backend(self, *args: Any, **kwargs: Any) -> None:
@@ -162,8 +162,8 @@ class SeamLM(HFLM):
         )
 
     def _create_model(self, pretrained: str, **kwargs: Any) -> None:
-        # Loading is postponed: after this call HFLM still checks arguments, and it ties weights
-        # again, which fails with adapters. Weights are tied when each base is opened.
+        # Loading is postponed, because after this call HFLM checks more arguments, and it ties
+        # weights again, which fails with adapters. Each base ties its weights when it is opened.
         self._model = _LoadedLater(kwargs)
 
     def _loglikelihood_tokens(
@@ -182,13 +182,13 @@ class SeamLM(HFLM):
 
 
 class _LoadedLater:
-    """Replaces the model while HFLM is set up; it is not a module, so HFLM leaves it alone."""
+    """A placeholder for the model in HFLM's `__init__`, which ignores it as it is not a module."""
 
     def __init__(self, arguments: dict[str, Any]) -> None:
         self.arguments = arguments
 
     def to(self, device: Any) -> None:
-        """Do nothing: there is no model to place yet."""
+        """Do nothing, because there is no model yet."""
 
 
 def parse_run(
@@ -210,7 +210,7 @@ def parse_run(
 
 
 class _ToLmEval(logging.Handler):
-    """Hands lines on to lm-eval's logger, which has a level and handlers of its own."""
+    """Passes log records to lm-eval's logger, which has its own level and handlers."""
 
     def emit(self, record: logging.LogRecord) -> None:
         record.msg, record.args = printable(record.getMessage()), ()
@@ -220,7 +220,7 @@ class _ToLmEval(logging.Handler):
 
 
 def log_as_lm_eval() -> None:
-    """Log where lm-eval does and with its level."""
+    """Pass this package's log records to lm-eval's logger, at its level."""
     ours = logging.getLogger("lm_eval_latentref")
     if any(isinstance(handler, _ToLmEval) for handler in ours.handlers):
         return
@@ -231,19 +231,19 @@ def log_as_lm_eval() -> None:
 
 
 @contextmanager
-def noting_unsaved_files() -> Iterator[list[str]]:
-    """Yields a list of the files lm-eval fails to write in this block, which it only logs."""
-    notes: list[str] = []
+def recording_unsaved_files() -> Iterator[list[str]]:
+    """Yield a list of lm-eval's warnings about files that it fails to write in this block."""
+    warnings: list[str] = []
 
     class Handler(logging.Handler):
         def emit(self, record: logging.LogRecord) -> None:
-            if notes or record.getMessage().startswith(NOT_SAVED):
-                notes.append(record.getMessage())
+            if warnings or record.getMessage().startswith(NOT_SAVED):
+                warnings.append(record.getMessage())
 
     handler, tracker = Handler(), logging.getLogger(_TRACKER)
     tracker.addHandler(handler)
     try:
-        yield notes
+        yield warnings
     finally:
         tracker.removeHandler(handler)
 
@@ -263,13 +263,13 @@ def is_group(manager: TaskManager, name: str) -> bool:
 
 
 def task_file(manager: TaskManager, name: str) -> Path | None:
-    """The YAML file of a task, if lm-eval's index has one."""
+    """The YAML file of a task; None if lm-eval's index has none."""
     entry = manager.task_index.get(name)
     return None if entry is None else entry.yaml_path
 
 
 def leaves(manager: TaskManager, name: str) -> set[str]:
-    """The names of the tasks in a task, group or tag, from lm-eval's index; nothing is loaded."""
+    """The names of all tasks in a task, group or tag, from lm-eval's index; nothing is loaded."""
     entry = manager.task_index.get(name)
     if entry is None or entry.kind in (Kind.TASK, Kind.PY_TASK):
         return {name}

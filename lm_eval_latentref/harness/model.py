@@ -2,9 +2,9 @@
 
     lm_eval --model latentref --model_args pretrained=FOLDER,memory_rate=0.3 --tasks mathqa
 
-lm-eval makes prompts, metrics and reports; HFLM handles placement and decoding options; `Reasoner`
-thinks. This class connects them: it loads the models, encodes choices, and names the document in an
-error. Log-likelihoods of whole texts are in `rolling`, generation is in `generating`.
+lm-eval builds prompts, metrics and reports; HFLM handles placement and decoding options; `Reasoner`
+thinks. The class here connects them: it loads the models and scores choices. Its base classes
+generate text (`generating`) and score whole texts (`rolling`).
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from lm_eval_latentref.checkpoints.sources import Source
 from lm_eval_latentref.errors import LatentRefError, without_secrets
 from lm_eval_latentref.harness.arguments import (
     check_values,
-    deciding,
+    decisive,
     device_or_default,
     model_digest,
     tokenizer_digest,
@@ -57,22 +57,23 @@ class LatentRefLM(GeneratingLM):
     """A causal language model that reasons in refined continuous thoughts.
 
     Args:
-        pretrained: the backbone: a hub id, a folder or an adapter folder; None for the trained set
-            in this package, smollm2-135m. Or a loaded model, then without references, or a whole
-            set returned by `resolve`.
-        tokenizer: a name or an object, to be used in place of the backbone's own tokenizer.
-        kwargs: the other names of checkpoints (`strong`, `weak`, `weights`, ...: the fields of
-            `CheckpointNames`); the fields of `RefinementConfig`; all arguments of HFLM; those of
+        pretrained: the backbone: a hub id, a folder or an adapter folder; None: the packaged set
+            smollm2-135m. Alternatively a loaded model, without references, or a plan returned by
+            `resolve`.
+        tokenizer: a name or an object that replaces the backbone's own tokenizer.
+        kwargs: other names of checkpoints (`strong`, `weak`, `weights`, ...: the fields of
+            `CheckpointNames`), the fields of `RefinementConfig`, and all arguments of HFLM and of
             `from_pretrained`.
 
     Raises:
-        LatentRefError: an argument cannot be used; the message says which and why.
+        LatentRefError: an argument cannot be used; the message gives the argument and the reason.
     """
 
     reasoner: Reasoner
     _reports: list[dict[str, Any]] | None = None
-    """The cost of each process, in the first one, since the last barrier."""
+    """In the first process: the cost of every process, collected at the last barrier."""
     _shown_arguments: dict[str, Any] | None = None
+    """The model arguments, without secrets."""
 
     def __init__(
         self,
@@ -86,12 +87,12 @@ class LatentRefLM(GeneratingLM):
         check_batch_size(kwargs.get("batch_size", 1))
         check_values(kwargs)
         options = {name: kwargs.pop(name) for name in OPTION_NAMES if name in kwargs}
-        self._deciding = deciding(kwargs)
+        self._decisive = decisive(kwargs)
         kwargs["device"] = device_or_default(kwargs.get("device"))
         if kwargs.get("device_map") is not None:
-            # Without `parallelize` HFLM ignores the map.
+            # Without `parallelize` HFLM ignores the device map.
             kwargs["parallelize"] = True
-        self._max_length = kwargs.get("max_length")  # HFLM sets it too, but after we need it
+        self._max_length = kwargs.get("max_length")  # HFLM sets it too late
         self._documents = DocumentNames()
         if isinstance(tokenizer, str):
             kwargs["tokenizer"] = tokenizer
@@ -102,8 +103,7 @@ class LatentRefLM(GeneratingLM):
             self._set_up(pretrained, tokenizer=tokenizer, **kwargs)
             self._take_loaded(pretrained)
         else:
-            given = take_names(pretrained, kwargs)
-            self._plan, self._refinement = plan_run(given, options)
+            self._plan, self._refinement = plan_run(take_names(pretrained, kwargs), options)
             backbone = self._plan.backbone
             self._set_up(
                 backbone.base,
@@ -127,15 +127,15 @@ class LatentRefLM(GeneratingLM):
     def refine(self, config: RefinementConfig) -> None:
         """Use `config` from now on, and restart the cost counters.
 
-        If `config` searches, the references must be loaded already, that is the model must have
-        been made with a search. A response cache in use is left: its answers are of other settings.
+        If `config` searches, the references must already be loaded. A response cache is no longer
+        used, because its answers belong to other settings.
         """
         self._refinement = config
         super().set_cache_hook(CacheHook(None))
         self.reasoner = Reasoner(self.reasoner.loaded, config, max_length=self._max_length)
 
-    # Loading: HFLM opens each base model, so that its placement and quantisation options apply to
-    # all three; adapters and state dicts are then loaded by this package.
+    # Loading: HFLM opens each base model, so its placement and quantisation options apply to all
+    # three models. Then this package loads adapters and raw state dicts.
 
     def check_backend(self) -> None:
         """Raise LatentRefError unless the backbone is a decoder-only model."""
@@ -149,7 +149,7 @@ class LatentRefLM(GeneratingLM):
     def open_tokenizer(
         self, tokenizer: Any, *, trust_remote_code: bool, use_fast: Any, add_bos_token: Any
     ) -> Any:
-        """The given tokenizer, or the one of the backbone's checkpoint."""
+        """The given tokenizer or, for None and a name, the tokenizer of the plan's backbone."""
         if tokenizer is not None and not isinstance(tokenizer, str):
             _check_ending(tokenizer, "tokenizer=")
             return tokenizer
@@ -200,10 +200,10 @@ class LatentRefLM(GeneratingLM):
         self.reasoner = Reasoner(loaded, self._refinement, max_length=self._max_length)
 
     def barrier(self) -> None:
-        """lm-eval's, after each kind of request in every process; also collects each one's cost.
+        """Wait for all processes, and collect their costs in the first process.
 
-        Nothing is collected while requests are answered: a process whose answers are all cached
-        takes no part in that.
+        lm-eval calls this in every process after each kind of request. Costs cannot be collected
+        while requests are answered, because a process whose answers are all cached answers none.
         """
         super().barrier()
         self._reports = self.gather_object(self.reasoner.accounting.report(), dst=0)
@@ -212,15 +212,15 @@ class LatentRefLM(GeneratingLM):
     def create_from_arg_obj(
         cls, arg_dict: dict[str, Any], additional_config: dict[str, Any] | None = None
     ) -> LatentRefLM:
-        """lm-eval's; remembers the arguments as files of results may show them."""
+        """As in lm-eval; also records the arguments, without secrets, for `get_model_info`."""
         model = super().create_from_arg_obj(arg_dict, additional_config)
         model._shown_arguments = without_secrets(arg_dict)
         return model
 
     def get_model_info(self) -> dict[str, Any]:
-        """HFLM's facts about the model, and the refinement, checkpoints, data and cost.
+        """HFLM's description of the model, with the refinement, checkpoints, data and cost.
 
-        The cost counts from when the model was made or, if there was one, from the last report.
+        The cost covers the time since the last call or, before the first call, since loading.
         """
         ours = {**self.reasoner.settings(), "data": of_evaluations.report()}
         ours["cost"] = Accounting.of_all(self._reports or [self.reasoner.accounting.report()])
@@ -244,14 +244,15 @@ class LatentRefLM(GeneratingLM):
         if self.enable_thinking:
             names = sorted({str(request.task_name) for request in requests})
             raise LatentRefError(
-                f"enable_thinking=True with choices ({', '.join(names)}): they are scored right "
-                "after the prompt, where such a model begins its reasoning; leave it out, or use "
-                "tasks that generate text"
+                f"enable_thinking=True with choices ({', '.join(names)}): choices are scored "
+                "directly after the prompt, where such a model begins its reasoning; leave it out, "
+                "or use tasks that generate text"
             )
         if self._plan.manifest.writes_steps:
             logger.warning(
-                "%s was trained to write reasoning steps before its answer, and choices are scored "
-                "right after the thoughts: expect chance, and use the task that generates text",
+                "%s was trained to write reasoning steps before its answer, but choices are scored "
+                "directly after the thoughts: expect chance level; use the task that generates "
+                "text",
                 self._plan.backbone.name or self._plan.backbone.base,
             )
         for request in requests:
@@ -264,7 +265,8 @@ class LatentRefLM(GeneratingLM):
         bar = tqdm(
             [request.args for request in requests], desc="Tokenizing inputs", disable=disable_tqdm
         )
-        # The end marker separates the two, so each is encoded alone and no space moves across.
+        # The end marker separates context and continuation, so they are encoded separately. HFLM
+        # would move spaces at the end of the context to the continuation.
         pairs = [
             (
                 (context, continuation),
@@ -278,7 +280,7 @@ class LatentRefLM(GeneratingLM):
     def score_pairs(
         self, requests: Sequence[Request], disable_tqdm: bool
     ) -> list[tuple[float, bool]]:
-        """Log-likelihood of each request's continuation, and whether it is greedy."""
+        """The log-likelihood of each continuation, and whether it is the greedy one."""
         pairs = self.fit_pairs(requests)
         answers: list[tuple[float, bool]] = [(0.0, False)] * len(requests)
         bar = tqdm(
@@ -290,15 +292,15 @@ class LatentRefLM(GeneratingLM):
         def work(groups: Sequence[Group], max_rows: int) -> list[list[Any]]:
             texts = [requests[group.requests[0]][0][0] for group in groups]
 
-            def note(rows: Sequence[int], num_thoughts: int) -> None:
-                self.note_thoughts([texts[row] for row in rows], num_thoughts)
+            def record(rows: Sequence[int], num_thoughts: int) -> None:
+                self.record_thoughts([texts[row] for row in rows], num_thoughts)
 
             with self.autocast(), self._documents.naming(texts):
                 return self.reasoner.score(
                     [group.context for group in groups],
                     [group.continuations for group in groups],
                     max_rows=max_rows,
-                    note=note,
+                    record=record,
                 )
 
         all_groups = group_by_context(pairs)
@@ -316,10 +318,10 @@ class LatentRefLM(GeneratingLM):
         return answers
 
     def fit_pairs(self, requests: Sequence[Request]) -> list[tuple[Tokens, Tokens]]:
-        """Each (context, continuation), the context cut from the left so that both fit."""
-        nothing = (self.prefix_token_id,)
-        pairs = [(tuple(context) or nothing, tuple(ids)) for _, context, ids in requests]
-        # All continuations of a context share its thoughts, so they share one cut.
+        """(context, continuation) of each request as ids; contexts are cut from the left to fit."""
+        empty = (self.prefix_token_id,)
+        pairs = [(tuple(context) or empty, tuple(ids)) for _, context, ids in requests]
+        # All continuations of a context share its thoughts, so the longest determines the cut.
         longest: dict[Tokens, int] = {}
         for (text, _, _), (context, ids) in zip(requests, pairs, strict=True):
             if not ids:
@@ -339,28 +341,31 @@ class LatentRefLM(GeneratingLM):
             if self.uses_cache and len(together) < len(alone):
                 raise LatentRefError(
                     "--use_cache with a context that is cut to fit the longest of its choices: "
-                    "the answers would depend on which choices are already in the cache; raise "
+                    "the answers would depend on which choices are already cached; raise "
                     "max_length or leave --use_cache out"
                 )
             return together
 
     def _no_token(self, text: tuple[str, str]) -> LatentRefError:
-        why = (
-            "the choice is empty; under --apply_chat_template no delimiter precedes it"
+        reason = (
+            "the choice is empty; with --apply_chat_template no delimiter precedes it"
             if not text[1]
-            else "the tokenizer merges all of it into the context's last token; begin the choice "
-            "with a space or the context's end with a line break (target_delimiter)"
+            else "the tokenizer merges all of it into the context's last token; start the choice "
+            "with a space or end the context with a line break (target_delimiter)"
         )
         return LatentRefError(
-            f"{self._documents.name_of(text[0])}: the choice {text[1]!r} is no token of its own "
-            f"after {text[0][-30:]!r}, so it has no log-likelihood: {why}"
+            f"{self._documents.name_of(text[0])}: the choice {text[1]!r} has no tokens of its own "
+            f"after {text[0][-30:]!r}, so it has no log-likelihood: {reason}"
         )
 
     def set_cache_hook(self, cache_hook: Any) -> None:
-        """Take lm-eval's response cache, unless it holds answers made under other settings."""
+        """Use a response cache of lm-eval.
+
+        Raises LatentRefError if it has answers of other settings.
+        """
         settings = {
             **self.reasoner.settings(),
-            **self._deciding,  # its dtype as given: that of the settings is the backbone's alone
+            **self._decisive,  # the argument dtype replaces the backbone's actual dtype
             "tokenizer": tokenizer_digest(self.tokenizer),
             "attn_implementation": attention_of(self.model),
             "quantization": str(getattr(self.model.config, "quantization_config", None)),
@@ -369,26 +374,26 @@ class LatentRefLM(GeneratingLM):
         super().set_cache_hook(cache_hook)
 
 
-def _check_ending(tokenizer: Any, what: str) -> None:
-    """Raise LatentRefError for a tokenizer without the token at which lm-eval ends an answer."""
+def _check_ending(tokenizer: Any, label: str) -> None:
+    """Raise LatentRefError for a tokenizer without an end-of-sequence token."""
     if tokenizer.eos_token_id is None:
         raise LatentRefError(
-            f"{what} has no end-of-sequence token, at which answers end; add eos_token to its "
-            "tokenizer_config.json, or name another with tokenizer="
+            f"{label} has no end-of-sequence token to end answers; add eos_token to its "
+            "tokenizer_config.json, or name another tokenizer with tokenizer="
         )
 
 
 def _check_loaded(model: Any, others: CheckpointNames) -> None:
-    """Raise LatentRefError unless `model`, loaded already, can be used, with `others` beside it."""
+    """Raise LatentRefError unless `model` is a PreTrainedModel and no `others` are given."""
     if not isinstance(model, PreTrainedModel):
         raise LatentRefError(
-            f"pretrained is a loaded {type(model).__name__}, allowed is a PreTrainedModel of "
+            f"pretrained is a loaded {type(model).__name__}, not a PreTrainedModel of "
             "transformers; merge an adapter into it with merge_and_unload(), or give its folder"
         )
     named = dataclasses.asdict(others).items()
     given = ", ".join(name for name, value in named if value and name != "tokenizer")
     if given:
         raise LatentRefError(
-            f"pretrained is a loaded {type(model).__name__}, to which {given} cannot be added; "
-            "give the folder or hub id that it was loaded from"
+            f"pretrained is a loaded {type(model).__name__}, so {given} cannot be given as well; "
+            "give the folder or hub id from which it was loaded"
         )

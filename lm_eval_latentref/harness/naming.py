@@ -1,4 +1,4 @@
-"""Which document a context belongs to, so that errors can name the document.
+"""Records the document of each context, so that errors can name the document.
 
 names = DocumentNames()
 names.remember(requests)
@@ -13,11 +13,11 @@ from contextlib import contextmanager
 from typing import Any
 
 from lm_eval_latentref.errors import LatentRefError
-from lm_eval_latentref.latent.reasoner import NonFiniteThoughtError
+from lm_eval_latentref.latent.token_reasoner import NonFiniteThoughtError
 
 
 class DocumentNames:
-    """Task and number of the document that each context was made from."""
+    """The task and document number of each context."""
 
     def __init__(self) -> None:
         self._names: dict[str, str] = {}
@@ -29,12 +29,12 @@ class DocumentNames:
             self._names.setdefault(request.args[0], name)
 
     def name_of(self, context: str) -> str:
-        """Task and number of the document that `context` was made from."""
+        """The task and document number of `context`; "a document" if it is unknown."""
         return self._names.get(context, "a document")
 
     @contextmanager
     def naming(self, contexts: Sequence[str]) -> Iterator[None]:
-        """Turn an error about a row of `contexts` into one that names the row's document."""
+        """Turn an error about a row of `contexts` into an error that names the row's document."""
         try:
             yield
         except NonFiniteThoughtError as error:
@@ -45,7 +45,7 @@ class DocumentNames:
 
     @contextmanager
     def naming_mistakes(self, context: str) -> Iterator[None]:
-        """Put the name of the document of `context` before every LatentRefError."""
+        """Begin the message of every LatentRefError with the document of `context`."""
         try:
             yield
         except LatentRefError as error:

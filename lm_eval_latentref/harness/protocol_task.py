@@ -1,9 +1,9 @@
-"""The package's benchmark tasks under the prompt protocol of any family.
+"""The class of our benchmark tasks, which can use the protocol of any family.
 
     lm_eval --tasks latentref_gsm8k --metadata '{"protocol": "codi"}'
 
-A task file names this class. Documents stay as they are, and so do their hashes; the protocol
-renders them on the way to the model and judges what it writes.
+The task files name this class. The protocol formats the prompt and extracts the answer; it changes
+neither the documents nor their hashes.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ from lm_eval.api.task import ConfigurableTask
 from lm_eval_latentref.latent.protocol import protocol_named
 
 protocols_in_use: dict[str, str] = {}
-"""The protocol of each task that was made last in this process, by the task's name."""
+"""For each task's name, the protocol of the latest task in this process."""
 
 
 class ProtocolTask(ConfigurableTask):
-    """A task whose documents have the fields `prompt` and `answer_text` in Coconut's format."""
+    """A task whose documents have the fields `prompt` and `answer_text` in Coconut's protocol."""
 
     def __init__(self, config: Mapping[str, Any] | None = None) -> None:
         own = {name: value for name, value in (config or {}).items() if name != "class"}
@@ -30,21 +30,21 @@ class ProtocolTask(ConfigurableTask):
         super().__init__(config=own)
 
     def doc_to_text(self, doc: Mapping[str, Any], doc_to_text: Any = None) -> str:
-        """The context: the question, asked as the protocol does."""
+        """The context: the question in the protocol's format."""
         return self.protocol.prompt(doc["prompt"].removesuffix("\n"))
 
     def doc_to_choice(self, doc: Mapping[str, Any], doc_to_choice: Any = None) -> list[str]:
-        """The candidate answers as the protocol writes them."""
+        """The candidate answers in the protocol's format."""
         return [self._written(choice) for choice in doc["choices"]]
 
     def doc_to_target(self, doc: Mapping[str, Any], doc_to_target: Any = None) -> Any:
-        """The number of the right choice, or the right answer as the protocol writes it."""
+        """The number of the right choice, or the right answer in the protocol's format."""
         if self.OUTPUT_TYPE == "multiple_choice":
             return doc["gold"]
         return self._written(doc["answer_text"])
 
     def process_results(self, doc: Mapping[str, Any], results: Sequence[Any]) -> dict[str, Any]:
-        """lm-eval's, for choices; for texts 1 if the answer is right, or pass@k of several."""
+        """A document's metrics: lm-eval's for choices, exact match or pass@k for texts."""
         if self.OUTPUT_TYPE == "multiple_choice":
             return super().process_results(doc, results)
         gold = self.protocol.gold_of(doc["answer_text"])
@@ -59,9 +59,12 @@ class ProtocolTask(ConfigurableTask):
 
 
 def pass_at(k: int, right: Sequence[bool]) -> float:
-    """Probability that k of the samples, drawn without replacement, contain a right one.
+    """The probability that k samples, drawn without replacement, contain a right sample.
 
-    This is the unbiased estimate of Chen et al. (arXiv:2107.03374).
+    This is the unbiased estimate of pass@k by Chen et al. (arXiv:2107.03374).
+
+    Args:
+        right: for each sample, whether it is right; at least k samples.
     """
     num, num_right = len(right), sum(right)
     assert num >= k, f"pass@{k} needs {k} samples, not {num}"

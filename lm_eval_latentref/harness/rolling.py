@@ -1,9 +1,9 @@
-"""Log-likelihoods of whole texts: HFLM's, with batches that are halved when memory runs out.
+"""`loglikelihood_rolling`: log-likelihoods of whole texts, without thoughts.
 
     class LatentRefLM(RollingLM): ...
 
-A whole text has no context to think about, so HFLM computes its log-likelihood. This class adds the
-halving and the cost counters between HFLM's loop over windows and its forward passes.
+A whole text has no context to think about, so HFLM computes its log-likelihood. The class here
+halves batches when memory runs out, and counts the cost.
 """
 
 from __future__ import annotations
@@ -19,15 +19,15 @@ from lm_eval_latentref.latent.reasoner import Reasoner
 
 
 class RollingLM(SeamLM):
-    """HFLM with batches of windows that are halved when memory runs out, and with their cost."""
+    """HFLM whose batches of windows are halved when memory runs out, and whose cost is counted."""
 
     reasoner: Reasoner
     _window_limit: RowLimit
     _is_reported = False
 
     def loglikelihood_rolling(self, requests: list[Any], disable_tqdm: bool = False) -> list[float]:
-        """Log-likelihood of whole texts, computed by HFLM: there is no context to think about."""
-        # Kept from batch to batch, so that a size that did not fit is not tried again.
+        """The log-likelihood of each whole text, computed by HFLM, without thoughts."""
+        # One limit for all batches, so that a size that did not fit is not tried again.
         self._window_limit = self.row_limit(sys.maxsize)
         with self.counting_cost(), self.batches_of(self._window_limit.rows), self.scoring_windows():
             return super().loglikelihood_rolling(requests, disable_tqdm=disable_tqdm)
@@ -35,7 +35,7 @@ class RollingLM(SeamLM):
     def score_windows(
         self, windows: Sequence[Request], disable_tqdm: bool
     ) -> list[tuple[float, bool]]:
-        """Scores of one batch of HFLM's loop over windows, halved if it does not fit."""
+        """Scores of one batch of windows, which is halved if it does not fit into memory."""
 
         def work(part: Sequence[Request], _: int) -> list[tuple[float, bool]]:
             self.reasoner.backbone.activate()
@@ -49,10 +49,11 @@ class RollingLM(SeamLM):
         return [score for _, scores in batches for score in scores]
 
     def row_limit(self, num_items: int) -> RowLimit:
-        """How many of `num_items` rows to try at once.
+        """The batch sizes to try for `num_items` items.
 
-        For `auto`, HFLM finds the size with a plain forward pass of max_length. Here the real work
-        is tried, and halved if it does not fit. `auto:N` tries the largest size N times.
+        For `batch_size=auto`, HFLM determines the size by a forward over rows of max_length. Here
+        the largest size is tried on the actual batches, and halved if it does not fit. `auto:N`
+        tries the largest size N times.
         """
         if self.batch_size != "auto":
             return RowLimit(self.batch_size, num_items=num_items)
@@ -61,17 +62,17 @@ class RollingLM(SeamLM):
 
     @contextmanager
     def batches_of(self, num_rows: int) -> Iterator[None]:
-        """Make HFLM's loops take `num_rows` at once inside this block."""
-        asked_for = self.batch_size_per_gpu
+        """Set the batch size of HFLM's loops to `num_rows` inside this block."""
+        previous = self.batch_size_per_gpu
         self.batch_size_per_gpu = num_rows
         try:
             yield
         finally:
-            self.batch_size_per_gpu = asked_for
+            self.batch_size_per_gpu = previous
 
     @contextmanager
     def counting_cost(self) -> Iterator[None]:
-        """Count the cost of this block; the first block after a report restarts the counters."""
+        """Restart the cost counters before this block if the last counts have been reported."""
         if self._is_reported:
             self.reasoner.accounting.restart()
             self._is_reported = False

@@ -1,4 +1,4 @@
-"""Tries generation options on a model of a few numbers: `generate` judges values only when it runs.
+"""Tries generation options on a tiny model, because `generate` checks values only when it runs.
 
 try_options({"do_sample": True, "temperature": -1.0})       # LatentRefError: ... strictly positive
 """
@@ -17,25 +17,25 @@ from lm_eval_latentref.checkpoints.files import one_line
 from lm_eval_latentref.errors import LatentRefError
 
 _NUM_IDS = 2**18
-"""More than any tokenizer's, so that options which name token ids can be tried, too."""
+"""More ids than any tokenizer has, so that options with token ids can be tried."""
 
 
 def try_options(options: Mapping[str, Any]) -> None:
-    """Raise LatentRefError if lm-eval or transformers refuse a value in `options`.
+    """Raise LatentRefError if lm-eval or transformers refuses a value in `options`.
 
     Args:
-        options: the arguments of generation as lm-eval's tasks and `--gen_kwargs` name them.
+        options: generation arguments, as in lm-eval's tasks and `--gen_kwargs`.
     """
     try:
         kwargs = dict(normalize_gen_kwargs(dict(options)))
         until, num_new = kwargs.pop("until"), kwargs.pop("max_gen_toks")
         if not all(isinstance(text, str) for text in until):
-            raise TypeError(f"until={until} must be texts")
+            raise TypeError(f"until={until} must be a list of texts")
         if num_new < 1:
             raise ValueError(f"the number of new tokens, {num_new}, must be 1 or more")
         ids_BC = torch.zeros(1, 2, dtype=torch.int64)
         _tiny_model().generate(ids_BC, **{**kwargs, "max_new_tokens": 1})
-    # Other errors may come from the model's size.
+    # Other exceptions are not about values; the tiny model may cause them.
     except (ValueError, TypeError) as error:
         given = ", ".join(f"{name}={value}" for name, value in options.items())
         raise LatentRefError(

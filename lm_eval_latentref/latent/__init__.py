@@ -1,5 +1,5 @@
 """The method: continuous thoughts, their refinement, and scoring or generating text after them.
 
-Everything here works on loaded networks and token ids; checkpoint names, benchmarks and lm-eval
-belong to the other folders.
+All modules here work on loaded networks and token ids. They do not know checkpoint names,
+benchmarks or lm-eval; those belong to the other folders.
 """

@@ -1,17 +1,18 @@
-"""What a run cost: peak memory, forwards of each model, tokens, seconds in each phase.
+"""Measures what a run costs: peak memory, forwards of each model, tokens, seconds in each phase.
 
     accounting = Accounting({"backbone": backbone, "strong": strong, "weak": weak})
     with accounting.working(), accounting.thinking():
         ...                       # run the models
     accounting.report()           # a dict for the results file
 
-Forwards are counted by torch hooks on the models' decoders, so every caller is counted (our loop,
-transformers' `generate`, lm-eval) and the thought loop needs no code for it. Counting never waits
-for the device: on a GPU, events mark the time and are read when `report` is called.
+Hooks on the models' decoders count the forwards, so the forwards of every caller count (our loop,
+transformers' `generate`, lm-eval), and the thought loop needs no counting code. Counting never
+waits for the device: on a GPU, events record the time and are read when `report` is called.
 
-A forward over an empty cache, or over one that holds no more than what contexts share, counts as
-encoding. Every later forward counts as thinking inside `thinking`, and as decoding (or scoring)
-outside it. A reference that reads the context and the first thought in one forward is encoding.
+There are four phases. A forward belongs to "encode" if its cache is empty or holds nothing but the
+prefix that contexts share. Every later forward belongs to "think" inside `thinking`, and to
+"decode", which includes scoring, outside. If a reference reads the context and the first thought
+in one forward, that forward belongs to "encode". "load" is the time given to `loaded`.
 """
 
 from __future__ import annotations
@@ -33,16 +34,17 @@ COUNTS = (
     *("contexts_thought_about", "thought_steps"),
     *("tokens_encoded", "tokens_shared", "tokens_generated"),
 )
-"""What callers count; `thought_steps` over `contexts_thought_about` is the mean of thoughts."""
+"""Counters that callers increase; `thought_steps` divided by `contexts_thought_about` is the mean
+number of thoughts."""
 
 PHASES = ("load", "encode", "think", "decode")
 
 
 class Accounting:
-    """What one set of models has cost in this process since it was loaded.
+    """The cost of one set of models in this process since it was loaded.
 
     Args:
-        networks: by name; networks that share a model are distinguished by their adapters.
+        networks: the networks by name; they may share a model with different adapters.
     """
 
     def __init__(self, networks: Mapping[str, Network]) -> None:
@@ -55,18 +57,18 @@ class Accounting:
         self._phase_of_step, self._num_shared = "decode", 0
 
     def restart(self) -> None:
-        """Set all counters to zero, except the seconds of loading."""
+        """Set all counters to zero, except the loading time."""
         self._forwards: Counter[str] = Counter(dict.fromkeys(self._names, 0))
         self._columns: Counter[str] = Counter(dict.fromkeys(self._names, 0))
         self._counts = Counter(dict.fromkeys(COUNTS, 0))
         self._laps.restart()
 
     def count(self, **numbers: int) -> None:
-        """Add to `COUNTS`."""
+        """Increase the counters with these names, which must be in `COUNTS`."""
         self._counts.update(numbers)
 
     def loaded(self, seconds: float) -> None:
-        """Add the time that loading the models took."""
+        """Add to the loading time."""
         self._laps.seconds["load"] += seconds
 
     @contextmanager
@@ -86,9 +88,11 @@ class Accounting:
 
     @contextmanager
     def thinking(self, num_shared: int = 0) -> Iterator[None]:
-        """Count forwards over contexts that are read as thinking inside this block.
+        """Assign forwards inside this block to "think", unless they read contexts.
 
-        Of contexts, the first `num_shared` columns may be in the cache before the rest is read.
+        Args:
+            num_shared: the length of the shared prefix; a forward counts as reading contexts if its
+                cache holds at most this many columns.
         """
         self._phase_of_step, self._num_shared = "think", num_shared
         try:
@@ -99,11 +103,11 @@ class Accounting:
     def report(self) -> dict[str, Any]:
         """All counters as JSON values: seconds, bytes and counts.
 
-        `columns_read` is rows times columns, padding included, summed over a model's forwards.
-        `tokens_encoded` counts the tokens of each distinct context once, and `tokens_shared` those
-        of them that no model reads again, because other contexts begin with the same ones.
-        `tokens_generated` leaves out EOS. Memory is the process's peak: on the host, and of tensors
-        on each GPU.
+        `columns_read` is the sum over a model's forwards of rows times columns, with padding.
+        `tokens_encoded` is the sum of the lengths of all distinct contexts, and `tokens_shared` the
+        part of it that the backbone did not read because it had read the shared prefix before.
+        `tokens_generated` does not include EOS. Memory is the peak of the process: resident memory
+        on the host, and tensors on each GPU.
         """
         return {
             "peak_memory_bytes": peak_memory(),
@@ -118,15 +122,15 @@ class Accounting:
         """One report for several processes: the sum of counts, the maximum of memory and time."""
         combined: dict[str, Any] = {"processes": len(reports)}
         for name, first in reports[0].items():
-            of_each = [report[name] for report in reports]
-            best = max if name in ("peak_memory_bytes", "seconds") else sum
+            values = [report[name] for report in reports]
+            combine = max if name in ("peak_memory_bytes", "seconds") else sum
             if isinstance(first, Mapping):
-                keys = dict.fromkeys(key for values in of_each for key in values)
+                keys = dict.fromkeys(key for value in values for key in value)
                 combined[name] = {
-                    key: best([values.get(key, 0) for values in of_each]) for key in keys
+                    key: combine([value.get(key, 0) for value in values]) for key in keys
                 }
             else:
-                combined[name] = best(of_each)
+                combined[name] = combine(values)
         if num_contexts := combined.get("contexts_thought_about"):
             combined["thoughts_per_context"] = round(combined["thought_steps"] / num_contexts, 4)
         return combined
@@ -141,21 +145,21 @@ class Accounting:
 
 
 def peak_memory() -> dict[str, int]:
-    """Peak bytes so far for "host" and each "cuda:N"; a place that cannot be read is left out."""
+    """Peak bytes so far of "host" and each "cuda:N"; "host" is missing where it cannot be read."""
     peaks = {f"cuda:{i}": torch.cuda.max_memory_allocated(i) for i in _used_gpus()}
     host = _peak_of_host()
     return peaks if host is None else {"host": host, **peaks}
 
 
 def restart_peak_memory() -> None:
-    """Restart `peak_memory` at what is in use now; for the host this works on Linux only.
+    """Reset the peaks of `peak_memory` to the memory now in use; for the host on Linux only.
 
-    What the garbage collector has yet to free is in use.
+    Objects that the garbage collector has not freed yet count as in use.
     """
     for index in _used_gpus():
         torch.cuda.reset_peak_memory_stats(index)
     try:
-        # On Linux, writing 5 sets the recorded peak (VmHWM) to what is resident now.
+        # On Linux, writing 5 sets the recorded peak (VmHWM) to the current resident memory.
         Path("/proc/self/clear_refs").write_text("5")
     except OSError:
         return
@@ -180,7 +184,7 @@ def _used_gpus() -> range:
 
 
 class _Laps:
-    """A stopwatch that adds up the seconds of each phase; one phase runs at a time."""
+    """A stopwatch that adds up the seconds of each phase; phases do not overlap."""
 
     def __init__(self, device: torch.device) -> None:
         self.seconds: dict[str, float] = dict.fromkeys(PHASES, 0.0)
@@ -206,7 +210,7 @@ class _Laps:
         self._phase, self._since = phase, now
 
     def total(self, phase: str) -> float:
-        """Seconds in `phase` so far; waits for the device."""
+        """The seconds in `phase` so far; waits for the device."""
         for name, start, end in self._events:
             end.synchronize()
             self.seconds[name] += start.elapsed_time(end) / 1000

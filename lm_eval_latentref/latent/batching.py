@@ -1,10 +1,8 @@
 """Batches of requests: grouped by context, longest first, halved when memory runs out.
 
-    groups = group_by_context([((1, 2), (3,)), ((1, 2), (4,))])     # one group, two continuations
-    for batch, scores in in_batches(groups, limit=RowLimit(8, num_items=len(groups)), work=score):
-        ...
-
-A token here is an integer.
+groups = group_by_context([((1, 2), (3,)), ((1, 2), (4,))])     # one group, two continuations
+for batch, scores in in_batches(groups, limit=RowLimit(8, num_items=len(groups)), work=score):
+    ...
 """
 
 from __future__ import annotations
@@ -21,26 +19,28 @@ from accelerate.utils.memory import clear_device_cache, should_reduce_batch_size
 logger = logging.getLogger(__name__)
 
 Tokens = tuple[int, ...]
+"""Token ids."""
+
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 
 @dataclass(frozen=True)
 class Group:
-    """All continuations asked for after one context, in the order of the requests."""
+    """A context and all continuations requested for it, in the order of the requests."""
 
     context: Tokens
     continuations: tuple[Tokens, ...]
     requests: tuple[int, ...]
-    """Index of the request of each continuation."""
+    """The index of each continuation's request."""
 
 
 def group_by_context(pairs: Iterable[tuple[Tokens, Tokens]]) -> list[Group]:
-    """The groups of (context, continuation) pairs, longest context first.
+    """Group (context, continuation) pairs by context, longest context first.
 
-    With the longest first, memory runs out in the first batch if it does at all, and the estimate
-    of the time left errs on the long side. Ties are broken by the tokens, so that the batches do
-    not depend on the order of the requests.
+    If memory runs out, it does so in the first batch, and the estimate of the remaining time is too
+    long rather than too short. Contexts of equal length are sorted by their tokens, so the order of
+    the requests does not change the batches.
     """
     members: dict[Tokens, list[tuple[int, Tokens]]] = {}
     for index, (context, continuation) in enumerate(pairs):
@@ -53,13 +53,13 @@ def group_by_context(pairs: Iterable[tuple[Tokens, Tokens]]) -> list[Group]:
 
 
 class RowLimit:
-    """How many rows to try at once: the number asked for, halved each time they do not fit.
+    """The current batch size: the requested size, halved whenever a batch does not fit into memory.
 
     Args:
-        rows: the largest number to try.
-        num_items: how many items there are in all.
-        num_tries: how many times to try `rows`, spread evenly over the items: these come longest
-            first, so more may fit later.
+        rows: the requested batch size.
+        num_items: the total number of items.
+        num_tries: how often to try the requested size, spread evenly over the items. Items are
+            sorted longest first, so a larger batch may fit later.
     """
 
     def __init__(self, rows: int, *, num_items: int, num_tries: int = 1) -> None:
@@ -68,7 +68,7 @@ class RowLimit:
         self._done = 0
 
     def finished(self, num: int) -> None:
-        """Record that `num` more items are done."""
+        """Record that `num` more items are finished."""
         tries_before = self._done // self._stride
         self._done += num
         if self._done // self._stride > tries_before:
@@ -77,14 +77,14 @@ class RowLimit:
     def did_not_fit(self, num: int) -> None:
         """Record that a batch of `num` items ran out of memory."""
         self.rows = max(1, min(self.rows, num) // 2)
-        logger.warning("out of memory: going on with batch_size=%d", self.rows)
+        logger.warning("out of memory: continuing with batch_size=%d", self.rows)
 
 
 def give_back_memory() -> None:
-    """Return the freed memory that the C library holds to the system; takes a few milliseconds.
+    """Return memory that the C library has freed to the operating system; a few milliseconds.
 
-    The C library keeps gaps between live blocks. Batches differ in size, so the tensors of a later
-    batch do not fit into the gaps that an earlier one left.
+    The C library keeps the gaps between live blocks for reuse, but batches differ in size, so the
+    tensors of a later batch do not fit into the gaps left by an earlier batch.
     """
     if (trim := _malloc_trim()) is not None:
         trim(0)
@@ -104,7 +104,7 @@ def in_batches(
     """Run `work(batch, limit.rows)` over `items` in order; yield each batch with its result.
 
     A batch that does not fit into memory is tried again at half the size; finished batches are not
-    repeated. If a single row does not fit, the error is raised.
+    repeated. Raises the out-of-memory error if a single row does not fit.
     """
     start = 0
     while start < len(items):
@@ -120,5 +120,5 @@ def in_batches(
             start += len(batch)
             limit.finished(len(batch))
             continue
-        # Outside the handler, where the exception no longer holds the failed batch's tensors.
+        # Outside the except block the exception no longer references the failed batch's tensors.
         clear_device_cache(garbage_collection=True)

@@ -1,12 +1,14 @@
-"""LTPO: thoughts are moved towards where the model is more confident, without training.
+"""LTPO: moves thoughts towards higher confidence of the model, without training.
 
-    thoughts = more_confident(context_stream, thoughts, config=config, draws=draws)
+    thoughts = more_confident(origin, thoughts, num_closing=1, config=config, draws=draws)
 
-All thoughts of a row move together. Each step tries a random displacement, scores it by the model's
-confidence from the first thought to the column after the last, and moves along it by its score; the
-thoughts of the best step are kept (ltpo2025/LTPO, `ltpo.py`, in its forward-only form).
+All thoughts of a row move together. Each step tries a random displacement, computes a reward (the
+model's confidence from the first thought to the column after the last), and moves the thoughts
+along the displacement in proportion to the reward. The result is the thoughts after the step with
+the highest reward (ltpo2025/LTPO, `ltpo.py`, the variant without gradients).
 
-Shape suffixes: B batch, T thoughts, P pending columns, L columns, D hidden size, V vocabulary.
+Shape suffixes: B batch, T thoughts, P pending columns, L columns, D hidden size, N = T D, V
+vocabulary, K likeliest tokens.
 """
 
 from __future__ import annotations
@@ -22,10 +24,10 @@ from lm_eval_latentref.latent.streams import Stream
 from lm_eval_latentref.latent.thoughts import Thoughts
 
 DECAY = 0.99
-"""Of the displacement's standard deviation, from step to step."""
+"""The factor by which the displacement's standard deviation shrinks at each step."""
 
 NUM_LIKELIEST = 10
-"""Tokens that the confidence is a mean over."""
+"""The number of likeliest tokens over which the confidence is averaged."""
 
 
 def more_confident(
@@ -36,16 +38,16 @@ def more_confident(
     config: RefinementConfig,
     draws: Draws,
 ) -> Thoughts:
-    """The thoughts after `config.confidence_steps` steps, to be read from `origin` on.
+    """The best thoughts of `config.confidence_steps` steps; they are pending on `origin`.
 
     Args:
-        origin: the stream of the same rows that has read all before the first thought.
-        num_closing: how many columns close the thoughts.
-        draws: the source of random numbers of each row.
+        origin: a stream of the same rows that has read everything before the first thought.
+        num_closing: the number of columns after the thoughts: the closing markers.
+        draws: the source of each row's random numbers.
     """
     options = config.of_kind
     num_rows, num_thoughts, size = thoughts.thoughts_BTD.shape
-    # Of a row that stopped early, the last thought is not pending any more.
+    # If a row stopped early, its last thought has been read, so only the end of `pending` is used.
     closing_BPD = thoughts.pending_BPD[:, thoughts.pending_BPD.shape[1] - num_closing :]
     moved_BTD = thoughts.thoughts_BTD.float()
     best_BTD, best_B = moved_BTD, moved_BTD.new_full((num_rows,), -torch.inf)
@@ -70,7 +72,10 @@ def more_confident(
 
 
 def _confidence(origin: Stream, thoughts_BTD: Tensor, after_BLD: Tensor) -> Tensor:
-    """Mean over columns of -1/10 of the sum of the ten largest log-probabilities, (B,)."""
+    """The reward of each row (B,): minus the mean of the ten largest log-probabilities.
+
+    The mean is over the ten tokens and over the columns: the thoughts and `after_BLD`.
+    """
     columns_BLD = torch.cat([thoughts_BTD.to(after_BLD.dtype), after_BLD], dim=1)
     hidden_BLD = origin.fork().feed(columns_BLD)
     rewards = []

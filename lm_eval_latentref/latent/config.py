@@ -1,9 +1,9 @@
-"""The options of latent refinement: one frozen dataclass, parsed and checked in one place.
+"""The options of latent thinking and refinement: parsed and checked here, in a frozen dataclass.
 
     RefinementConfig.parse({"latent_steps": "6", "memory_rate": "0.3"})
 
-Names and domains are those of Wang et al. (arXiv:2506.08552). Checks that need a tokenizer or the
-references are made where these are loaded.
+`memory_rate` and the `search_*` options are those of Wang et al. (arXiv:2506.08552). Checks that
+need a tokenizer or a reference model are in `selection` and `reasoner`.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ LATENT_MARKERS = ("auto", "none")
 REALIGN = ("identity", "ridge")
 LATENT_KINDS = tuple(KINDS)
 MAX_STEPS = 10_000
-"""The most thoughts, and the most updates per thought; a larger number is surely a slip."""
+"""The maximum of thoughts and of updates per thought; a larger number is surely a mistake."""
 
 
 def _one_of(choices: tuple[str, ...]) -> str:
@@ -74,7 +74,7 @@ _ALLOWED: dict[str, Callable[[Any], bool]] = {
     "confidence_noise": lambda value: value > 0,
     "thought_temperature": lambda value: value >= 0,
 }
-"""Of options that only some kinds read."""
+"""Checks of the options that only some kinds read."""
 
 _OF_KINDS = _ALLOWED.keys() | {"latent_stop"}
 
@@ -86,10 +86,10 @@ def without_other_kinds(values: Mapping[str, Any], kind: str) -> dict[str, Any]:
 
 
 class HalfWidths(float):
-    """A step size in units of d/2, written `0.3*d/2`, for use before the hidden size d is known.
+    """A step size in units of d/2, written `0.3*d/2`; d is the hidden size, not yet known.
 
-    A step of 1*d/2 moves a thought by the full vector from the weak reference's hidden state to the
-    strong one's.
+    A step of 1*d/2 moves a thought by the whole vector from the weak reference's hidden state to
+    the strong reference's hidden state.
     """
 
     def __str__(self) -> str:
@@ -103,7 +103,7 @@ class HalfWidths(float):
 
 @dataclass(frozen=True, kw_only=True)
 class RefinementConfig:
-    """How many thoughts a model thinks and how each of them is refined."""
+    """The number of thoughts, their kind, and their refinement."""
 
     latent_steps: int = 0
     """T, the number of continuous thoughts; integer >= 0."""
@@ -112,68 +112,73 @@ class RefinementConfig:
     """alpha, the weight of the previous thought in the residual update; in [0, 1]."""
 
     search_step_size: float = 0.0
-    """eta, the step length of the contrastive update; finite, 0 = off. One unit moves a thought by
-    2/d of the vector from the weak reference's hidden state to the strong one's (d: the hidden
-    size). A value given as `0.3*d/2` is `HalfWidths` until `for_width` replaces it."""
+    """eta, the step size of the contrastive update; finite; 0: no search. One unit moves a thought
+    by 2/d of the vector from the weak to the strong reference's hidden state (d: the hidden size).
+    A value given as `0.3*d/2` is `HalfWidths` until `for_width` replaces it by a number."""
 
     search_steps: int = 1
-    """S, contrastive updates per thought; integer >= 1."""
+    """S, the number of contrastive updates per thought; integer >= 1."""
 
     search_gradient: str = "detached"
-    """`detached`: the references' outputs are constants in the gradient, which needs no autograd;
-    `through`: they are functions of the thought."""
+    """`detached`: the gradient treats the references' hidden states as constants, so no autograd is
+    needed; `through`: the gradient is taken through the references."""
 
     latent_markers: str = "auto"
-    """`auto`: marker tokens surround the thoughts when the checkpoint has them; `none`: never;
-    `OPEN|CLOSE`: these two texts do, of one token or several each; one of them may be empty."""
+    """`auto`: the checkpoint's marker tokens surround the thoughts, if it has any; `none`: no
+    markers; `OPEN|CLOSE`: these two texts surround the thoughts. A text may be several tokens, and
+    one of the two may be empty."""
 
     latent_kind: str = "continuous"
-    """What is fed as a thought: a name of `kinds.KINDS`, whose modules say what each is."""
+    """The kind of thought, a key of `kinds.KINDS`."""
+
+    # Below, an option that is None takes the default of the kind. A value for an option that the
+    # kind does not read is an error.
 
     latent_stop: str | None = None
-    """When a row stops: `steps`, after T thoughts; or one or more of `end_token`, `low_entropy` and
-    `high_entropy` joined by `+`, at T thoughts at the latest. This and what follows is None for the
-    default of the kind, and refused by a kind that does not read it."""
+    """When a row stops. `steps`: after T thoughts. `end_token`, `low_entropy`, `high_entropy`, or
+    several of these joined by `+`: when the first of them applies, at the latest after T
+    thoughts."""
 
     stop_entropy: float | None = None
-    """In nats, of an entropy stop."""
+    """The threshold of an entropy stop, in nats."""
 
     stop_patience: int | None = None
-    """For how many steps in a row the entropy has to be beyond it."""
+    """The number of consecutive steps for which the entropy must be beyond the threshold."""
 
     mixture_temperature: float | None = None
+    """The softmax temperature of `mixture`; then its filters follow, in the order listed."""
     mixture_top_k: int | None = None
     mixture_top_p: float | None = None
     mixture_min_p: float | None = None
     mixture_tokens: int | None = None
-    """The filters of `mixture`, in this order; at last this many tokens stay."""
+    """The last filter: only this many of the likeliest tokens are mixed."""
 
     realign: str | None = None
     """The matrix of `realigned`: `identity` or `ridge`."""
 
     thought_scale: float | None = None
-    """What `gaussian` thoughts are multiplied by; None: what the base's name gives."""
+    """The factor by which `gaussian` thoughts are multiplied; the default depends on the base."""
 
     thought_temperature: float | None = None
-    """What the noise of `gaussian` thoughts is multiplied by; 0: the mean is fed."""
+    """The factor by which the noise of `gaussian` thoughts is multiplied; 0: the mean is fed."""
 
     thought_noise: float = 0.0
-    """Standard deviation of normal noise that is added to each thought."""
+    """The standard deviation of normal noise added to each thought, of any kind."""
 
     thought_dropout: float = 0.0
-    """Probability that a component of a residual branch is dropped while a thought is read."""
+    """The dropout probability of residual-branch components while a thought is read."""
 
     confidence_steps: int | None = None
-    """Steps of LTPO after the thoughts; None or 0: none."""
+    """The number of LTPO steps after the last thought; 0: none."""
 
     confidence_step_size: float | None = None
-    """How far each of them moves."""
+    """The step size of LTPO."""
 
     confidence_noise: float | None = None
-    """Standard deviation of the displacement that the first of them tries."""
+    """The standard deviation of LTPO's first random displacement."""
 
     thought_seed: int = 0
-    """Seed of all that is drawn; a draw depends on it, the document and the sample alone."""
+    """The seed; every random number depends only on it, the document and the sample."""
 
     def __post_init__(self) -> None:
         self._check("latent_steps", 0 <= self.latent_steps <= MAX_STEPS)
@@ -197,8 +202,8 @@ class RefinementConfig:
             value = getattr(self, name)
             if value is not None and name not in kind.defaults:
                 raise LatentRefError(
-                    f"{name}={value} with latent_kind={kind.name!r}, which does not read it; leave "
-                    "it out, or give another latent_kind"
+                    f"{name}={value} with latent_kind={kind.name!r}, which does not read {name}; "
+                    "leave it out, or give another latent_kind"
                 )
             if value is not None and name in _ALLOWED:
                 self._check(name, _ALLOWED[name](value))
@@ -213,7 +218,8 @@ class RefinementConfig:
         if why and (self.memory_rate or self.search_step_size):
             raise LatentRefError(
                 f"memory_rate={self.memory_rate:g}, search_step_size={self.search_step_size:g} "
-                f"with latent_kind={self.latent_kind!r}: {why}; set both to 0, or give another kind"
+                f"with latent_kind={self.latent_kind!r}: {why}; set both to 0, or give another "
+                "latent_kind"
             )
 
     def _check(self, name: str, allowed: bool) -> None:
@@ -224,20 +230,20 @@ class RefinementConfig:
 
     @property
     def draws(self) -> bool:
-        """Whether thoughts depend on random numbers, so that two samples differ."""
+        """Whether thoughts depend on random numbers, so that two samples of a document differ."""
         is_mean = self.thought_temperature == 0 and self.latent_stop == "steps"
-        drawn = KINDS[self.latent_kind].draws_vectors and not is_mean
-        noisy = self.thought_noise > 0 or self.thought_dropout > 0
-        return self.latent_steps > 0 and (drawn or noisy or self.seeks_confidence)
+        are_drawn = KINDS[self.latent_kind].draws_vectors and not is_mean
+        are_noisy = self.thought_noise > 0 or self.thought_dropout > 0
+        return self.latent_steps > 0 and (are_drawn or are_noisy or self.seeks_confidence)
 
     @property
     def seeks_confidence(self) -> bool:
-        """Whether LTPO's steps follow the thoughts."""
+        """Whether LTPO moves the thoughts."""
         return self.latent_steps > 0 and bool(self.of_kind.get("confidence_steps"))
 
     @property
     def of_kind(self) -> dict[str, Any]:
-        """The options that the kind reads, with its defaults for those that are not given."""
+        """The options in the kind's `defaults`, with the default for those that are not given."""
         return {
             name: default if getattr(self, name) is None else getattr(self, name)
             for name, default in KINDS[self.latent_kind].defaults.items()
@@ -245,9 +251,9 @@ class RefinementConfig:
 
     @property
     def marker_texts(self) -> tuple[str, str] | None:
-        """The texts before and after the thoughts, if `latent_markers` gives them.
+        """The texts before and after the thoughts if `latent_markers` is `OPEN|CLOSE`; else None.
 
-        A text may hold bars itself, as `<|a|>|<|b|>` does: the middle one separates the two.
+        The texts may contain bars, as in `<|a|>|<|b|>`: the middle bar separates them.
         """
         parts = self.latent_markers.split("|")
         if self.latent_markers in LATENT_MARKERS or len(parts) % 2 or self.latent_markers == "|":
@@ -257,11 +263,11 @@ class RefinementConfig:
 
     @property
     def searches(self) -> bool:
-        """Whether the contrastive search runs, which needs both references."""
+        """Whether the contrastive search runs; it needs both references."""
         return self.latent_steps > 0 and self.search_step_size != 0.0
 
     def for_width(self, hidden_size: int) -> RefinementConfig:
-        """This config with its step size as a number, for a model of this hidden size."""
+        """This config with the step size as a number, for a model of this hidden size."""
         step_size = self.search_step_size
         if not isinstance(step_size, HalfWidths):
             return self
@@ -271,17 +277,21 @@ class RefinementConfig:
     def parse(cls, values: Mapping[str, Any], where: str = "") -> RefinementConfig:
         """The config with the options in `values`, which may be strings from a command line.
 
-        `where` names the file they are from, if any. A value of None means "not given", except for
-        `latent_markers`: lm-eval's command line turns `none` into None. Raises LatentRefError on an
-        unknown option or a value outside its domain.
+        Args:
+            values: options by name. None means "not given", except for `latent_markers`, because
+                lm-eval's command line turns `none` into None.
+            where: the file that holds the values, for messages.
+
+        Raises:
+            LatentRefError: an unknown option, or a value outside its domain.
         """
         values = {
-            # `auto` is what would be taken if nothing were given.
+            # latent_kind=auto means the same as no latent_kind.
             name: None if name == "latent_kind" and _lower_case(value) == "auto" else value
             for name, value in values.items()
         }
         given = {
-            name: _PREPARED.get(name, _as_given)(value)
+            name: _NORMALIZERS[name](value) if name in _NORMALIZERS else value
             for name, value in values.items()
             if value is not None or name == "latent_markers"
         }
@@ -292,7 +302,7 @@ OPTION_NAMES = tuple(field.name for field in dataclasses.fields(RefinementConfig
 
 
 def _step_size(value: Any) -> Any:
-    """`value` as `HalfWidths` if it has the unit d/2; otherwise unchanged."""
+    """`value` as `HalfWidths` if it has the unit d/2; otherwise `value` unchanged."""
     number, _, unit = value.partition("*") if isinstance(value, str) else ("", "", "")
     if "".join(unit.split()) != "d/2":
         return value
@@ -310,11 +320,7 @@ def _lower_case(value: Any) -> Any:
     return "none" if value is None else value.lower() if isinstance(value, str) else value
 
 
-def _as_given(value: Any) -> Any:
-    return value
-
-
-_PREPARED = {
+_NORMALIZERS: dict[str, Callable[[Any], Any]] = {
     "search_step_size": _step_size,
     "search_gradient": _lower_case,
     "latent_markers": _marker_texts,
@@ -322,4 +328,4 @@ _PREPARED = {
     "latent_stop": _lower_case,
     "realign": _lower_case,
 }
-"""Functions that turn other spellings of an option's value into its type."""
+"""Functions that turn the accepted spellings of an option's value into the standard one."""

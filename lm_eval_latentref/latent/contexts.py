@@ -1,4 +1,4 @@
-"""Batches of contexts as token ids, and the ids around the thoughts.
+"""Padded batches of contexts, and the ids of the markers around the thoughts.
 
     context = Context.pad([(1, 2, 3), (4,)]).then(markers.opening)
 
@@ -25,9 +25,9 @@ class Context:
 
     ids_BC: Tensor
     mask_BC: Tensor | None
-    """bool; None when no row is padded."""
+    """bool, True for real columns; None if no row is padded."""
     trunk: Trunk | None = None
-    """Tokens that all rows begin with, if they are to be read once."""
+    """The shared prefix of all rows, if it is read once for all of them."""
 
     @classmethod
     def pad(
@@ -38,22 +38,29 @@ class Context:
         num_columns: int = 0,
         trunk: Trunk | None = None,
     ) -> Context:
-        """The batch of `rows`, each a non-empty list of token ids, of `num_columns` or more."""
+        """The batch of `rows`, padded on the left to the longest row or to `num_columns`.
+
+        Args:
+            rows: token ids, at least one in each row.
+            num_columns: the minimum number of columns.
+            trunk: the shared prefix of all rows, if it is read once for all of them.
+        """
         longest = max([num_columns, *map(len, rows)])
         ids_BC = torch.tensor([[0] * (longest - len(row)) + list(row) for row in rows])
         if min(map(len, rows)) == longest:
             return cls(ids_BC.to(device, non_blocking=True), None, trunk)
         lengths_B = torch.tensor([len(row) for row in rows])
         mask_BC = torch.arange(longest) >= longest - lengths_B.unsqueeze(1)
-        # Pageable memory is staged at once, so that nothing waits for the device.
+        # Non-blocking copies are safe: torch copies pageable memory to a staging buffer at once.
         ids_BC, mask_BC = (tensor.to(device, non_blocking=True) for tensor in (ids_BC, mask_BC))
         return cls(ids_BC, mask_BC, trunk)
 
     def in_parts(self, max_columns: int) -> list[Context]:
-        """These contexts in as few equal parts as possible, each of at most `max_columns` columns.
+        """These rows in as few parts of equal size as possible.
 
-        Columns that are read once for all rows do not count. A row that is longer than that is a
-        part of its own.
+        Args:
+            max_columns: the maximum of rows times columns of a part. Columns of the shared prefix
+                do not count. A row with more columns is a part of its own.
         """
         num_rows, num_columns = self.ids_BC.shape[0], self.ids_BC.shape[1] - self.num_shared
         num_parts = math.ceil(num_rows / max(1, max_columns // num_columns))
@@ -64,18 +71,18 @@ class Context:
         ]
 
     def then(self, ids: Sequence[int]) -> Context:
-        """These contexts with the tokens `ids` at the end of each."""
+        """These contexts with the tokens `ids` appended to each row."""
         new_BL = self.ids_BC.new_tensor(ids).expand(len(self.ids_BC), -1)
         ids_BC = torch.cat([self.ids_BC, new_BL], dim=1)
         return Context(ids_BC, extended(self.mask_BC, len(ids)), self.trunk)
 
     @property
     def num_shared(self) -> int:
-        """The number of columns that are read once for all rows."""
+        """The number of columns of the shared prefix; 0 without a trunk."""
         return len(self.trunk.prefix) if self.trunk else 0
 
     def begin(self, network: Network, *, can_crop: bool = False) -> tuple[Stream, Context]:
-        """A stream of these rows that has read what they share, and the columns after that."""
+        """A stream of these rows that has read the shared prefix, and the remaining columns."""
         if self.trunk is None:
             return Stream(network, can_crop=can_crop), self
         ids_BC, mask_BC = self.ids_BC[:, self.num_shared :], self.mask_BC

@@ -1,4 +1,4 @@
-"""The inputs with which transformers' `generate` goes on after thoughts.
+"""Prepares the inputs with which transformers' `generate` continues after thoughts.
 
     inputs = inputs_after(contexts, thoughts, backbone, markers)
 
@@ -22,12 +22,17 @@ from lm_eval_latentref.latent.thoughtful import Thoughts
 def inputs_after(
     contexts: Sequence[Tokens], thoughts: Thoughts, backbone: Network, markers: Markers | None
 ) -> dict[str, Any]:
-    """Arguments of `generate` after `thoughts` on `contexts`, as `Reasoner` describes them."""
+    """Arguments with which transformers' `generate` continues after `thoughts` on `contexts`.
+
+    `input_ids` (B, K) has an id for every column, because logits processors read them: the
+    context's last token stands in for each thought, and its first token for padding. So they see
+    only tokens of the context and the markers.
+    """
     backbone.activate()
     columns = Context.pad(
         [_column_ids(context, thoughts.num_thoughts, markers) for context in contexts],
         device=backbone.device,
-        # Rows that have left the batch may have been longer.
+        # The stream may have more columns than these rows need: longer rows have left the batch.
         num_columns=thoughts.stream.length + thoughts.pending_BPD.shape[1],
     )
     mask_BK = columns.mask_BC

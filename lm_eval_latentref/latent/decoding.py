@@ -1,9 +1,9 @@
-"""Which decoding options of transformers work after thoughts: greedy decoding, plain sampling.
+"""Checks decoding options: after thoughts only greedy decoding and plain sampling work.
 
     check_decoding(model.generation_config, {"num_beams": 4}, thinks=True)      # LatentRefError
 
-An argument of transformers' `GenerationConfig` that is not listed here, such as one that a later
-release adds, is refused unless it has no effect.
+An argument of transformers' `GenerationConfig` that is not listed here, such as one added in a
+later release, is refused unless it has no effect.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ from lm_eval_latentref.errors import LatentRefError
 from lm_eval_latentref.latent.transformers_seams import generation_default
 
 ALLOWED = frozenset(
-    # First those that act on the logits of the next token, then those that have no effect unless
-    # a refused argument switches their mode on.
+    # First the arguments that change the logits of the next token, then the arguments that have no
+    # effect unless a refused argument switches their mode on.
     {
         "do_sample",
         "temperature",
@@ -55,7 +55,7 @@ ALLOWED = frozenset(
         "disable_compile",
     }
 )
-"""Arguments that a task, the user or the model's generation config may give with thoughts."""
+"""Arguments that are allowed after thoughts, in a call and in the model's generation config."""
 
 REPLACED = frozenset(
     {
@@ -70,8 +70,8 @@ REPLACED = frozenset(
         "_from_model_config",
     }
 )
-"""Allowed in the model's generation config as well: each call either gives its own value or brings
-its own cache."""
+"""Arguments that are also allowed in the model's generation config, because every call overrides
+them or passes its own cache."""
 
 _ADVICE = {
     "max_length": "give max_gen_toks, which counts the tokens of the text",
@@ -87,7 +87,7 @@ def check_decoding(
     """Raise LatentRefError unless text can be generated with these options.
 
     Args:
-        own: the model's generation config; it applies to every argument that is not given.
+        own: the model's generation config, which supplies the arguments that are not given.
         given: the arguments of this call; each must be an argument of `generate`.
         thinks: whether thoughts or markers precede the text; without them all modes are allowed.
     """
@@ -97,30 +97,30 @@ def check_decoding(
         return
     for name, value in given.items():
         if name not in ALLOWED and not _is_off(name, value):
-            raise LatentRefError(_refusal(name, value, "is"))
+            raise LatentRefError(_refusal(name, value))
     for name in vars(GenerationConfig()).keys() - ALLOWED - REPLACED - given.keys():
         if not _is_off(name, value := getattr(own, name)):
-            raise LatentRefError(_refusal(name, value, "(the model's generation config) is"))
+            raise LatentRefError(_refusal(name, value, " (the model's generation config)"))
 
 
 def check_names(names: Iterable[str], *, also: Iterable[str] = ()) -> None:
-    """Raise LatentRefError on a name that `generate` does not take; it suggests the nearest."""
+    """Raise LatentRefError on a name that is no argument of `generate`; suggest the nearest."""
     own = inspect.signature(GenerationMixin.generate).parameters.keys() - {"self", "kwargs"}
     known = {*own, *vars(GenerationConfig()), *also}
     for name in names:
         if name not in known:
             nearest = difflib.get_close_matches(name, sorted(known), n=1, cutoff=0.5)
             advice = f"did you mean {nearest[0]}?" if nearest else "leave it out"
-            raise LatentRefError(f"{name}= is no argument of generation; {advice}")
+            raise LatentRefError(f"{name}= is not an argument of generation; {advice}")
 
 
 def _is_off(name: str, value: Any) -> bool:
     return value is None or value is False or value == generation_default(name)
 
 
-def _refusal(name: str, value: Any, what: str) -> str:
+def _refusal(name: str, value: Any, origin: str = "") -> str:
     advice = _ADVICE.get(name, f"leave it out (or give {name}=None)")
     return (
-        f"{name}={value} {what} not possible after latent thoughts or markers, which allow greedy "
-        f"decoding and plain sampling; {advice}"
+        f"{name}={value}{origin} is not possible after latent thoughts or markers, which allow "
+        f"greedy decoding and plain sampling; {advice}"
     )

@@ -1,6 +1,6 @@
-"""What a run says of itself: one line for the log, and the settings in its results.
+"""Describes a run: one line for the log, and the settings that its results record.
 
-described(loaded, config, networks, has_markers=True)     # "backbone ...; latent_steps=6; ..."
+describe(loaded, config, networks, has_markers=True)     # "backbone ...; latent_steps=6; ..."
 """
 
 from __future__ import annotations
@@ -14,10 +14,10 @@ from lm_eval_latentref.latent.loaded import LoadedModel, LoadedSet
 from lm_eval_latentref.latent.networks import Network
 
 
-def described(
+def describe(
     loaded: LoadedSet, config: RefinementConfig, networks: Sequence[Network], *, has_markers: bool
 ) -> str:
-    """One line with the models and settings of a run; `networks` begin with the backbone."""
+    """One line with the models and settings of a run; the first of `networks` is the backbone."""
     backbone = networks[0]
     parts = [f"backbone {name_of(loaded.backbone)}"]
     if len(networks) > 1:
@@ -44,7 +44,7 @@ def settings_of(
     """Everything that determines the answers: the refinement and each checkpoint's identity."""
     checkpoints = {"backbone": loaded.backbone, "strong": loaded.strong, "weak": loaded.weak}
     return {
-        # What is None has no part in how this kind thinks.
+        # The kind does not read options that are None.
         **{k: v for k, v in dataclasses.asdict(config).items() if v is not None},
         **{k: v for k, v in config.of_kind.items() if v is not None},
         **{name: model and _identity(model) for name, model in checkpoints.items()},
@@ -59,7 +59,7 @@ def name_of(loaded: LoadedModel | None) -> str:
 
 
 def dtype_name(network: Network) -> str:
-    """The dtype that a network computes in, for messages."""
+    """The dtype in which a network computes, for messages."""
     return str(network.dtype).removeprefix("torch.")
 
 

@@ -1,12 +1,12 @@
-"""Dropout in the residual branches while thoughts are read, with seeds by document and sample.
+"""Dropout in the residual branches while thoughts are read; reproducible per document and sample.
 
     with dropping(network, 0.1, draws, step=3):
         stream.feed(thought_B1D)
 
-Attention weights and embeddings are left alone. Every row has masks of its own, so that a sample
-does not depend on its batch.
+There is no dropout on attention weights or embeddings. Each row has its own masks, so a sample does
+not depend on its batch.
 
-Shape suffixes: B batch, L columns, D hidden size.
+Shape suffixes: B batch, L columns, D hidden size, N = L D.
 """
 
 from __future__ import annotations
@@ -25,9 +25,11 @@ from lm_eval_latentref.latent.networks import Network
 
 @contextmanager
 def dropping(network: Network, rate: float, draws: Draws, *, step: int) -> Iterator[None]:
-    """Drop components of the residual branches of `network` with probability `rate` meanwhile.
+    """Apply dropout to the residual branches of `network` inside this block.
 
     Args:
+        rate: the probability that a component is set to zero; the others are scaled up.
+        draws: the source of each row's random numbers.
         step: the number of the thought that is read.
     """
 
@@ -55,7 +57,7 @@ def check_droppable(network: Network, name: str) -> None:
     """Raise LatentRefError unless the residual branches of `network` can be located."""
     if not seams.residual_branches(network.causal_lm):
         raise LatentRefError(
-            f"thought_dropout with {name} ({network.causal_lm.config.model_type}), whose layers "
-            "are not the plain sum of attention and MLP; give thought_noise in its place, or a "
-            "model such as GPT-2, Llama or Qwen"
+            f"thought_dropout with {name} ({network.causal_lm.config.model_type}), whose layers do "
+            "not simply add attention and MLP to the residual stream; give thought_noise instead, "
+            "or a model such as GPT-2, Llama or Qwen"
         )

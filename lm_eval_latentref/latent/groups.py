@@ -1,11 +1,11 @@
-"""Rows that think until they stop, in groups of equally many thoughts.
+"""Lets rows think until they stop, and groups them by their number of thoughts.
 
     groups = think_until_stopped(thinking, config, stop)
     groups = think_about(parts, rows, config, stop)     # several batches and samples
-    groups = for_all(groups, [0, 0, 1])                 # the first row twice
+    groups = expanded(groups, [0, 0, 1])                # the first row twice
 
-A row that has stopped is taken out of the batch. What follows goes on among rows of equal length,
-so that nothing is masked in the middle and no position is skipped.
+A row that has stopped leaves the batch. All rows of a group have the same number of columns after
+the context, so no column in the middle is masked and no position is skipped.
 """
 
 from __future__ import annotations
@@ -20,32 +20,35 @@ from lm_eval_latentref.latent.kinds.stops import StopRule
 from lm_eval_latentref.latent.thoughts import Thinking, Thoughts
 
 Group = tuple[list[int], Thoughts]
-"""Numbers of rows that thought equally many thoughts, and their thoughts."""
+"""The numbers of rows with the same number of thoughts, and their thoughts."""
 
 Sample = tuple[Tokens, int]
-"""A context and the number of its sample."""
+"""A context, and the number of this sample of it."""
 
 
 def think_until_stopped(
     thinking: Thinking, config: RefinementConfig, stop: StopRule | None
 ) -> list[Group]:
-    """Think up to `config.latent_steps` thoughts, in each row until it stops.
+    """Think until each row stops or has `config.latent_steps` thoughts.
 
-    A row that stops leaves the batch: it is not fed again, and nothing is masked in its place. The
-    result has a group for each number of thoughts: row numbers, and the thoughts of these rows.
+    Args:
+        stop: None if every row thinks `latent_steps` thoughts.
+
+    Returns:
+        One group for each number of thoughts.
     """
     groups = []
     rows = list(range(thinking.num_rows))
     for step in range(config.latent_steps):
         if stop is not None and step >= thinking.kind.min_thoughts:
             stops = thinking.stops(stop).tolist()
-            done = [number for number, has_stopped in enumerate(stops) if has_stopped]
-            left = [number for number, has_stopped in enumerate(stops) if not has_stopped]
-            if done:
-                groups.append(([rows[n] for n in done], thinking.select(done).finish()))
-                if not left:
+            stopped = [index for index, has_stopped in enumerate(stops) if has_stopped]
+            remaining = [index for index, has_stopped in enumerate(stops) if not has_stopped]
+            if stopped:
+                groups.append(([rows[i] for i in stopped], thinking.select(stopped).finish()))
+                if not remaining:
                     return groups
-                thinking, rows = thinking.select(left), [rows[n] for n in left]
+                thinking, rows = thinking.select(remaining), [rows[i] for i in remaining]
         thinking.step(config)
     return [*groups, (rows, thinking.finish())]
 
@@ -56,11 +59,16 @@ def think_about(
     config: RefinementConfig,
     stop: StopRule | None,
 ) -> list[Group]:
-    """Groups of `rows`.
+    """Think about several batches, and join rows with the same number of thoughts into groups.
 
     Args:
-        parts: batches of distinct contexts and what reads them, equally many columns in each.
-        rows: distinct samples, in the order of the contexts.
+        parts: batches of distinct contexts, each with the `Thinking` that reads them; all batches
+            have the same number of columns.
+        rows: distinct samples, in the order of the contexts in `parts`.
+        stop: None if every row thinks `latent_steps` thoughts.
+
+    Returns:
+        One group for each number of thoughts; its numbers are indices into `rows`.
     """
     by_number: dict[int, list[Group]] = {}
     for contexts, thinking in parts:
@@ -68,8 +76,8 @@ def think_about(
         members = [row for row, (context, _) in enumerate(rows) if context in places]
         if config.draws:
             draws = Draws.of([rows[row] for row in members], seed=config.thought_seed)
-            of_row = [places[rows[row][0]] for row in members]
-            thinking = thinking.samples(of_row, draws, config.thought_dropout)
+            contexts_of_rows = [places[rows[row][0]] for row in members]
+            thinking = thinking.samples(contexts_of_rows, draws, config.thought_dropout)
         origin = thinking.after_context() if config.seeks_confidence else None
         for chosen, thoughts in think_until_stopped(thinking, config, stop):
             if origin is not None and thoughts.num_thoughts:
@@ -90,14 +98,19 @@ def _joined(groups: Sequence[Group]) -> Group:
     return rows, Thoughts.join([thoughts for _, thoughts in groups])
 
 
-def for_all(groups: Sequence[Group], numbers: Sequence[int]) -> list[Group]:
-    """`groups` of distinct rows, for rows that are the distinct ones `numbers`."""
+def expanded(groups: Sequence[Group], numbers: Sequence[int]) -> list[Group]:
+    """Groups in which rows of `groups` are repeated.
+
+    Args:
+        groups: groups of distinct rows 0, 1, ...
+        numbers: for each row of the result, the number of the distinct row that it equals. Distinct
+            rows are numbered in the order of their first occurrence here.
+    """
     if len(numbers) == sum(len(rows) for rows, _ in groups):
         return list(groups)
-    places = [{row: place for place, row in enumerate(rows)} for rows, _ in groups]
-    expanded = []
-    for places_of_group, (_, thoughts) in zip(places, groups, strict=True):
-        rows = [row for row, number in enumerate(numbers) if number in places_of_group]
-        chosen = thoughts.select([places_of_group[numbers[row]] for row in rows])
-        expanded.append((rows, chosen))
-    return expanded
+    result = []
+    for distinct_rows, thoughts in groups:
+        places = {row: place for place, row in enumerate(distinct_rows)}
+        rows = [row for row, number in enumerate(numbers) if number in places]
+        result.append((rows, thoughts.select([places[numbers[row]] for row in rows])))
+    return result

@@ -1,11 +1,11 @@
-"""Lengths beyond which a model cannot read, or its results depend on other rows of the batch.
+"""Length limits: beyond them a model cannot read, or its results depend on the rest of the batch.
 
     check_length(model.config, max_length=8192, name="microsoft/Phi-3-mini-128k-instruct")
     check_table(model, max_length=8192, name="gpt2")
 
-The few tokens of `probe` cannot show this, so the limits come from the model's configuration. Up to
-the limit every result is right at any batch size; beyond it, reading columns in several steps and
-reading them at once give different results.
+`probe` reads too few tokens to detect such limits, so they are taken from the model's
+configuration. Up to the limit, results are correct at any batch size. Beyond it, reading columns in
+several steps and reading them at once may give different results.
 """
 
 from __future__ import annotations
@@ -20,18 +20,19 @@ from transformers import PreTrainedModel
 from lm_eval_latentref.errors import LatentRefError
 
 _CHOOSES_COLUMNS = ("index_topk", "keep_window_size")
-"""Fields that say how many columns sparse attention keeps: the highest-scoring ones."""
+"""Configuration fields with the number of highest-scoring columns that sparse attention keeps."""
 
 _CHANGING_ROPES = ("dynamic", "longrope")
-"""Kinds of RoPE whose frequencies depend on the longest row of a batch."""
+"""RoPE types whose frequencies depend on the longest row of a batch."""
 
 
 def check_length(config: Any, max_length: int | None, name: str) -> None:
-    """Raise LatentRefError if rows of the model `name` may be longer than its limit.
+    """Raise LatentRefError if rows may be longer than a limit in the model's configuration.
 
     Args:
         config: the model's configuration.
-        max_length: the most columns of a row; None if unknown.
+        max_length: the maximum number of columns of a row; None if unknown.
+        name: the model's name, for the message.
     """
     config = config.get_text_config()
     for limit, reason in (*_of_attention(config), *_of_positions(config)):
@@ -43,10 +44,10 @@ def check_length(config: Any, max_length: int | None, name: str) -> None:
 
 
 def check_table(model: PreTrainedModel | PeftModel, max_length: int | None, name: str) -> None:
-    """Raise LatentRefError if rows may be longer than a table of positions that `model` learned.
+    """Raise LatentRefError if rows may be longer than the model's learned position embedding.
 
-    An embedding with a row for each position, at most two more (OPT's offset), is such a table; the
-    vocabulary's is none.
+    A position embedding is an embedding, other than that of the vocabulary, with one row per
+    position and at most two rows more (OPT's offset). The arguments are those of `check_length`.
     """
     config = model.config.get_text_config()
     limit = getattr(config, "max_position_embeddings", None)
@@ -65,16 +66,16 @@ def _of_attention(config: Any) -> Iterator[tuple[int, str]]:
         if limit := getattr(config, field, None):
             yield (
                 limit,
-                f"beyond {field}={limit} columns it attends to those that score highest, which "
-                "depend on padding",
+                f"beyond {field}={limit} columns it attends only to the highest-scoring columns, "
+                "which depend on padding",
             )
     scale = getattr(config, "floor_scale", None)
     if scale and getattr(config, "attn_temperature_tuning", False):
-        # A row is padded on its left to the longest context, on its right to the longest choice.
+        # A row is padded on the left to the longest context, on the right to the longest choice.
         yield (
             int(scale - 1) // 2,
-            f"from floor_scale={scale:g} columns on, padding included, it scales attention by the "
-            "number of a column, and padding can double a row",
+            f"from column floor_scale={scale:g} on it scales attention by the column's number, in "
+            "which padding counts, and padding can double a row's length",
         )
 
 

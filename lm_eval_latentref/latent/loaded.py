@@ -1,4 +1,4 @@
-"""What a loader hands to `Reasoner`: a tokenizer, a backbone and, for the search, two references.
+"""The loaded models that `Reasoner` takes: a backbone with its tokenizer, and two references.
 
 LoadedSet(tokenizer=tokenizer, backbone=LoadedModel(model=model))
 """
@@ -12,50 +12,50 @@ from typing import Any
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class ThoughtFiles:
-    """What a checkpoint's files hold of its thoughts, beside the options in latentref.json."""
+    """Data about its thoughts that a checkpoint's files hold, apart from options."""
 
     tensors: Mapping[str, Any] = field(default_factory=dict)
-    """The weights of the map from hidden state to thought, by the names that its kind reads."""
+    """The weights of the map from hidden state to thought, under the names that its kind reads."""
 
     opening: tuple[int, ...] | None = None
     closing: tuple[int, ...] | None = None
-    """Ids around the thoughts; None for those that the kind finds in the tokenizer."""
+    """The ids of the markers before and after the thoughts; None: they are in the tokenizer."""
 
     protocol: str | None = None
-    """What prompt and answer it was trained on, by name; None if the files do not say."""
+    """The name of the protocol that it was trained on; None if the files do not say."""
 
     num_text_ids: int | None = None
-    """Text has ids below this one only; None: no limit."""
+    """Generated text has only ids below this number; None: no limit."""
 
 
 @dataclass(kw_only=True)
 class LoadedModel:
-    """One model of a set, ready for inference: eval mode, no parameter requires a gradient."""
+    """One model of a set, ready for inference: in eval mode, no parameter requires a gradient."""
 
     model: Any
     """A PreTrainedModel, or a PeftModel that other members of the set may share."""
 
     adapter: str | None = None
-    """The PEFT adapter to activate; None with a PeftModel: all adapters disabled."""
+    """The name of the PEFT adapter to activate; None: the base weights, all adapters disabled."""
 
     borrowed_ids: frozenset[int] = frozenset()
-    """Tokens whose embedding rows come from the backbone: markers this model was not trained on."""
+    """Ids of markers that this model was not trained on; the backbone's embedding rows are used."""
 
     identity: dict[str, str] = field(default_factory=dict)
-    """Names, revisions and commits."""
+    """Names, revisions and commits, for messages and results; "name" is required."""
 
     fingerprint: Callable[[], str] | None = None
-    """Returns a hash of the files the model was read from, computed on the call."""
+    """Computes a hash of the files from which the model was loaded."""
 
     thought_files: ThoughtFiles = field(default_factory=ThoughtFiles)
 
     source: Any = None
-    """The names it was loaded by (`checkpoints.sources.Source`), for its loader's use."""
+    """The `checkpoints.sources.Source` from which it was loaded; `latent` does not read it."""
 
 
 @dataclass(kw_only=True)
 class LoadedSet:
-    """A backbone with its tokenizer and, if they were given, both references."""
+    """A backbone with its tokenizer and, for the search, both references."""
 
     tokenizer: Any
     backbone: LoadedModel

@@ -1,4 +1,4 @@
-"""Makes dataclasses from the values in files and command lines; reports a mistake in one line.
+"""Builds dataclasses from the values in files and command lines; reports mistakes in one line.
 
     from_mapping(Recipe, {"output": "out", "train": "graph", "seed": "3"}, where="graph.yaml")
     from_mapping(Manifest, {"latent_steps": 6}, where="out/latentref.json", reads_text=False)
@@ -29,43 +29,44 @@ def from_mapping(
     domains: Mapping[str, str] | None = None,
     reads_text: bool = True,
 ) -> T:
-    """The dataclass `cls` with these `values`, each of its field's type.
+    """An instance of the dataclass `cls` with these `values`, converted to the fields' types.
 
     Args:
-        where: the file or other source of the values, named in messages.
-        domains: by field, the description of allowed values for messages; by default, the type.
-        reads_text: whether "6" is read as 6 and "a,b" as two names, as on a command line and in
-            YAML, which reads 1e-3 as text.
+        where: the file or other source of the values, for messages.
+        domains: for each field, a description of the allowed values for messages; default: its
+            type.
+        reads_text: whether text is converted: "6" to 6, "a,b" to two names. A command line gives
+            text only, and YAML reads 1e-3 as text.
 
     Raises:
         LatentRefError: an unknown key (the message names the nearest), a missing key, or a value of
             another type. A bool is not an integer; NaN and infinity are not numbers.
     """
-    at = f"{where}: " if where else ""
+    prefix = f"{where}: " if where else ""
     hints = typing.get_type_hints(cls)
     for name in values:
         if name not in hints:
             near = difflib.get_close_matches(str(name), hints, n=1)
             advice = f"did you mean {near[0]}?" if near else f"the keys are {', '.join(hints)}"
-            raise LatentRefError(f"{at}unknown key {name!r}; {advice}")
+            raise LatentRefError(f"{prefix}unknown key {name!r}; {advice}")
     for field in dataclasses.fields(cls):  # type: ignore[arg-type]
         has_default = (field.default, field.default_factory) != (dataclasses.MISSING,) * 2
         if not has_default and values.get(field.name) is None:
-            raise LatentRefError(f"{at}{field.name} is missing; give a value for {field.name}")
+            raise LatentRefError(f"{prefix}{field.name} is missing; give a value for {field.name}")
     converted = {}
     for name, value in values.items():
         kinds = _kinds(hints[name])
         try:
             converted[name] = _converted(value, kinds, reads_text)
         except (TypeError, ValueError, OverflowError):
-            wanted = (domains or {}).get(name) or " or ".join(
+            domain = (domains or {}).get(name) or " or ".join(
                 _CONVERTERS[kind][1] for kind in kinds if kind is not type(None)
             )
-            raise LatentRefError(f"{at}{name}={shown(value)}: it must be {wanted}") from None
+            raise LatentRefError(f"{prefix}{name}={shown(value)}: it must be {domain}") from None
     try:
         return cls(**converted)
     except LatentRefError as error:
-        raise LatentRefError(f"{at}{error}") from error
+        raise LatentRefError(f"{prefix}{error}") from error
 
 
 def _kinds(hint: Any) -> list[Any]:
@@ -87,7 +88,7 @@ def _converted(value: Any, kinds: list[Any], reads_text: bool) -> Any:
 
 
 def shown(value: object) -> str:
-    """`value` for a message: its repr, of which a long one is cut off."""
+    """The repr of `value` for a message, cut to 80 characters."""
     try:
         text = repr(value)
     except ValueError:  # Python does not print integers of more than 4,300 digits
@@ -140,7 +141,7 @@ def _as_names(value: Any, reads_text: bool) -> tuple[str, ...]:
 
 
 def _as_ids(value: Any, reads_text: bool) -> list[int]:
-    if not isinstance(value, list) or not all(type(each) is int and each >= 0 for each in value):
+    if not isinstance(value, list) or not all(type(item) is int and item >= 0 for item in value):
         raise TypeError
     return value
 

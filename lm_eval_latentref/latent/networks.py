@@ -1,14 +1,14 @@
-"""A language model taken apart into what the thought loop needs: embed, decode, project.
+"""A language model in the three parts that the thought loop calls: embed, decode, project.
 
     network = Network(model)
     hidden_BLD = network.decode(network.embed(ids_BL), cache=network.new_cache(), ...)
     logits_MV = network.project(hidden_BLD[:, -1])
 
-`Network` is one model, or one adapter of a shared model. Nothing here names a model family: the
-parts are located through transformers' own conventions. `streams` keeps the cache.
+`Network` is one model, or one adapter of a shared model. No code here depends on the model family:
+the parts are located through transformers' own conventions. `streams` holds the cache.
 
-Shape suffixes: B batch, L new columns, K columns read so far, D hidden size, M positions picked out
-of a batch, V vocabulary.
+Shape suffixes: B batch, L new columns, K all columns, old and new, D hidden size, M selected
+positions, V vocabulary.
 """
 
 from __future__ import annotations
@@ -26,11 +26,12 @@ from torch.utils.hooks import RemovableHandle
 from transformers import DynamicCache, PreTrainedModel
 
 from lm_eval_latentref.errors import LatentRefError
+from lm_eval_latentref.latent import caches
 from lm_eval_latentref.latent import transformers_seams as seams
 from lm_eval_latentref.latent.peft_seams import AdapterSwitch
 
 _active: weakref.WeakKeyDictionary[nn.Module, weakref.ref[Network]] = weakref.WeakKeyDictionary()
-"""For each model, the network that was activated last; several networks may share a model."""
+"""The network activated last on each model; several networks may share a model."""
 
 
 class Network:
@@ -38,9 +39,9 @@ class Network:
 
     Args:
         model: in eval mode, on its device; a `PeftModel` if adapters are involved.
-        adapter: the adapter that this network uses; None on a `PeftModel`: the base weights alone.
+        adapter: the name of the PEFT adapter to use; None: the base weights without an adapter.
         lender: the network whose embedding rows are used for `borrowed_ids`.
-        borrowed_ids: token ids this network was not trained on, embedded with the lender's rows.
+        borrowed_ids: token ids that this network was not trained on.
     """
 
     def __init__(
@@ -64,7 +65,7 @@ class Network:
         self._lender, self._borrowed_ids = lender, tuple(sorted(borrowed_ids))
         self.hidden_size = self._width()
         weight_dtype = self._embedding.weight.dtype
-        # Quantised weights are stored as integers; the model's dtype is the one it computes in.
+        # Quantised weights are stored as integers; then the model's dtype is that of activations.
         self.dtype: torch.dtype = (
             weight_dtype if weight_dtype.is_floating_point else self.causal_lm.dtype
         )
@@ -72,13 +73,13 @@ class Network:
 
     @property
     def device(self) -> torch.device:
-        """Where inputs must lie: the input embedding's device. Read on each call: models move."""
+        """The device of the input embedding, for inputs; it changes when the model is moved."""
         return seams.execution_device(self._embedding)
 
     @torch.no_grad()
     def _width(self) -> int:
-        # Of what is fed as a thought. A configuration may say another one (OPT-350m projects its
-        # embeddings), and a quantised weight has another shape.
+        # The width of an embedded token, measured: the configuration may give another width
+        # (OPT-350m projects its embeddings), and a quantised weight has another shape.
         zero_11 = torch.zeros((1, 1), dtype=torch.long, device=self.device)
         return int(self._embedding(zero_11).shape[-1])
 
@@ -90,16 +91,16 @@ class Network:
 
     @property
     def devices(self) -> tuple[str, ...]:
-        """Every device that holds weights, from accelerate's map if there is one."""
+        """All devices that hold weights, from accelerate's device map if there is one."""
         places = getattr(self.causal_lm, "hf_device_map", None) or {"": self.device}
         return tuple(dict.fromkeys(str(place) for place in places.values()))
 
     @contextmanager
     def watching_states(self) -> Iterator[list[Tensor]]:
-        """Yields a list that gains, at each forward, which rows' last states are finite, (B,).
+        """Yield a list to which each forward appends whether each row's last state is finite (B,).
 
-        Raises LatentRefError if a forward after the first reads more than one column: thoughts have
-        no ids, so a model that empties its cache and reads all ids again would not see them.
+        Raises LatentRefError if a forward after the first reads more than one column: then the
+        model has emptied its cache and reads all ids again, and thoughts have no ids.
         """
         finite: list[Tensor] = []
 
@@ -108,7 +109,7 @@ class Network:
             if finite and (num_columns := states_BLD.shape[1]) > 1:
                 raise LatentRefError(
                     f"{type(self.causal_lm).__name__} reads all {num_columns} columns again while "
-                    "it generates, and thoughts are no tokens that can be read twice; give "
+                    "it generates, but thoughts have no token ids to read again; give "
                     f"max_length={num_columns - 1} or less"
                 )
             finite.append(states_BLD[:, -1].isfinite().all(-1))
@@ -120,13 +121,13 @@ class Network:
             handle.remove()
 
     def activate(self) -> None:
-        """Switch the shared model to this network's adapter."""
+        """Switch the model, which may be shared, to this network's adapter."""
         _active[self.causal_lm] = weakref.ref(self)
         if self._switch is not None:
             self._switch.to(self._adapter)
 
     def embed(self, ids_BL: Tensor) -> Tensor:
-        """Input embeddings (B, L, D) of token ids, as the model itself would look them up."""
+        """Input embeddings (B, L, D) of token ids, computed by the model's own embedding layer."""
         self.activate()
         ids_BL = ids_BL.to(self.device)
         if not self._borrowed_ids:
@@ -141,11 +142,12 @@ class Network:
     def decode(
         self, embeds_BLD: Tensor, *, cache: DynamicCache, mask_BK: Tensor | None, past: int
     ) -> Tensor:
-        """Hidden states (B, L, D) after the final norm at new columns, which are added to `cache`.
+        """Read new columns: return their hidden states (B, L, D) after the final norm.
 
         Args:
-            mask_BK: which columns are real, over the `past` columns read before and the new ones;
-                None if all are.
+            cache: the columns read before; the new columns are appended to it.
+            mask_BK: bool, True for real columns, old and new; None if no column is padding.
+            past: the number of columns read before.
         """
         positions_BL = self._positions(embeds_BLD, mask_BK, past) if self._takes_positions else None
         return self._forward(embeds_BLD, cache, mask_BK, positions_BL)
@@ -153,19 +155,25 @@ class Network:
     def decode_branches(
         self, embeds_BLD: Tensor, *, cache: DynamicCache, sees_BLK: Tensor, positions_BL: Tensor
     ) -> Tensor:
-        """Hidden states (B, L, D) of new columns that each attend to the columns in `sees_BLK`.
+        """Like `decode`, with explicit attention; possible only if `takes_branches`.
 
-        Needs `takes_branches`.
+        Args:
+            sees_BLK: bool, whether a new column (L) attends to a column (K).
+            positions_BL: the position of each new column.
         """
-        # Numbers, not bools: every attention that takes branches accepts a mask of numbers.
-        hidden_BLK = torch.zeros(sees_BLK.shape, dtype=self.dtype, device=self.device)
-        hidden_BLK.masked_fill_(~sees_BLK, torch.finfo(self.dtype).min)
-        return self._forward(embeds_BLD, cache, hidden_BLK.unsqueeze(1), positions_BL)
+        # The mask is additive, not bool: all attentions that take branches accept an additive mask.
+        mask_BLK = torch.zeros(sees_BLK.shape, dtype=self.dtype, device=self.device)
+        mask_BLK.masked_fill_(~sees_BLK, torch.finfo(self.dtype).min)
+        return self._forward(embeds_BLD, cache, mask_BLK.unsqueeze(1), positions_BL)
 
     @property
     def takes_branches(self) -> bool:
-        """Whether `decode_branches` works: each column has its own position and its own mask."""
-        return self._takes_positions and seams.takes_any_mask(self.causal_lm)
+        """Whether `decode_branches` works: the model accepts any position and mask per column."""
+        return (
+            self._takes_positions
+            and seams.takes_any_mask(self.causal_lm)
+            and caches.keeps_every_column(self.causal_lm)
+        )
 
     def _forward(
         self,
@@ -184,36 +192,37 @@ class Network:
         return self._decoder(attention_mask=mask, use_cache=True, **inputs).last_hidden_state
 
     def project(self, hidden_MD: Tensor) -> Tensor:
-        """Logits (M, V) of hidden states, by the model's own head, scaling and caps included."""
+        """Logits (M, V) of hidden states from the model's own head, with its scaling and caps."""
         self.activate()
         return self._head(inputs_embeds=hidden_MD.unsqueeze(0)).logits[0]
 
     def before_forward(self, listener: Callable[[int, int], None]) -> RemovableHandle:
-        """Call `listener(rows x new columns, columns read before)` at the start of each forward.
+        """Call `listener(rows * new columns, columns read before)` at the start of each forward.
 
-        Forwards of every caller count, transformers' `generate` included, until the handle is
-        removed. Of the networks that share a model, only the last activated is called.
+        The listener is called for every forward, including those of transformers' `generate`, until
+        the returned handle is removed. If networks share a model, a forward counts for the network
+        activated last.
         """
 
         def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
             active = _active.get(self.causal_lm)
             if active is None or active() is not self:
                 return
-            given = seams.given_arguments(module, args, kwargs)
-            columns = given.get("inputs_embeds")
-            columns = given["input_ids"] if columns is None else columns
-            cache = given.get(self._cache_argument) if self._cache_argument else None
+            inputs = seams.given_arguments(module, args, kwargs)
+            columns = inputs.get("inputs_embeds")
+            columns = inputs["input_ids"] if columns is None else columns
+            cache = inputs.get(self._cache_argument) if self._cache_argument else None
             past = 0 if cache is None else int(cache.get_seq_length())
             listener(columns.shape[0] * columns.shape[1], past)
 
         return self._decoder.register_forward_pre_hook(hook, with_kwargs=True)
 
     def new_cache(self) -> DynamicCache:
-        """An empty cache for this model's kinds of layers."""
-        return seams.new_cache(self.causal_lm)
+        """An empty cache for this model."""
+        return caches.new_cache(self.causal_lm)
 
     def _positions(self, embeds_BLD: Tensor, mask_BK: Tensor | None, past: int) -> Tensor:
-        # A row's first real token has position 0, whatever padding is on its left.
+        # A row's first real token has position 0, regardless of padding on its left.
         num_new = embeds_BLD.shape[1]
         if mask_BK is None:
             return torch.arange(past, past + num_new, device=self.device).unsqueeze(0)

@@ -1,12 +1,12 @@
-"""What rests on private names of PEFT: switching adapters without walking the whole model.
+"""Switches PEFT adapters quickly; the only module that relies on private names of PEFT.
 
     AdapterSwitch.of(peft_model).to("strong")      # None for the base weights alone
 
-PEFT's public switch walks all modules and parameters: for SmolLM2-135M that takes about a third of
-the time of reading one token. Restoring the two fields that it sets in each layer takes a
-hundredth. They are `_active_adapter` and `_disable_adapters` in peft/tuners/tuners_utils.py
-(BaseTunerLayer) and peft/utils/other.py (AuxiliaryTrainingWrapper). If a check of them fails,
-PEFT's own calls are used.
+PEFT's public switch walks all modules and parameters. For SmolLM2-135M that takes about a third of
+the time of reading one token; setting the two fields of each layer directly takes a hundredth. The
+fields are `_active_adapter` and `_disable_adapters` in peft/tuners/tuners_utils.py (BaseTunerLayer)
+and peft/utils/other.py (AuxiliaryTrainingWrapper). If a check of these fields fails, PEFT's public
+calls are used.
 """
 
 from __future__ import annotations
@@ -21,30 +21,33 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from peft.utils.other import AuxiliaryTrainingWrapper
 
 _SWITCHED = ("_active_adapter", "_disable_adapters")
+"""The fields of a layer that a switch sets."""
 
 _State = list[tuple[Any, bool]]
+"""The values of these fields in each layer."""
 
 
 @contextmanager
 def making() -> Iterator[None]:
-    """Make PeftModels inside this block: PEFT 0.21 reads a name that transformers 5.24 gave up."""
+    """Hide a FutureWarning while PeftModels are made: PEFT 0.21 reads a name that transformers 5.24
+    deprecates."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", ".*is_gradient_checkpointing", FutureWarning)
         yield
 
 
 def adapter_layers(model: Any) -> list[Any]:
-    """The layers of a PeftModel that hold adapters, copies of modules and trained rows included."""
+    """The layers of a PeftModel with adapters, with copies of modules, or with trained rows."""
     kinds = (BaseTunerLayer, AuxiliaryTrainingWrapper)
     return [module for module in model.modules() if isinstance(module, kinds)]
 
 
 class AdapterSwitch:
-    """Switches a `PeftModel` that several networks share between its adapters, quickly.
+    """Switches a `PeftModel` between its adapters.
 
-    The first switch to an adapter uses PEFT's own calls and saves the fields that they set in the
-    layers; later switches restore these fields. If PEFT's calls change anything else in the layers,
-    every switch uses them.
+    The first switch to an adapter uses PEFT's public calls and records the fields that they set;
+    later switches set these fields directly. If PEFT's calls change anything else in the layers,
+    every switch uses PEFT's calls.
     """
 
     def __init__(self, model: PeftModel) -> None:
@@ -57,20 +60,20 @@ class AdapterSwitch:
         if self.is_quick and len(on) == 1:
             states = self._read()
             if all(active in (on, on[0]) and not disabled for active, disabled in states):
-                # An adapter that is already active is not switched to: PEFT's switch would freeze
-                # it, and it may be in training.
+                # No switch is needed to the active adapter. PEFT's switch would freeze its
+                # parameters, which may be in training.
                 self._active = on[0]
                 self._states[on[0]] = states
 
     @classmethod
     def of(cls, model: PeftModel) -> AdapterSwitch:
-        """The one switch of `model`."""
+        """The switch of `model`, of which there is only one."""
         if "_latentref_switch" not in model.__dict__:
             model.__dict__["_latentref_switch"] = cls(model)
         return model.__dict__["_latentref_switch"]
 
     def to(self, adapter: str | None) -> None:
-        """Compute with `adapter` from now on; None for the base weights alone."""
+        """Make `adapter` active; None: the base weights without an adapter."""
         if not self.is_quick or adapter not in self._states:
             self._set_by_peft(adapter)
         elif adapter != self._active:
@@ -95,7 +98,7 @@ class AdapterSwitch:
 
 
 def _is_understood(layer: Any) -> bool:
-    """Whether `layer`'s public properties follow its private fields, also after these are set."""
+    """Whether the public properties of `layer` follow its private fields when these are set."""
     if not all(hasattr(layer, name) for name in _SWITCHED):
         return False
     before = layer._active_adapter, layer._disable_adapters
@@ -110,5 +113,5 @@ def _is_understood(layer: Any) -> bool:
 
 
 def _others(layer: Any) -> dict[str, int]:
-    """The identity of each object a layer holds, apart from the fields that a switch sets."""
+    """The ids of all attributes of a layer, except the fields that a switch sets."""
     return {name: id(value) for name, value in vars(layer).items() if name not in _SWITCHED}

@@ -1,12 +1,14 @@
-"""Beginnings that contexts share: found by their tokens, read once, branched from.
+"""Prefixes that several contexts share: every network reads each of them once.
 
-    for part in by_prefix(contexts):
-        trunk = Trunk(part.prefix)
-        think(Context.pad([contexts[number] for number in part.members]), ..., trunk=trunk)
+    for group in by_prefix(contexts):
+        trunk = Trunk(group.prefix)
+        rows = [contexts[index] for index in group.members]
+        Context.pad(rows, trunk=trunk)
 
-Few-shot examples, descriptions, system prompts and chat templates are such beginnings. Rows of a
-batch that branch from a trunk have the layout of any other batch, padding on the left and no gap:
-a shorter row reads the last of the shared tokens again, in columns that padding would take.
+Few-shot examples, system prompts and chat templates are such prefixes. A trunk is a prefix with the
+caches of the networks that have read it. A batch that branches from a trunk looks like any other
+batch: padding on the left, then the tokens without a gap. If a row is shorter than the longest by n
+tokens, n columns of its trunk are padding, and it reads the last n tokens of the prefix again.
 """
 
 from __future__ import annotations
@@ -18,59 +20,61 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
-from lm_eval_latentref.latent import transformers_seams as seams
 from lm_eval_latentref.latent.batching import Tokens
+from lm_eval_latentref.latent.caches import keeps_every_column
 from lm_eval_latentref.latent.networks import Network
 from lm_eval_latentref.latent.streams import Stream
 
 MIN_TOKENS = 32
-"""A shorter beginning is not shared: its rows' copies cost what reading it does."""
+"""Shorter prefixes are not shared, because copying their cache costs as much as reading them."""
 
 MIN_SAVED = 1024
-"""Tokens that a group must save, since it takes batches of its own, of which the last is not full.
-"""
+"""The least number of tokens that a group must save. Each group is a series of batches of its own,
+whose last batch is not full."""
 
 
 @dataclass(frozen=True)
-class Shared:
-    """Contexts that begin with the same tokens."""
+class PrefixGroup:
+    """Contexts that begin with `prefix`."""
 
     prefix: Tokens
     members: list[int] = field(default_factory=list)
-    """The numbers of the contexts; those in a group with a longer prefix are left out."""
+    """Indices of the contexts that are in no group with a longer prefix."""
 
 
-def by_prefix(contexts: Sequence[Tokens]) -> list[Shared]:
-    """The contexts in groups; a prefix comes before those that begin with it.
+def by_prefix(contexts: Sequence[Tokens]) -> list[PrefixGroup]:
+    """Group contexts by their longest shared prefix that is worth sharing.
 
-    Each prefix is shorter than its contexts. These are the nodes of a prefix tree that pay.
+    The groups are the worthwhile nodes of the contexts' prefix tree, each before its descendants;
+    the first is the root with the empty prefix. Each prefix is shorter than all of its contexts.
     """
     order = sorted(range(len(contexts)), key=contexts.__getitem__)
     common = [0, *(_num_common(contexts[a], contexts[b]) for a, b in pairwise(order))]
-    plan = [Shared(())]
-    ranges = [(0, len(order), plan[0])]
+    groups = [PrefixGroup(())]
+    ranges = [(0, len(order), groups[0])]
     while ranges:
-        start, end, above = ranges.pop()
+        start, end, parent = ranges.pop()
         if end - start <= 1:
-            above.members.extend(order[start:end])
+            parent.members.extend(order[start:end])
             continue
         num_shared = min(common[start + 1 : end])
-        if _pays(end - start, num_shared - len(above.prefix), everyone=end - start == len(order)):
-            above = Shared(contexts[order[start]][:num_shared])
-            plan.append(above)
+        num_new = num_shared - len(parent.prefix)
+        if _is_worth_sharing(end - start, num_new, are_all=end - start == len(order)):
+            parent = PrefixGroup(contexts[order[start]][:num_shared])
+            groups.append(parent)
         splits = [k for k in range(start + 1, end) if common[k] == num_shared]
-        # The last range pushed is the next one taken, so that a group is followed by its own.
-        ranges += [(a, b, above) for a, b in reversed([*pairwise([start, *splits, end])])]
-    return [Shared(part.prefix, sorted(part.members)) for part in plan]
+        # Ranges are taken from the end of the list; reversed, they are visited depth first.
+        ranges += [(a, b, parent) for a, b in reversed([*pairwise([start, *splits, end])])]
+    return [PrefixGroup(group.prefix, sorted(group.members)) for group in groups]
 
 
-def _pays(num_rows: int, num_tokens: int, *, everyone: bool) -> bool:
-    saved = (num_rows - 1) * num_tokens
-    return num_tokens >= MIN_TOKENS and (everyone or saved >= MIN_SAVED)
+def _is_worth_sharing(num_rows: int, num_tokens: int, *, are_all: bool) -> bool:
+    num_saved = (num_rows - 1) * num_tokens
+    return num_tokens >= MIN_TOKENS and (are_all or num_saved >= MIN_SAVED)
 
 
 def _num_common(left: Tokens, right: Tokens) -> int:
-    """How many tokens both begin with, less than the length of either."""
+    """The length of the common prefix, at most one less than the length of the shorter context."""
     low, high = 0, min(len(left), len(right)) - 1
     while low < high:
         middle = (low + high + 1) // 2
@@ -79,11 +83,11 @@ def _num_common(left: Tokens, right: Tokens) -> int:
 
 
 class Trunk:
-    """Tokens that every network reads once, in one row, when it is first asked for them.
+    """A prefix that each network reads once, in a single row, when the prefix is first needed.
 
     Args:
-        prefix: the tokens, without markers.
-        parent: the trunk of a beginning of `prefix`, which it branches from.
+        prefix: token ids, without markers.
+        parent: the trunk of a shorter prefix of `prefix`, from whose cache this trunk continues.
     """
 
     def __init__(self, prefix: Tokens, parent: Trunk | None = None) -> None:
@@ -91,7 +95,7 @@ class Trunk:
         self._streams: dict[Network, Stream] = {}
 
     def stream(self, network: Network) -> Stream:
-        """One row of `network` that has read the prefix; not to be fed."""
+        """A stream of one row in which `network` has read the prefix; fork it before feeding it."""
         if network not in self._streams:
             stream = self._parent.stream(network).fork() if self._parent else Stream(network)
             ids_1L = torch.tensor([self.prefix[stream.length :]])
@@ -100,69 +104,77 @@ class Trunk:
         return self._streams[network]
 
     def branch(self, network: Network, num_rows: int, mask_BC: Tensor | None) -> Stream:
-        """Rows of `network` that have read as many columns as the prefix has tokens.
+        """A stream of `num_rows` rows, of as many columns as the prefix has tokens.
 
         Args:
-            mask_BC: which columns of the whole contexts are real; None if all are.
+            mask_BC: bool, the mask of the whole padded contexts; None if there is no padding.
         """
         mask_BK = None if mask_BC is None else mask_BC[:, : len(self.prefix)]
         return self.stream(network).spread(num_rows, mask_BK)
 
     def num_shared(self, contexts: Iterable[Tokens], network: Network) -> int:
-        """How many tokens of a batch `network` is spared, less those it has yet to read once."""
-        lengths, num = list(map(len, contexts)), len(self.prefix)
-        spared = sum(max(0, num - max(lengths) + length) for length in lengths)
-        return spared - self._num_unread(network)
+        """The number of tokens of a batch that `network` need not read because of this trunk.
+
+        Tokens of the prefix that `network` has yet to read, once, are subtracted.
+        """
+        lengths, num_prefix = list(map(len, contexts)), len(self.prefix)
+        num_saved = sum(max(0, num_prefix - max(lengths) + length) for length in lengths)
+        return num_saved - self._num_unread(network)
 
     def _num_unread(self, network: Network) -> int:
         if network in self._streams:
             return 0
-        above = self._parent
-        return len(self.prefix) - (len(above.prefix) - above._num_unread(network) if above else 0)
+        num_read = 0
+        if self._parent is not None:
+            num_read = len(self._parent.prefix) - self._parent._num_unread(network)
+        return len(self.prefix) - num_read
 
     def begins(self, contexts: Iterable[Tokens]) -> bool:
-        """Whether all contexts begin with the prefix and go on after it."""
-        num = len(self.prefix)
-        return all(len(context) > num and context[:num] == self.prefix for context in contexts)
+        """Whether all contexts begin with the prefix and are longer than it."""
+        length = len(self.prefix)
+        return all(
+            len(context) > length and context[:length] == self.prefix for context in contexts
+        )
 
 
 class Trunks:
-    """The trunks in use: each is kept as long as contexts still to do begin with it.
+    """The trunks in use; each is kept while remaining contexts begin with its prefix.
 
     Args:
-        networks: all that read the contexts.
+        networks: all networks that read the contexts.
     """
 
     def __init__(self, networks: Iterable[Network]) -> None:
-        self._shared = all(seams.keeps_every_column(network.causal_lm) for network in networks)
+        self._can_share = all(keeps_every_column(network.causal_lm) for network in networks)
         self._path: list[Trunk] = []
 
     @property
     def in_use(self) -> bool:
-        """Whether the contexts at work have a trunk."""
+        """Whether the contexts that `in_order` yielded last have a trunk."""
         return bool(self._path)
 
     def of(self, contexts: Sequence[Tokens]) -> Trunk | None:
-        """The trunk of the contexts at work, if all of `contexts` are among them."""
+        """The trunk in use if all of `contexts` begin with its prefix; otherwise None."""
         return self._path[-1] if self._path and self._path[-1].begins(contexts) else None
 
     def in_order(self, contexts: Sequence[Tokens]) -> Iterator[list[int]]:
-        """Yields the numbers of contexts to work on together, which have a trunk meanwhile.
+        """Yield the indices of contexts to process together; until the next, their trunk is in use.
 
-        Models with a layer that forgets columns have none: all contexts are one group.
+        If a model has a layer that drops columns, no prefix is shared: all contexts are one group.
         """
-        plan = by_prefix(contexts) if self._shared else [Shared((), list(range(len(contexts))))]
+        everything = PrefixGroup((), list(range(len(contexts))))
+        groups = by_prefix(contexts) if self._can_share else [everything]
         try:
-            for part, after in pairwise([*plan, Shared(())]):
-                if part.prefix:
-                    self._path.append(Trunk(part.prefix, self._path[-1] if self._path else None))
-                if part.members:
-                    yield part.members
-                while self._path and not _goes_on(after, self._path[-1]):
+            for group, following in pairwise([*groups, PrefixGroup(())]):
+                if group.prefix:
+                    self._path.append(Trunk(group.prefix, self._path[-1] if self._path else None))
+                if group.members:
+                    yield group.members
+                while self._path and not _extends(following.prefix, self._path[-1].prefix):
                     self._path.pop()
         finally:
             self._path.clear()
 
 
-def _goes_on(part: Shared, trunk: Trunk) -> bool:
-    return part.prefix[: len(trunk.prefix)] == trunk.prefix
+def _extends(longer: Tokens, prefix: Tokens) -> bool:
+    return longer[: len(prefix)] == prefix

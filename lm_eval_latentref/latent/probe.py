@@ -1,9 +1,9 @@
-"""Checks with a few tokens, when a model is loaded, that it can do what the thought loop needs.
+"""Checks a loaded model, with a few tokens, for every property that the thought loop relies on.
 
-    check_model(model, name="org/model")        # LatentRefError names what it cannot do
+    check_model(model, name="org/model")        # LatentRefError names a property it lacks
 
-The check takes eight forwards of at most 14 tokens; they are neither logged nor counted. `lengths`
-checks what only long contexts would show.
+The check takes eight forwards of at most 14 tokens, which are neither logged nor counted. Limits
+that show only in long contexts are checked by `lengths`.
 
 Shape suffixes: B batch, L columns, D hidden size, V vocabulary.
 """
@@ -20,35 +20,37 @@ from torch import Tensor, nn
 
 from lm_eval_latentref.errors import LatentRefError
 from lm_eval_latentref.latent import transformers_seams as seams
+from lm_eval_latentref.latent.caches import keeps_columns
 from lm_eval_latentref.latent.lengths import check_length
 from lm_eval_latentref.latent.networks import Network
 from lm_eval_latentref.latent.streams import Stream
 from lm_eval_latentref.latent.thoughts import Context
 
 _NUM_TOKENS, _SHORT, _SPLIT = 9, 5, 4
-"""The number of tokens, the length of the shorter row, and where the nine tokens are split."""
+"""The number of tokens, the length of the shorter row, and the index at which tokens are split."""
 
 _WINDOW = 4
-"""The width of attention windows during the check, so that so few tokens exceed it."""
+"""The width of attention windows during the check, so that nine tokens exceed it."""
 
 _NUM_COLUMNS = 11
-"""The most columns of a row: the first, a branch and the rest."""
+"""The maximum number of columns in a row: the first part, a branch and the rest."""
 
-_ADVICE = "give a model that attends to all it has read, such as GPT-2, Llama or Qwen3"
+_ADVICE = "give a model that attends to all columns it has read, such as GPT-2, Llama or Qwen3"
 
 
 @torch.no_grad()
 def check_model(model: Any, name: str) -> None:
-    """Raise LatentRefError unless `model`, called `name`, computes as the thought loop assumes.
+    """Raise LatentRefError unless `model` has all properties that the thought loop relies on.
 
     Args:
         model: a PreTrainedModel in eval mode, on its device, without adapters.
+        name: the model's name, for the message.
     """
     label = f"{name} ({model.config.model_type})"
-    if not seams.keeps_columns(model):
+    if not keeps_columns(model):
         raise LatentRefError(
-            f"{label} has layers whose state is more than the keys and values of the columns read "
-            "(state-space, linear or indexed attention): that state may depend on padding and "
+            f"{label} has layers with a state besides the keys and values of columns "
+            "(state-space, linear or indexed attention); that state may depend on padding and "
             f"cannot be undone; {_ADVICE}"
         )
     check_length(model.config, _NUM_COLUMNS, name)
@@ -58,10 +60,10 @@ def check_model(model: Any, name: str) -> None:
 
 
 class _Probe:
-    """Nine tokens read in several ways, each compared with reading them at once in a row alone.
+    """Reads nine tokens in several ways and compares the states with reading them at once, alone.
 
-    The second row of a batch is a prefix of the nine, so with causal attention its states are known
-    as well.
+    The rows of the padded batch are two prefixes of the nine tokens. With causal attention their
+    states must equal the first states of the nine.
     """
 
     def __init__(self, model: Any, label: str) -> None:
@@ -80,43 +82,43 @@ class _Probe:
                 own_LV = self._model(input_ids=ids_1L, use_cache=False).logits[0]
         if lookups:
             raise LatentRefError(
-                f"{self._label} looks token ids up in {lookups[0]!r} beside its input embedding "
-                f"(per-layer embeddings), and a thought is no token with an id; {_ADVICE}"
+                f"{self._label} looks token ids up in {lookups[0]!r} besides its input embedding "
+                f"(per-layer embeddings), but a thought has no token id; {_ADVICE}"
             )
         with self._property("without thoughts it computes what its own forward computes"):
             at_once_LD = Stream(self._network).feed(self._embed(self._ids))[0]
         with self._property("its last hidden states are as wide as its input embeddings"):
             if at_once_LD.shape[-1] != self._network.hidden_size:
-                raise _NotSo(f"{at_once_LD.shape[-1]} and {self._network.hidden_size}")
+                raise _DifferentError(f"{at_once_LD.shape[-1]} and {self._network.hidden_size}")
         with self._property("without thoughts it computes what its own forward computes"):
             self._compare(self._network.project(at_once_LD), own_LV)
-        with self._property("it reads vectors that are no token's embedding, as thoughts are"):
+        with self._property("it reads vectors that are not the embedding of a token"):
             stream, first_LD = self._read_first()
-        with self._property("reading in two steps through its cache is the same as at once"):
+        with self._property("reading in two steps with its cache gives the same states as at once"):
             self._compare(first_LD, at_once_LD[:_SPLIT])
             stream.crop(1)
             rest_LD = stream.fork().feed(self._embed(self._ids[_SPLIT:]))[0]
             self._compare(rest_LD, at_once_LD[_SPLIT:])
         if self._network.takes_branches:
-            with self._property("branches read side by side are the same as each read alone"):
+            with self._property("branches in one row have the same states as each branch alone"):
                 self._compare(self._beside_a_branch(stream), at_once_LD[_SPLIT:])
         with self._property("a row's states do not depend on padding on its left"):
             stream, pending_BLD = self._read_padded(at_once_LD)
-        with self._property("`generate` takes embeddings and goes on from a cache"):
+        with self._property("`generate` takes embeddings and continues from a cache"):
             self._generate(stream, pending_BLD, own_LV)
 
     def _embed(self, ids: list[int]) -> Tensor:
         return self._network.embed(torch.tensor([ids]))
 
     def _read_first(self) -> tuple[Stream, Tensor]:
-        """A stream that has read the first columns and a vector; the columns' states."""
+        """A stream that has read the first tokens and one other vector; the tokens' states."""
         stream = Stream(self._network, can_crop=True)
         embeds_BLD = self._embed(self._ids[:_SPLIT])
         vector_BLD = embeds_BLD.mean(1, keepdim=True)
         return stream, stream.feed(torch.cat([embeds_BLD, vector_BLD], dim=1))[0, :_SPLIT]
 
     def _beside_a_branch(self, stream: Stream) -> Tensor:
-        """Hidden states of the rest, read beside another continuation."""
+        """Hidden states of the remaining tokens, read in one row with another branch."""
         other = self._ids[:2]
         columns = [*other, *self._ids[_SPLIT:]]
         branch_1L = torch.tensor([[0] * len(other) + [1] * (_NUM_TOKENS - _SPLIT)])
@@ -127,7 +129,7 @@ class _Probe:
         return Context.pad(rows, device=self._network.device)
 
     def _read_padded(self, expected_LD: Tensor) -> tuple[Stream, Tensor]:
-        """A stream that has read all but the last column of both rows, and those last columns."""
+        """A stream that has read all columns of both rows but the last, and the last column."""
         context = self._padded()
         assert context.mask_BC is not None
         embeds_BLD = self._network.embed(context.ids_BC)
@@ -138,11 +140,11 @@ class _Probe:
         return stream, embeds_BLD[:, -1:]
 
     def _generate(self, stream: Stream, pending_BLD: Tensor, expected_LV: Tensor) -> None:
-        """Let `generate` write the tokens that come next in the nine, and compare its logits."""
+        """Let `generate` write two given tokens after each row, and compare its logits."""
         context = self._padded()
         assert context.mask_BC is not None
         inputs = seams.generation_inputs(
-            # An id that differs from the embedding, as for a thought: it must not be looked up.
+            # The id of another token: `generate` must read the embeddings, not look up the ids.
             torch.full_like(context.ids_BC, self._ids[2]),
             context.mask_BC,
             cache=stream.cache,
@@ -165,17 +167,17 @@ class _Probe:
             self._compare(logits_BV, expected_LV[[_SHORT - 1 + step, _NUM_TOKENS - 2 + step]])
 
     def _compare(self, ours_LD: Tensor, expected_LD: Tensor) -> None:
-        """Raise _NotSo unless both are the same up to rounding."""
+        """Raise _DifferentError unless both are equal up to rounding."""
         expected_LD = expected_LD.float()
         error_L = (ours_LD.to(expected_LD) - expected_LD).norm(dim=-1)
         error_L = error_L / (expected_LD - expected_LD.mean(-1, keepdim=True)).norm(dim=-1)
         error_L = error_L[expected_LD.isfinite().all(-1)]
         if len(error_L) == 0:
             return
-        # With few bits, rounding may send one token to another expert: then most must agree.
+        # In low precision, rounding may route a token to another expert, so most must agree.
         error = error_L.max() if self._exact else error_L.median()
         if not error <= (EXACT_TOLERANCE if self._exact else ROUNDED_TOLERANCE):
-            raise _NotSo(f"off by {error:.2g} of its size")
+            raise _DifferentError(f"the relative error is {error:.2g}")
 
     @contextmanager
     def _property(self, name: str) -> Iterator[None]:
@@ -185,18 +187,18 @@ class _Probe:
             raise
         except Exception as error:
             lines = str(error).splitlines() or [""]
-            reason = (
-                lines[0] if isinstance(error, _NotSo) else f"{type(error).__name__}: {lines[0]}"
-            )
+            reason = lines[0]
+            if not isinstance(error, _DifferentError):
+                reason = f"{type(error).__name__}: {reason}"
             raise LatentRefError(
-                f"{self._label} cannot be used, because this does not hold: {name} ({reason}); "
+                f"{self._label} cannot be used: it fails the check that {name} ({reason}); "
                 f"{_ADVICE}"
             ) from error
 
 
 @contextmanager
 def _watching_lookups(model: Any, ids_1L: Tensor) -> Iterator[list[str]]:
-    """Yields the names of embeddings, without the input's, that look up `ids_1L` in this block."""
+    """Yield a list of all embeddings that look up `ids_1L` in this block, except the input's."""
     names: list[str] = []
 
     def watch(name: str) -> Any:
@@ -218,14 +220,14 @@ def _watching_lookups(model: Any, ids_1L: Tensor) -> Iterator[list[str]]:
             handle.remove()
 
 
-class _NotSo(Exception):
-    """Two results that should be the same are not."""
+class _DifferentError(Exception):
+    """Two results that should be equal differ."""
 
 
 EXACT_TOLERANCE = 1e-3
-"""The largest error at any position in float32, relative to the norm of the state or the logits;
-noise is about 1e-6."""
+"""The maximum error at any position in float32, relative to the norm of the state or the logits;
+rounding gives about 1e-6."""
 
 ROUNDED_TOLERANCE = 0.15
-"""The largest median error over positions if weights or states have few bits, relative to the norm;
-noise is 0.005 to 0.05."""
+"""The maximum of the median relative error over positions in lower precision; rounding gives 0.005
+to 0.05."""

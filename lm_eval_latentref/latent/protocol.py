@@ -1,10 +1,11 @@
-"""The text that a latent-reasoning model reads and writes, in training and in evaluation.
+"""Protocols: the format of the prompt that a model reads and of the answer that it writes.
 
     prompt("Is Tom a lempus or a gorpus?")      # the context: question, then a newline
     extract_answer("... ### Tom is a lempus.")  # "Tom is a lempus."
 
-`prompt`, `answer_text` and `extract_answer` are the format of the Coconut family (Hao et al.,
-arXiv:2412.06769), in which `latentref train` trains; `PROTOCOLS` has those of other families too.
+`prompt`, `answer_text` and `extract_answer` are the protocol of Coconut (Hao et al.,
+arXiv:2412.06769), which `latentref train` uses; `PROTOCOLS` also has those of other families.
+`marker_ids` and `known_markers` look up Coconut's marker tokens in a tokenizer.
 """
 
 from __future__ import annotations
@@ -23,13 +24,13 @@ END_LATENT = "<|end-latent|>"
 LATENT = "<|latent|>"
 
 MARKERS = (START_LATENT, END_LATENT, LATENT)
-"""The tokens Coconut adds to its base vocabulary, in the order of their ids. `LATENT` is only a
-placeholder in training data: thoughts are vectors and need no id."""
+"""The tokens that Coconut adds to its base vocabulary, in the order of their ids. `LATENT` is only
+a placeholder in training data: thoughts are vectors and need no id."""
 
 
 @dataclass(frozen=True)
 class Example:
-    """One problem with its gold chain of thought."""
+    """A problem with its gold chain of thought, in Coconut's protocol."""
 
     question: str
     steps: tuple[str, ...]
@@ -37,12 +38,12 @@ class Example:
 
     @property
     def context(self) -> str:
-        """What the model reads before it thinks."""
+        """The text that the model reads before it thinks."""
         return prompt(self.question)
 
     @property
     def written_answer(self) -> str:
-        """The text that ends the gold solution."""
+        """The text with which the gold solution ends."""
         return answer_text(self.answer)
 
 
@@ -60,46 +61,47 @@ class ClozeExample(Example):
 
 
 def prompt(question: str) -> str:
-    """The context of `question`; its newline stays before the start marker."""
+    """The context for `question`; the start marker follows its newline."""
     return question + "\n"
 
 
 def answer_text(answer: str) -> str:
-    """`answer` as a model trained on this protocol writes it."""
+    """The text that a model trained on Coconut's protocol writes for `answer`."""
     return "### " + answer
 
 
 def extract_answer(text: str) -> str:
-    """The answer in a generated `text`: what follows the last "#", without commas, stripped."""
+    """The answer in a generated `text`: the text after the last "#", without commas, stripped."""
     return text.rsplit("#", 1)[-1].replace(",", "").strip()
 
 
 @dataclass(frozen=True)
 class Protocol:
-    """How a family asks a question, and how it writes and is read an answer."""
+    """The format of a family's prompts and answers."""
 
     name: str
     prompt: Callable[[str], str]
-    """From the question to the context, without the ids that open the thoughts."""
+    """Maps a question to its context, without the marker before the thoughts."""
     answer_text: Callable[[str], str]
-    """From an answer to the text that its models write."""
+    """Maps an answer to the text that the models write for it."""
     extract: Callable[[str], str]
-    """From a text to the answer in it."""
+    """Maps a generated text to the answer in it."""
     adds_special_tokens: bool = True
-    """Whether the tokenizer's own special tokens precede the prompt."""
+    """Whether the tokenizer's special tokens, such as BOS, surround the prompt."""
     compares_numbers: bool = False
-    """Whether answers that are numbers are compared as numbers, and found as the last in a text."""
+    """Whether a numeric gold answer is compared, as a number, with the last number of the answer.
+    """
 
     def is_right(self, text: str, gold: str) -> bool:
-        """Whether the answer in `text` is `gold`."""
-        wanted = _number(gold) if self.compares_numbers else None
-        if wanted is not None:
-            written = _NUMBER.findall(self.extract(text).replace(",", ""))
-            return bool(written) and float(written[-1]) == wanted
+        """Whether the answer in the generated `text` equals the answer `gold`."""
+        gold_number = _number(gold) if self.compares_numbers else None
+        if gold_number is not None:
+            numbers = _NUMBER.findall(self.extract(text).replace(",", ""))
+            return bool(numbers) and float(numbers[-1]) == gold_number
         return self.extract(text) == self.extract(self.answer_text(gold))
 
     def gold_of(self, coconut_text: str) -> str:
-        """The bare answer of a document, whose `answer_text` is Coconut's."""
+        """The answer in `coconut_text`, the `answer_text` of Coconut's protocol."""
         return coconut_text.removeprefix(answer_text(""))
 
 
@@ -116,7 +118,7 @@ def _codi_prompt(question: str) -> str:
 
 
 def _colar_prompt(question: str) -> str:
-    # The "###" after it opens the thoughts. 5 is the speed that is published.
+    # 5 is the published speed. The marker "###" follows.
     return f"Question: {question} Let's think step by step:(Thinking speed: 5)"
 
 
@@ -149,17 +151,17 @@ PROTOCOLS = {
 
 
 def protocol_named(name: object) -> Protocol:
-    """The protocol `name`; LatentRefError if there is none."""
+    """The protocol with this name; raises LatentRefError if there is none."""
     if name not in PROTOCOLS:
         raise LatentRefError(f"protocol={name}: it must be {', '.join(PROTOCOLS)}")
     return PROTOCOLS[str(name)]
 
 
 def marker_ids(tokenizer: Tokenizer, latent_markers: str) -> tuple[int, int] | None:
-    """Ids of the start and the end marker, or None if `tokenizer` has neither.
+    """The ids of Coconut's start and end markers; None if `tokenizer` has neither.
 
-    With `latent_markers="none"` the result is always None. A tokenizer that has only one of the two
-    raises LatentRefError: a model is trained with both or with neither.
+    With `latent_markers="none"` the result is always None. Raises LatentRefError if the tokenizer
+    has only one of the two, because models are trained with both or with neither.
     """
     if latent_markers == "none":
         return None
@@ -171,7 +173,8 @@ def marker_ids(tokenizer: Tokenizer, latent_markers: str) -> tuple[int, int] | N
         (present,) = [marker for marker in ids if marker not in missing]
         raise LatentRefError(
             f"the tokenizer has {present} but not {missing[0]}; latent_markers=auto needs both or "
-            "neither: add the missing token and its trained row, or set latent_markers=none"
+            "neither: add the missing token and its trained embedding row, or set "
+            "latent_markers=none"
         )
     start, end = ids[START_LATENT], ids[END_LATENT]
     assert start is not None
@@ -180,7 +183,7 @@ def marker_ids(tokenizer: Tokenizer, latent_markers: str) -> tuple[int, int] | N
 
 
 def single_token(tokenizer: Tokenizer, text: str) -> int | None:
-    """The id of `text` if it is in the vocabulary and encodes to that one token; else None."""
+    """The id of `text` if it is in the vocabulary and encodes to this single token; else None."""
     token_id = tokenizer.get_vocab().get(text)
     if token_id is None:
         return None
@@ -188,6 +191,6 @@ def single_token(tokenizer: Tokenizer, text: str) -> int | None:
 
 
 def known_markers(tokenizer: Tokenizer) -> dict[str, int]:
-    """The markers in the vocabulary of `tokenizer`, with their ids."""
+    """Coconut's markers in the vocabulary of `tokenizer`, with their ids."""
     vocabulary = tokenizer.get_vocab()
     return {marker: vocabulary[marker] for marker in MARKERS if marker in vocabulary}

@@ -1,8 +1,8 @@
-"""A reference model that reads along and is asked what it would make of the next thought.
+"""Reference models: they read the context and all thoughts, and supply the search's targets.
 
     reference = ReferenceStream(network, context)
-    hidden_BD = reference.probe(thought_BD)     # thought_BD is not kept
-    reference.commit(refined_BD)
+    hidden_BD = reference.probe(thought_BD)     # the hidden state if thought_BD came next
+    reference.commit(refined_BD)                # the thought that does come next
 
 Shape suffixes: B batch, L new columns, D hidden size.
 """
@@ -30,10 +30,10 @@ class References:
 
 
 class ReferenceStream:
-    """A reference that reads the context and the committed thoughts and is probed at the next one.
+    """A reference network with the columns it has read: the context and the committed thoughts.
 
-    A committed thought is read together with the next probe, so that a reference needs one forward
-    for each thought, like the backbone.
+    A committed thought is read in the same forward as the next probe, so a reference needs one
+    forward per thought, like the backbone.
     """
 
     def __init__(self, network: Network, context: Context) -> None:
@@ -41,37 +41,38 @@ class ReferenceStream:
         self._stream, unread = context.begin(network, can_crop=True)
         self._unread_BLD: Tensor | None = network.embed(unread.ids_BC)
         self._unread_mask_BL = unread.mask_BC
-        self._foreseen: tuple[Tensor, Tensor] | None = None
+        self._read_ahead: tuple[Tensor, Tensor] | None = None
 
     def fork(self, rows: Sequence[int] | None = None) -> ReferenceStream:
-        """An independent copy, of `rows` in that order if they are given."""
+        """An independent copy with the given rows, in the given order; None: all rows."""
         branch = copy.copy(self)
         branch._stream = self._stream.fork(rows)
         if rows is not None:
-            branch._foreseen = None
+            branch._read_ahead = None
             branch._unread_BLD = picked(self._unread_BLD, rows)
             branch._unread_mask_BL = picked(self._unread_mask_BL, rows)
         return branch
 
     def commit(self, thought_BD: Tensor) -> None:
-        self._foreseen = None
+        """Append the thought to the columns to read."""
+        self._read_ahead = None
         self._unread_BLD, self._unread_mask_BL = thought_BD.unsqueeze(1), None
 
-    def foresee(self, thought_BD: Tensor) -> None:
-        """Probe `thought_BD` now, so that forks that probe this very tensor need no forward."""
-        self._foreseen = thought_BD, self.probe(thought_BD)
+    def read_ahead(self, thought_BD: Tensor) -> None:
+        """Probe `thought_BD` and keep the result for forks that probe the same tensor object."""
+        self._read_ahead = thought_BD, self.probe(thought_BD)
 
     def read(self) -> None:
-        """Read the committed columns now instead of with the next probe."""
+        """Read the committed columns now, not together with the next probe."""
         if self._unread_BLD is not None:
             with torch.no_grad():
                 self._stream.feed(self._unread_BLD, self._unread_mask_BL)
             self._unread_BLD = None
 
     def probe(self, thought_BD: Tensor) -> Tensor:
-        """The hidden state (B, D) with `thought_BD` as the next input, which is not kept."""
-        if self._foreseen is not None and self._foreseen[0] is thought_BD:
-            return self._foreseen[1]
+        """The hidden state (B, D) after reading `thought_BD`, which is then removed again."""
+        if self._read_ahead is not None and self._read_ahead[0] is thought_BD:
+            return self._read_ahead[1]
         columns_BLD = thought_BD.unsqueeze(1).to(self._network.device, self._network.dtype)
         mask_BL = None
         if self._unread_BLD is not None:
@@ -85,5 +86,5 @@ class ReferenceStream:
     def probe_with_gradient(self, thought_BD: Tensor) -> Tensor:
         """The hidden state (B, D) of `probe`, differentiable with respect to `thought_BD` only."""
         self.read()
-        # On a fork, so that the cache keeps no autograd graph.
+        # The fork is dropped, so the cache of this stream holds no autograd graph.
         return self._stream.fork().feed(thought_BD.unsqueeze(1))[:, -1]

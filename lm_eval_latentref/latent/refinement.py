@@ -3,7 +3,7 @@
     mixed_BD = mix_residual(raw_BD, previous_BD, memory_rate=0.3)
     refined_BD = contrastive_step(mixed_BD, good_BD, bad_BD, step_size=288.0)
 
-Everything here is float32 and per row: no result depends on what else is in the batch.
+Both compute in float32 and row by row, so no result depends on other rows of the batch.
 
 Shape suffixes: B batch, D hidden size.
 """
@@ -17,8 +17,8 @@ def mix_residual(raw_BD: Tensor, previous_BD: Tensor, *, memory_rate: float) -> 
     """Residual embedding refinement: alpha * z_{t-1} + (1 - alpha) * raw_t, in float32.
 
     Args:
-        raw_BD: the hidden state that would be the next thought.
-        previous_BD: the committed thought before it.
+        raw_BD: the raw thought: the vector to feed next, before refinement.
+        previous_BD: the committed previous thought.
         memory_rate: alpha, in [0, 1].
     """
     return memory_rate * previous_BD.float() + (1.0 - memory_rate) * raw_BD.float()
@@ -27,11 +27,17 @@ def mix_residual(raw_BD: Tensor, previous_BD: Tensor, *, memory_rate: float) -> 
 def contrastive_step(
     thought_BD: Tensor, good_BD: Tensor, bad_BD: Tensor, *, step_size: float
 ) -> Tensor:
-    """One contrastive update with the references' outputs held constant, in float32.
+    """One contrastive update with the references' hidden states held constant, in float32.
 
     The gradient of MSE(h, good) - MSE(h, bad) with respect to h is 2/D * (bad - good), so a
-    descent step of length eta is h + eta * 2/D * (good - bad): positive eta moves towards good.
-    The mean is over the D components of one row, never over the batch.
+    gradient-descent step of size eta gives h + eta * 2/D * (good - bad): positive eta moves h
+    towards good. The mean in MSE is over the D components of one row, never over the batch.
+
+    Args:
+        thought_BD: h, the thought.
+        good_BD: the strong reference's hidden state at the thought.
+        bad_BD: the weak reference's hidden state at the thought.
+        step_size: eta.
     """
     scale = step_size * 2.0 / thought_BD.shape[-1]
     return thought_BD.float() + scale * (good_BD.float() - bad_BD.float())
@@ -40,8 +46,8 @@ def contrastive_step(
 def contrastive_loss(thought_BD: Tensor, good_BD: Tensor, bad_BD: Tensor) -> Tensor:
     """MSE(h, good) - MSE(h, bad) of each row, shape (B,), in float32.
 
-    With `search_gradient=through` it is differentiated with respect to the thought, of which the
-    references' outputs are then functions.
+    With `search_gradient=through`, its gradient with respect to the thought is taken through the
+    references, whose hidden states depend on the thought.
     """
     towards_B = (thought_BD.float() - good_BD.float()).square().mean(-1)
     away_B = (thought_BD.float() - bad_BD.float()).square().mean(-1)

@@ -1,13 +1,13 @@
-"""Log-likelihoods of continuations; those of one context share its thoughts.
+"""Computes log-likelihoods of continuations after thoughts.
 
     scores = score(thoughts, [[(5, 6), (5, 7)]], max_rows=8)    # one row, two continuations
 
-Continuations of a context that differ only in their last token are read once. Short ones are read
-side by side in one row, as branches that do not see each other. Logits are computed only where a
-token is scored.
+All continuations of a context share its thoughts. Continuations that differ only in their last
+token are read once. Short continuations are read in one row, as branches that do not attend to each
+other. Logits are computed only at positions where a token is scored.
 
-Shape suffixes: B contexts, R branches read together, L columns, M scored positions, D hidden size,
-V vocabulary, N scored tokens.
+Shape suffixes: B contexts, R rows of branches, L columns, M scored positions, D hidden size, V
+vocabulary, N scored tokens.
 """
 
 from __future__ import annotations
@@ -26,19 +26,19 @@ from lm_eval_latentref.latent.streams import Stream
 from lm_eval_latentref.latent.thoughts import Thoughts
 
 NUM_SHARED_COLUMNS = 64
-"""Continuations are read side by side in one row up to this many columns."""
+"""The maximum number of columns of a row that holds several branches."""
 
 NUM_PROJECTED = 128
-"""The most positions whose logits are in memory at the same time."""
+"""The maximum number of positions whose logits are in memory at the same time."""
 
 
 class Score(NamedTuple):
-    """The score of a continuation, as lm-eval asks for it."""
+    """The score of a continuation, as defined by lm-eval."""
 
     log_likelihood: float
     """Sum of log p over its tokens, in nats."""
     is_greedy: bool
-    """Whether each of its tokens is the most likely one."""
+    """Whether each of its tokens has the highest probability."""
 
 
 def score(
@@ -48,7 +48,7 @@ def score(
 
     Args:
         continuations: for each row, the token ids of its continuations.
-        max_rows: the most rows of a forward pass.
+        max_rows: the maximum number of rows in a forward.
     """
     network = thoughts.stream.network
     tally = _Tally(network)
@@ -63,9 +63,9 @@ def score(
 
 
 def _read(stream: Stream, rows: Sequence[_Row]) -> Tensor:
-    """Hidden states at all columns of `rows`, one row after another, without padding."""
+    """Hidden states (M, D) at all columns of `rows`, row after row, without padding."""
     longest = max(row.num_columns for row in rows)
-    # Padding is a branch of its own, so that every column attends to at least one column.
+    # Branch -1 is padding.
     branch_RL = torch.full((len(rows), longest), -1)
     ids_RL = torch.zeros_like(branch_RL)
     for number, row in enumerate(rows):
@@ -78,35 +78,39 @@ def _read(stream: Stream, rows: Sequence[_Row]) -> Tensor:
     if any(len(row.branches) > 1 for row in rows):
         hidden_RLD = stream.feed_branches(embeds_RLD, branch_RL.to(device, non_blocking=True))
     else:
-        # Padding is on the right, after every scored position. The mask is still needed: it keeps
-        # the positions of padding below the last one that a model with learnt positions has.
+        # Padding is on the right, so no scored position attends to it. The mask is needed because
+        # it keeps the positions of padding within a learned position embedding.
         hidden_RLD = stream.feed(embeds_RLD, None if real_RL.all() else real_RL)
     real_M = real_RL.flatten().nonzero()[:, 0].to(hidden_RLD.device, non_blocking=True)
     return hidden_RLD.flatten(0, 1)[real_M]
 
 
 class _Pick(NamedTuple):
-    """Token `token` of continuation `owner`, predicted at scored position `position`."""
+    """A token whose log-probability is read at a scored position."""
 
     position: int
     token: int
     owner: tuple[int, int]
+    """The row and the number of the token's continuation."""
 
 
 @dataclass
 class _Branch:
-    """Tokens to read after one row's context: all but the last of one or more continuations."""
+    """The tokens to read for all continuations of a row that differ only in their last token."""
 
     row: int
     prefix: Tokens
+    """The continuations without their last token."""
     owners: list[tuple[tuple[int, int], Tokens]] = field(default_factory=list)
+    """The row and the number of each continuation, and its tokens."""
 
 
 @dataclass
 class _Row:
-    """Branches of one context that are read side by side in one row."""
+    """Branches of one context that are read together in one row."""
 
     context: int
+    """The row of the context in the thoughts."""
     branches: list[_Branch]
 
     @property
@@ -134,9 +138,12 @@ def _branches(continuations: Sequence[Sequence[Tokens]]) -> list[_Branch]:
 
 
 def _rows(branches: Sequence[_Branch], *, side_by_side: bool) -> list[_Row]:
-    """`branches`, given longest first, packed into rows.
+    """`branches`, sorted longest first, packed into rows.
 
-    A row has at most NUM_SHARED_COLUMNS columns, or as many as the longest branch.
+    A row has at most NUM_SHARED_COLUMNS columns, or as many as the longest branch if that has more.
+
+    Args:
+        side_by_side: whether a row may have several branches.
     """
     room = max([NUM_SHARED_COLUMNS, *(len(branch.prefix) for branch in branches)])
     rows: list[_Row] = []
@@ -161,7 +168,7 @@ def _later_tokens(rows: Sequence[_Row]) -> Iterator[_Pick]:
 
 
 class _Tally:
-    """Collects log p of scored tokens on the device; copied to the host once, at the end."""
+    """Collects log-probabilities on the device; `scores` copies them to the host, once."""
 
     def __init__(self, network: Network) -> None:
         self._network = network
@@ -171,7 +178,7 @@ class _Tally:
 
     def add(self, hidden_MD: Tensor, picks: Iterable[_Pick]) -> None:
         picks = sorted(picks)
-        # A few positions at a time, because logits are the largest tensors of all.
+        # A few positions at a time, because logits are the largest tensors.
         for start in range(0, len(hidden_MD), NUM_PROJECTED):
             part = [p for p in picks if start <= p.position < start + NUM_PROJECTED]
             if part:

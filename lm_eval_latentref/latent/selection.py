@@ -1,9 +1,9 @@
-"""What a config asks of one checkpoint: the kind of thoughts, the ids around them, the stop rule.
+"""Applies a config to a checkpoint: its kind of thoughts, its markers and its stop rule.
 
     markers = find_markers(tokenizer, config)
     kind, stop = make_kind(tokenizer, network, config), find_stop(config, markers)
 
-Raises LatentRefError for what the checkpoint or its tokenizer cannot serve.
+A LatentRefError says what the checkpoint or its tokenizer lacks.
 """
 
 from __future__ import annotations
@@ -26,7 +26,10 @@ NO_FILES = ThoughtFiles()
 def find_markers(
     tokenizer: Any, config: RefinementConfig, files: ThoughtFiles = NO_FILES
 ) -> Markers | None:
-    """The markers that `config` asks for; None if there are none."""
+    """The markers around the thoughts; None if there are none.
+
+    Raises LatentRefError if the tokenizer cannot encode a marker, or has only one of Coconut's two.
+    """
     kind = KINDS[config.latent_kind]
     is_auto = config.latent_markers == "auto"
     if is_auto and files.opening is not None:
@@ -41,20 +44,20 @@ def find_markers(
 
 
 def check_ids(markers: Markers | None, network: Network, name: str) -> None:
-    """Raise LatentRefError for an id around the thoughts that the network `name` has no row for."""
+    """Raise LatentRefError if `network`, called `name`, lacks an embedding row for a marker."""
     ids = (*markers.opening, *markers.closing) if markers else ()
     num_rows = network.num_embeddings
     if outside := [token_id for token_id in ids if token_id >= num_rows]:
         raise LatentRefError(
-            f"{name} has {num_rows} embedding rows, but a token around its thoughts has id "
-            f"{outside[0]}; give the weights or the latent_markers that belong to it"
+            f"{name} has {num_rows} embedding rows, but a marker around its thoughts has id "
+            f"{outside[0]}; give weights or latent_markers that belong together"
         )
 
 
 def make_kind(
     tokenizer: Any, network: Network, config: RefinementConfig, files: ThoughtFiles = NO_FILES
 ) -> Kind:
-    """The kind of thoughts that `config` asks for; raises LatentRefError if it cannot be had."""
+    """The kind of thoughts; raises LatentRefError if the checkpoint lacks what it needs."""
     return KINDS[config.latent_kind].of(
         Materials(
             network=network, tokenizer=tokenizer, options=config.of_kind, tensors=files.tensors
@@ -63,18 +66,18 @@ def make_kind(
 
 
 def _ids_of(tokenizer: Any, text: str) -> Tokens:
-    """The tokens of a marker's text; raises LatentRefError for one that the tokenizer lacks."""
+    """The token ids of a marker's text; raises LatentRefError if one is the unknown token."""
     ids = tuple(tokenizer.encode(text, add_special_tokens=False))
     if tokenizer.unk_token_id is not None and tokenizer.unk_token_id in ids:
         raise LatentRefError(
             f"latent_markers: the tokenizer has no tokens for {text!r}; give texts that it can "
-            "write, or latent_markers=none"
+            "encode, or latent_markers=none"
         )
     return ids
 
 
 def find_stop(config: RefinementConfig, markers: Markers | None) -> StopRule | None:
-    """The rule that `config` asks for; None if every row thinks `latent_steps` thoughts."""
+    """The stop rule; None if every row thinks `latent_steps` thoughts."""
     options = config.of_kind
     closing = markers.closing if markers else ()
     return make_stop(

@@ -1,18 +1,18 @@
-"""Think about the same contexts under many settings, and do the work that settings share once.
+"""Think about the same contexts under many configs; work that several configs need is done once.
 
-    for number, groups in think_under(context, configs, backbone=network, ...):
+    for index, groups in think_under(context, configs, backbone=network, ...):
         for rows, thoughts in groups:
             ... = score(thoughts, [continuations[row] for row in rows], max_rows=8)
 
-The thoughts are the same as those of `think` under each config. What is shared:
+The thoughts equal those of `think` under each config. The shared work is:
 
-- by all settings: each model's reading of the context, the raw first thought and (with `detached`)
-  the references' states at it;
-- by settings that differ in memory rate only: the first thought, which has no predecessor, and the
+- for all configs: each model's forward over the context, the raw first thought and, with
+  `search_gradient=detached`, the references' hidden states at that thought;
+- for configs that differ only in memory rate: the first thought, which has no predecessor, and the
   raw second thought;
-- by settings that differ in their number of thoughts only: all thoughts that both have.
+- for configs that differ only in the number of thoughts: all thoughts that both have.
 
-Where rows stop early, settings share the first of these alone.
+If rows can stop early, only the first of these is shared.
 """
 
 from __future__ import annotations
@@ -26,7 +26,8 @@ from lm_eval_latentref.latent.kinds.stops import StopRule
 from lm_eval_latentref.latent.networks import Network
 from lm_eval_latentref.latent.thoughts import Context, Markers, References, Thinking, Thoughts
 
-_Members = list[int]
+_Indices = list[int]
+"""Indices into a sequence of configs."""
 
 
 def think_under(
@@ -39,16 +40,16 @@ def think_under(
     kind: Kind = CONTINUOUS,
     stop: StopRule | None = None,
 ) -> Iterator[tuple[int, list[Group]]]:
-    """Yields the index of each config and the thoughts under it, not in the order of `configs`.
+    """Yield (index in `configs`, groups of rows and their thoughts), in any order.
 
-    Score or continue each result before asking for the next. A result holds memory only as long as
-    the caller keeps it.
+    Score or continue each result before taking the next, and drop it then: it holds the caches.
 
     Args:
-        configs: with the same `search_gradient`, and without random numbers.
-        references: needed if any config searches.
-        kind: what is fed as a thought.
-        stop: when a row stops before its last thought; None: none does.
+        configs: all must have the same `search_gradient`, and none may use random numbers.
+        references: required if any config searches.
+        markers: None if the thoughts follow the context directly.
+        kind: the kind of thought.
+        stop: None if every row thinks `latent_steps` thoughts.
     """
     assert len({config.search_gradient for config in configs}) <= 1
     searching = [config for config in configs if config.searches]
@@ -62,65 +63,68 @@ def think_under(
     )
     if stop is None:
         all_rows = list(range(base.num_rows))
-        for number, thoughts in _of_all_rows(base, configs):
-            yield number, [(all_rows, thoughts)]
+        for index, thoughts in _without_stops(base, configs):
+            yield index, [(all_rows, thoughts)]
         return
     base.read(searching[0] if searching else configs[0])
-    for number, config in enumerate(configs):
-        yield number, think_until_stopped(base.fork(), config, stop)
+    for index, config in enumerate(configs):
+        yield index, think_until_stopped(base.fork(), config, stop)
 
 
-def _of_all_rows(
+def _without_stops(
     base: Thinking, configs: Sequence[RefinementConfig]
 ) -> Iterator[tuple[int, Thoughts]]:
-    """Yields the thoughts of configs under which all rows think equally many."""
+    """Yield (index in `configs`, thoughts of all rows), in any order."""
     searching = [config for config in configs if config.searches]
-    by_steps = {number: configs[number].latent_steps for number in range(len(configs))}
-    thoughtless = [number for number, steps in by_steps.items() if steps == 0]
-    if thoughtless:
+    without_thoughts = [i for i, config in enumerate(configs) if config.latent_steps == 0]
+    if without_thoughts:
         base.read_but_last()
-        for number in thoughtless:
-            yield number, base.fork().finish()
-    thinking = [number for number, steps in by_steps.items() if steps > 0]
-    if thinking:
-        base.read(searching[0] if searching else configs[thinking[0]])
-    for members in _alike(thinking, configs, on_first_thought=True):
-        yield from _after_first(base.fork(), members, configs)
+        for index in without_thoughts:
+            yield index, base.fork().finish()
+    with_thoughts = [i for i, config in enumerate(configs) if config.latent_steps > 0]
+    if with_thoughts:
+        base.read(searching[0] if searching else configs[with_thoughts[0]])
+    for group in _groups(with_thoughts, configs, same_first=True):
+        yield from _think_group(base.fork(), group, configs)
 
 
-def _after_first(
-    branch: Thinking, members: _Members, configs: Sequence[RefinementConfig]
+def _think_group(
+    thinking: Thinking, group: _Indices, configs: Sequence[RefinementConfig]
 ) -> Iterator[tuple[int, Thoughts]]:
-    """Yields the thoughts of configs whose first thought is the same."""
-    branch.step(configs[members[0]])
-    yield from _finished(branch, members, configs, 1)
-    deeper = [number for number in members if configs[number].latent_steps > 1]
-    if not deeper:
+    """Yield the thoughts under the configs of `group`, whose first thought is the same."""
+    thinking.step(configs[group[0]])
+    yield from _finished(thinking, group, configs, 1)
+    longer = [index for index in group if configs[index].latent_steps > 1]
+    if not longer:
         return
-    branch.read(configs[deeper[0]])
-    for twins in _alike(deeper, configs, on_first_thought=False):
-        twig = branch.fork()
-        for num_thoughts in range(2, max(configs[number].latent_steps for number in twins) + 1):
-            twig.step(configs[twins[0]])
-            yield from _finished(twig, twins, configs, num_thoughts)
+    thinking.read(configs[longer[0]])
+    for subgroup in _groups(longer, configs, same_first=False):
+        branch = thinking.fork()
+        for num_thoughts in range(2, max(configs[index].latent_steps for index in subgroup) + 1):
+            branch.step(configs[subgroup[0]])
+            yield from _finished(branch, subgroup, configs, num_thoughts)
 
 
 def _finished(
-    thinking: Thinking, members: _Members, configs: Sequence[RefinementConfig], num_thoughts: int
+    thinking: Thinking, group: _Indices, configs: Sequence[RefinementConfig], num_thoughts: int
 ) -> Iterator[tuple[int, Thoughts]]:
-    for number in members:
-        if configs[number].latent_steps == num_thoughts:
-            yield number, thinking.fork().finish()
+    for index in group:
+        if configs[index].latent_steps == num_thoughts:
+            yield index, thinking.fork().finish()
 
 
-def _alike(
-    members: _Members, configs: Sequence[RefinementConfig], *, on_first_thought: bool
-) -> list[_Members]:
-    """Members in groups whose thoughts are the same, up to each member's number of thoughts."""
-    groups: dict[tuple[float, int, float], _Members] = {}
-    for number in members:
-        config = configs[number]
+def _groups(
+    indices: _Indices, configs: Sequence[RefinementConfig], *, same_first: bool
+) -> list[_Indices]:
+    """`indices` in groups of configs with equal thoughts, as far as both think.
+
+    Args:
+        same_first: only the first thoughts of a group must be equal.
+    """
+    groups: dict[tuple[float, int, float], _Indices] = {}
+    for index in indices:
+        config = configs[index]
         search = (config.search_step_size, config.search_steps) if config.searches else (0.0, 1)
-        rate = 0.0 if on_first_thought else config.memory_rate
-        groups.setdefault((*search, rate), []).append(number)
+        memory_rate = 0.0 if same_first else config.memory_rate
+        groups.setdefault((*search, memory_rate), []).append(index)
     return list(groups.values())

@@ -1,12 +1,12 @@
-"""A language model reading a batch of rows, column after column, with its cache.
+"""A network that reads a batch of rows, column after column, with its KV cache.
 
     stream = Stream(network)
     hidden_BLD = stream.feed(network.embed(ids_BL))
 
-A stream can be forked, to continue in several ways from the same columns, and the rows of several
-streams can be joined.
+A fork of a stream continues from the same columns independently. The rows of several streams can be
+joined.
 
-Shape suffixes: B batch, L new columns, K columns read so far, D hidden size, R rows picked out.
+Shape suffixes: B batch, L new columns, K columns read so far, D hidden size, R selected rows.
 """
 
 from __future__ import annotations
@@ -17,15 +17,18 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from lm_eval_latentref.latent import transformers_seams as seams
+from lm_eval_latentref.latent import caches
 from lm_eval_latentref.latent.networks import Network
 
 
 class Stream:
-    """One network reading one batch of rows, column after column.
+    """One network that reads one batch of rows; `length` is the number of columns read so far.
 
-    Rows are padded on the left only: sliding windows count columns, so padding between real columns
+    Rows are padded on the left only. Sliding windows count columns, so padding between real columns
     would shorten a window.
+
+    Args:
+        can_crop: whether `crop` will be called; models with sliding windows then need more memory.
     """
 
     def __init__(self, network: Network, *, can_crop: bool = False) -> None:
@@ -34,13 +37,13 @@ class Stream:
         self.mask_BK: Tensor | None = None
         self.length = 0
         if can_crop:
-            seams.record_past(self.cache)
+            caches.record_past(self.cache)
 
     def feed(self, embeds_BLD: Tensor, mask_BL: Tensor | None = None) -> Tensor:
         """Read new columns and return their hidden states (B, L, D).
 
         Args:
-            mask_BL: bool, which of the new columns are real; None if all are.
+            mask_BL: bool, True for real columns, False for padding; None if there is no padding.
         """
         self._extend_mask(embeds_BLD, mask_BL)
         hidden_BLD = self.network.decode(
@@ -50,14 +53,14 @@ class Stream:
         return hidden_BLD
 
     def feed_branches(self, embeds_BLD: Tensor, branch_BL: Tensor) -> Tensor:
-        """Read branches side by side and return their hidden states (B, L, D).
+        """Read several branches of each row in one forward; return their hidden states (B, L, D).
 
-        All branches continue from the columns read so far, and none sees another. Nothing can be
-        read after them.
+        Every branch continues from the columns read so far and attends to no other branch. Nothing
+        can be read afterwards.
 
         Args:
-            branch_BL: the number of each column's branch; the columns of a branch are adjacent; -1
-                for padding.
+            branch_BL: the number of the branch that a column belongs to, -1 for padding; the
+                columns of a branch are adjacent.
         """
         branch_BL = branch_BL.to(self.network.device)
         num_rows, num_new = branch_BL.shape
@@ -65,7 +68,8 @@ class Stream:
         if past_BK is None:
             past_BK = branch_BL.new_ones(num_rows, self.length, dtype=torch.bool)
         own_BLL = (branch_BL.unsqueeze(2) == branch_BL.unsqueeze(1)).tril()
-        # Padding sees itself only: as a branch its positions could exceed the model's last.
+        # A padding column attends to itself only. If padding formed a branch of its own, its
+        # positions could exceed the model's last position.
         own_BLL &= (branch_BL >= 0).unsqueeze(2)
         own_BLL |= torch.eye(num_new, dtype=torch.bool, device=own_BLL.device)
         sees_BLK = torch.cat([past_BK.unsqueeze(1).expand(-1, num_new, -1), own_BLL], dim=2)
@@ -74,16 +78,17 @@ class Stream:
         )
 
     def crop(self, num_columns: int) -> None:
-        """Forget the newest columns."""
-        seams.crop(self.cache, num_columns)
+        """Remove the newest `num_columns` columns; needs `can_crop`."""
+        caches.crop(self.cache, num_columns)
         self.length -= num_columns
         if self.mask_BK is not None:
             self.mask_BK = self.mask_BK[:, :-num_columns]
 
     def fork(self, rows: Sequence[int] | None = None) -> Stream:
-        """An independent stream that continues from here, with `rows` of this one (in that order).
+        """An independent stream that continues from the columns read so far, without rereading.
 
-        The columns read so far are shared, not read again.
+        Args:
+            rows: the rows of the new stream, in this order; None: all rows.
         """
         branch = copy.copy(self)
         rows_R = None
@@ -91,41 +96,42 @@ class Stream:
             rows_R = torch.as_tensor(rows).to(self.network.device, non_blocking=True)
             if self.mask_BK is not None:
                 branch.mask_BK = self.mask_BK[rows_R]
-        branch.cache = seams.fork(self.cache, rows_R)
+        branch.cache = caches.fork(self.cache, rows_R)
         return branch
 
     def spread(self, num_rows: int, mask_BK: Tensor | None) -> Stream:
-        """Rows that have read as many columns as this single row: padding, then its first columns.
+        """A stream of `num_rows` rows built from this stream of one row; the length is the same.
 
-        The memory is shared where no row is padded, until more is read.
+        A row with p columns of padding holds, after the padding, this row's first K - p columns.
+        Without padding the rows share memory until more columns are read.
 
         Args:
-            mask_BK: which columns are real, those on the right; None if all are.
+            mask_BK: bool, False for padding, which is on the left; None if there is no padding.
         """
         branch = copy.copy(self)
         columns_BK = None
         if mask_BK is not None:
             branch.mask_BK = mask_BK = mask_BK.to(self.network.device)
             columns_BK = (mask_BK.cumsum(-1) - 1).clamp(min=0)
-        branch.cache = seams.spread(self.cache, num_rows, columns_BK)
+        branch.cache = caches.spread(self.cache, num_rows, columns_BK)
         return branch
 
     @classmethod
     def join(cls, streams: Sequence[Stream]) -> Stream:
-        """One stream with the rows of all `streams`, which must have read equally many columns.
+        """One stream with the rows of all `streams`, which must have the same length.
 
-        The given streams cannot be used any more.
+        `streams` cannot be used afterwards.
         """
         joined = streams[0]
         if len(streams) == 1:
             return joined
-        joined.cache = seams.join([stream.cache for stream in streams])
+        joined.cache = caches.join([stream.cache for stream in streams])
         masks = [stream.mask_BK for stream in streams if stream.mask_BK is not None]
         joined.mask_BK = torch.cat(masks) if masks else None
         return joined
 
     def _extend_mask(self, embeds_BLD: Tensor, mask_BL: Tensor | None) -> None:
-        # Without padding there is no mask, so that attention can take its fastest path.
+        # Without padding there is no mask, so attention can use its fastest kernel.
         if self.mask_BK is None and mask_BL is None:
             return
         num_rows, num_new = embeds_BLD.shape[:2]
@@ -139,12 +145,12 @@ class Stream:
 
 
 def extended(mask_BL: Tensor | None, num_columns: int) -> Tensor | None:
-    """`mask_BL` with further columns, which are real; None stays None."""
+    """`mask_BL` with `num_columns` real columns appended; None for None."""
     if mask_BL is None:
         return None
     return torch.nn.functional.pad(mask_BL, (0, num_columns), value=True)
 
 
 def picked(tensor: Tensor | None, rows: Sequence[int]) -> Tensor | None:
-    """`rows` of `tensor`, in that order; None stays None."""
+    """The given rows of `tensor`, in the given order; None for None."""
     return None if tensor is None else tensor[torch.as_tensor(rows, device=tensor.device)]

@@ -1,4 +1,4 @@
-"""The result of thinking, from which scoring and generation go on.
+"""The result of thinking, from which scoring and generation continue.
 
     hidden_BPD = thoughts.stream.feed(thoughts.pending_BPD, thoughts.pending_mask_BP)
 
@@ -20,18 +20,17 @@ from lm_eval_latentref.latent.streams import Stream
 class Thoughts:
     """The result of thinking: everything that the continuation is conditioned on.
 
-    The last columns (`pending`) are not read yet, so that the caller can read them together with
-    the continuation and no column is read twice.
+    The last columns are pending: the caller reads them, possibly together with the continuation.
     """
 
     stream: Stream
     pending_BPD: Tensor
     pending_mask_BP: Tensor | None
     thoughts_BTD: Tensor
-    """z_1..z_T as committed, in the backbone's dtype."""
+    """z_1..z_T after refinement, in the backbone's dtype."""
     finite_BT3: Tensor
-    """bool: whether the backbone's hidden state, the references' hidden states and the refined
-    thought are finite."""
+    """bool: whether the raw thought, the references' hidden states and the refined thought are
+    finite."""
 
     @property
     def num_thoughts(self) -> int:
@@ -39,9 +38,9 @@ class Thoughts:
 
     @classmethod
     def join(cls, parts: Sequence[Thoughts]) -> Thoughts:
-        """The rows of all `parts`, whose padded contexts must be equally long.
+        """The rows of all `parts`, which must have the same number of columns.
 
-        The given parts cannot be used any more.
+        `parts` cannot be used afterwards.
         """
         if len(parts) == 1:
             return parts[0]
@@ -55,7 +54,7 @@ class Thoughts:
         )
 
     def select(self, rows: Sequence[int]) -> Thoughts:
-        """The same thoughts for `rows` of the batch, in that order; a row may occur twice."""
+        """The thoughts of the given rows, in the given order; a row may occur twice."""
         rows_R = torch.as_tensor(rows, device=self.pending_BPD.device)
         mask_BP = self.pending_mask_BP
         return Thoughts(

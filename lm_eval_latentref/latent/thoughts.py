@@ -3,12 +3,14 @@
     thoughts = think(context, backbone=network, references=None, config=config, markers=markers)
     hidden_BPD = thoughts.stream.feed(thoughts.pending_BPD, thoughts.pending_mask_BP)
 
-Inference and training use the same loop: it is differentiable, and the caller switches gradients
-off. `Thinking` is the state of the loop, for callers that continue from one reading in several
-ways. What is fed as a thought is the business of `kinds`; the two refinements are those of Wang et
-al. (arXiv:2506.08552).
+Inference and training use the same loop. It is differentiable, so the caller switches gradients off
+for inference. `Thinking` is the state of the loop; callers fork it to continue from the same
+contexts in several ways. `kinds` defines the vector that is fed as a thought. The two refinements,
+residual mixing and contrastive search, are those of Wang et al. (arXiv:2506.08552).
 
-Shape suffixes: B batch, C context columns, P pending columns, T thoughts, D hidden size.
+Shape suffixes: B batch, C context columns, P pending columns, L columns, T thoughts, D hidden size,
+E entropy stops. The last dimension of `finite_BT3`: raw thought, references' states, refined
+thought.
 """
 
 from __future__ import annotations
@@ -48,9 +50,9 @@ def think(
     """Think `config.latent_steps` thoughts about each context.
 
     Args:
-        references: needed if `config.searches`.
-        markers: None if the thoughts follow the context directly.
-        kind: what is fed as a thought.
+        references: required if `config.searches`.
+        markers: the tokens around the thoughts; None if the thoughts follow the context directly.
+        kind: the kind of thought.
     """
     thinking = Thinking(
         context,
@@ -65,9 +67,15 @@ def think(
 
 
 class Thinking:
-    """The state of the models at some point of the thought loop; forks continue independently.
+    """The state of all models at some point of the thought loop; forks continue independently.
 
-    Nothing is read before it is needed: pending columns are read together with the next ones.
+    Columns are read as late as possible: pending columns are read together with the next ones.
+
+    Args:
+        references: required for configs that search.
+        markers: the tokens around the thoughts; None if the thoughts follow the context directly.
+        kind: the kind of thought.
+        stops_early: whether `stops` will be called.
     """
 
     def __init__(
@@ -85,7 +93,8 @@ class Thinking:
         self._markers, self.kind = markers, kind
         self._draws: Draws | None = None
         self._dropout = 0.0
-        # Nothing else may be left to read after the columns whose state made a row stop.
+        # A row may stop when all columns are read and no closing marker follows; `finish` then
+        # crops the last column, to read it again.
         rereads = stops_early and not (markers and markers.closing)
         self._stream, unread = context.begin(backbone, can_crop=rereads)
         self._last_B1D: Tensor | None = None
@@ -101,7 +110,7 @@ class Thinking:
         return len(self._pending_BPD)
 
     def fork(self) -> Thinking:
-        """An independent copy of this state; the columns read so far are shared."""
+        """An independent copy of this state; it shares the columns read so far."""
         branch = copy.copy(self)
         branch._stream = self._stream.fork()
         branch._search = self._search.fork() if self._search else None
@@ -109,7 +118,7 @@ class Thinking:
         return branch
 
     def select(self, rows: Sequence[int]) -> Thinking:
-        """An independent copy with `rows` of this batch, in that order; a row may occur twice."""
+        """An independent copy with the given rows, in the given order; a row may occur twice."""
         if list(rows) == list(range(self.num_rows)):
             return self.fork()
         branch = copy.copy(self)
@@ -124,9 +133,11 @@ class Thinking:
         return branch
 
     def samples(self, rows: Sequence[int], draws: Draws, dropout: float = 0.0) -> Thinking:
-        """Samples of these contexts, each the row of `rows`; the contexts are read once, here.
+        """Several samples of these contexts; each context is read once, here.
 
         Args:
+            rows: the row of this batch that each sample continues from.
+            draws: the source of each sample's random numbers.
             dropout: probability of dropping a component of a residual branch, in thoughts only.
         """
         self.read_but_last()
@@ -138,19 +149,19 @@ class Thinking:
 
     @property
     def num_closing(self) -> int:
-        """How many tokens close the thoughts."""
+        """The number of tokens after the thoughts."""
         return len(self._markers.closing) if self._markers else 0
 
     def after_context(self) -> Stream:
-        """A stream that has read all columns so far; they are read now if they were not."""
+        """A stream that has read all columns so far, pending ones included."""
         if self._pending_BPD.shape[1]:
             self._read_state()
-        if self._pending_BPD.shape[1]:  # the kind does not look at states
+        if self._pending_BPD.shape[1]:  # the kind reads no hidden states
             self._feed(self._pending_BPD.shape[1])
         return self._stream.fork()
 
     def stops(self, rule: StopRule) -> Tensor:
-        """Which rows (B,) stop here; to be asked once before each thought."""
+        """Which rows stop here (B,), as bool; call it once before each thought."""
         state = self._read_state()
         if self._streaks_BE is None:
             self._streaks_BE = rule.start(self.num_rows, state.hidden_BD.device)
@@ -158,26 +169,26 @@ class Thinking:
         return stops_B
 
     def read_but_last(self) -> None:
-        """Let the backbone read the pending columns, except the last."""
+        """Let the backbone read all pending columns but the last."""
         if self._pending_BPD.shape[1] > 1:
             self._feed(self._pending_BPD.shape[1] - 1)
 
     def read(self, config: RefinementConfig) -> None:
-        """Do the work of the next `step` that does not depend on memory rate and step size.
+        """Do the part of the next `step` that does not depend on memory rate or step size.
 
-        The backbone reads the pending columns. If `config` searches, the references read the first
-        raw thought as well; later thoughts are mixed with their predecessor before the references
-        see them.
+        The backbone reads the pending columns. If `config` searches, the references also read the
+        context and the first raw thought. They cannot read later raw thoughts, which are first
+        mixed with the previous thought.
         """
         state = self._read_state()
         if self._search is not None and config.searches and not self._thoughts:
-            self._search.foresee(self.kind.vector(state), config)
+            self._search.read_ahead(self.kind.vector(state), config)
 
     def step(self, config: RefinementConfig) -> None:
-        """Think one more thought and refine it as `config` says."""
+        """Think one more thought and refine it as specified by `config`."""
         state = self._read_state()
         if not config.searches:
-            self._search = None  # references that are not asked need not read the thoughts
+            self._search = None  # the references need not read the thoughts
         raw_BD = self.kind.vector(state)
         if self._search is not None:
             self._search.move = _Move(self.kind, state, raw_BD)
@@ -194,7 +205,7 @@ class Thinking:
         self._append(thought_BD)
 
     def finish(self) -> Thoughts:
-        """The thoughts so far, closed by the end marker; fork first to think further."""
+        """The thoughts so far, followed by the closing markers; fork first to think further."""
         if self._pending_BPD.shape[1] == 0 and not (self._markers and self._markers.closing):
             assert self._last_B1D is not None
             self._stream.crop(1)
@@ -210,7 +221,7 @@ class Thinking:
         return Thoughts(self._stream, pending_BPD, mask_BP, thoughts_BTD, finite_BT3)
 
     def _read_state(self) -> State:
-        """What the next thought is a function of."""
+        """The state from which the next thought is computed; reads pending columns if necessary."""
         if self._state is None:
             hidden_BD = None
             if self.kind.reads_state:
@@ -228,14 +239,14 @@ class Thinking:
         return self._state
 
     def _dropping(self) -> AbstractContextManager[None]:
-        """Dropout while the last thought is read, and none while the context is."""
+        """A context manager: dropout if the pending columns are a thought, none for the context."""
         if not self._dropout or not self._thoughts or self._draws is None:
             return nullcontext()
         step = len(self._thoughts)
         return dropping(self._stream.network, self._dropout, self._draws, step=step)
 
     def _append(self, thought_BD: Tensor) -> None:
-        """Let the thought be read next."""
+        """Add the thought to the pending columns."""
         new_BPD = thought_BD.unsqueeze(1)
         self._pending_BPD = torch.cat([self._pending_BPD, new_BPD.to(self._pending_BPD)], dim=1)
         self._pending_mask_BP = extended(self._pending_mask_BP, 1)
@@ -253,10 +264,10 @@ class Thinking:
 
 @dataclass(frozen=True)
 class _Move:
-    """How a moved hidden state moves the vector that is fed.
+    """Converts between the hidden state, which the search moves, and the vector that is fed.
 
-    The search moves the hidden state, where its squared error has a meaning. Where the vector is
-    the hidden state itself, both are one.
+    The search compares the hidden state with the references' hidden states. For kinds that feed the
+    hidden state itself, both are the same vector.
     """
 
     kind: Kind
@@ -264,11 +275,11 @@ class _Move:
     raw_BD: Tensor
 
     def start(self, mixed_BD: Tensor) -> Tensor:
-        """The hidden state (B, D) from which the search starts."""
+        """The hidden state (B, D) from which the search starts; `mixed_BD`: the mixed thought."""
         return mixed_BD if self.kind.is_identity else self.state.hidden_BD
 
     def vector(self, hidden_BD: Tensor, mixed_BD: Tensor) -> Tensor:
-        """The vector (B, D) to feed once the search is at `hidden_BD`."""
+        """The vector (B, D) to feed after the search has moved the hidden state to `hidden_BD`."""
         if self.kind.is_identity:
             return hidden_BD
         moved_BD = self.kind.vector(dataclasses.replace(self.state, hidden=hidden_BD))
@@ -280,7 +291,7 @@ def _refine(
 ) -> tuple[Tensor, Tensor]:
     """The refined thought (B, D) in float32, and whether the references' states are finite (B,)."""
     thought_BD = raw_BD
-    if previous:  # the first thought has no predecessor to keep
+    if previous:
         thought_BD = mix_residual(raw_BD, previous[-1], memory_rate=config.memory_rate)
     if search is None:
         return thought_BD, torch.ones_like(thought_BD[:, 0], dtype=torch.bool)
@@ -288,10 +299,10 @@ def _refine(
 
 
 class _Search:
-    """Contrastive reasoning feedback search; both references read the refined thoughts."""
+    """Contrastive reasoning feedback search; both references read every refined thought."""
 
     move: _Move
-    """Of the thought at hand."""
+    """Set for each thought before `run`."""
 
     def __init__(self, references: References, context: Context) -> None:
         self._strong = _Reference(references.strong, context)
@@ -303,7 +314,7 @@ class _Search:
         return branch
 
     def read(self) -> None:
-        """Let both references read what they have not read yet."""
+        """Let both references read all columns up to now."""
         self._strong.read()
         self._weak.read()
 
@@ -311,20 +322,21 @@ class _Search:
         self._strong.commit(thought_BD)
         self._weak.commit(thought_BD)
 
-    def foresee(self, thought_BD: Tensor, config: RefinementConfig) -> None:
-        """Let both references read the context and, with `detached`, probe `thought_BD`."""
+    def read_ahead(self, thought_BD: Tensor, config: RefinementConfig) -> None:
+        """Let both references read the context and, with `detached`, compute their states."""
         for reference in (self._strong, self._weak):
             if config.search_gradient == "through":
                 reference.read()
             else:
-                reference.foresee(thought_BD)
+                reference.read_ahead(thought_BD)
 
     def run(self, thought_BD: Tensor, config: RefinementConfig) -> tuple[Tensor, Tensor]:
-        ask = self._through if config.search_gradient == "through" else self._detached
+        """The thought (B, D) after all updates, and whether the states were finite (B,)."""
+        update = self._through if config.search_gradient == "through" else self._detached
         finite_B = torch.ones_like(thought_BD[:, 0], dtype=torch.bool)
         mixed_BD, hidden_BD = thought_BD, self.move.start(thought_BD)
         for _ in range(config.search_steps):
-            hidden_BD, step_finite_B = ask(hidden_BD, thought_BD, mixed_BD, config)
+            hidden_BD, step_finite_B = update(hidden_BD, thought_BD, mixed_BD, config)
             thought_BD = self.move.vector(hidden_BD, mixed_BD)
             finite_B = finite_B & step_finite_B
         return thought_BD, finite_B

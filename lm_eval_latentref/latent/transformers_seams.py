@@ -1,4 +1,4 @@
-"""Everything in transformers beyond its public calls that the package relies on.
+"""Everything beyond the public calls of transformers that the package relies on.
 
     decoder = find_decoder(causal_lm)
     head = without_decoder(causal_lm, decoder)
@@ -6,7 +6,7 @@
 
 `tests/latent/test_transformers_contract.py` checks each of these on the installed version.
 
-Shape suffixes: B batch, K columns, P pending columns, L new columns, D hidden size, R rows.
+Shape suffixes: B batch, K columns read and pending, P pending columns, D hidden size.
 """
 
 from __future__ import annotations
@@ -27,20 +27,16 @@ from transformers import (
     GenerationMixin,
     PreTrainedModel,
 )
-from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 from transformers.modeling_outputs import BaseModelOutputWithPast
 from transformers.pytorch_utils import Conv1D
 from transformers.utils import logging
 
 CACHE_ARGUMENTS = ("cache", "past_key_values")
-"""Names of the cache argument of a forward; transformers 5.24 renamed it to the first."""
+"""Possible names of a forward's cache argument: the first since transformers 5.24, before that the
+second."""
 
 WINDOWS = ("sliding_window", "attention_chunk_size")
-"""Fields of a configuration that say how many columns a layer sees, if not all."""
-
-
-MIN_SPARE = 32
-"""Room for so many columns is left at least when a cache layer grows."""
+"""Configuration fields that limit how many columns a layer attends to."""
 
 
 def cache_argument(forward: Callable[..., Any]) -> str | None:
@@ -61,25 +57,25 @@ def own_cache_argument() -> str:
 
 
 def has_causal_model(config: Any) -> bool:
-    """Whether transformers itself has a causal language model for `config`."""
+    """Whether transformers has a causal language model class for `config`."""
     return type(config) in AutoModelForCausalLM._model_mapping
 
 
 def attention_of(causal_lm: PreTrainedModel) -> str | None:
-    """The implementation of attention that the model uses, such as "sdpa"."""
+    """The name of the model's attention implementation, such as "sdpa"."""
     name: str | None = causal_lm.config._attn_implementation
     return name
 
 
 def generation_default(name: str) -> Any:
-    """The value of `name` that `generate` uses if none is given; None for other names."""
+    """The default that `generate` uses for the argument `name`; None if it has no default."""
     return GenerationConfig._get_default_generation_params().get(name)
 
 
 def given_arguments(
     module: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """The arguments of a call of `module` by name, including those given by position."""
+    """All arguments of a call of `module`, positional ones included, by name."""
     names = inspect.signature(module.forward).parameters
     return {**dict(zip(names, args, strict=False)), **kwargs}
 
@@ -90,9 +86,9 @@ def given_arguments(
 def find_decoder(causal_lm: PreTrainedModel) -> nn.Module:
     """The child of `causal_lm` that turns embeddings into final hidden states.
 
-    It is the attribute that `base_model_prefix` names. A text model that kept the prefix of the
-    larger model it was split from (Llama 4) has no such attribute; there it is the child that holds
-    the input embedding. Raises AttributeError if there is none.
+    Normally this is the attribute named by `base_model_prefix`. A text model split from a larger
+    model may have kept that model's prefix (Llama 4) and lack the attribute; its decoder is the
+    child that holds the input embedding. Raises AttributeError if there is no decoder.
     """
     named = getattr(causal_lm, causal_lm.base_model_prefix, None)
     if isinstance(named, nn.Module):
@@ -106,7 +102,7 @@ def find_decoder(causal_lm: PreTrainedModel) -> nn.Module:
 
 @dataclass
 class _GivenOutput(BaseModelOutputWithPast):
-    """A decoder's output: hidden states, and None for every attribute that a family may add."""
+    """A decoder's output: hidden states, and None for any other attribute that a head may read."""
 
     def __getattr__(self, name: str) -> None:
         if name.startswith("__"):
@@ -114,10 +110,10 @@ class _GivenOutput(BaseModelOutputWithPast):
 
 
 class _GivenHiddenStates(nn.Module):
-    """Replaces a decoder: returns the embeddings it is given as final hidden states.
+    """A stand-in for a decoder: returns its input embeddings as final hidden states.
 
-    Attributes that a head reads from its decoder come from the real one, except `decoder`, which is
-    this object itself.
+    A head may read attributes from its decoder. They come from the real decoder, except `decoder`,
+    which is this object.
     """
 
     def __init__(self, decoder: nn.Module) -> None:
@@ -133,7 +129,7 @@ class _GivenHiddenStates(nn.Module):
 
 
 def limit_text(causal_lm: nn.Module, num_ids: int) -> None:
-    """Let ids from `num_ids` on never be predicted, in every forward of the whole model."""
+    """Set the logits of all ids from `num_ids` on to -inf in every forward of the whole model."""
 
     def hook(module: nn.Module, args: Any, output: Any) -> None:
         output.logits[..., num_ids:] = -torch.inf
@@ -144,8 +140,8 @@ def limit_text(causal_lm: nn.Module, num_ids: int) -> None:
 def without_decoder(causal_lm: PreTrainedModel, decoder: nn.Module) -> PreTrainedModel:
     """A copy of `causal_lm` whose forward starts from given hidden states; parameters are shared.
 
-    Because the forward is the model's own, logits are capped or scaled as the family does it, and
-    they are computed only for the positions given.
+    The forward is the model's own, so it caps or scales logits as that model family does. Logits
+    are computed only for the given hidden states.
     """
     head = copy.copy(causal_lm)
     head.__dict__ = {
@@ -164,8 +160,9 @@ def without_decoder(causal_lm: PreTrainedModel, decoder: nn.Module) -> PreTraine
 def residual_branches(causal_lm: PreTrainedModel) -> list[nn.Module]:
     """The modules whose outputs are added to the residual stream: attention and MLP of each layer.
 
-    They are the two children of a layer that hold linear layers. Empty if a layer has others, or
-    norms behind these two, whose outputs would be what is added.
+    They are the two children of a layer that contain linear layers. The list is empty if some layer
+    does not have exactly two such children, or if it has more than two norms, because then a norm
+    follows attention or MLP and its output is added instead.
     """
     branches: list[nn.Module] = []
     for layer in _layers(causal_lm):
@@ -189,188 +186,47 @@ def _is_linear(module: nn.Module) -> bool:
 
 
 def _holds_linear(module: nn.Module) -> bool:
-    return any(_is_linear(each) for each in module.modules())
+    return any(_is_linear(part) for part in module.modules())
 
 
-# The cache: the keys and values of all columns read, for each layer.
-
-
-class GrowingLayer(DynamicLayer):
-    """A layer with room for further columns, which are written in place.
-
-    A DynamicLayer copies all columns whenever it reads more. Layers that share their columns with a
-    fork, and those that keep an autograd graph, do so here too.
-    """
-
-    keys: Any
-    values: Any
-    _room: tuple[Tensor, Tensor] | None = None
-    """Tensors that keys and values are the first columns of, if no other layer shares them."""
-
-    def update(
-        self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any
-    ) -> tuple[Tensor, Tensor]:
-        """Adds new columns (B, H, L, D), and returns the keys and values of all (B, H, K, D)."""
-        if key_states.requires_grad or value_states.requires_grad:
-            self._room = None
-            return super().update(key_states, value_states, *args, **kwargs)
-        if not self.is_initialized:
-            self.lazy_initialization(key_states, value_states)
-        past = self.get_seq_length()
-        num_columns = past + key_states.shape[-2]
-        if self._room is None or not self._fits(num_columns):
-            self._room = (
-                _with_room(self.keys, key_states, past, num_columns),
-                _with_room(self.values, value_states, past, num_columns),
-            )
-        keys_BHRD, values_BHRD = self._room
-        keys_BHRD[..., past:num_columns, :] = key_states
-        values_BHRD[..., past:num_columns, :] = value_states
-        self.keys = keys_BHRD[..., :num_columns, :]
-        self.values = values_BHRD[..., :num_columns, :]
-        return self.keys, self.values
-
-    def share(self) -> GrowingLayer:
-        """Another layer with these columns; neither writes where the other reads."""
-        self._room = None
-        return copy.copy(self)
-
-    def _fits(self, num_columns: int) -> bool:
-        # Whoever replaced the keys, for other rows say, took them out of the room.
-        assert self._room is not None
-        room_BHRD = self._room[0]
-        return self.keys.data_ptr() == room_BHRD.data_ptr() and num_columns <= room_BHRD.shape[-2]
-
-
-def _with_room(columns_BHKD: Tensor, new_BHLD: Tensor, past: int, num_columns: int) -> Tensor:
-    """A tensor with the first `past` columns of the given ones and room for more."""
-    num_rows, num_heads, _, size = new_BHLD.shape
-    spare = max(MIN_SPARE, num_columns // 8)
-    room_BHRD = new_BHLD.new_empty(num_rows, num_heads, num_columns + spare, size)
-    if past:
-        room_BHRD[..., :past, :] = columns_BHKD
-    return room_BHRD
-
-
-def new_cache(causal_lm: PreTrainedModel) -> DynamicCache:
-    """An empty cache for the kinds of layers that `causal_lm` has."""
-    cache = DynamicCache(config=causal_lm.config)
-    cache.layers = [
-        GrowingLayer() if type(layer) is DynamicLayer else layer for layer in cache.layers
-    ]
-    return cache
-
-
-def keeps_columns(causal_lm: PreTrainedModel) -> bool:
-    """Whether each layer's cache holds the keys and values of columns and nothing else.
-
-    State-space and linear-attention layers instead fold all columns into one state; the indexer of
-    sparse attention keeps keys of its own.
-    """
-    kinds = {type(layer) for layer in new_cache(causal_lm).layers}
-    return not causal_lm._is_stateful and kinds <= {GrowingLayer, DynamicSlidingWindowLayer}
-
-
-def keeps_every_column(causal_lm: PreTrainedModel) -> bool:
-    """Whether each layer's cache holds the keys and values of all columns, without a window."""
-    layers = new_cache(causal_lm).layers
-    return keeps_columns(causal_lm) and all(type(layer) is GrowingLayer for layer in layers)
+# Attention and its windows.
 
 
 @contextmanager
 def narrow_windows(causal_lm: PreTrainedModel, num_columns: int) -> Iterator[None]:
-    """Windows and chunks of attention are `num_columns` wide at most while this is open.
+    """Limit attention windows and chunks to `num_columns` columns inside this block.
 
-    Masks and caches are made by what the configuration says when they are made. Flash attention
-    takes no mask, but the width that each layer has copied from the configuration.
+    Masks and caches take the width from the configuration at the time they are created. Flash
+    attention has no mask and takes the width that each layer copied from the configuration.
     """
     places = [causal_lm.config.get_text_config(), *causal_lm.modules()]
-    usual = [
+    widths = [
         (place, name, width)
         for place in places
         for name in WINDOWS
         if type(width := getattr(place, name, None)) is int
     ]
     try:
-        for place, name, width in usual:
+        for place, name, width in widths:
             setattr(place, name, min(width, num_columns))
         yield
     finally:
-        for place, name, width in usual:
+        for place, name, width in widths:
             setattr(place, name, width)
 
 
 def takes_any_mask(causal_lm: PreTrainedModel) -> bool:
-    """Whether attention applies a mask (B, 1, L, K) of numbers as it is.
+    """Whether layers without a window apply an additive mask (B, 1, L, K) unchanged.
 
-    It does if it goes through transformers' common interface and no layer has a window.
+    They do if attention goes through transformers' common interface.
     """
-    return (
-        bool(getattr(causal_lm, "_supports_attention_backend", False))
-        and attention_of(causal_lm) in ("sdpa", "eager")
-        and keeps_every_column(causal_lm)
-    )
+    has_interface = bool(getattr(causal_lm, "_supports_attention_backend", False))
+    return has_interface and attention_of(causal_lm) in ("sdpa", "eager")
 
 
-def record_past(cache: DynamicCache) -> None:
-    """Make `crop` work in windowed layers, which otherwise drop columns that leave the window."""
-    cache.activate_past_recording()
-
-
-def crop(cache: DynamicCache, num_columns: int) -> None:
-    """Remove the newest columns."""
-    cache.crop(-num_columns)
-
-
-def fork(cache: DynamicCache, rows_R: Tensor | None) -> DynamicCache:
-    """An independent cache with `rows_R` of this one; tensors are shared until one is extended."""
-    branch = copy.copy(cache)
-    branch.layers = [
-        layer.share() if isinstance(layer, GrowingLayer) else copy.copy(layer)
-        for layer in cache.layers
-    ]
-    if rows_R is not None:
-        for layer in branch.layers:
-            if layer.is_initialized:
-                layer.batch_select_indices(rows_R.to(layer.keys.device))
-    return branch
-
-
-def spread(cache: DynamicCache, num_rows: int, columns_BK: Tensor | None) -> DynamicCache:
-    """A cache of `num_rows` rows, made of columns of the single row of `cache`.
-
-    Args:
-        columns_BK: which column lies where in each row; None: all of them, in their order.
-    """
-    branch = fork(cache, None)
-    for layer in branch.layers:
-        if layer.is_initialized:
-            layer.keys = _spread(layer.keys, num_rows, columns_BK)
-            layer.values = _spread(layer.values, num_rows, columns_BK)
-    return branch
-
-
-def _spread(row_1HKD: Tensor, num_rows: int, columns_BK: Tensor | None) -> Tensor:
-    if columns_BK is None:
-        return row_1HKD.expand(num_rows, -1, -1, -1)
-    columns_BK = columns_BK.to(row_1HKD.device)
-    picked = row_1HKD[0].index_select(1, columns_BK.flatten())
-    return picked.unflatten(1, columns_BK.shape).transpose(0, 1)
-
-
-def join(caches: Sequence[DynamicCache]) -> DynamicCache:
-    """Put the rows of all `caches`, which must have read equally many columns, into the first.
-
-    It works layer by layer, so that only one layer is in memory twice. The other caches are empty
-    afterwards.
-    """
-    for layers in zip(*(cache.layers for cache in caches), strict=True):
-        if layers[0].is_initialized:
-            layers[0].keys = torch.cat([layer.keys for layer in layers])
-            layers[0].values = torch.cat([layer.values for layer in layers])
-        for layer in layers[1:]:
-            layer.reset()
-    return caches[0]
+def is_stateful(causal_lm: PreTrainedModel) -> bool:
+    """Whether the model's cache holds a state that cannot be cropped to fewer columns."""
+    return bool(causal_lm._is_stateful)
 
 
 # The inputs of `generate`.
@@ -381,13 +237,14 @@ def generation_inputs(
 ) -> dict[str, Any]:
     """Arguments with which `generate` reads the pending columns and continues from there.
 
-    `generate` takes the embeddings of all columns and cuts off as many as the cache has read. Those
-    are not used; they are given as nan, so that a model which reads them again gives no text.
+    `generate` takes the embeddings of all columns and drops those that the cache has already read.
+    The dropped embeddings are given as nan, so that a model which does use them writes no text.
 
     Args:
         columns_BK: ids for logits processors; `generate` appends the new tokens to them.
-        mask_BK: which columns are real.
-        num_read: how many columns `cache` has read.
+        mask_BK: bool, True for real columns.
+        num_read: the number of columns that `cache` has read.
+        pending_BPD: embeddings of the columns after those.
     """
     num_rows, _, size = pending_BPD.shape
     return {
@@ -397,7 +254,7 @@ def generation_inputs(
             [pending_BPD.new_full((num_rows, num_read, size), torch.nan), pending_BPD], dim=1
         ),
         own_cache_argument(): cache,
-        # The cache above is used, not one of the kind that the model's generation config names.
+        # Without this, the model's generation config could replace the cache above.
         "cache_implementation": None,
     }
 
@@ -417,7 +274,7 @@ def silence() -> Iterator[None]:
 
 
 def execution_device(module: nn.Module) -> torch.device:
-    """The device `module` computes on; from accelerate's hook if weights are offloaded."""
+    """The device that `module` computes on; accelerate's hook knows it if weights are offloaded."""
     hook = getattr(module, "_hf_hook", None)
     device = getattr(hook, "execution_device", None)
     return torch.device(device) if device is not None else next(module.parameters()).device

@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from lm_eval_latentref.checkpoints.adapters import read_config, read_files
+from lm_eval_latentref.checkpoints.adapter_files import read_config, read_files
 from lm_eval_latentref.checkpoints.census import changes_base
 from lm_eval_latentref.checkpoints.packaged import DEFAULT_MODEL, local_folder
 from lm_eval_latentref.checkpoints.questions import Hashes, hash_questions

@@ -41,7 +41,7 @@ from transformers import (
 )
 
 from lm_eval_latentref.benchmarks.documents import documents, generated_documents, harness_documents
-from lm_eval_latentref.benchmarks.splits import DATA_VARIABLE
+from lm_eval_latentref.benchmarks.published import DATA_VARIABLE
 from lm_eval_latentref.checkpoints.packaged import BASE_NAME
 from lm_eval_latentref.errors import LatentRefError
 from lm_eval_latentref.evaluation.provenance import command, machine, versions

@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from lm_eval_latentref.benchmarks import splits
+from lm_eval_latentref.benchmarks import published
 from lm_eval_latentref.benchmarks.prosqa import generate
 from lm_eval_latentref.latent.protocol import Example
 
@@ -84,7 +84,7 @@ def write_folder(folder, files):
 @pytest.fixture
 def folder(tmp_path, monkeypatch):
     write_folder(tmp_path, published_files())
-    monkeypatch.setenv(splits.DATA_VARIABLE, str(tmp_path))
+    monkeypatch.setenv(published.DATA_VARIABLE, str(tmp_path))
     return tmp_path
 
 

@@ -7,7 +7,7 @@ import pytest
 from lm_eval.tasks import TaskManager
 from test_tasks import GENERATED_TASKS, manager
 
-from lm_eval_latentref.benchmarks import documents, splits
+from lm_eval_latentref.benchmarks import documents, published
 from lm_eval_latentref.benchmarks.documents import tasks_path
 from lm_eval_latentref.benchmarks.generators import generate as generate_rows
 from lm_eval_latentref.benchmarks.prosqa import generate
@@ -79,7 +79,7 @@ def test_generated_tasks_run_end_to_end_without_data(manager, monkeypatch):
         def loglikelihood(self, requests, disable_tqdm=False):
             return [(-float(r.args[1] != r.doc["answer_text"]), False) for r in requests]
 
-    monkeypatch.setenv(splits.DATA_VARIABLE, "/no/such/folder")
+    monkeypatch.setenv(published.DATA_VARIABLE, "/no/such/folder")
     with documents.recording() as recorded:
         run = lm_eval.simple_evaluate(
             model=Oracle(), tasks=GENERATED_TASKS, task_manager=manager, limit=5, bootstrap_iters=0

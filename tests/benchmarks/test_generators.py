@@ -1,4 +1,4 @@
-"""The generated tasks `graph` and `arith`: answers by solvers of their own, splits, statistics."""
+"""The generators `graph` and `arith`: answers by independent solvers, splits, statistics."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ GRAPH = re.compile(r"((?:[a-z]>[a-z] )+); ([a-z]) ([a-z]) ; ([a-z])")
 
 
 def parse_graph(question):
-    """Successors by node, the two candidates, and the root asked about."""
+    """The successors of each node, the two candidates, and the root in the question."""
     match = GRAPH.fullmatch(question)
     assert match, question
     below = collections.defaultdict(set)
@@ -28,7 +28,7 @@ def parse_graph(question):
 
 
 def layers(below, root):
-    """Sets of nodes by the least number of edges from `root`."""
+    """The sets of nodes at each distance from `root`."""
     reached, layer = {root}, {root}
     while layer:
         yield layer
@@ -37,7 +37,7 @@ def layers(below, root):
 
 
 def solve_graph(row):
-    """Checks the row's claims against its question; the number of hops."""
+    """Checks the row's steps and answer against its question; returns the number of hops."""
     below, candidates, root = parse_graph(row["question"])
     actual = [(hops, node) for hops, layer in enumerate(layers(below, root)) for node in layer]
     ((hops, answer),) = [(hops, node) for hops, node in actual if node in candidates]
@@ -48,7 +48,7 @@ def solve_graph(row):
 
 
 def solve_arith(question, modulus):
-    """All results, without the generator's table of operations."""
+    """All results, computed without the generator's table of operations."""
     first, *operations = question.removesuffix(" =").split()
     results = [int(first)]
     for operation in operations:
@@ -66,7 +66,7 @@ def test_each_graph_question_has_the_answer_and_shortest_path_a_solver_finds():
 
 
 def test_no_cue_but_the_path_gives_a_graphs_answer_away():
-    """Both candidates are as far from roots of their own; each place is right half the time."""
+    """Both candidates are at the same distance; each position is right half the time."""
     rows = generate("graph", 1000, seed=1, split="train", options={})
     first = 0
     for row in rows:

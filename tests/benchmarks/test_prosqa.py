@@ -1,4 +1,4 @@
-"""Generated ProsQA problems: well posed, repeatable, disjoint, and like the real ones."""
+"""Generated ProsQA problems: well posed, repeatable, disjoint, and like the published problems."""
 
 from __future__ import annotations
 
@@ -21,7 +21,8 @@ from lm_eval_latentref.benchmarks.prosqa import (
     fingerprint,
     generate,
 )
-from lm_eval_latentref.benchmarks.splits import DATA_VARIABLE, load_split
+from lm_eval_latentref.benchmarks.published import DATA_VARIABLE
+from lm_eval_latentref.benchmarks.splits import load_split
 from lm_eval_latentref.checkpoints.questions import normalise_question
 from lm_eval_latentref.errors import LatentRefError
 
@@ -64,7 +65,7 @@ def children_of(row):
 
 
 def distances(row, start):
-    """Breadth-first distances by whole levels, another way than the generator's."""
+    """Breadth-first distances, level by level, unlike the generator's algorithm."""
     children, level, actual = children_of(row), {start}, {}
     while level:
         actual |= dict.fromkeys(level, len(set(actual.values())))
@@ -122,12 +123,14 @@ def test_the_steps_are_a_path_of_stated_facts_to_the_answer(rows):
 
 def test_the_question_states_each_edge_once_and_offers_both_answers(rows):
     for row in rows:
-        *facts, asked = row["question"].replace(". ", ".\n").split("\n")
+        *facts, question = row["question"].replace(". ", ".\n").split("\n")
         assert sorted(facts) == sorted(fact(row, *edge) for edge in row["edges"])
         symbols = row["idx_to_symbol"]
         offered = [symbols[row["target"]], symbols[row["neg_target"]]]
         person = symbols[row["root"]]
-        assert asked in {f"Is {person} a {' or '.join(pair)}?" for pair in (offered, offered[::-1])}
+        assert question in {
+            f"Is {person} a {' or '.join(pair)}?" for pair in (offered, offered[::-1])
+        }
 
 
 def test_rows_have_the_published_fields_and_vocabulary(rows):
@@ -200,8 +203,8 @@ def test_splits_and_seeds_share_no_problem(rows):
 @given(seed=st.integers(0, 10**6), split=st.sampled_from(list(SPLIT_BUCKETS)))
 def test_the_split_is_decided_by_the_facts_alone(seed, split):
     (row,) = generate(1, seed=seed, split=split)
-    *facts, asked = row["question"].replace(". ", ".\n").split("\n")
-    reworded = " ".join([*reversed(facts), asked])
+    *facts, question = row["question"].replace(". ", ".\n").split("\n")
+    reworded = " ".join([*reversed(facts), question])
     assert int(fingerprint(reworded), 16) % 4 in SPLIT_BUCKETS[split]
 
 

@@ -1,4 +1,4 @@
-"""ProsQA in letters: the published problems, solved from their letters alone."""
+"""ProsQA in letters: the published problems can be solved from their letters."""
 
 from __future__ import annotations
 
@@ -11,14 +11,15 @@ import pytest
 from lm_eval_latentref.benchmarks.generators import generate
 from lm_eval_latentref.benchmarks.prosqa import generate as generate_words
 from lm_eval_latentref.benchmarks.prosqa_letters import SYMBOLS, lettered
-from lm_eval_latentref.benchmarks.splits import DATA_VARIABLE, load_split
+from lm_eval_latentref.benchmarks.published import DATA_VARIABLE
+from lm_eval_latentref.benchmarks.splits import load_split
 from lm_eval_latentref.errors import LatentRefError
 
 QUESTION = re.compile(r"((?:[a-zAB]> [a-zAB] )+); ([a-zAB]) ([a-zAB]) ; ([a-zAB])")
 
 
 def solve(row):
-    """The candidate that can be reached, and whether the steps are a path to it."""
+    """The reachable candidate, and whether the steps are a path to it."""
     match = QUESTION.fullmatch(row["question"])
     assert match, row["question"]
     edges = set(re.findall(r"(\w)> (\w)", match[1]))
@@ -76,6 +77,6 @@ def test_generated_problems_are_those_of_prosqa_in_the_same_order():
     "question", ["Who?", "Tom is a lempus. Is Tom a lempus?", "Tom likes Bob. Is Tom a b or c?"]
 )
 def test_another_wording_is_refused_in_one_line(question):
-    with pytest.raises(LatentRefError, match="no ProsQA question") as raised:
+    with pytest.raises(LatentRefError, match="not a ProsQA question") as raised:
         lettered({"question": question, "steps": ["Tom is a lempus."], "answer": "x"})
     assert "\n" not in str(raised.value)

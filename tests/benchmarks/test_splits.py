@@ -1,4 +1,4 @@
-"""Rows to examples, our splits, and what happens when data is missing, malformed or not the known.
+"""From rows to examples, our splits, and data that is missing, malformed or unknown.
 
 The folder fixtures have the layout of LATENTREF_DATA; tests of the real files run when it is set.
 """
@@ -23,7 +23,7 @@ from published_rows import (
     write_folder,
 )
 
-from lm_eval_latentref.benchmarks import splits
+from lm_eval_latentref.benchmarks import published, splits
 from lm_eval_latentref.benchmarks.prosqa import generate
 from lm_eval_latentref.benchmarks.rows import BENCHMARKS, harness_choices
 from lm_eval_latentref.benchmarks.splits import (
@@ -39,7 +39,7 @@ from lm_eval_latentref.latent.protocol import prompt
 
 __all__ = ["folder"]
 
-REAL_DATA = os.environ.get(splits.DATA_VARIABLE)
+REAL_DATA = os.environ.get(published.DATA_VARIABLE)
 needs_real_data = pytest.mark.skipif(not REAL_DATA, reason="LATENTREF_DATA is not set")
 
 
@@ -107,9 +107,9 @@ def test_training_drops_what_stands_in_any_held_out_split(folder):
 
 
 def download_from(files):
-    """A stand-in for `datasets.load_dataset` that serves `files` as the hub would."""
-    names = {ids[0]: name for name, ids in splits.HUB_SETS.items()}
-    plain = {url: key for key, url in splits.PLAIN_FILES.items()}
+    """A replacement for `datasets.load_dataset` that serves `files` as the hub does."""
+    names = {ids[0]: name for name, ids in published.HUB_SETS.items()}
+    plain = {url: key for key, url in published.PLAIN_FILES.items()}
 
     class Loaded(list):
         info = None
@@ -134,19 +134,19 @@ def download_from(files):
 
 def test_folder_and_download_give_the_same_documents(folder, monkeypatch):
     names = [(n, s) for n in BENCHMARKS for s in ("test", "dev")]
-    local = [load_split(*each).rows for each in names]
-    monkeypatch.delenv(splits.DATA_VARIABLE)
+    local = [load_split(*name).rows for name in names]
+    monkeypatch.delenv(published.DATA_VARIABLE)
     monkeypatch.setattr("datasets.load_dataset", download_from(published_files()))
-    assert [load_split(*each).rows for each in names] == local
+    assert [load_split(*name).rows for name in names] == local
 
 
 def test_the_loader_reads_plain_files_of_mixed_evidence(tmp_path, monkeypatch):
     rows = [{**strategyqa_row(n), "evidence": [[[["a-1"]], ["operation"]]]} for n in range(2)]
     path = tmp_path / "dev.json"
     path.write_text(json.dumps(rows), encoding="utf-8")
-    monkeypatch.delenv(splits.DATA_VARIABLE, raising=False)
+    monkeypatch.delenv(published.DATA_VARIABLE, raising=False)
     monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setitem(splits.PLAIN_FILES, ("strategyqa", "validation"), str(path))
+    monkeypatch.setitem(published.PLAIN_FILES, ("strategyqa", "validation"), str(path))
     assert load_split("strategyqa", "test").rows == [strategyqa_row(n) for n in range(2)]
 
 
@@ -154,7 +154,7 @@ def test_a_failed_download_says_what_to_set(monkeypatch):
     def offline(*_args, **_kwargs):
         raise ConnectionError("no route\nto host")
 
-    monkeypatch.delenv(splits.DATA_VARIABLE, raising=False)
+    monkeypatch.delenv(published.DATA_VARIABLE, raising=False)
     monkeypatch.setattr("datasets.load_dataset", offline)
     with pytest.raises(LatentRefError, match=r"LATENTREF_DATA.*mathqa/test\.jsonl") as caught:
         load("mathqa", "test")
@@ -176,7 +176,7 @@ def test_what_cannot_be_loaded_is_refused_in_one_line(folder, name, split, messa
 
 
 def test_a_folder_that_is_not_there_is_named(monkeypatch):
-    monkeypatch.setenv(splits.DATA_VARIABLE, "/no/such/folder")
+    monkeypatch.setenv(published.DATA_VARIABLE, "/no/such/folder")
     with pytest.raises(LatentRefError, match="/no/such/folder"):
         load("gsm8k", "test")
 
@@ -268,7 +268,7 @@ def test_real_splits_have_the_specified_sizes_and_hashes(name, caplog):
 
 @needs_real_data
 def test_real_equation_problems_are_rows_of_the_train_file():
-    train = {row["question"]: row for row in splits.read("gsm8k", "train").rows}
+    train = {row["question"]: row for row in published.read("gsm8k", "train").rows}
     benchmark = BENCHMARKS["gsm8k"]
     for row in load_split("gsm8k", "dev").rows:
         assert benchmark.answer(row) == benchmark.answer(train[row["question"]])
@@ -281,7 +281,7 @@ def test_real_oddities_are_as_many_as_the_readme_says():
 
     list_like, cut = {}, {}
     for split in ("validation", "test"):
-        rows = splits.read("mathqa", split).rows
+        rows = published.read("mathqa", split).rows
         assert all(harness_choices(r["options"]) == doc_to_choice(r) for r in rows)
         list_like[split] = sum(row["options"].startswith("[") for row in rows)
         cut[split] = sum(

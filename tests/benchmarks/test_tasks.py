@@ -1,4 +1,4 @@
-"""The task files load in lm-eval, ask and judge as specified, and run from end to end."""
+"""The task files load in lm-eval, have the specified prompts and scores, and run end to end."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from published_rows import (
     write_folder,
 )
 
-from lm_eval_latentref.benchmarks import documents, splits
+from lm_eval_latentref.benchmarks import documents, published
 from lm_eval_latentref.benchmarks.documents import tasks_path
 from lm_eval_latentref.benchmarks.prosqa import generate
 from lm_eval_latentref.benchmarks.rows import BENCHMARKS
@@ -29,7 +29,7 @@ from lm_eval_latentref.benchmarks.splits import load_split
 from lm_eval_latentref.errors import LatentRefError
 from lm_eval_latentref.latent.protocol import extract_answer
 
-REAL_DATA = os.environ.get(splits.DATA_VARIABLE)
+REAL_DATA = os.environ.get(published.DATA_VARIABLE)
 
 CHOOSING = [name for name in BENCHMARKS if name != "gsm8k"]
 GENERATING_TASKS = [f"latentref_{name}{dev}" for name in BENCHMARKS for dev in ("", "_dev")]
@@ -58,7 +58,7 @@ def fixture_data(tmp_path_factory):
     folder = tmp_path_factory.mktemp("data")
     write_folder(folder, published_files())
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv(splits.DATA_VARIABLE, str(folder))
+        patch.setenv(published.DATA_VARIABLE, str(folder))
         yield folder
 
 
@@ -205,7 +205,7 @@ def test_literal_generations_score_as_specified(text, score, tasks):
 # Protocols, and several samples of a document.
 
 
-def asked_under(protocol, name):
+def task_with(protocol, name):
     manager = TaskManager(
         include_path=str(tasks_path()), include_defaults=False, metadata={"protocol": protocol}
     )
@@ -228,7 +228,7 @@ def asked_under(protocol, name):
 )
 def test_a_protocol_renders_the_same_documents(protocol, prompt, target, fixture_data, tasks):
     for name in ("latentref_gsm8k", "latentref_strategyqa_mc"):
-        task, usual = asked_under(protocol, name), tasks[name]
+        task, usual = task_with(protocol, name), tasks[name]
         assert list(task.eval_docs) == list(usual.eval_docs)
         document = first_document(usual)
         question = document["prompt"].removesuffix("\n")
@@ -244,7 +244,7 @@ def test_a_protocol_renders_the_same_documents(protocol, prompt, target, fixture
 
 def test_an_unknown_protocol_is_named(fixture_data):
     with pytest.raises(LatentRefError, match="protocol=soft: it must be coconut, codi, colar"):
-        asked_under("soft", "latentref_gsm8k")
+        task_with("soft", "latentref_gsm8k")
 
 
 @pytest.mark.parametrize("name", SAMPLING_TASKS)
@@ -256,7 +256,7 @@ def test_sampling_tasks_ask_sixteen_times(name, manager, fixture_data):
 
 
 def judged(manager, name, texts):
-    """What lm-eval makes of these samples of the first document, by filter."""
+    """lm-eval's scores of these samples of the first document, by filter."""
     task = manager.load([name])["tasks"][name]
     task.build_all_requests(limit=1, rank=0, world_size=1)
     (request,) = task.instances
@@ -298,7 +298,7 @@ def test_a_group_weighs_its_tasks_the_same(group, manager, fixture_data):
 
 
 def built_in_mathqa(manager, folder, rows):
-    """lm-eval's own task file, its data set pointed at `rows`; it wants three splits."""
+    """lm-eval's own task file with `rows` as its data set; it needs three splits."""
     data = folder / "rows.jsonl"
     data.write_text("".join(f"{json.dumps(row)}\n" for row in rows), encoding="utf-8")
     built_in = Path(lm_eval.tasks.__file__).parent / "mathqa" / "mathqa.yaml"
@@ -341,7 +341,7 @@ def test_the_harness_variant_asks_what_lm_evals_mathqa_asks(manager, tmp_path, t
 )
 def test_the_harness_variant_asks_the_same_of_every_real_row(split, num_rows, manager, tmp_path):
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv(splits.DATA_VARIABLE, str(REAL_DATA))
+        patch.setenv(published.DATA_VARIABLE, str(REAL_DATA))
         rows = load_split("mathqa", split).rows
         name = "latentref_mathqa_harness" + ("_dev" if split == "dev" else "")
         ours = manager.load([name])["tasks"][name]
@@ -352,7 +352,7 @@ def test_the_harness_variant_asks_the_same_of_every_real_row(split, num_rows, ma
 def test_a_malformed_mathqa_row_stops_the_harness_variant(tmp_path, monkeypatch):
     broken = {**mathqa_row(1), "options": "a ) 1 , b ) 2"}
     write_folder(tmp_path, {"mathqa/test": [broken]})
-    monkeypatch.setenv(splits.DATA_VARIABLE, str(tmp_path))
+    monkeypatch.setenv(published.DATA_VARIABLE, str(tmp_path))
     with pytest.raises(ValueError, match="malformed mathqa row"):
         documents.harness_documents("test")
 

@@ -153,7 +153,7 @@ def test_peft_lays_an_adapter_over_the_backbone(base, tmp_path):
     torch.testing.assert_close(
         logits(loaded.backbone), logits(merged(base, path)), atol=1e-5, rtol=1e-5
     )
-    assert "is an adapter already" in failing(plan_of, pretrained=path, peft=path)
+    assert "is an adapter itself" in failing(plan_of, pretrained=path, peft=path)
     assert "no adapter_config.json" in failing(plan_of, pretrained=base, peft=base)
 
 

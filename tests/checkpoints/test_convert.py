@@ -1,4 +1,4 @@
-"""Conversion: one folder that says the same as what it was made from, or no folder at all."""
+"""Conversion: a folder that gives the same results as the original set, or no folder at all."""
 
 from __future__ import annotations
 
@@ -197,8 +197,8 @@ def test_settings_beside_the_model_carry_over_and_given_ones_win(base, tmp_path)
 def test_what_each_folder_tells_of_its_training_goes_along(adapters, tmp_path, adapter):
     for seed, (role, folder) in enumerate(adapters.items()):
         manifest = Manifest(latent_steps=0, epoch=seed, trained_on=[f"{role} train", "a train"])
-        asked = hash_questions([role, "of all"])
-        write_hashes(folder, asked)
+        hashes = hash_questions([role, "of all"])
+        write_hashes(folder, hashes)
         named = dataclasses.replace(manifest, trained_questions=QUESTIONS_NAME)
         write_manifest(folder, named)
     root = Path(adapters["pretrained"])
@@ -219,8 +219,8 @@ def test_what_each_folder_tells_of_its_training_goes_along(adapters, tmp_path, a
             own = read_manifest(out / role / MANIFEST_NAME)
             assert (own.epoch, own.latent_steps) == (seed, 0)
             assert own.trained_on == [f"{role} train", "a train"]
-            asked = read_hashes(out / role / own.trained_questions)
-            assert set(asked) == set(hash_questions([role, "of all"]))
+            hashes = read_hashes(out / role / own.trained_questions)
+            assert set(hashes) == set(hash_questions([role, "of all"]))
     # What a folder tells of its training says nothing of its identity.
     digest = folder_digest(out)
     for name in ("metrics.jsonl", "training_data.yaml", "recipe.yaml"):
@@ -234,7 +234,7 @@ def test_weights_are_written_in_the_wanted_dtype(base, tmp_path):
 
 
 def assert_written_as_bfloat16(given, written):
-    """All but what the base has too, which stays equal to the base's."""
+    """All weights are bfloat16, except copies of base weights, which equal the base's."""
     held = dict(fresh_model("llama").named_parameters())
     assert written.keys() == given.keys()
     num_copies = 0
@@ -338,7 +338,7 @@ def test_a_full_disk_is_noticed_before_writing(base, tmp_path, monkeypatch):
 
 def test_only_adapters_on_one_base_can_stay_adapters(base, adapters, tmp_path):
     message = failing(convert, out=tmp_path / "set", pretrained=base, adapter=True)
-    assert "is no adapter" in message
+    assert "is not an adapter" in message
     other = save_folder(fresh_model("llama", seed=9), tmp_path / "other")
     strong = save_adapter(other, tmp_path / "strong", seed=1)
     names = {"pretrained": adapters["pretrained"], "strong": strong}

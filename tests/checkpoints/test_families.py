@@ -1,4 +1,4 @@
-"""Every family's layout is read as the model and the thoughts that it holds, or refused by name."""
+"""Every family's layout is loaded as the right model and kind of thoughts, or refused."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def assert_equal(actual, expected):
 
 
 def save_codi(layout, family, model, layers, folder):
-    """A CODI checkpoint in one of its layouts; returns what to give as weights=, and the model."""
+    """Saves a CODI checkpoint in a given layout; returns the argument weights= and the model."""
     prefix = "coconut." if layout == "shards" else "codi."
     state, merged = files.codi_state(model, layers, prefix=prefix)
     if layout == "shards":
@@ -308,7 +308,7 @@ def damaged(state, how):
     [
         ("no bias", r"missing: linear_2\.bias"),
         ("unknown", r"unknown key 'prj\.9\.weight'"),
-        ("half", "lora_A alone"),
+        ("half", "only lora_A"),
         ("rank", "its adapter of"),
         ("rows", "opened and closed by the ids"),
         ("width", r"linear_1\.weight of the map has shape"),
@@ -352,7 +352,7 @@ def test_options_of_the_recorded_kind_are_left_out_where_another_is_given(bases,
 
 
 def test_the_rows_of_codi_are_not_taken_for_coconuts_markers(bases, tmp_path):
-    """Both add three rows, with another meaning."""
+    """Both add three rows, but with different meanings."""
     assert MARKER_ROWS == V + 3
     models, paths = bases
     state, _ = files.codi_state(models["gpt2"], files.projector(SIZE))
@@ -367,7 +367,7 @@ def test_pickled_hyper_parameters_are_refused(bases, tmp_path):
     files.colar_checkpoint(bases[0]["llama"], files.policy(SIZE), path)
     saved = torch.load(path)
     torch.save({**saved, "hyper_parameters": logging.Formatter()}, path)
-    with pytest.raises(LatentRefError, match="never executed"):
+    with pytest.raises(LatentRefError, match="never loaded"):
         load(bases[1]["llama"], weights=str(path))
 
 

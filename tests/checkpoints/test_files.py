@@ -1,4 +1,4 @@
-"""Whatever is wrong with a file, reading it ends in one line that names it."""
+"""Every problem with a file becomes an error of one line that names the file."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ from lm_eval_latentref.checkpoints.files import (
 from lm_eval_latentref.errors import LatentRefError, printable
 
 DAMAGED = {
-    "no UTF-8": (b'{"a": "\xff"}', "byte 7 is no UTF-8"),
+    "no UTF-8": (b'{"a": "\xff"}', "byte 7 is not UTF-8"),
     "cut": (b'{"a": 1', "delimiter"),
     "empty": (b"", "Expecting value"),
-    "nested": (b"[" * 5000 + b"]" * 5000, "nested too deep"),
+    "nested": (b"[" * 5000 + b"]" * 5000, "nested too deeply"),
     "long number": (b"1" * 5000, "digit"),
-    "NaN": (b'{"a": NaN}', "NaN is no JSON number"),
-    "Infinity": (b'{"a": -Infinity}', "-Infinity is no JSON number"),
+    "NaN": (b'{"a": NaN}', "NaN is not a JSON number"),
+    "Infinity": (b'{"a": -Infinity}', "-Infinity is not a JSON number"),
     "too large": (b'{"a": 1e999}', "too large"),
     "lone surrogate": (b'{"a": "\\ud800"}', "surrogate"),
 }
@@ -69,7 +69,7 @@ def test_whole_json_comes_back_as_it_was(tmp_path):
 
 @pytest.mark.parametrize(
     ("text", "reason"),
-    [("a: [", "cannot be read"), ("- 1", "KEY: VALUE"), ("1: 2", "key 1 is no text"), ("", "KEY")],
+    [("a: [", "cannot be read"), ("- 1", "KEY: VALUE"), ("1: 2", "key 1 is not text"), ("", "KEY")],
 )
 def test_yaml_that_is_no_mapping_of_texts_is_refused(tmp_path, text, reason):
     path = tmp_path / "file.yaml"

@@ -1,4 +1,4 @@
-"""latentref.json: what is written is read back; what is off is an error that names it."""
+"""latentref.json: it reads back as it was written; a wrong value is an error that names it."""
 
 from __future__ import annotations
 

@@ -108,7 +108,7 @@ def test_a_name_that_stands_for_nothing_is_an_error(base, role, name, said):
     ("error", "said"),
     [
         (LocalEntryNotFoundError("offline"), "the hub cannot be reached"),
-        (EntryNotFoundError("404"), "it has neither config.json nor adapter_config.json"),
+        (EntryNotFoundError("404"), "neither config.json nor adapter_config.json"),
         (OSError("reset by peer"), "reset by peer"),
     ],
 )

@@ -1,4 +1,4 @@
-"""A base that several models share is the same for each of them, whatever is laid over it."""
+"""A base that several models share is the same for all of them, whatever is attached to it."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from peft import IA3Config, LNTuningConfig, LoHaConfig, PeftModel, get_peft_mode
 from tiny_checkpoints import fresh_model, load, logits, save_adapter, save_folder
 from transformers import AutoModelForCausalLM
 
-from lm_eval_latentref.checkpoints.census import Census, changes_base, is_drawn_anew
+from lm_eval_latentref.checkpoints.census import Census, changes_base, changes_base_at_random
 from lm_eval_latentref.errors import LatentRefError
 
 CHANGING = {
@@ -98,7 +98,7 @@ def test_adapters_of_types_that_peft_does_not_mix_have_bases_of_their_own(
         ({"peft_type": None}, "peft_type=None"),
         ({"alora_invocation_tokens": [3]}, "alora_invocation_tokens"),
         ({"num_virtual_tokens": 4}, "virtual tokens"),
-        ({"init_lora_weights": "pissa_niter_4"}, "draws what it leaves of the base anew"),
+        ({"init_lora_weights": "pissa_niter_4"}, "changes the base at random"),
     ],
 )
 def test_adapters_that_cannot_act_on_thoughts_or_are_unknown_say_what_they_are(
@@ -123,7 +123,9 @@ def test_settings_are_known_to_change_a_base_before_there_is_one():
 @pytest.mark.parametrize("init", [True, False, "gaussian", "pissa", "olora", "orthogonal"])
 def test_only_what_a_random_start_leaves_of_the_base_counts_as_drawn_anew(init):
     before = torch.get_rng_state()
-    assert not is_drawn_anew({"init_lora_weights": init, "r": 64, "task_type": "CAUSAL_LM"})
+    assert not changes_base_at_random(
+        {"init_lora_weights": init, "r": 64, "task_type": "CAUSAL_LM"}
+    )
     assert torch.equal(before, torch.get_rng_state())
 
 

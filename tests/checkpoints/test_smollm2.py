@@ -1,4 +1,4 @@
-"""The trained set on SmolLM2-135M: what an omitted `pretrained` means, here and once packaged.
+"""The packaged set on SmolLM2-135M, which is the default of `pretrained`.
 
 The first part is tested on a stand-in of tiny adapters; the second on the packaged weights.
 """
@@ -17,7 +17,8 @@ import torch
 from tiny import tiny_model, tiny_tokenizer
 from tiny_checkpoints import plan_of
 
-from lm_eval_latentref.benchmarks.splits import DATA_VARIABLE, held_out_questions
+from lm_eval_latentref.benchmarks.published import DATA_VARIABLE
+from lm_eval_latentref.benchmarks.splits import held_out_questions
 from lm_eval_latentref.checkpoints import packaged, sources
 from lm_eval_latentref.checkpoints.loading import load
 from lm_eval_latentref.checkpoints.manifest import Manifest, read_manifest, write_manifest
@@ -39,7 +40,7 @@ MOST_BYTES = 16_000_000
 
 @pytest.fixture
 def stand_in(tmp_path, monkeypatch):
-    """A packaged set of random adapters, whose base is a tiny model found under the real name."""
+    """A packaged set of random adapters; its base is a tiny model with the real name."""
     base, models = tmp_path / "base", tmp_path / "models"
     tiny_model("llama").save_pretrained(base)
     tiny_tokenizer().save_pretrained(base)
@@ -66,7 +67,7 @@ def test_an_omitted_model_is_the_packaged_set_on_the_base_that_is_at_hand(stand_
     assert plan.backbone.base == sources.default_source().base
     assert plan.settings == {"latent_steps": 3, "memory_rate": 0.3}
     assert plan.strong.adapter == str(stand_in / "strong")
-    assert any("trained set of this package" in note for note in plan.notes)
+    assert any("packaged set that is the default" in note for note in plan.notes)
 
 
 def test_what_is_laid_over_an_omitted_model_is_laid_over_the_base(stand_in):

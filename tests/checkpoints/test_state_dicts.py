@@ -1,4 +1,4 @@
-"""Raw state dicts: equal to the same weights from a folder, and strict about everything else."""
+"""Raw state dicts: they equal the same weights in a folder, and anything else is an error."""
 
 from __future__ import annotations
 
@@ -184,7 +184,7 @@ def test_another_architecture_is_an_error(base, tmp_path):
 @pytest.mark.parametrize("rows", [PLAIN_ROWS - 1, PLAIN_ROWS + 1, PLAIN_ROWS + 4])
 def test_another_number_of_rows_is_an_error(base, tmp_path, rows):
     path = save_raw(fresh_model(rows=rows).state_dict(), tmp_path / "checkpoint_1")
-    assert f"has {rows} rows" in failing(load, pretrained=base, weights=path)
+    assert f"has {rows} embedding rows" in failing(load, pretrained=base, weights=path)
 
 
 def test_a_coconut_file_without_marker_rows_is_an_error(base, tmp_path):
@@ -193,7 +193,7 @@ def test_a_coconut_file_without_marker_rows_is_an_error(base, tmp_path):
 
 
 class Payload:
-    """What a crafted pickle would run."""
+    """The code that a crafted pickle would run."""
 
     def __reduce__(self):
         return (print, ("ran",))
@@ -201,7 +201,7 @@ class Payload:
 
 def test_pickled_code_is_never_run(base, tmp_path, capsys):
     path = save_raw({"a": Payload()}, tmp_path / "checkpoint_1")
-    assert "never executed" in failing(load, pretrained=base, weights=path)
+    assert "never loaded" in failing(load, pretrained=base, weights=path)
     assert "ran" not in capsys.readouterr().out
 
 
@@ -223,11 +223,11 @@ def test_truncated_files_and_garbage_are_errors(base, tmp_path, name):
 
 def test_a_file_on_the_hub_is_fetched_alone(base, tmp_path, monkeypatch):
     path = save_raw(fresh_model(seed=5).state_dict(), tmp_path / "checkpoint_25")
-    asked = []
+    requests = []
 
     def fetch(repo, filename, *, revision, dry_run=False, **options):
         if dry_run:
-            asked.append((repo, filename, revision))
+            requests.append((repo, filename, revision))
             return SimpleNamespace(commit_hash="a" * 40)
         assert revision == "a" * 40
         return path
@@ -236,7 +236,7 @@ def test_a_file_on_the_hub_is_fetched_alone(base, tmp_path, monkeypatch):
     plan = plan_of(pretrained=base, strong="someone/runs:cot/checkpoint_25", weights=path)
     assert plan.strong.weights == path
     plan_of(pretrained=base, weights="someone/runs@abc:cot/checkpoint_25")
-    assert asked == [
+    assert requests == [
         ("someone/runs", "cot/checkpoint_25", None),
         ("someone/runs", "cot/checkpoint_25", "abc"),
     ]

@@ -1,4 +1,4 @@
-"""GGUF files are unpacked once, and what is loaded from there is what parsing them gives."""
+"""GGUF files are unpacked once, and the unpacked model equals the parsed model."""
 
 from __future__ import annotations
 
@@ -82,14 +82,14 @@ def cache(tmp_path, monkeypatch):
 
 @pytest.fixture
 def parses(monkeypatch):
-    """The names of the parts that were made."""
-    made = []
+    """The names of the parts that were written."""
+    parts = []
     for name in ("_write_header", "_write_weights"):
         write = getattr(unpacked, name)
         monkeypatch.setattr(
-            unpacked, name, lambda *args, write=write: made.append(args[-1].name) or write(*args)
+            unpacked, name, lambda *args, write=write: parts.append(args[-1].name) or write(*args)
         )
-    return made
+    return parts
 
 
 @pytest.mark.parametrize("dtype", ["auto", "float32", "bfloat16", torch.float16])
@@ -199,7 +199,7 @@ def test_what_reads_back_otherwise_is_parsed(folder, cache, monkeypatch, caplog)
     facts = iter(range(10))
     monkeypatch.setattr(unpacked, "tokenizer_facts", lambda tokenizer: next(facts))
     assert unpacked.header(folder, WHERE) == (folder, WHERE)
-    assert "its tokenizer reads back otherwise" in caplog.text
+    assert "its tokenizer differs when read back" in caplog.text
 
 
 @pytest.mark.parametrize("option", [{"quantization_config": {}}, {"dtype": {"": "float32"}}])

@@ -1,4 +1,4 @@
-"""What `latentref convert` writes is the model that it read, or nothing is written."""
+"""`latentref convert` writes a model equal to the original, or nothing."""
 
 from __future__ import annotations
 
@@ -47,7 +47,9 @@ def test_rounding_is_accepted_and_a_wrong_merge_is_not(tied, tmp_path, monkeypat
     adapter = save_adapter(tied, tmp_path / "adapter", seed=seed)
     convert(out=tmp_path / "good", pretrained=adapter, dtype=dtype)
     monkeypatch.setattr(LoraModel, "merge_and_unload", LoraModel.unload)
-    with pytest.raises(LatentRefError, match="is another model than what was read") as caught:
+    with pytest.raises(
+        LatentRefError, match="the written model differs from the original"
+    ) as caught:
         convert(out=tmp_path / "bad", pretrained=adapter, dtype=dtype)
     assert "\n" not in str(caught.value)
     assert [path.name for path in tmp_path.iterdir()].count("good") == 1
@@ -64,7 +66,7 @@ def test_adapters_that_stay_adapters_are_compared_too(tied, tmp_path, monkeypatc
         "lm_eval_latentref.checkpoints.convert.read_tensors",
         lambda path: read_tensors(f"{other}/adapter_model.safetensors"),
     )
-    with pytest.raises(LatentRefError, match="is another model than what was read"):
+    with pytest.raises(LatentRefError, match="the written model differs from the original"):
         convert(out=tmp_path / "bad", **names, dtype="bfloat16")
     assert not list(tmp_path.glob("*bad*"))
 

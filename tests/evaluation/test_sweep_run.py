@@ -30,7 +30,7 @@ def test_a_full_disk_under_the_journal_is_an_error_of_one_line(tmp_path):
             journal._file = open("/dev/full", "ab")  # noqa: SIM115
             journal.add({"b": 2})
 
-    with pytest.raises(LatentRefError, match=r"No space left.*what is finished is kept") as error:
+    with pytest.raises(LatentRefError, match=r"No space left.*finished work is kept") as error:
         fill_up()
     assert "\n" not in str(error.value)
     assert read_journal(tmp_path / "journal.jsonl") == [{"a": 1}]

@@ -13,7 +13,7 @@ from sweeps import TASK, tasks
 from tiny import tiny_model, tiny_tokenizer
 from training_helpers import small_recipe
 
-from lm_eval_latentref.benchmarks import splits
+from lm_eval_latentref.benchmarks import published
 from lm_eval_latentref.benchmarks.graph import generate
 from lm_eval_latentref.checkpoints.convert import convert
 from lm_eval_latentref.checkpoints.manifest import Manifest, read_manifest, write_manifest
@@ -37,7 +37,7 @@ __all__ = ["tasks"]
     ],
 )
 def test_tasks_that_settings_are_not_chosen_on_are_refused(task, message, tasks, monkeypatch):
-    monkeypatch.setenv(splits.DATA_VARIABLE, "/no/such/folder")
+    monkeypatch.setenv(published.DATA_VARIABLE, "/no/such/folder")
     if task == "latentref_mc_dev":
         monkeypatch.setattr(
             TaskManager, "load", lambda self, names: {"tasks": {"latentref_aqua_mc_dev": None}}
@@ -137,7 +137,7 @@ def test_a_record_of_questions_that_is_lost_is_named(trained_on_dev_problems, tm
         (tmp_path / "set" / QUESTIONS_NAME).unlink(missing_ok=True)
         if content:
             (tmp_path / "set" / QUESTIONS_NAME).write_bytes(content)
-        with pytest.raises(LatentRefError, match=r"cannot be read.*put the file back") as error:
+        with pytest.raises(LatentRefError, match=r"cannot be read.*restore the file") as error:
             sweep_graph({"pretrained": str(tmp_path / "set")}, tmp_path)
         assert "\n" not in str(error.value)
 

@@ -17,7 +17,7 @@ from lm_eval_latentref.harness.arguments import (
     WITHOUT_EFFECT,
     check_device,
     check_values,
-    deciding,
+    decisive,
     tokenizer_digest,
 )
 
@@ -37,7 +37,7 @@ ALL_NAMES = sorted({*HFLM_NAMES, *OWN_NAMES, *OF_FROM_PRETRAINED, *OF_A_CONFIG})
 
 @pytest.mark.parametrize("name", ALL_NAMES)
 def test_an_argument_changes_the_key_or_is_known_to_change_no_answer(name):
-    changed = deciding({}) != deciding({name: "another"})
+    changed = decisive({}) != decisive({name: "another"})
     assert changed is (name not in DESCRIBED | WITHOUT_EFFECT)
 
 
@@ -46,7 +46,7 @@ def test_what_was_said_of_an_argument_is_not_said_twice():
 
 
 def test_a_default_that_is_given_is_no_other_key():
-    assert deciding({}) == deciding({"truncation": False, "softmax_dtype": None})
+    assert decisive({}) == decisive({"truncation": False, "softmax_dtype": None})
 
 
 def key(lm):

@@ -1,4 +1,4 @@
-"""On a GPU the numbers are the CPU's, in any batch; memory that runs out costs no document."""
+"""A GPU gives the CPU's numbers, in any batch; no document is lost when memory runs out."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ WHOLE = 1.0
 
 
 def on(device, family, config, *, dtype=torch.float32, batch_size=5, max_rows=4):
-    """Scores of the contexts of test_thoughts by models on `device`."""
+    """The scores of test_thoughts' contexts by models on `device`."""
     backbone, strong, weak = (
         Network(tiny_model(family, seed).to(device, dtype)) for seed in range(3)
     )
@@ -153,7 +153,7 @@ def test_the_phases_of_a_gpu_add_up_and_its_memory_is_reported(capsys):
 
 @pytest.fixture
 def little_memory():
-    """Lets this process allocate so many more bytes; the limit goes when the test ends."""
+    """Limits this process to a number of additional bytes until the test ends."""
 
     def leave(num_bytes):
         torch.cuda.empty_cache()
@@ -168,7 +168,7 @@ def little_memory():
 
 
 def test_memory_that_runs_out_halves_the_batch_and_loses_no_document(little_memory):
-    """The allocator itself refuses: it is left a third of what all rows at once take."""
+    """The allocator refuses: its limit is a third of the memory that all rows together need."""
     reasoner = device_script.build("tiny", bench.parse("", ["--tiny"]))
     contexts = [tuple(each % 256 for each in random_ids(200, seed=seed)) for seed in range(512)]
     tried = []
@@ -190,7 +190,7 @@ def test_memory_that_runs_out_halves_the_batch_and_loses_no_document(little_memo
 
 @pytest.fixture
 def waits():
-    """Whether torch would wait for the device while something is called."""
+    """Whether torch waits for the device during a call."""
 
     def actual(call):
         torch.cuda.set_sync_debug_mode("error")

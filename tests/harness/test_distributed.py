@@ -1,4 +1,4 @@
-"""Several processes share the documents and give the numbers of one, with uneven splits too."""
+"""Several processes share the documents and give the same results as one process."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def folders(tmp_path_factory):
 
 
 def evaluation(folders, output, *, start=(), limit=5, extra=()):
-    """Command and environment of one lm_eval run."""
+    """The command and environment of an lm_eval run."""
     settings = "latent_steps=2,memory_rate=0.4,search_step_size=48,max_length=2048,dtype=float32"
     models = ",".join(
         f"{argument}={folders / name}"
@@ -54,7 +54,7 @@ def evaluation(folders, output, *, start=(), limit=5, extra=()):
 
 
 def evaluate(folders, output, **how):
-    """One lm_eval run; its status, all that it printed, and responses by task and document."""
+    """Runs lm_eval; returns its status, its output, and the responses by task and document."""
     command, environment = evaluation(folders, output, **how)
     done = subprocess.run(
         command, env=environment, capture_output=True, text=True, cwd=output.parent, check=False

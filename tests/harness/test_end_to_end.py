@@ -1,4 +1,4 @@
-"""Through lm-eval as a user runs it: its own mathqa, chat templates, --config, logged samples."""
+"""lm-eval as a user runs it: its own mathqa, chat templates, --config, logged samples."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ pytestmark = pytest.mark.usefixtures("few_built_in_tasks")
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
-    """A folder laid out for LATENTREF_DATA, and lm-eval's own mathqa pointed at its rows."""
+    """A folder for LATENTREF_DATA, and lm-eval's own mathqa with the rows of that folder."""
     folder = tmp_path_factory.mktemp("data")
     (folder / "mathqa").mkdir()
     for split in ("train", "validation", "test"):

@@ -1,4 +1,4 @@
-"""Evaluations one after another, side by side or from a cache give what each gives alone."""
+"""Evaluations in sequence, in parallel or from a cache equal each evaluation alone."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ PLAIN = {"latent_steps": 2, "memory_rate": 0.7}
 
 
 def evaluate(lm):
-    """What three kinds of tasks give, and the counts of their cost."""
+    """The results of three kinds of tasks, and the counts of their cost."""
     answers = lm.loglikelihood(pairs()), lm.generate_until(TEXTS), lm.loglikelihood_rolling(WHOLE)
     cost = dict(lm.get_model_info()["latentref"]["cost"])
     return answers, {k: v for k, v in cost.items() if k not in ("seconds", "peak_memory_bytes")}
@@ -85,7 +85,7 @@ def test_two_evaluations_at_once_in_a_process_do_not_mix(folders, alone):
 def test_answers_from_a_cache_are_those_of_a_run_without_it(folders, alone, tmp_path):
     wanted, _ = alone[0]
     first = CachingLM(latentref(folders, **REFINED), str(tmp_path / "cache_rank0.db"))
-    # Some of what will be asked is in the cache already, as after a run that was killed.
+    # Some answers are in the cache already, as after a killed run.
     some = [request for number, request in enumerate(pairs()) if number % 3 == 0]
     (
         first.loglikelihood(some),
@@ -101,7 +101,7 @@ def test_answers_from_a_cache_are_those_of_a_run_without_it(folders, alone, tmp_
 
 
 def test_a_loaded_model_that_computes_otherwise_has_a_cache_of_its_own(tmp_path):
-    """With equal weights: another adapter is active, or a hook moves the hidden states."""
+    """The weights are equal, but another adapter is active, or a hook moves the hidden states."""
     model, file = tiny_model("llama"), str(tmp_path / "cache_rank0.db")
     lora = LoraConfig(target_modules=["q_proj"], init_lora_weights=False, lora_alpha=64)
     adapted = get_peft_model(model, lora, "first")  # in place
@@ -124,7 +124,7 @@ def test_a_loaded_model_that_computes_otherwise_has_a_cache_of_its_own(tmp_path)
 @pytest.mark.parametrize("steps", [0, 2])
 @pytest.mark.parametrize("ends", [{"until": "<never>"}, {"until": "c", "think_end_token": "g"}])
 def test_a_text_ends_where_it_would_end_alone(steps, ends):
-    """Also at an end of sequence that the generation config does not name, or in its thinking."""
+    """Also at an end of sequence that is not in the generation config, or inside the thinking."""
     model, tokenizer = tiny_model(), tiny_tokenizer()
     model.generation_config.eos_token_id = model.config.eos_token_id = None
     letters = tokenizer.encode("abcdfghq", add_special_tokens=False)
@@ -133,7 +133,9 @@ def test_a_text_ends_where_it_would_end_alone(steps, ends):
     # Each text goes through the letters in an order of its own.
     options = {**GREEDY, "suppress_tokens": others, "repetition_penalty": 9.0}
     ends = dict(ends)
-    asked = requests([(text, {**options, "until": [ends["until"]]}) for text in CONTEXTS if text])
+    instances = requests(
+        [(text, {**options, "until": [ends["until"]]}) for text in CONTEXTS if text]
+    )
     del ends["until"]
     alone, together = (
         LatentRefLM(
@@ -143,8 +145,8 @@ def test_a_text_ends_where_it_would_end_alone(steps, ends):
             latent_steps=steps,
             batch_size=batch_size,
             **ends,
-        ).generate_until(asked)
-        for batch_size in (1, len(asked))
+        ).generate_until(instances)
+        for batch_size in (1, len(instances))
     )
     assert together == alone
     assert len({len(text) for text in alone}) > 1
@@ -152,28 +154,28 @@ def test_a_text_ends_where_it_would_end_alone(steps, ends):
 
 def test_several_samples_of_a_document_stay_several(folders, tmp_path):
     sampled = {**GREEDY, "do_sample": True, "temperature": 3.0}
-    asked = requests([(CONTEXTS[0], sampled)] * 4)
+    instances = requests([(CONTEXTS[0], sampled)] * 4)
     cached = CachingLM(latentref(folders, **REFINED), str(tmp_path / "cache_rank0.db"))
     for _ in range(2):
         torch.manual_seed(0)
-        assert len(set(cached.generate_until(asked))) > 1
+        assert len(set(cached.generate_until(instances))) > 1
     # lm-eval would not see that these are drawn, and give the first answer for all.
     del sampled["do_sample"]
-    asked = requests([(CONTEXTS[0], sampled)] * 4)
-    expect_mistake(lambda: cached.generate_until(asked), "--use_cache", "do_sample=True")
-    assert len(set(latentref(folders, **REFINED).generate_until(asked))) > 1
+    instances = requests([(CONTEXTS[0], sampled)] * 4)
+    expect_mistake(lambda: cached.generate_until(instances), "--use_cache", "do_sample=True")
+    assert len(set(latentref(folders, **REFINED).generate_until(instances))) > 1
     cached.dbdict.close()
 
 
-def test_a_cut_that_depends_on_what_is_asked_together_is_not_cached(folders, tmp_path):
-    asked = requests([("word " * 40, "a"), ("word " * 40, " halve it. First, add")])
+def test_a_cut_that_depends_on_the_other_choices_is_not_cached(folders, tmp_path):
+    instances = requests([("word " * 40, "a"), ("word " * 40, " halve it. First, add")])
     lm = latentref(folders, latent_steps=1, max_length=24)
-    lm.loglikelihood(asked)
+    lm.loglikelihood(instances)
     cached = CachingLM(lm, str(tmp_path / "cache_rank0.db"))
     expect_mistake(
-        lambda: cached.loglikelihood(asked), "task document 0", "--use_cache", "max_length"
+        lambda: cached.loglikelihood(instances), "task document 0", "--use_cache", "max_length"
     )
-    assert len(cached.loglikelihood(asked[:1] * 2)) == 2
+    assert len(cached.loglikelihood(instances[:1] * 2)) == 2
     cached.dbdict.close()
 
 
@@ -238,10 +240,10 @@ def test_batches_of_whole_texts_are_sized_by_their_own_work(folders, monkeypatch
     ],
 )
 def test_without_thoughts_and_markers_every_way_to_generate_is_hfs(folders, extra):
-    asked = requests([(context, {**GREEDY, **extra}) for context in CONTEXTS[:-1]])
+    instances = requests([(context, {**GREEDY, **extra}) for context in CONTEXTS[:-1]])
     hf = HFLM(folders["plain"], device="cpu", dtype="float32", batch_size=1)
     lm = latentref(folders, "plain", batch_size=1)
-    assert lm.generate_until(asked) == hf.generate_until(asked)
+    assert lm.generate_until(instances) == hf.generate_until(instances)
 
 
 @pytest.mark.parametrize("settings", [{}, {"latent_steps": 2}])
@@ -249,9 +251,12 @@ def test_without_thoughts_and_markers_every_way_to_generate_is_hfs(folders, extr
 def test_a_choice_without_tokens_is_an_error_with_its_document(folders, name, settings):
     lm = latentref(folders, name, **settings)
     for context in ("Is it so? Answer:", ""):
-        asked = requests([(context, " no"), (context, "")])
+        instances = requests([(context, " no"), (context, "")])
         expect_mistake(
-            lambda asked=asked: lm.loglikelihood(asked), "task document 0", "''", "empty"
+            lambda instances=instances: lm.loglikelihood(instances),
+            "task document 0",
+            "''",
+            "empty",
         )
 
 
@@ -263,8 +268,8 @@ def test_a_choice_that_merges_into_its_context_is_an_error_too(folders):
         for cut in range(1, len(word))
         if len(lm.tok_encode(word)) <= len(lm.tok_encode(word[:cut]))
     )
-    asked = requests([(start, rest)])
-    expect_mistake(lambda: lm.loglikelihood(asked), "task document 0", "merges")
+    instances = requests([(start, rest)])
+    expect_mistake(lambda: lm.loglikelihood(instances), "task document 0", "merges")
 
 
 def test_a_choice_longer_than_the_model_reads_names_its_document(folders):
@@ -301,7 +306,7 @@ def test_a_model_that_is_loaded_already_gives_what_its_folder_gives(folders, set
 
 
 def without_mask(model):
-    """`model` with a decoder that looks at padding as at anything else."""
+    """`model` with a decoder that attends to padding."""
     decoder = model.model
     decoder.register_forward_pre_hook(
         lambda module, args, kwargs: (args, {**kwargs, "attention_mask": None}), with_kwargs=True
@@ -323,7 +328,7 @@ def adapted(model):
 @pytest.mark.parametrize(
     ("make", "options", "words"),
     [
-        (lambda: without_mask(tiny_model("llama")), {}, ("LlamaForCausalLM", "does not hold")),
+        (lambda: without_mask(tiny_model("llama")), {}, ("LlamaForCausalLM", "fails the check")),
         (changing_rope, {"max_length": 300}, ("llama", "max_length=256")),
         (lambda: adapted(tiny_model("llama")), {}, ("PeftModel", "merge_and_unload")),
     ],
@@ -365,7 +370,7 @@ def test_a_loaded_model_takes_no_references(folders):
 def test_each_context_is_counted_to_its_last_token(folders, name, settings):
     lm = latentref(folders, name, **settings)
     contexts = [context for context in CONTEXTS if context and context == context.rstrip()]
-    asked = requests([(context, text) for context in contexts for text in (" a", " b c")])
-    lm.loglikelihood(asked)
+    instances = requests([(context, text) for context in contexts for text in (" a", " b c")])
+    lm.loglikelihood(instances)
     wanted = sum(len(lm.tok_encode(context)) for context in contexts)
     assert lm.reasoner.accounting.report()["tokens_encoded"] == wanted

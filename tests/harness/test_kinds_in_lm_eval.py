@@ -74,8 +74,8 @@ def test_any_chat_model_thinks_and_the_samples_say_how_long(chat_model, task):
     assert ours["cost"]["thoughts_per_context"] == pytest.approx(mean, abs=1e-3)
 
 
-def asked(num_samples):
-    """Greedy text after the first two contexts, each asked so often."""
+def text_requests(num_samples):
+    """`num_samples` requests for greedy text after each of the first two contexts."""
     arguments = [(context, GREEDY) for context in CONTEXTS[:2] for _ in range(num_samples)]
     made = requests(arguments)
     for number, request in enumerate(made):
@@ -85,20 +85,22 @@ def asked(num_samples):
 
 def test_repeats_are_different_samples_whatever_the_batch(chat_model):
     noisy = {"latent_kind": "realigned", "thought_noise": 2.0}
-    actual = latentref(chat_model, **noisy).generate_until(asked(4))
+    actual = latentref(chat_model, **noisy).generate_until(text_requests(4))
     assert len(set(actual[:4])) > 1
     assert len(set(actual[4:])) > 1
     for batch_size in (1, 3):
-        again = latentref(chat_model, **noisy, batch_size=batch_size).generate_until(asked(4))
+        again = latentref(chat_model, **noisy, batch_size=batch_size).generate_until(
+            text_requests(4)
+        )
         assert again == actual
-    other = latentref(chat_model, **noisy, thought_seed=1).generate_until(asked(4))
+    other = latentref(chat_model, **noisy, thought_seed=1).generate_until(text_requests(4))
     assert other != actual
 
 
 def test_samples_that_would_be_equal_are_warned_of(chat_model, caplog):
     with caplog.at_level(logging.WARNING):
-        actual = latentref(chat_model, latent_kind="realigned").generate_until(asked(2))
-    assert "all will be equal" in caplog.text
+        actual = latentref(chat_model, latent_kind="realigned").generate_until(text_requests(2))
+    assert "all samples will be equal" in caplog.text
     assert actual[0] == actual[1]
 
 
@@ -106,7 +108,7 @@ def test_samples_and_a_response_cache_exclude_each_other(chat_model):
     lm = latentref(chat_model, latent_kind="realigned", thought_noise=1.0)
     lm.cache_hook.dbdict = {}
     with pytest.raises(LatentRefError, match="2 samples of a document"):
-        lm.generate_until(asked(2))
+        lm.generate_until(text_requests(2))
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""What `lm_eval_seams` assumes of lm-eval, with the place in lm-eval that each rests on."""
+"""The assumptions of `lm_eval_seams` about lm-eval, with the code in lm-eval that they rely on."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from test_model import folders, latentref
 
 from lm_eval_latentref.benchmarks.documents import tasks_path
 from lm_eval_latentref.harness import lm_eval_seams, response_cache
-from lm_eval_latentref.harness.lm_eval_seams import SeamLM, noting_unsaved_files, parse_run
+from lm_eval_latentref.harness.lm_eval_seams import SeamLM, parse_run, recording_unsaved_files
 
 __all__ = ["folders"]
 
@@ -65,7 +65,7 @@ def test_hflm_needs_nothing_of_a_model_while_it_is_set_up(folders, monkeypatch):
 
 
 def test_what_stands_for_a_model_while_it_is_set_up_needs_no_unwrapping():
-    """With several processes HFLM has an accelerator, which looks into whatever it unwraps."""
+    """With several processes HFLM has an accelerator, which accesses the object that it unwraps."""
     lm = object.__new__(SeamLM)
     lm.accelerator = None
     lm._model = object()
@@ -130,7 +130,7 @@ def test_what_cannot_be_saved_is_a_warning_of_the_tracker(tmp_path, what):
     (tmp_path / "taken").write_text("a file where a folder is needed")
     tracker = EvaluationTracker(output_path=str(tmp_path / "taken"))
     tracker.general_config_tracker.model_name_sanitized = "model"
-    with noting_unsaved_files() as unsaved:
+    with recording_unsaved_files() as unsaved:
         if what == "results":
             tracker.save_results_aggregated(results={}, samples={})
         else:

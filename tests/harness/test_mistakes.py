@@ -1,4 +1,4 @@
-"""A user's mistake is one LatentRefError of one line: what was given, what is allowed, what now."""
+"""A user's mistake is a LatentRefError of one line: value given, values allowed, next step."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ __all__ = ["folders"]
 
 
 def expect_mistake(call, *parts):
-    """The one-line message of the mistake in `call`, which names all `parts`."""
+    """The one-line error message of `call`, which must contain all `parts`."""
     with pytest.raises(LatentRefError) as error:
         call()
     message = str(error.value)
@@ -138,15 +138,15 @@ def test_no_room_is_said_without_thoughts_too(folders):
 
 def test_beam_search(folders):
     lm = latentref(folders, **REFINED)
-    asked = requests([(CONTEXTS[0], {**GREEDY, "num_beams": 4})])
-    expect_mistake(lambda: lm.generate_until(asked), "num_beams=4", "do_sample=True")
+    instances = requests([(CONTEXTS[0], {**GREEDY, "num_beams": 4})])
+    expect_mistake(lambda: lm.generate_until(instances), "num_beams=4", "do_sample=True")
 
 
 def test_beam_search_by_the_models_own_generation_config(folders):
     lm = latentref(folders, **REFINED)
     lm.model.generation_config.num_beams = 3
-    asked = requests([(CONTEXTS[0], GREEDY)])
-    expect_mistake(lambda: lm.generate_until(asked), "num_beams=3", "num_beams=1")
+    instances = requests([(CONTEXTS[0], GREEDY)])
+    expect_mistake(lambda: lm.generate_until(instances), "num_beams=3", "num_beams=1")
 
 
 @pytest.mark.parametrize(
@@ -185,17 +185,17 @@ def test_no_token_to_write_is_refused_by_the_library(folders):
 
 def test_a_cache_filled_under_other_settings(folders, tmp_path):
     path = str(tmp_path / "cache.db")
-    asked = requests([(CONTEXTS[0], "### yes")])
-    for request in asked:
+    instances = requests([(CONTEXTS[0], "### yes")])
+    for request in instances:
         request.request_type = "loglikelihood"
     first = latentref(folders, **REFINED)
     cached = CachingLM(first, path)
-    answers = cached.loglikelihood(asked)
+    answers = cached.loglikelihood(instances)
     cached.dbdict.close()
 
     again = CachingLM(latentref(folders, **REFINED), path)
     first.reasoner.score = None
-    assert again.loglikelihood(asked) == answers
+    assert again.loglikelihood(instances) == answers
     again.dbdict.close()
 
     other = latentref(folders, **{**REFINED, "memory_rate": 0.9})
@@ -229,13 +229,13 @@ def test_a_cache_of_another_model(folders, tmp_path):
 
 
 def test_thoughts_that_overflow_name_document_step_and_cause(folders):
-    asked = [
+    instances = [
         SimpleNamespace(args=(context, "### yes"), task_name="mathqa", doc_id=number)
         for number, context in enumerate(CONTEXTS)
     ]
     huge = latentref(folders, **{**REFINED, "search_step_size": 1e38})
     expect_mistake(
-        lambda: huge.loglikelihood(asked),
+        lambda: huge.loglikelihood(instances),
         "mathqa document",
         "thought",
         "lower search_step_size=1e+38",
@@ -246,9 +246,9 @@ def test_a_last_thought_that_overflows_stops_generation(folders):
     # Read only together with the end marker, after the thoughts themselves were found finite.
     settings = {**REFINED, "latent_steps": 1, "search_step_size": 1e30}
     lm = latentref(folders, **settings)
-    asked = requests([(context, GREEDY) for context in CONTEXTS])
+    instances = requests([(context, GREEDY) for context in CONTEXTS])
     expect_mistake(
-        lambda: lm.generate_until(asked), "task document", "lower search_step_size=1e+30"
+        lambda: lm.generate_until(instances), "task document", "lower search_step_size=1e+30"
     )
     references = {"strong": folders["strong"], "weak": folders["weak"]}
     reasoner = load(folders["marked"], device="cpu", **references, **settings)

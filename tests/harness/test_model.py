@@ -1,4 +1,4 @@
-"""The lm-eval class: equal to `hf` without thoughts, to the oracle with them, in any batch."""
+"""The lm-eval class equals `hf` without thoughts and the oracle with thoughts, in any batch."""
 
 from __future__ import annotations
 
@@ -100,25 +100,25 @@ def test_no_thought_and_no_marker_is_hf_on_log_likelihoods(folders, hf, name):
 
 
 def test_no_thought_and_no_marker_is_hf_where_contexts_are_cut(folders):
-    asked = requests([("word " * 40, k) for k in CONTINUATIONS] + [("word " * 12, "a b c d")])
+    instances = requests([("word " * 40, k) for k in CONTINUATIONS] + [("word " * 12, "a b c d")])
     lm = latentref(folders, "plain", max_length=24)
     hf = HFLM(folders["plain"], device="cpu", dtype="float32", max_length=24, truncation=True)
-    assert_close(lm.loglikelihood(asked), hf.loglikelihood(asked))
+    assert_close(lm.loglikelihood(instances), hf.loglikelihood(instances))
 
 
 @pytest.mark.parametrize("settings", [{}, REFINED])
 def test_rolling_log_likelihoods_are_hfs_whatever_is_thought(folders, hf, settings):
-    asked = requests([(text,) for text in ("First, add the two.", "word " * 90)])
+    instances = requests([(text,) for text in ("First, add the two.", "word " * 90)])
     lm = latentref(folders, "plain", **{k: v for k, v in settings.items() if "search" not in k})
-    assert lm.loglikelihood_rolling(asked) == pytest.approx(
-        hf.loglikelihood_rolling(asked), abs=1e-4
+    assert lm.loglikelihood_rolling(instances) == pytest.approx(
+        hf.loglikelihood_rolling(instances), abs=1e-4
     )
 
 
 @pytest.mark.parametrize("extra", [{}, {"repetition_penalty": 1.3}, {"until": ["a", "\n"]}])
 def test_no_thought_and_no_marker_is_hf_on_generated_text(folders, hf, extra):
-    asked = requests([(context, {**GREEDY, **extra}) for context in CONTEXTS[:-1]])
-    assert latentref(folders, "plain").generate_until(asked) == hf.generate_until(asked)
+    instances = requests([(context, {**GREEDY, **extra}) for context in CONTEXTS[:-1]])
+    assert latentref(folders, "plain").generate_until(instances) == hf.generate_until(instances)
 
 
 def test_markers_without_thoughts_stand_side_by_side(folders):
@@ -138,11 +138,11 @@ def test_refined_log_likelihoods_equal_the_oracle_from_text(folders, gradient):
 
 @pytest.mark.parametrize("batch_size", [1, 3, 64, "auto"])
 def test_batch_size_and_order_of_requests_change_nothing(folders, batch_size):
-    asked = pairs()
-    order = torch.randperm(len(asked), generator=torch.Generator().manual_seed(0)).tolist()
-    first = latentref(folders, **REFINED, batch_size=1).loglikelihood(asked)
+    instances = pairs()
+    order = torch.randperm(len(instances), generator=torch.Generator().manual_seed(0)).tolist()
+    first = latentref(folders, **REFINED, batch_size=1).loglikelihood(instances)
     many = latentref(folders, **REFINED, batch_size=batch_size).loglikelihood(
-        [asked[i] for i in order]
+        [instances[i] for i in order]
     )
     assert_close(many, [first[i] for i in order])
 
@@ -160,17 +160,17 @@ def test_greedy_text_equals_the_oracle(folders, markers, batch_size):
         eos_id = lm.tokenizer.eos_token_id
         new = oracle.greedy_tokens(prefix, models[0], num_tokens=12, eos_id=eos_id)
         wanted.append(lm.tokenizer.decode(new, skip_special_tokens=True))
-    asked = requests([(context, GREEDY) for context in CONTEXTS])
-    assert lm.generate_until(asked) == wanted
+    instances = requests([(context, GREEDY) for context in CONTEXTS])
+    assert lm.generate_until(instances) == wanted
 
 
 @pytest.mark.parametrize("kind", ["static", "dynamic"])
 def test_a_kind_of_cache_in_the_generation_config_changes_nothing(folders, kind):
     lm = latentref(folders, **REFINED)
-    asked = requests([(context, GREEDY) for context in CONTEXTS])
-    wanted = lm.generate_until(asked)
+    instances = requests([(context, GREEDY) for context in CONTEXTS])
+    wanted = lm.generate_until(instances)
     lm.model.generation_config.cache_implementation = kind
-    assert lm.generate_until(asked) == wanted
+    assert lm.generate_until(instances) == wanted
 
 
 def test_stop_strings_end_text_and_are_left_out(folders):
@@ -208,7 +208,7 @@ def test_sampling_draws_and_a_seed_repeats_it(folders):
 
 
 def small_device(monkeypatch, where, name, num_rows):
-    """Let `where.name` run out of memory on more than two rows; the sizes that it refused."""
+    """Make `where.name` run out of memory on more than two rows; return the refused sizes."""
     work, refused = getattr(where, name), []
 
     def limited(*args, **kwargs):
@@ -309,7 +309,7 @@ def test_no_forward_pass_has_more_rows_than_the_batch_size(folders, monkeypatch)
 @pytest.mark.parametrize("latent_steps", [0, 3])
 def test_contexts_of_one_document_share_one_cut(folders, latent_steps, caplog):
     lm = latentref(folders, latent_steps=latent_steps, max_length=20)
-    asked = requests([("word " * 40, "### yes"), ("word " * 40, " halve it")])
+    instances = requests([("word " * 40, "### yes"), ("word " * 40, " halve it")])
     ids = lm.tokenizer.encode("word " * 40)
     longest = max(
         len(lm.tokenizer.encode(text, add_special_tokens=False))
@@ -326,16 +326,16 @@ def test_contexts_of_one_document_share_one_cut(folders, latent_steps, caplog):
         )
         for text in ("### yes", " halve it")
     ]
-    assert_close(lm.loglikelihood(asked), wanted)
+    assert_close(lm.loglikelihood(instances), wanted)
     assert len([r for r in caplog.records if "is cut from the left" in r.message]) == 1
 
 
 def test_continuations_of_different_lengths_fill_the_window_to_its_last_column(folders):
     lm = latentref(folders, latent_steps=1, max_length=256)
     few, many = [("w " * 300, text) for text in ("a", "no")], ["no " * n for n in range(3, 7)]
-    asked = requests([*few, *(("v " * 300, text) for text in many)])
+    instances = requests([*few, *(("v " * 300, text) for text in many)])
     alone = latentref(folders, latent_steps=1, max_length=256, batch_size=1)
-    assert_close(lm.loglikelihood(asked), alone.loglikelihood(asked))
+    assert_close(lm.loglikelihood(instances), alone.loglikelihood(instances))
 
 
 def test_three_models_and_settings_stand_in_the_model_info(folders):

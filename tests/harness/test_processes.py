@@ -1,4 +1,4 @@
-"""The first process knows what all did; processes part cleanly."""
+"""The first process reports the cost of all; processes end cleanly."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ def test_lm_eval_calls_barrier_after_each_kind_of_request_and_gathers_objects():
 
 @pytest.fixture
 def group(request, tmp_path):
-    """The default process group, of one process, over the backend that is asked for."""
+    """The default process group, with one process and the given backend."""
     store = dist.FileStore(str(tmp_path / "store"), 1)
     dist.init_process_group(request.param, store=store, rank=0, world_size=1)
     yield

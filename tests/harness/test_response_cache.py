@@ -1,4 +1,4 @@
-"""Answers in a cache are taken over as they were committed, and under the same settings only."""
+"""Cached answers are reused as they were committed, and only for the same settings."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ def test_answers_of_other_settings_are_refused_whichever_rank_has_them(tmp_path,
 
 
 class Planted:
-    """Its pickle makes a file when it is read by Python's own unpickler."""
+    """An object whose pickle creates a file when Python's unpickler loads it."""
 
     def __init__(self, path):
         self.path = str(path)
@@ -140,7 +140,7 @@ def test_a_cache_that_would_compute_without_end_is_refused(tmp_path, kind):
             connection.execute("CREATE TABLE t (a, b)")
             what = f"BEGIN INSERT INTO t {ENDLESS}; END"
             connection.execute(f"CREATE TRIGGER endless AFTER INSERT ON unnamed {what}")
-    with pytest.raises(LatentRefError, match=r"not just the table .* delete it"):
+    with pytest.raises(LatentRefError, match=r"more than the table .* delete it"):
         check_files(str(tmp_path / "cache"))
 
 

@@ -1,4 +1,4 @@
-"""Requests that begin alike read that once, and every answer is what it is without sharing."""
+"""A prefix shared by requests is read once, and every answer equals that without sharing."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ CONTINUATIONS = ["### yes", " halve it."]
 
 @pytest.fixture
 def sharing(monkeypatch):
-    """Switches sharing of these short prefixes on (True) or all sharing off."""
+    """Switches on the sharing of these short prefixes (True), or switches off all sharing."""
 
     def switch(on):
         monkeypatch.setattr(prefixes, "MIN_TOKENS", 2 if on else 10**6)
@@ -69,11 +69,11 @@ def test_without_thoughts_texts_are_those_of_hf_where_contexts_are_cut(folders, 
 
 @pytest.mark.parametrize("options", [{"num_beams": 2}, {"do_sample": True, "temperature": 0.7}])
 def test_without_thoughts_beams_and_samples_are_hfs_own(folders, hf, sharing, options):
-    lm, asked = latentref(folders, "plain", batch_size=3), texts(**options)[:6]
+    lm, instances = latentref(folders, "plain", batch_size=3), texts(**options)[:6]
     written = []
     for side in (lm, hf):
         torch.manual_seed(0)
-        written.append(side.generate_until(asked))
+        written.append(side.generate_until(instances))
     assert written[0] == written[1]
     assert num_shared(lm) == 0
 

@@ -1,4 +1,4 @@
-"""The cost of a run is counted by what was done, and changes nothing of it."""
+"""The reported cost equals the work that was done, and counting changes no result."""
 
 from __future__ import annotations
 

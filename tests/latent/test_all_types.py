@@ -63,10 +63,10 @@ THINK = RefinementConfig(latent_steps=2, memory_rate=0.3, search_step_size=0.0)
 
 
 def small_fields(kind: type, window: int | None) -> dict[str, Any]:
-    """Fields of a configuration of `kind` that make it small, as the ones within it.
+    """Configuration fields that make a model of `kind` small, nested configurations included.
 
     Args:
-        window: how many columns are seen where it has windows or chunks; None: as many as usual.
+        window: the width of attention windows and chunks; None: the default width.
     """
     usual = kind()
     # Not by `getattr`: some fields may not be read where layers differ, others are computed.
@@ -82,7 +82,7 @@ def small_fields(kind: type, window: int | None) -> dict[str, Any]:
 
 
 def small_model(kind: type, window: int | None = None) -> Any:
-    """A random model of `kind`, or None where it would not be small."""
+    """A random model of `kind`; None if it cannot be made small."""
     config = kind(**small_fields(kind, window))
     with torch.device("meta"):
         weights = AutoModelForCausalLM.from_config(config).parameters()
@@ -100,7 +100,7 @@ def small_model(kind: type, window: int | None = None) -> Any:
 
 
 def outcome(kind: type) -> str:
-    """What becomes of models of `kind`: "refused: WHY", "equal", "off by NUMBER", "not built"."""
+    """The result for `kind`: "refused: REASON", "equal", "off by NUMBER" or "not built"."""
     try:
         checked, model = small_model(kind), small_model(kind, window=6)
     except Exception as error:

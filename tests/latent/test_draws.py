@@ -176,7 +176,7 @@ def test_dropout_acts_in_the_residual_branches_of_thoughts_alone(family):
 
 
 def test_dropout_is_refused_where_branches_are_normalised_again():
-    with pytest.raises(LatentRefError, match="not the plain sum of attention and MLP"):
+    with pytest.raises(LatentRefError, match="do not simply add attention and MLP"):
         reasoner("gemma3", CASES["realigned"].options, thought_dropout=0.1)
 
 

@@ -1,4 +1,4 @@
-"""Dataclasses of mappings: which values are accepted, and the one line about any other."""
+"""Dataclasses from mappings: accepted values, and one-line errors about all others."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The quick switch of adapters does what PEFT's public calls do, and is off where it might not."""
+"""The quick switch of adapters does the same as PEFT's public calls, or is switched off."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""accelerate places all three models; what is computed does not depend on where the weights lie."""
+"""accelerate places all three models, and results do not depend on the devices."""
 
 from __future__ import annotations
 
@@ -60,8 +60,8 @@ def test_references_may_lie_elsewhere_than_the_backbone(tmp_path):
 
 
 @pytest.fixture
-def asked(monkeypatch):
-    """The device_map and dtype that from_pretrained was asked for, model by model."""
+def loading_calls(monkeypatch):
+    """The name, device_map and dtype of every call of from_pretrained."""
     seen = []
     real = transformers.AutoModelForCausalLM.from_pretrained
 
@@ -77,25 +77,27 @@ def three(folders):
     return [folders[name] for name in ("marked", "strong", "weak")]
 
 
-def test_parallelize_lets_accelerate_place_each_of_the_three(folders, asked):
+def test_parallelize_lets_accelerate_place_each_of_the_three(folders, loading_calls):
     latentref(folders, **REFINED, parallelize=True)
-    assert [name for name, *_ in asked] == three(folders)
-    assert [device_map for _, device_map, _ in asked] == ["auto"] * 3
+    assert [name for name, *_ in loading_calls] == three(folders)
+    assert [device_map for _, device_map, _ in loading_calls] == ["auto"] * 3
 
 
-def test_a_device_map_alone_is_asked_for_all_three(folders, asked):
+def test_a_device_map_applies_to_all_three(folders, loading_calls):
     latentref(folders, **REFINED, device_map="auto")
-    assert [device_map for _, device_map, _ in asked] == ["auto"] * 3
+    assert [device_map for _, device_map, _ in loading_calls] == ["auto"] * 3
 
 
-def test_references_inherit_device_and_dtype(folders, asked):
+def test_references_inherit_device_and_dtype(folders, loading_calls):
     latentref(folders, **REFINED, dtype="bfloat16")
-    assert [(str(m), dtype) for _, m, dtype in asked] == [("{'': 'cpu'}", torch.bfloat16)] * 3
+    assert [(str(m), dtype) for _, m, dtype in loading_calls] == [
+        ("{'': 'cpu'}", torch.bfloat16)
+    ] * 3
 
 
-def test_the_library_places_all_three_as_told(folders, asked):
+def test_the_library_places_all_three_as_given(folders, loading_calls):
     references = {"strong": folders["strong"], "weak": folders["weak"]}
     load(folders["marked"], **references, **REFINED, device_map="auto", dtype="float32")
-    assert [(name, device_map) for name, device_map, _ in asked] == [
+    assert [(name, device_map) for name, device_map, _ in loading_calls] == [
         (name, "auto") for name in three(folders)
     ]

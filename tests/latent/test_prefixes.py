@@ -1,4 +1,4 @@
-"""What contexts share is found, read once and branched from, and no number changes."""
+"""Shared prefixes are found and read once, and no result changes."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from lm_eval_latentref.latent import prefixes
 from lm_eval_latentref.latent.config import RefinementConfig
 from lm_eval_latentref.latent.loaded import LoadedModel, LoadedSet
 from lm_eval_latentref.latent.networks import Network
-from lm_eval_latentref.latent.prefixes import Shared, Trunk, Trunks, by_prefix
+from lm_eval_latentref.latent.prefixes import PrefixGroup, Trunk, Trunks, by_prefix
 from lm_eval_latentref.latent.reasoner import Reasoner
 from lm_eval_latentref.latent.scoring import score
 from lm_eval_latentref.latent.streams import Stream
@@ -53,12 +53,14 @@ def scores(family, config, trunk, rows=range(5)):
 
 
 def expected(family, config):
-    made = models(family)
+    networks = models(family)
     with torch.no_grad():
         return [
             [
                 oracle.log_likelihood(
-                    oracle.prefix_embeds(context, config, MARKER_IDS, *made), tokens, made[0]
+                    oracle.prefix_embeds(context, config, MARKER_IDS, *networks),
+                    tokens,
+                    networks[0],
                 )
                 for tokens in choices
             ]
@@ -147,7 +149,7 @@ def test_nested_prefixes_are_found_and_what_does_not_pay_is_left_together():
         (141, 30),
         (151, 30),
     ]
-    assert by_prefix([(1, 2, 3, n) for n in range(50)]) == [Shared((), list(range(50)))]
+    assert by_prefix([(1, 2, 3, n) for n in range(50)]) == [PrefixGroup((), list(range(50)))]
 
 
 def reasoner(family, **settings):

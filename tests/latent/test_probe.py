@@ -1,4 +1,4 @@
-"""A model that cannot do what the loop does is refused by what it cannot do; all others pass."""
+"""A model that lacks a property the thought loop relies on is refused; all others pass."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from lm_eval_latentref.latent.reasoner import Reasoner
     [
         ("scales what it embeds", "without thoughts"),
         ("looks ids up a second time", "token ids up in 'model.others' beside its input embedding"),
-        ("looks ids up by their embeddings", "no token's embedding"),
+        ("looks ids up by their embeddings", "not the embedding of a token"),
         ("keeps no cache", "in two steps"),
         ("has windows in its cache alone", "in two steps"),
         ("attends to what comes later", "in two steps"),
@@ -69,7 +69,7 @@ def test_the_width_of_a_thought_is_that_of_what_is_fed():
         strong=(reference := LoadedModel(model=model, identity={"name": "narrow"})),
         weak=reference,
     )
-    with pytest.raises(LatentRefError, match=r"narrow embeds tokens as 16 numbers and the .* 32"):
+    with pytest.raises(LatentRefError, match=r"width 16, but the .* 32"):
         Reasoner(loaded, RefinementConfig(latent_steps=1, search_step_size=1.0))
     half_widths = RefinementConfig.parse({"search_step_size": "0.3*d/2"})
     width = Network(model).hidden_size

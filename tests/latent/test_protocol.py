@@ -1,4 +1,4 @@
-"""Prompt and answer text, as the Coconut family writes them."""
+"""The prompts and answers of Coconut's protocol."""
 
 from __future__ import annotations
 

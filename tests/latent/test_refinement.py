@@ -1,4 +1,4 @@
-"""The refinements as formulas: what the paper's equations say, on any numbers."""
+"""The refinements equal the paper's equations, for any numbers."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The cached, batched thought loop equals the oracle, whatever the architecture and the batch."""
+"""The cached, batched thought loop equals the oracle, for all architectures and batches."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def models(family):
 
 
 def run(family, config, *, markers, batch_size=5, order=None, max_rows=4, max_columns=1000):
-    """Scores and thoughts by the package, in the order of CONTEXTS."""
+    """The package's scores and thoughts, in the order of CONTEXTS."""
     backbone, strong, weak = models(family)
     references = References(Network(strong), Network(weak)) if config.searches else None
     network = Network(backbone)

@@ -1,4 +1,4 @@
-"""What `latent/transformers_seams.py` rests on holds in the installed transformers."""
+"""The installed transformers has everything that `transformers_seams` and `caches` rely on."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from tiny import FAMILIES, random_ids, tiny_model, tiny_tokenizer
 from transformers import DynamicCache
 
+from lm_eval_latentref.latent import caches
 from lm_eval_latentref.latent import transformers_seams as seams
 from lm_eval_latentref.latent.config import RefinementConfig
 from lm_eval_latentref.latent.loaded import LoadedModel, LoadedSet
@@ -46,21 +47,21 @@ def test_each_family_takes_the_cache_under_the_name_that_generate_uses():
 
 
 def test_the_causal_models_are_known_by_the_class_of_their_configuration():
-    """`_BaseAutoModelClass._model_mapping`: of configurations' classes to models' classes."""
+    """`_BaseAutoModelClass._model_mapping` maps configuration classes to model classes."""
     assert all(seams.has_causal_model(tiny_model(family).config) for family in FAMILIES)
     assert not seams.has_causal_model(transformers.ViTConfig())
 
 
 @pytest.mark.parametrize("attention", ["eager", "sdpa"])
 def test_a_model_knows_its_attention(attention):
-    """`PreTrainedConfig._attn_implementation`: what the layers look their attention up by."""
+    """`PreTrainedConfig._attn_implementation` is the name of the attention that layers use."""
     config = tiny_model("llama").config
     model = transformers.LlamaForCausalLM._from_config(config, attn_implementation=attention)
     assert seams.attention_of(model) == attention
 
 
 def test_generation_has_defaults_for_what_a_config_leaves_open():
-    """`GenerationConfig._get_default_generation_params`: values for fields that are None."""
+    """`GenerationConfig._get_default_generation_params` has the values for fields that are None."""
     assert seams.generation_default("num_beams") == 1
     assert seams.generation_default("do_sample") is False
     assert seams.generation_default("no such argument") is None
@@ -77,15 +78,15 @@ def test_a_head_reads_only_hidden_states_off_its_decoder(family):
 
 
 def test_layers_of_a_cache_share_tensors_until_they_grow():
-    """`DynamicLayer.update` makes new tensors by `torch.cat`, and never writes into the old."""
+    """`DynamicLayer.update` makes new tensors with `torch.cat` and never writes into old ones."""
     model = tiny_model("llama")
-    cache = seams.new_cache(model)
+    cache = caches.new_cache(model)
     name = seams.own_cache_argument()
     model(torch.tensor([random_ids(5, seed=1)]), **{name: cache})
-    branch = seams.fork(cache, torch.tensor([0, 0]))
+    branch = caches.fork(cache, torch.tensor([0, 0]))
     before = cache.layers[0].keys.clone()
     model(torch.tensor([random_ids(2, seed=2)] * 2), **{name: branch})
-    seams.crop(branch, 1)
+    caches.crop(branch, 1)
     assert (cache.get_seq_length(), branch.get_seq_length()) == (5, 6)
     assert torch.equal(cache.layers[0].keys, before)
 
@@ -93,7 +94,7 @@ def test_layers_of_a_cache_share_tensors_until_they_grow():
 def test_generate_never_looks_at_embeddings_of_columns_that_the_cache_has():
     """`GenerationMixin._prefill`: `inputs_embeds[:, -next_sequence_length:]` is all it reads."""
     model, ids_1L = tiny_model("llama"), torch.tensor([random_ids(6, seed=1)])
-    cache = seams.new_cache(model)
+    cache = caches.new_cache(model)
     model(ids_1L[:, :-1], **{seams.own_cache_argument(): cache})
     inputs = seams.generation_inputs(
         ids_1L,
@@ -117,7 +118,7 @@ def test_masks_and_caches_are_as_wide_as_the_configuration_says_when_they_are_ma
         wide = model(ids_1L).logits
         with seams.narrow_windows(model, 4):
             torch.testing.assert_close(model(ids_1L).logits, narrow(ids_1L).logits)
-            assert {layer.sliding_window for layer in seams.new_cache(model).layers} == {4}
+            assert {layer.sliding_window for layer in caches.new_cache(model).layers} == {4}
         assert model.config.sliding_window == 200
         assert torch.equal(model(ids_1L).logits, wide)
     assert not torch.allclose(wide, narrow(ids_1L).logits, atol=1e-2)
@@ -139,25 +140,25 @@ steps = st.lists(
 @settings(max_examples=100)
 @given(steps=steps)
 def test_a_growing_layer_holds_what_a_dynamic_layer_holds_forks_included(steps):
-    ours, theirs = [seams.new_cache(MODEL)], [DynamicCache(config=MODEL.config)]
-    assert {type(layer) for layer in ours[0].layers} == {seams.GrowingLayer}
+    ours, theirs = [caches.new_cache(MODEL)], [DynamicCache(config=MODEL.config)]
+    assert {type(layer) for layer in ours[0].layers} == {caches.GrowingLayer}
     for name, value in steps:
         length = theirs[-1].get_seq_length()
         if name == "read":
             new_BHLD = torch.randn(2, 2, value, 8)
             # Every layer, as a model does: transformers 5.20 crops no layer that is empty.
             for layer in range(len(MODEL.model.layers)):
-                pair = [caches[-1].update(new_BHLD, -new_BHLD, layer) for caches in (ours, theirs)]
+                pair = [stack[-1].update(new_BHLD, -new_BHLD, layer) for stack in (ours, theirs)]
                 assert all(map(torch.equal, *pair))
         elif name == "crop" and length > value:
-            for caches in (ours, theirs):
-                seams.crop(caches[-1], value)
+            for stack in (ours, theirs):
+                caches.crop(stack[-1], value)
         elif name == "fork":
-            ours.append(seams.fork(ours[-1], None))
+            ours.append(caches.fork(ours[-1], None))
             theirs.append(copy.deepcopy(theirs[-1]))
         elif name == "rows" and length:
-            for caches in (ours, theirs):
-                caches[-1].batch_select_indices(torch.tensor(value))
+            for stack in (ours, theirs):
+                stack[-1].batch_select_indices(torch.tensor(value))
         elif name == "back":
             ours.insert(0, ours.pop())
             theirs.insert(0, theirs.pop())
@@ -169,12 +170,12 @@ def test_a_growing_layer_holds_what_a_dynamic_layer_holds_forks_included(steps):
 
 
 def test_columns_are_written_in_place_and_not_where_a_fork_reads():
-    cache, new_BHLD = seams.new_cache(MODEL), torch.randn(2, 2, 5, 8)
+    cache, new_BHLD = caches.new_cache(MODEL), torch.randn(2, 2, 5, 8)
     cache.update(new_BHLD, new_BHLD, 0)
     place = cache.layers[0].keys.data_ptr()
     cache.update(new_BHLD, new_BHLD, 0)
     assert cache.layers[0].keys.data_ptr() == place
-    fork = seams.fork(cache, None)
+    fork = caches.fork(cache, None)
     for branch in (cache, fork):
         branch.update(torch.randn(2, 2, 1, 8), new_BHLD[:, :, :1], 0)
     assert not torch.equal(cache.layers[0].keys, fork.layers[0].keys)

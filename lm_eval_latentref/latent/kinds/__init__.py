@@ -1,9 +1,10 @@
-"""Kinds of thoughts: what is fed next, and what of the model that needs.
+"""Kinds of thoughts: each computes the vector to feed next from the model's hidden state.
 
     kind = KINDS["mixture"].of(Materials(network=network, tokenizer=tokenizer, options=options))
     vector_BD = kind.vector(state)
 
-One module a kind, and its name in `KINDS`. Nothing outside this folder depends on which kind it is.
+Each kind has a module of its own and an entry in `KINDS`. Code outside this folder does not depend
+on the kind in use.
 """
 
 from lm_eval_latentref.latent.kinds.base import Kind, Materials, State

@@ -1,4 +1,4 @@
-"""The questions that the thought loop asks a kind of thought.
+"""The interface between the thought loop and a kind of thought.
 
     class Continuous(Kind):
         name = "continuous"
@@ -19,7 +19,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, ClassVar
 
-# Options are checked before torch is imported, and they belong to kinds.
+# The options of kinds are checked before torch is imported, so this module does not import it.
 if TYPE_CHECKING:
     from torch import Tensor
 
@@ -29,28 +29,28 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class Materials:
-    """What a kind can be made from."""
+    """Everything that a kind may be built from."""
 
     network: Network
     tokenizer: Any
     options: Mapping[str, Any]
     """The values of the kind's own options."""
     tensors: Mapping[str, Tensor] = field(default_factory=dict)
-    """The weights of the checkpoint's map from hidden state to thought, if it has one."""
+    """The weights of the checkpoint's map from hidden state to thought; empty without a map."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class State:
-    """The backbone at the last column read, and what is known beside it."""
+    """The backbone's state at the last column read; the next thought is computed from it."""
 
     network: Network
     num_rows: int
     hidden: Tensor | None
-    """The final hidden state (B, D) in float32; None for kinds that do not ask for it."""
+    """The final hidden state (B, D) in float32; None if the kind does not read it."""
     step: int = 0
     """The number of thoughts before this one."""
     draws: Draws | None = None
-    """The source of random numbers of each row."""
+    """The source of each row's random numbers; None if the run draws none."""
 
     @property
     def hidden_BD(self) -> Tensor:
@@ -58,7 +58,7 @@ class State:
         return self.hidden
 
     def select(self, rows: Sequence[int]) -> State:
-        """The state of `rows`, in that order."""
+        """The state of the given rows, in the given order."""
         from lm_eval_latentref.latent.streams import picked
 
         chosen = dataclasses.replace(
@@ -83,15 +83,15 @@ class State:
 
     @cached_property
     def logits_BV(self) -> Tensor:
-        """Logits of the next token in float32; computed when first asked for."""
+        """Logits of the next token (B, V) in float32; computed on first use."""
         return self.network.project(self.hidden_BD.to(self.network.dtype)).float()
 
 
 class Kind(ABC):
-    """A kind of thought, frozen: the vector fed next as a function of the state before it."""
+    """A kind of thought: the vector fed next, as a function of the current state. Immutable."""
 
     name: ClassVar[str]
-    """What `latent_kind` calls it."""
+    """Its value of `latent_kind`."""
 
     reads_state: ClassVar[bool] = True
     """Whether the vector depends on the hidden state; if not, all thoughts are read in one pass."""
@@ -100,16 +100,16 @@ class Kind(ABC):
     """Whether the vector is the hidden state itself."""
 
     why_not_refined: ClassVar[str] = ""
-    """Why memory rate and search have no meaning for it; empty where they have."""
+    """The reason why neither memory rate nor search applies to it; empty if both may apply."""
 
     why_not_searched: ClassVar[str] = ""
-    """Why the search has no meaning for it, where the memory rate has."""
+    """The reason why the search does not apply to it, although the memory rate does; or empty."""
 
     draws_vectors: ClassVar[bool] = False
-    """Whether its vectors are drawn at random."""
+    """Whether its vectors are random."""
 
     min_thoughts: ClassVar[int] = 0
-    """How many thoughts are fed before a row may stop."""
+    """The number of thoughts after which a row may stop."""
 
     defaults: ClassVar[Mapping[str, Any]] = {
         "latent_stop": "steps",
@@ -119,29 +119,30 @@ class Kind(ABC):
         "confidence_step_size": 0.05,
         "confidence_noise": 0.1,
     }
-    """The options of `RefinementConfig` that it reads beside those that every kind reads."""
+    """The options of `RefinementConfig` that only some kinds read and that it reads, with its
+    defaults."""
 
     file_keys: ClassVar[str] = ""
-    """The keys of the files that it cannot do without; empty if any model will do."""
+    """The keys that a checkpoint must have for it; empty if it works with any model."""
 
     marker_texts: ClassVar[tuple[str, str] | None] = None
-    """The texts around the thoughts of its checkpoints; None: no such texts."""
+    """The texts before and after the thoughts in its checkpoints; None if there are none."""
 
     has_marker_tokens: ClassVar[bool] = True
     """Whether `latent_markers=auto` looks for Coconut's tokens in the tokenizer."""
 
     temperature: float = 1.0
-    """At which the entropy of the next token is taken."""
+    """The temperature of the next-token distribution whose entropy an entropy stop compares."""
 
     @classmethod
     @abstractmethod
     def of(cls, materials: Materials) -> Kind:
-        """The kind for one backbone; raises LatentRefError if it cannot serve."""
+        """The kind for one backbone; raises LatentRefError if `materials` do not suffice."""
 
     def ends(self, state: State, end_id: int) -> Tensor:
-        """Which rows (B,) end with the token `end_id` after this state."""
+        """Which rows have `end_id` as their next token (B,), as bool."""
         return state.logits_BV.argmax(-1) == end_id
 
     @abstractmethod
     def vector(self, state: State) -> Tensor:
-        """The vector (B, D) that is fed next, before it is refined."""
+        """The vector (B, D) to feed next, before refinement."""

@@ -1,10 +1,10 @@
-"""Random numbers that depend on the run's seed, the document and the sample alone.
+"""Random numbers that depend only on the run's seed, the document and the sample.
 
     draws = Draws.of([(context, 0), (context, 1)], seed=0)      # two samples of one document
     noise_BD = draws.normal("noise", step=2, size=768)
 
-A document is its context's token ids. Batches, their order and the number of processes change
-nothing, for every row has a generator of its own, on the CPU.
+A document is identified by its context's token ids. Each row has its own generators, on the CPU, so
+the numbers do not depend on the batches, their order or the number of processes.
 
 Shape suffixes: B batch, D hidden size.
 """
@@ -27,23 +27,29 @@ class Draws:
 
     @classmethod
     def of(cls, rows: Sequence[tuple[Sequence[int], int]], *, seed: int) -> Draws:
-        """The sources of `rows`, each a context and the number of its sample."""
+        """The source of each row, given as its context's token ids and the number of its sample."""
         return cls(tuple(_digest(f"{seed} {number} {list(ids)}".encode()) for ids, number in rows))
 
     def select(self, rows: Sequence[int]) -> Draws:
-        """The sources of `rows`, in that order."""
+        """The sources of the given rows, in the given order."""
         return Draws(tuple(self.keys[row] for row in rows))
 
     def normal(self, purpose: str, *, step: int, size: int) -> Tensor:
-        """Standard normal numbers (B, `size`), the same whenever they are asked for."""
-        return torch.stack([torch.randn(size, generator=g) for g in self.each(purpose, step)])
+        """Standard normal numbers (B, `size`); equal arguments give equal numbers.
+
+        Args:
+            purpose: a name; draws for different purposes are independent.
+            step: the number of the thought; draws for different thoughts are independent.
+        """
+        return torch.stack(
+            [torch.randn(size, generator=g) for g in self._generators(purpose, step)]
+        )
 
     def uniform(self, purpose: str, *, step: int, size: int) -> Tensor:
-        """Numbers (B, `size`) in [0, 1), the same whenever they are asked for."""
-        return torch.stack([torch.rand(size, generator=g) for g in self.each(purpose, step)])
+        """Numbers (B, `size`), uniform in [0, 1); the arguments are those of `normal`."""
+        return torch.stack([torch.rand(size, generator=g) for g in self._generators(purpose, step)])
 
-    def each(self, purpose: str, step: int) -> list[torch.Generator]:
-        """A generator for each row, which gives the same numbers whenever it is made."""
+    def _generators(self, purpose: str, step: int) -> list[torch.Generator]:
         digests = [_digest(key + f"{purpose} {step}".encode()) for key in self.keys]
         return [torch.Generator().manual_seed(int.from_bytes(digest[:7])) for digest in digests]
 

@@ -1,4 +1,4 @@
-"""Gaussian thoughts: a head of the checkpoint predicts a distribution, and a sample of it is fed.
+"""Gaussian thoughts: a head of the checkpoint predicts a normal distribution; a sample is fed.
 
 CoLaR (arXiv:2505.16552): z = s (mu(h) + exp(log_std(h)) tau noise). After each thought a token is
 sampled at temperature 1, and the end token ends the row.
@@ -22,11 +22,13 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, eq=False)
 class Gaussian(Kind):
-    """A sample around the mean, at the scale of the base's embedding."""
+    """s (mu(h) + exp(log_std(h)) tau noise)."""
 
     weights: MapWeights
     scale: float
+    """s, the option `thought_scale`: about the standard deviation of the base's embeddings."""
     tau: float
+    """The option `thought_temperature`."""
 
     name = "gaussian"
     file_keys = "latent_policy.* (or lt_head.*)"
@@ -61,8 +63,8 @@ class Gaussian(Kind):
         )
         if options["thought_scale"] is None:
             raise LatentRefError(
-                "latent_kind=gaussian needs thought_scale, which the name of the base does not "
-                "give; the published ones are 0.018 (Llama-3.2), 0.008 (Llama-3.1-8B), 0.03 "
+                "latent_kind=gaussian needs thought_scale, and there is no default for this base; "
+                "the published values are 0.018 (Llama-3.2), 0.008 (Llama-3.1-8B), 0.03 "
                 "(DeepSeek-R1-Distill-Qwen-1.5B) and 0.12 (GPT-2)"
             )
         return cls(weights, options["thought_scale"], options["thought_temperature"])

@@ -1,6 +1,6 @@
-"""Small networks between hidden state and thought, from tensors of a checkpoint.
+"""A checkpoint's map from hidden state to thought: a small network of linear layers and LayerNorms.
 
-    weights = MapWeights(tensors)
+    weights = MapWeights.checked(tensors, kind="projected", size=768, linears=..., norms=..., ...)
     hidden_BM = weights.linear("linear_1", hidden_BD)
 
 Shape suffixes: B batch, D hidden size, M width of the map.
@@ -19,7 +19,7 @@ from lm_eval_latentref.errors import LatentRefError
 
 @dataclass(frozen=True, eq=False)
 class MapWeights:
-    """The tensors of a map by name, in float32 on the backbone's device."""
+    """The tensors of a map by name, in float32, on the backbone's device."""
 
     tensors: Mapping[str, Tensor]
 
@@ -35,36 +35,39 @@ class MapWeights:
         optional: Sequence[str] = (),
         device: torch.device,
     ) -> MapWeights:
-        """The weights, once all are there and fit; raises LatentRefError with what is wrong.
+        """The weights of a map; raises LatentRefError if a tensor is missing or has a wrong shape.
 
         Args:
+            kind: the value of `latent_kind`, for messages.
             size: the hidden size D.
-            linears: name, columns and rows of each linear layer; "m" is the map's own width.
+            linears: name, input width and output width of each linear layer; "m" is the map's own
+                width, which the first layer's weight determines.
             norms: name and width of each LayerNorm.
-            optional: layers that a checkpoint may lack.
+            optional: the names of layers that a checkpoint may lack.
+            device: the backbone's device.
         """
         shapes: dict[str, tuple[int | str, ...]] = {}
         for name, num_in, num_out in linears:
             shapes[f"{name}.weight"], shapes[f"{name}.bias"] = (num_out, num_in), (num_out,)
-        for name, width in norms:
-            shapes[f"{name}.weight"] = shapes[f"{name}.bias"] = (width,)
-        left_out = {n for n in optional if not any(key.startswith(f"{n}.") for key in tensors)}
-        wanted = {k: s for k, s in shapes.items() if k.rsplit(".", 1)[0] not in left_out}
+        for name, num_in in norms:
+            shapes[f"{name}.weight"] = shapes[f"{name}.bias"] = (num_in,)
+        absent = {n for n in optional if not any(key.startswith(f"{n}.") for key in tensors)}
+        wanted = {k: s for k, s in shapes.items() if k.rsplit(".", 1)[0] not in absent}
         missing = sorted(wanted.keys() - tensors.keys())
         if missing:
             raise LatentRefError(
-                f"latent_kind={kind} needs the checkpoint's own map, and these of its tensors are "
-                f"missing: {', '.join(missing)}; give a checkpoint of that kind, or another "
-                "latent_kind"
+                f"latent_kind={kind} needs the checkpoint's map from hidden state to thought, but "
+                f"these tensors are missing: {', '.join(missing)}; give a checkpoint of that kind, "
+                "or another latent_kind"
             )
-        own = tensors[f"{linears[0][0]}.weight"].shape[0]
+        width = tensors[f"{linears[0][0]}.weight"].shape[0]
         for name, shape in wanted.items():
-            expected = tuple(own if part == "m" else part for part in shape)
+            expected = tuple(width if part == "m" else part for part in shape)
             if tuple(tensors[name].shape) != expected:
                 raise LatentRefError(
                     f"latent_kind={kind}: {name} of the map has shape "
-                    f"{tuple(tensors[name].shape)}, not {expected}, as a backbone of hidden size "
-                    f"{size} needs; give the base that the checkpoint was trained from"
+                    f"{tuple(tensors[name].shape)}, but a backbone of hidden size {size} needs "
+                    f"{expected}; give the base that the checkpoint was trained from"
                 )
         return cls({name: tensors[name].to(device, torch.float32) for name in wanted})
 
@@ -77,7 +80,7 @@ class MapWeights:
         )
 
     def norm(self, layer: str, hidden_BM: Tensor) -> Tensor:
-        """LayerNorm; nothing where the checkpoint has none."""
+        """LayerNorm; the identity if the checkpoint lacks it."""
         if not self.has(layer):
             return hidden_BM
         weight_M = self.tensors[f"{layer}.weight"]

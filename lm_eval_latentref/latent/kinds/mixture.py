@@ -1,7 +1,7 @@
-"""Mixtures of token embeddings, weighted by how likely each token is; any causal model, untrained.
+"""Mixtures of token embeddings, weighted by probability; they work with any model, untrained.
 
-Soft Thinking (arXiv:2505.15778) feeds the mixture of the likeliest tokens. Latent-SFT's checkpoints
-are trained for it, with temperature 1 and the ten largest logits alone.
+Soft Thinking (arXiv:2505.15778) feeds the mixture of the likeliest tokens. Latent-SFT trains its
+checkpoints to think so, with temperature 1 and the ten largest logits.
 
 Shape suffixes: B batch, K likeliest tokens, D hidden size.
 """
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class Mixture(Kind):
-    """sum of p_k E_k; p is filtered by top-k, top-p, min-p and number, in this order."""
+    """The sum of p_k E_k; p is filtered by top-k, top-p, min-p and `num_tokens`, in this order."""
 
     temperature: float
     top_k: int
@@ -54,7 +54,7 @@ class Mixture(Kind):
         p_BV = (state.logits_BV / self.temperature).softmax(-1)
         p_BK, ids_BK = p_BV.topk(min(self.top_k, p_BV.shape[-1]))
         p_BK = _normalised(p_BK)
-        # A token stays while those before it have not reached top_p; the likeliest always does.
+        # A token stays if the likelier tokens together have less than top_p; the likeliest stays.
         p_BK = _normalised(p_BK * (p_BK.cumsum(-1) - p_BK < self.top_p))
         p_BK = _normalised(p_BK * (p_BK >= self.min_p * p_BK[:, :1]))
         p_BK, ids_BK = p_BK[:, : self.num_tokens], ids_BK[:, : self.num_tokens]

@@ -1,4 +1,4 @@
-"""Pause tokens: one learnt row is fed in place of every thought, for control checkpoints."""
+"""Pause tokens: one learned embedding is fed in place of every thought, as a control condition."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, eq=False)
 class Pause(Kind):
-    """A row of the checkpoint, or the embedding of the token `pause_id`."""
+    """The checkpoint's row `row_D` or, without one, the embedding of the token `pause_id`."""
 
     pause_id: int = 0
     row_D: Tensor | None = None
@@ -52,6 +52,6 @@ class Pause(Kind):
 def _check_row(row_D: Tensor, size: int) -> None:
     if tuple(row_D.shape) != (size,):
         raise LatentRefError(
-            f"the pause row has shape {tuple(row_D.shape)}, not ({size},) as the backbone's hidden "
-            "size; give the base that the checkpoint was trained from"
+            f"the pause row has shape {tuple(row_D.shape)}, but the backbone's hidden size is "
+            f"{size}; give the base that the checkpoint was trained from"
         )

@@ -1,8 +1,8 @@
-"""Projected thoughts: a small network of the checkpoint maps the hidden state to what is fed.
+"""Projected thoughts: a small network of the checkpoint maps the hidden state to the thought.
 
 CODI (arXiv:2502.21074) and SIM-CoT on CODI: Linear, GELU, Linear and, in most, LayerNorm.
 
-Shape suffixes: B batch, D hidden size.
+Shape suffixes: B batch, M width of the map, D hidden size.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, eq=False)
 class Projected(Kind):
-    """P(h), in float32."""
+    """The projection of the hidden state, computed in float32."""
 
     weights: MapWeights
 
@@ -47,5 +47,5 @@ class Projected(Kind):
     def vector(self, state: State) -> Tensor:
         import torch
 
-        wide_BM = torch.nn.functional.gelu(self.weights.linear("linear_1", state.hidden_BD))
-        return self.weights.norm("norm", self.weights.linear("linear_2", wide_BM))
+        inner_BM = torch.nn.functional.gelu(self.weights.linear("linear_1", state.hidden_BD))
+        return self.weights.norm("norm", self.weights.linear("linear_2", inner_BM))

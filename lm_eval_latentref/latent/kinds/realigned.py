@@ -1,7 +1,7 @@
-"""Hidden states brought to the scale of token embeddings; any causal model, untrained.
+"""Hidden states rescaled to the norm of token embeddings; they work with any model, untrained.
 
-LatentMAS (arXiv:2511.20639) and LaTER feed z = h W * n / |h W|, where n is the mean norm of an
-embedding row. W is the identity, or the ridge solution of W_out W = W_in.
+LatentMAS (arXiv:2511.20639) and LaTER feed z = h W * n / |h W|, where n is the mean norm of the
+embedding rows. W is the identity or the ridge-regression solution of W_out W = W_in.
 
 Shape suffixes: B batch, D hidden size, V vocabulary.
 """
@@ -20,17 +20,19 @@ if TYPE_CHECKING:
     from lm_eval_latentref.latent.networks import Network
 
 RIDGE = 1e-5
+"""The regularisation of the ridge regression."""
 ROWS_AT_ONCE = 8192
-"""Of the embedding, looked up together."""
+"""The number of embedding rows looked up together."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Realigned(Kind):
-    """The hidden state times `matrix_DD`, at the norm of an embedding row."""
+    """The hidden state times `matrix_DD`, rescaled to `norm`."""
 
     norm: float
+    """The mean norm of the embedding rows."""
     matrix_DD: Tensor | None = None
-    """None: the identity."""
+    """W; None for the identity."""
 
     name = "realigned"
     has_marker_tokens = False
@@ -54,7 +56,7 @@ class Realigned(Kind):
 
 
 def _embedding_rows(network: Network) -> list[Tensor]:
-    """The vectors that tokens are fed as, in float32, in parts of (V, D)."""
+    """The embedding rows of all tokens in float32, in chunks of shape (V, D)."""
     import torch
 
     ids_V = torch.arange(network.num_embeddings)
@@ -68,8 +70,8 @@ def _ridge(network: Network) -> Tensor:
     in_VD = torch.cat(_embedding_rows(network))
     if not out_VD.is_floating_point() or out_VD.shape != in_VD.shape:
         raise LatentRefError(
-            f"realign=ridge needs an output layer in the embedding's shape {tuple(in_VD.shape)}, "
-            f"not {tuple(out_VD.shape)} of {out_VD.dtype}; give realign=identity"
+            f"realign=ridge needs an output layer of the embedding's shape {tuple(in_VD.shape)}, "
+            f"but it is {tuple(out_VD.shape)} of {out_VD.dtype}; give realign=identity"
         )
     out_VD, in_VD = out_VD.double(), in_VD.double()
     gram_DD = out_VD.T @ out_VD + RIDGE * torch.eye(out_VD.shape[1]).to(out_VD)

@@ -1,9 +1,9 @@
-"""When a row stops thinking before it has thought as many thoughts as it may.
+"""Stop rules: when a row stops thinking before it has reached `latent_steps` thoughts.
 
     rule = make_stop("end_token+low_entropy", None, None, closing=(7,))
     stops_B, streaks_BE = rule.stops(kind, state, streaks_BE)
 
-The rule is asked before each thought is fed, by the logits of the last column read.
+A rule is evaluated before each thought, on the logits of the last column read.
 
 Shape suffixes: B batch, V vocabulary, E entropy stops.
 """
@@ -22,40 +22,48 @@ if TYPE_CHECKING:
 
 STEPS, END_TOKEN = "steps", "end_token"
 _ENTROPIES = {"low_entropy": (0.01, 256), "high_entropy": (5.0, 1)}
-"""Nats and patience of each by default: Soft Thinking's, and LaTER's."""
+"""The default threshold in nats, and patience: `low_entropy` of Soft Thinking (arXiv:2505.15778),
+`high_entropy` of LaTER."""
 
 ALLOWED = f"{STEPS}, or one or more of {END_TOKEN}, {', '.join(_ENTROPIES)} joined by +"
 
 
 @dataclass(frozen=True)
 class EntropyStop:
-    """Stop once the entropy has been beyond a threshold for some steps in a row."""
+    """Stop when the entropy of the next token has crossed a threshold for `patience` steps."""
 
     is_low: bool
+    """True: below the threshold; False: above it."""
     threshold: float
     """In nats."""
     patience: int
+    """The number of consecutive steps."""
 
     def holds(self, entropy_B: Tensor) -> Tensor:
+        """Which rows are beyond the threshold at this step (B,), as bool."""
         return entropy_B < self.threshold if self.is_low else entropy_B > self.threshold
 
 
 @dataclass(frozen=True, kw_only=True)
 class StopRule:
-    """A row stops as soon as one of these says so."""
+    """A row stops if its next token is `end_id` or if one of the entropy stops applies."""
 
     end_id: int | None = None
-    """The token that ends thinking if it comes next; None: none does."""
+    """The end token; None if no token ends the thoughts."""
     entropies: tuple[EntropyStop, ...] = ()
 
     def start(self, num_rows: int, device: torch.device) -> Tensor:
-        """For how many steps each entropy stop has held (B, E): none."""
+        """Streaks (B, E) before the first thought: all zero."""
         import torch
 
         return torch.zeros(num_rows, len(self.entropies), dtype=torch.long, device=device)
 
     def stops(self, kind: Kind, state: State, streaks_BE: Tensor) -> tuple[Tensor, Tensor]:
-        """Which rows stop here (B,), and the number of steps that each entropy stop has held."""
+        """Which rows stop here (B,), as bool, and the new streaks (B, E).
+
+        Args:
+            streaks_BE: for how many steps in a row each entropy stop has held.
+        """
         import torch
 
         stops_B = torch.zeros(state.num_rows, dtype=torch.bool, device=streaks_BE.device)
@@ -71,7 +79,7 @@ class StopRule:
 
 
 def check_stop(text: str, entropy: float | None, patience: int | None) -> None:
-    """Raise LatentRefError unless `text` names stops, and the numbers belong to one of them."""
+    """Raise LatentRefError unless `text` is a valid `latent_stop` to which the numbers apply."""
     names = text.split("+")
     known = {STEPS} if text == STEPS else {END_TOKEN, *_ENTROPIES}
     if not set(names) <= known or len(set(names)) < len(names):
@@ -79,22 +87,20 @@ def check_stop(text: str, entropy: float | None, patience: int | None) -> None:
     for option, value in (("stop_entropy", entropy), ("stop_patience", patience)):
         num_readers = len(set(names) & _ENTROPIES.keys())
         if value is not None and num_readers != 1:
-            which = "none of" if num_readers == 0 else "both"
             raise LatentRefError(
-                f"{option}={value:g} with latent_stop={text}: it is the value of one entropy stop, "
-                f"and there are {which} {' and '.join(_ENTROPIES)}; leave it out or change "
-                "latent_stop"
+                f"{option}={value:g} with latent_stop={text}: it needs a latent_stop with exactly "
+                f"one of {', '.join(_ENTROPIES)}; leave it out or change latent_stop"
             )
 
 
 def make_stop(
     text: str, entropy: float | None, patience: int | None, *, closing: tuple[int, ...]
 ) -> StopRule | None:
-    """The rule called `text`; None if all rows think as many thoughts as they may.
+    """The rule of `latent_stop=text`; None if every row thinks `latent_steps` thoughts.
 
     Args:
-        entropy, patience: of an entropy stop, in place of its defaults.
-        closing: the ids that end the thoughts; the first is the end token.
+        entropy, patience: replace the defaults of the entropy stop; None: the defaults.
+        closing: the ids that close the thoughts; the first is the end token.
     """
     names = text.split("+")
     if STEPS in names:
@@ -114,5 +120,5 @@ def make_stop(
 
 def _entropy(logits_BV: Tensor) -> Tensor:
     log_p_BV = logits_BV.log_softmax(-1)
-    # A token that cannot come, of logit -inf, adds nothing.
+    # The clamp makes an impossible token (logit -inf) contribute 0 and not nan.
     return -(log_p_BV.exp() * log_p_BV.clamp(min=-1e30)).sum(-1)
