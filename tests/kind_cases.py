@@ -157,7 +157,7 @@ def results_of(subject, batch_size=5):
             part,
             CONTINUATIONS[start : start + batch_size],
             max_rows=3,
-            note=lambda rows, number, count=count: count.update(dict.fromkeys(rows, number)),
+            record=lambda rows, number, count=count: count.update(dict.fromkeys(rows, number)),
         )
         scores += [[score.log_likelihood for score in row] for row in results]
         numbers += [count[row] for row in range(len(part))]

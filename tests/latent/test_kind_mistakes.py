@@ -61,15 +61,15 @@ def test_settings_are_compared_without_chance(options, message):
     ("options", "message"),
     [
         ({"latent_kind": "mixture", "search_step_size": 1.0}, "no direction"),
-        ({"latent_kind": "pause", "latent_stop": "end_token"}, "does not read it"),
-        ({"latent_kind": "continuous", "mixture_top_k": 3}, "does not read it"),
-        ({"latent_kind": "mixture", "realign": "ridge"}, "does not read it"),
+        ({"latent_kind": "pause", "latent_stop": "end_token"}, "does not read"),
+        ({"latent_kind": "continuous", "mixture_top_k": 3}, "does not read"),
+        ({"latent_kind": "mixture", "realign": "ridge"}, "does not read"),
         ({"latent_kind": "mixture", "mixture_top_p": 0.0}, r"in \(0, 1\]"),
         ({"latent_kind": "mixture", "mixture_temperature": 0}, "a number > 0"),
         ({"latent_kind": "realigned", "realign": "full"}, "'identity' or 'ridge'"),
         ({"latent_kind": "mixture", "latent_stop": "never"}, "latent_stop=never"),
         ({"latent_kind": "mixture", "latent_stop": "steps+end_token"}, "latent_stop=steps"),
-        ({"latent_kind": "mixture", "stop_entropy": 0.1}, "none of"),
+        ({"latent_kind": "mixture", "stop_entropy": 0.1}, "needs a latent_stop with exactly one of"),
         (
             {
                 "latent_kind": "mixture",
@@ -81,7 +81,7 @@ def test_settings_are_compared_without_chance(options, message):
         ({"latent_markers": "think"}, "latent_markers="),
         ({"thought_noise": -1}, "a number >= 0"),
         ({"thought_dropout": 1}, r"in \[0, 1\)"),
-        ({"latent_kind": "gaussian", "confidence_steps": 3}, "does not read it"),
+        ({"latent_kind": "gaussian", "confidence_steps": 3}, "does not read"),
         ({"confidence_noise": 0}, "a number > 0"),
         ({"latent_kind": "gaussian", "thought_scale": 0}, "a number > 0"),
     ],
