@@ -140,10 +140,10 @@ def test_the_first_problems_are_the_same_whatever_their_number(name):
         ("graph", {"nodes": 1}, "nodes=1"),
         ("graph", {"min_hops": 5}, "min_hops=5, max_hops=4"),
         ("graph", {"extra": -1}, "extra=-1"),
-        ("graph", {"min_hops": 9, "max_hops": 9}, "no more than 0 problems of train"),
+        ("graph", {"min_hops": 9, "max_hops": 9}, "only 0 problems of train"),
         ("arith", {"modulus": 1}, "modulus=1"),
         ("arith", {"min_steps": 0}, "min_steps=0"),
-        ("arith", {"modulus": 3, "min_steps": 1, "max_steps": 1}, "fewer"),
+        ("arith", {"modulus": 3, "min_steps": 1, "max_steps": 1}, "a smaller number"),
         ("graph", {"node": 3}, "'node' is not an option of graph; they are extra"),
         ("sums", {}, "no generated task 'sums'"),
     ],
@@ -157,5 +157,5 @@ def test_options_that_allow_no_problem_are_refused(name, options, message):
 def test_an_unknown_split_and_a_negative_number_are_refused(module):
     with pytest.raises(LatentRefError, match="split 'dev'"):
         module.generate(1, split="dev")
-    with pytest.raises(LatentRefError, match="-1 problems"):
+    with pytest.raises(LatentRefError, match="number of problems is -1"):
         module.generate(-1)

@@ -95,7 +95,7 @@ def test_its_settings_of_generation_and_dtype_are_used(tmp_path):
 def test_of_several_files_one_has_to_be_chosen(tmp_path):
     path = bare_folder(sim_cot, tmp_path / "bare")
     torch.save(torch.load(path), tmp_path / "bare" / "checkpoint_5")
-    with pytest.raises(LatentRefError, match="holds checkpoint_28, checkpoint_5, each a model"):
+    with pytest.raises(LatentRefError, match="holds several models, checkpoint_28, checkpoint_5"):
         load(str(tmp_path / "bare"))
     chosen = load(str(tmp_path / "bare"), weights=str(path))
     assert chosen.config.latent_steps == 10

@@ -73,7 +73,7 @@ def run(*words, tasks=TASK):
         (["--gen_kwargs", "do_sample=True"], ["temperature", "strictly positive"]),
         (["--gen_kwargs", "do_sample=True,temperature=1,top_k=many"], ["top_k"]),
         (["--gen_kwargs", "max_gen_toks=0"], ["must be 1 or more"]),
-        (["--gen_kwargs", "until=3"], ["until=[3] must be texts"]),
+        (["--gen_kwargs", "until=3"], ["until=[3] must be a list of texts"]),
         (["--include_path", "nowhere"], ["--include_path nowhere", "no such folder"]),
         (["--verbosity", "loud"], ["--verbosity LOUD", "DEBUG"]),
         (["--gen_kwargs", "{bad"], ["Invalid JSON: {bad"]),

@@ -69,14 +69,17 @@ def test_settings_are_compared_without_chance(options, message):
         ({"latent_kind": "realigned", "realign": "full"}, "'identity' or 'ridge'"),
         ({"latent_kind": "mixture", "latent_stop": "never"}, "latent_stop=never"),
         ({"latent_kind": "mixture", "latent_stop": "steps+end_token"}, "latent_stop=steps"),
-        ({"latent_kind": "mixture", "stop_entropy": 0.1}, "needs a latent_stop with exactly one of"),
+        (
+            {"latent_kind": "mixture", "stop_entropy": 0.1},
+            "needs a latent_stop with exactly one of",
+        ),
         (
             {
                 "latent_kind": "mixture",
                 "latent_stop": "low_entropy+high_entropy",
                 "stop_patience": 2,
             },
-            "both",
+            "needs a latent_stop with exactly one of",
         ),
         ({"latent_markers": "think"}, "latent_markers="),
         ({"thought_noise": -1}, "a number >= 0"),
