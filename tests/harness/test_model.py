@@ -12,7 +12,7 @@ from tiny import HIDDEN_SIZE, tiny_model, tiny_tokenizer
 
 from lm_eval_latentref.checkpoints.manifest import Manifest, write_manifest
 from lm_eval_latentref.harness.model import LatentRefLM
-from lm_eval_latentref.latent import reasoner
+from lm_eval_latentref.latent import token_reasoner
 from lm_eval_latentref.latent.config import RefinementConfig
 
 STEP = 3.0 * HIDDEN_SIZE / 2
@@ -235,7 +235,7 @@ def test_running_out_of_memory_halves_batches_and_changes_nothing(
         )
     elif phase == "score":
         refused = small_device(
-            monkeypatch, reasoner, "score", lambda thoughts, _: len(thoughts.thoughts_BTD)
+            monkeypatch, token_reasoner, "score", lambda thoughts, _: len(thoughts.thoughts_BTD)
         )
     else:
         refused = small_device(monkeypatch, HFLM, "_model_generate", lambda _, ids, *__: len(ids))

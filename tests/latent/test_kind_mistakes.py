@@ -29,7 +29,7 @@ def test_a_map_that_lacks_tensors_or_has_another_width_is_named():
 def test_ids_around_the_thoughts_lie_in_the_embedding():
     files = ThoughtFiles(opening=(300,), closing=(5,))
     model = LoadedModel(model=tiny_model("gpt2"), identity={"name": "tiny"}, thought_files=files)
-    with pytest.raises(LatentRefError, match="tiny has 300 embedding rows, but a token"):
+    with pytest.raises(LatentRefError, match="tiny has 300 embedding rows, but a marker"):
         Reasoner(LoadedSet(tokenizer=TOKENIZER, backbone=model), RefinementConfig(latent_steps=2))
 
 

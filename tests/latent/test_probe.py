@@ -28,7 +28,10 @@ from lm_eval_latentref.latent.reasoner import Reasoner
     ("trait", "named"),
     [
         ("scales what it embeds", "without thoughts"),
-        ("looks ids up a second time", "token ids up in 'model.others' beside its input embedding"),
+        (
+            "looks ids up a second time",
+            "token ids up in 'model.others' besides its input embedding",
+        ),
         ("looks ids up by their embeddings", "not the embedding of a token"),
         ("keeps no cache", "in two steps"),
         ("has windows in its cache alone", "in two steps"),
