@@ -71,9 +71,11 @@ class SweepModel(LatentRefLM):
             max_rows: the maximum number of continuations in one forward pass.
         """
         reasoner = self.reasoner
+        contexts = [group.context for group in groups]
+        trunk, device = reasoner.trunks.of(contexts), reasoner.backbone.device
         with torch.no_grad(), self.autocast():
             for number, thoughtful in think_under(
-                Context.pad([group.context for group in groups], device=reasoner.backbone.device),
+                Context.pad(contexts, device=device, trunk=trunk),
                 configs,
                 backbone=reasoner.backbone,
                 references=reasoner.references,

@@ -130,8 +130,11 @@ class GridRun:
                     cost.add(line["seconds"], line["forwards"])
                     bar.update(len(batch))
 
-            for _ in in_batches(missing, limit=self.model.row_limit(len(missing)), work=work):
-                pass
+            limit = self.model.row_limit(len(missing))
+            order = self.model.reasoner.trunks.in_order([group.context for group in missing])
+            for part in ([missing[number] for number in numbers] for numbers in order):
+                for _ in in_batches(part, limit=limit, work=work):
+                    pass
         return cost
 
     def outcomes(self) -> tuple[list[Outcome], dict[Setting, int]]:

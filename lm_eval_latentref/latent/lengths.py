@@ -11,13 +11,15 @@ several steps and reading them at once may give different results.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from peft import PeftModel
 from torch import nn
 from transformers import PreTrainedModel
 
 from lm_eval_latentref.errors import LatentRefError
+
+if TYPE_CHECKING:
+    from peft import PeftModel
 
 _CHOOSES_COLUMNS = ("index_topk", "keep_window_size")
 """Configuration fields with the number of highest-scoring columns that sparse attention keeps."""

@@ -17,10 +17,9 @@ import inspect
 import weakref
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-from peft import PeftModel
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 from transformers import DynamicCache, PreTrainedModel
@@ -28,7 +27,10 @@ from transformers import DynamicCache, PreTrainedModel
 from lm_eval_latentref.errors import LatentRefError
 from lm_eval_latentref.latent import caches
 from lm_eval_latentref.latent import transformers_seams as seams
-from lm_eval_latentref.latent.peft_seams import AdapterSwitch
+from lm_eval_latentref.latent.peft_seams import AdapterSwitch, is_adapted
+
+if TYPE_CHECKING:
+    from peft import PeftModel
 
 _active: weakref.WeakKeyDictionary[nn.Module, weakref.ref[Network]] = weakref.WeakKeyDictionary()
 """The network activated last on each model; several networks may share a model."""
@@ -52,7 +54,7 @@ class Network:
         lender: Network | None = None,
         borrowed_ids: Collection[int] = (),
     ) -> None:
-        self._switch = AdapterSwitch.of(model) if isinstance(model, PeftModel) else None
+        self._switch = AdapterSwitch.of(model) if is_adapted(model) else None
         self._adapter = adapter
         self.causal_lm: PreTrainedModel = model.get_base_model() if self._switch else model
         self._decoder = seams.find_decoder(self.causal_lm)
@@ -189,7 +191,8 @@ class Network:
             inputs["position_ids"] = positions_BL
         if self._cache_argument is not None:
             inputs[self._cache_argument] = cache
-        return self._decoder(attention_mask=mask, use_cache=True, **inputs).last_hidden_state
+        with seams.packed_heads():
+            return self._decoder(attention_mask=mask, use_cache=True, **inputs).last_hidden_state
 
     def project(self, hidden_MD: Tensor) -> Tensor:
         """Logits (M, V) of hidden states from the model's own head, with its scaling and caps."""

@@ -7,18 +7,20 @@ the time of reading one token; setting the two fields of each layer directly tak
 fields are `_active_adapter` and `_disable_adapters` in peft/tuners/tuners_utils.py (BaseTunerLayer)
 and peft/utils/other.py (AuxiliaryTrainingWrapper). If a check of these fields fails, PEFT's public
 calls are used.
+
+Importing PEFT takes a tenth of a second or more, so it is imported where there is an adapter.
 """
 
 from __future__ import annotations
 
+import sys
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from peft import PeftModel
-from peft.tuners.tuners_utils import BaseTunerLayer
-from peft.utils.other import AuxiliaryTrainingWrapper
+if TYPE_CHECKING:
+    from peft import PeftModel
 
 _SWITCHED = ("_active_adapter", "_disable_adapters")
 """The fields of a layer that a switch sets."""
@@ -36,8 +38,17 @@ def making() -> Iterator[None]:
         yield
 
 
+def is_adapted(model: Any) -> bool:
+    """Whether `model` is a PeftModel, which it cannot be before PEFT is imported."""
+    peft = sys.modules.get("peft")
+    return peft is not None and isinstance(model, peft.PeftModel)
+
+
 def adapter_layers(model: Any) -> list[Any]:
     """The layers of a PeftModel with adapters, with copies of modules, or with trained rows."""
+    from peft.tuners.tuners_utils import BaseTunerLayer
+    from peft.utils.other import AuxiliaryTrainingWrapper
+
     kinds = (BaseTunerLayer, AuxiliaryTrainingWrapper)
     return [module for module in model.modules() if isinstance(module, kinds)]
 

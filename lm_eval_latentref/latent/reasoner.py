@@ -9,7 +9,8 @@ Shape suffixes: B batch, K columns, L new tokens, T thoughts, D hidden size.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -19,10 +20,19 @@ from lm_eval_latentref.errors import LatentRefError
 from lm_eval_latentref.latent.batching import Tokens
 from lm_eval_latentref.latent.decoding import check_decoding
 from lm_eval_latentref.latent.thoughts import Thoughts
-from lm_eval_latentref.latent.token_reasoner import TokenReasoner, padding_id
+from lm_eval_latentref.latent.token_reasoner import NonFiniteThoughtError, TokenReasoner, padding_id
 
 MAX_NEW_TOKENS = 256
 """The maximum number of tokens that `ask` generates by default."""
+
+
+@contextmanager
+def _of_rows(rows: Sequence[int]) -> Iterator[None]:
+    """Errors inside this block, about a row of a part, name its number among `rows` instead."""
+    try:
+        yield
+    except NonFiniteThoughtError as error:
+        raise NonFiniteThoughtError(rows[error.row], error.reason) from error
 
 
 @dataclass(frozen=True)
@@ -87,14 +97,20 @@ class Reasoner(TokenReasoner):
             self.check_room(context, max_new_tokens)
         answers: dict[int, Answer] = {}
         with torch.no_grad(), self.accounting.working():
-            for rows, thoughts in self.think_in_groups(contexts):
-                new_ids = self._write(
-                    [contexts[row] for row in rows], thoughts, rows, max_new_tokens
-                )
-                texts = self.tokenizer.batch_decode(new_ids, skip_special_tokens=True)
-                thoughts_BTD = thoughts.thoughts_BTD.cpu()
-                for row, text, thoughts_TD in zip(rows, texts, thoughts_BTD, strict=True):
-                    answers[row] = Answer(text, self.protocol.extract(text), thoughts_TD)
+            for rows in self.trunks.in_order(contexts):
+                part = [contexts[row] for row in rows]
+                with _of_rows(rows):
+                    answers.update(zip(rows, self._answer(part, max_new_tokens), strict=True))
+        return [answers[row] for row in range(len(contexts))]
+
+    def _answer(self, contexts: Sequence[Tokens], max_new_tokens: int) -> list[Answer]:
+        answers: dict[int, Answer] = {}
+        for rows, thoughts in self.think_in_groups(contexts):
+            new_ids = self._write([contexts[row] for row in rows], thoughts, rows, max_new_tokens)
+            texts = self.tokenizer.batch_decode(new_ids, skip_special_tokens=True)
+            thoughts_BTD = thoughts.thoughts_BTD.cpu()
+            for row, text, thoughts_TD in zip(rows, texts, thoughts_BTD, strict=True):
+                answers[row] = Answer(text, self.protocol.extract(text), thoughts_TD)
         return [answers[row] for row in range(len(contexts))]
 
     def _write(

@@ -19,6 +19,11 @@ from torch import Tensor
 
 from lm_eval_latentref.latent import caches
 from lm_eval_latentref.latent.networks import Network
+from lm_eval_latentref.latent.transformers_seams import attention_of
+
+COLUMNS_AT_ONCE = 512
+"""The most columns read at once under a mask, whose size is their number times that of all columns.
+"""
 
 
 class Stream:
@@ -45,6 +50,19 @@ class Stream:
         Args:
             mask_BL: bool, True for real columns, False for padding; None if there is no padding.
         """
+        if embeds_BLD.shape[1] <= COLUMNS_AT_ONCE or self._needs_no_mask(mask_BL):
+            return self._feed(embeds_BLD, mask_BL)
+        parts = embeds_BLD.split(COLUMNS_AT_ONCE, dim=1)
+        masks = [None] * len(parts) if mask_BL is None else mask_BL.split(COLUMNS_AT_ONCE, dim=1)
+        return torch.cat([self._feed(*part) for part in zip(parts, masks, strict=True)], dim=1)
+
+    def _needs_no_mask(self, mask_BL: Tensor | None) -> bool:
+        if mask_BL is not None or self.mask_BK is not None or self.length:
+            return False
+        causal_lm = self.network.causal_lm
+        return attention_of(causal_lm) != "eager" and caches.keeps_every_column(causal_lm)
+
+    def _feed(self, embeds_BLD: Tensor, mask_BL: Tensor | None) -> Tensor:
         self._extend_mask(embeds_BLD, mask_BL)
         hidden_BLD = self.network.decode(
             embeds_BLD, cache=self.cache, mask_BK=self.mask_BK, past=self.length

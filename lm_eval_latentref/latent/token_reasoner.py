@@ -32,6 +32,7 @@ from lm_eval_latentref.latent.protocol import protocol_named
 from lm_eval_latentref.latent.scoring import Score, score
 from lm_eval_latentref.latent.selection import check_ids, find_markers, find_stop, make_kind
 from lm_eval_latentref.latent.thoughts import Context, References, Thinking, Thoughts
+from lm_eval_latentref.latent.transformers_seams import packed_heads
 
 MAX_COLUMNS_ON_CPU = 2048
 """The maximum of rows times columns of contexts that are thought about together on a CPU.
@@ -243,7 +244,7 @@ class TokenReasoner:
         Args:
             rows: the numbers of the rows in the batch, for the message.
         """
-        with self.backbone.watching_states() as finite:
+        with self.backbone.watching_states() as finite, packed_heads():
             yield
         all_finite = torch.stack(finite).all(0).tolist() if finite else [True] * len(rows)
         for row, is_finite in zip(rows, all_finite, strict=True):

@@ -27,7 +27,9 @@ from transformers import (
     GenerationMixin,
     PreTrainedModel,
 )
+from transformers.integrations import sdpa_attention
 from transformers.modeling_outputs import BaseModelOutputWithPast
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.pytorch_utils import Conv1D
 from transformers.utils import logging
 
@@ -222,6 +224,55 @@ def takes_any_mask(causal_lm: PreTrainedModel) -> bool:
     """
     has_interface = bool(getattr(causal_lm, "_supports_attention_backend", False))
     return has_interface and attention_of(causal_lm) in ("sdpa", "eager")
+
+
+@contextmanager
+def packed_heads() -> Iterator[None]:
+    """On a CPU, query heads that share keys and values read them together inside this block.
+
+    transformers does so for a single column under a mask. For several it copies keys and values for
+    each query head, and without a mask torch reads them anew for each: on SmolLM2-135M's three
+    query heads a key, two columns after 800 take a quarter of the time in bfloat16, one a fifth.
+    """
+    usual = ALL_ATTENTION_FUNCTIONS["sdpa"]
+    ALL_ATTENTION_FUNCTIONS["sdpa"] = _packed_attention
+    try:
+        yield
+    finally:
+        ALL_ATTENTION_FUNCTIONS["sdpa"] = usual
+
+
+def _packed_attention(
+    module: nn.Module,
+    query_BHLD: Tensor,
+    key_BGKD: Tensor,
+    value_BGKD: Tensor,
+    attention_mask: Tensor | None,
+    dropout: float = 0.0,
+    scaling: float | None = None,
+    **others: Any,
+) -> tuple[Tensor, None]:
+    """transformers' function for "sdpa", with the query heads of each of the G keys as one."""
+    num_rows, num_heads, num_new, _ = query_BHLD.shape
+    num_shared = num_heads // key_BGKD.shape[1]
+    causal = attention_mask is None and num_new > 1  # torch's own kernel for that is faster
+    varies = attention_mask is not None and attention_mask.shape[1] > 1  # from head to head
+    adds = any(others.get(name) is not None for name in ("position_bias", "softcap"))
+    if num_shared == 1 or causal or varies or adds or key_BGKD.device.type != "cpu":
+        given = (query_BHLD, key_BGKD, value_BGKD, attention_mask, dropout, scaling)
+        return sdpa_attention.sdpa_attention_forward(module, *given, **others)
+    if attention_mask is not None:
+        attention_mask = attention_mask.repeat(1, 1, num_shared, 1)
+    output = nn.functional.scaled_dot_product_attention(
+        query_BHLD.reshape(num_rows, key_BGKD.shape[1], num_shared * num_new, -1),
+        key_BGKD,
+        value_BGKD,
+        attn_mask=attention_mask,
+        dropout_p=dropout,
+        scale=scaling,
+    )
+    output = output.reshape(num_rows, num_heads, num_new, -1)
+    return output.transpose(1, 2).contiguous(), None
 
 
 def is_stateful(causal_lm: PreTrainedModel) -> bool:

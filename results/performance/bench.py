@@ -368,6 +368,19 @@ def spread(values: Sequence[float]) -> str:
     return f"{statistics.median(values):.3g} ({min(values):.3g} to {max(values):.3g})"
 
 
+def kept(args: argparse.Namespace, part: str) -> dict[str, Any]:
+    """What an earlier run wrote to `args.output` under `part`, if nothing there differs from now.
+
+    Nothing are the machine, the versions and the dtype.
+    """
+    if not args.output or not Path(args.output).exists():
+        return {}
+    record = json.loads(Path(args.output).read_text(encoding="utf-8"))
+    now = {"machine": machine(), "versions": versions()}
+    same = all(record.get(name) == value for name, value in now.items())
+    return record[part] if same and record["options"]["dtype"] == args.dtype else {}
+
+
 def counts(lm: LatentRefLM, work: Callable[[], Any]) -> dict[str, Any]:
     """Thoughts, tokens, forwards and columns of `lm` during one call of `work`."""
     before = lm.reasoner.accounting.report()

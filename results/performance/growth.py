@@ -1,10 +1,13 @@
-"""How time grows with thoughts, search steps, batch size, context length and number of choices.
+"""How time grows with thoughts, search steps, rows, context, shared prefix and choices.
 
     python results/performance/growth.py -o results/performance/growth.json    # and growth.svg
+    python results/performance/growth.py --axis context_tokens --rounds 1
 
 One quantity at a time is varied around a common point; every measurement reads contexts of its
 own, cut from ProsQA questions, thinks with both references and scores the choices. A straight line
-is fitted to the medians, and the forwards and columns of each model are recorded beside the times.
+is fitted to the medians, and a power of the quantity to the larger half of its values. Beside the
+times are the columns that all models read: each is multiplied by all weights, and attention reads
+all columns before it. Of axes not named, the output keeps what it holds of this machine.
 """
 
 from __future__ import annotations
@@ -18,7 +21,10 @@ from pathlib import Path
 from typing import Any
 
 import bench
+import numpy as np
 from scipy.stats import linregress
+
+from lm_eval_latentref.errors import LatentRefError
 
 
 @dataclass(frozen=True)
@@ -27,8 +33,10 @@ class Point:
 
     thoughts: int = 6
     search_steps: int = 1
-    batch_size: int = 4
+    batch_size: int = 1
     context_tokens: int = 128
+    """Of each row's own, behind what all rows share."""
+    shared_tokens: int = 0
     choices: int = 5
 
 
@@ -36,44 +44,52 @@ AXES: dict[str, tuple[int, ...]] = {
     "thoughts": (1, 2, 4, 6, 8, 12),
     "search_steps": (1, 2, 4, 8),
     "batch_size": (1, 2, 4, 8, 16),
-    "context_tokens": (32, 64, 128, 256, 512),
+    "context_tokens": (64, 128, 256, 512, 1024, 2048, 4096),
+    "shared_tokens": (128, 256, 512, 1024, 2048),
     "choices": (1, 2, 5, 10, 20),
 }
+ROWS_THAT_SHARE = 4
 CHOICE_TOKENS = 4
+OPTIONS = [
+    ("--axis", {"default": ",".join(AXES), "help": f"with commas between: {', '.join(AXES)}"}),
+]
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    args = bench.parse(__doc__, argv, batch_size=1)
+    args = bench.parse(__doc__, argv, *OPTIONS, dtype="auto")
+    names = args.axis.split(",")
+    for name in names:
+        if name not in AXES:
+            raise LatentRefError(f"--axis {name}: give one or more of {', '.join(AXES)}")
     lm = bench.load_lm(args)
     hidden_size = lm.reasoner.backbone.hidden_size
     references = [bench.perturbed(lm.model, seed) for seed in (1, 2)]
     lm = bench.thinking(lm, bench.refined(hidden_size), *references)
     prompts = bench.prosqa(300, args.tiny)
     tokens = cycle(token for text in prompts for token in lm.tok_encode(text))
-    around = Point(2, 1, 2, 8, 2) if args.tiny else Point()
-    axes = {axis: values[:2] for axis, values in AXES.items()} if args.tiny else AXES
-    points = list(
-        dict.fromkeys(dataclasses.replace(around, **{a: v}) for a in axes for v in axes[a])
-    )
+    around = Point(thoughts=2, context_tokens=8, choices=2) if args.tiny else Point()
     work(lm, around, tokens)
-    seconds: dict[Point, list[float]] = {point: [] for point in points}
-    counts: dict[Point, dict[str, Any]] = {}
-    for _ in range(args.rounds):
-        for point in points:
-            took, counts[point] = work(lm, point, tokens)
-            seconds[point].append(took)
-    fits = {axis: measured(axis, values, around, seconds, counts) for axis, values in axes.items()}
+    axes = bench.kept(args, "axes")
+    axes.update({name: measured(lm, name, around, tokens, args) for name in names})
+    axes = {name: axes[name] for name in AXES if name in axes}
     centre = ", ".join(f"{name}={value}" for name, value in vars(around).items())
     report = bench.Report(
         name="growth",
-        header=("", "seconds = a + b x", "R2", "seconds at each x: median"),
-        rows=[row(axis, fit) for axis, fit in fits.items()],
-        record={"around": vars(around), "axes": fits},
-        remarks=[f"Around: {centre}."],
+        header=("", "seconds = a + b x", "R2", "power", "at each x: seconds (columns read)"),
+        rows=[row(axis, fit) for axis, fit in axes.items()],
+        record={"around": vars(around), "axes": axes},
+        remarks=[f"Around: {centre}; {ROWS_THAT_SHARE} rows share tokens. All in {args.dtype}."],
     )
     if args.output:
-        draw(fits, Path(args.output).with_suffix(".svg"))
+        draw(axes, Path(args.output).with_suffix(".svg"))
     return report.finish(args)
+
+
+def points_of(axis: str, around: Point, tiny: bool) -> list[Point]:
+    values = AXES[axis][:2] if tiny else AXES[axis]
+    if axis == "shared_tokens":
+        around = dataclasses.replace(around, batch_size=ROWS_THAT_SHARE)
+    return [dataclasses.replace(around, **{axis: value}) for value in values]
 
 
 def work(lm: Any, point: Point, tokens: Any) -> tuple[float, dict[str, Any]]:
@@ -85,45 +101,50 @@ def work(lm: Any, point: Point, tokens: Any) -> tuple[float, dict[str, Any]]:
         search_step_size=reasoner.backbone.hidden_size / 2 / point.search_steps,
         search_steps=point.search_steps,
     )
-    contexts = [tuple(islice(tokens, point.context_tokens)) for _ in range(point.batch_size)]
+    shared, own = tuple(islice(tokens, point.shared_tokens)), point.context_tokens
+    contexts = [(*shared, *islice(tokens, own)) for _ in range(point.batch_size)]
     choices = [
         [tuple(islice(tokens, CHOICE_TOKENS)) for _ in range(point.choices)] for _ in contexts
     ]
     took: list[float] = []
 
     def score() -> None:
-        seconds, _ = bench.timed(
-            lambda: reasoner.score(contexts, choices, max_rows=point.batch_size)
-        )
-        took.append(seconds)
+        for rows in reasoner.trunks.in_order(contexts):
+            parts = ([each[row] for row in rows] for each in (contexts, choices))
+            reasoner.score(*parts, max_rows=point.batch_size)
 
-    counted = bench.counts(lm, score)
+    counted = bench.counts(lm, lambda: took.append(bench.timed(score)[0]))
     return took[0], {kind: counted[kind] for kind in ("forwards", "columns_read")}
 
 
-def measured(
-    axis: str,
-    values: Sequence[int],
-    around: Point,
-    seconds: dict[Point, list[float]],
-    counts: dict[Point, dict[str, Any]],
-) -> dict[str, Any]:
-    """Times, line and counts of one axis as JSON values."""
-    points = [dataclasses.replace(around, **{axis: value}) for value in values]
-    line = linregress(values, [statistics.median(seconds[point]) for point in points])
+def measured(lm: Any, axis: str, around: Point, tokens: Any, args: Any) -> dict[str, Any]:
+    """Times, fits and counts of one axis as JSON values."""
+    points = points_of(axis, around, args.tiny)
+    seconds: list[list[float]] = [[] for _ in points]
+    counts: list[dict[str, Any]] = [{} for _ in points]
+    for _ in range(args.rounds):
+        for number, point in enumerate(points):
+            took, counts[number] = work(lm, point, tokens)
+            seconds[number].append(took)
+    values, medians = [vars(point)[axis] for point in points], list(map(statistics.median, seconds))
+    line, half = linregress(values, medians), len(values) // 2
+    power = linregress(np.log(values[half - 1 :]), np.log(medians[half - 1 :])).slope
     return {
-        "values": list(values),
-        "seconds": [seconds[point] for point in points],
+        "values": values,
+        "seconds": seconds,
         "line": {"a": line.intercept, "b": line.slope, "r2": line.rvalue**2},
-        "counts": [counts[point] for point in points],
+        "power": power,
+        "counts": counts,
     }
 
 
 def row(axis: str, fit: dict[str, Any]) -> tuple[str, ...]:
     line = fit["line"]
-    pairs = zip(fit["values"], map(statistics.median, fit["seconds"]), strict=True)
-    at_each = ", ".join(f"{value}: {median:.3g}" for value, median in pairs)
-    return axis, f"{line['a']:.3g} + {line['b']:.3g} x", f"{line['r2']:.3f}", at_each
+    columns = [sum(each["columns_read"].values()) for each in fit["counts"]]
+    triples = zip(fit["values"], map(statistics.median, fit["seconds"]), columns, strict=True)
+    at_each = ", ".join(f"{value}: {median:.3g} ({read})" for value, median, read in triples)
+    fitted = f"{line['a']:.3g} + {line['b']:.3g} x"
+    return axis, fitted, f"{line['r2']:.3f}", f"{fit['power']:.2f}", at_each
 
 
 def draw(axes: dict[str, Any], path: Path) -> None:
@@ -131,7 +152,8 @@ def draw(axes: dict[str, Any], path: Path) -> None:
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(3 * len(axes), 3), layout="constrained")
-    for panel, (axis, fit) in zip(figure.subplots(1, len(axes)), axes.items(), strict=True):
+    panels = figure.subplots(1, len(axes), squeeze=False)[0]
+    for panel, (axis, fit) in zip(panels, axes.items(), strict=True):
         medians = [statistics.median(times) for times in fit["seconds"]]
         below = [median - min(times) for median, times in zip(medians, fit["seconds"], strict=True)]
         above = [max(times) - median for median, times in zip(medians, fit["seconds"], strict=True)]

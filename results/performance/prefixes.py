@@ -7,7 +7,8 @@ Four kinds of work: `gsm8k`, 16 tokens after lm-eval's own `gsm8k_cot`, whose ei
 fixed; `choices`, MathQA's five choices after its first five documents; `drawn`, the same after five
 examples drawn anew for each document, where there is nothing to share; and `thoughts`, six refined
 thoughts and 16 tokens on the prompts of `gsm8k`, against the same questions without examples. The
-limit is by tokens read. All sides use the dtype in which this machine multiplies faster.
+limit is by tokens read. Of work that is not named, the output keeps what it holds of this machine.
+All sides use the dtype in which this machine multiplies faster.
 """
 
 from __future__ import annotations
@@ -89,39 +90,49 @@ def main(argv: Sequence[str] | None = None) -> int:
     for name in names:
         if name not in WORKS:
             raise LatentRefError(f"--work {name}: give one or more of {', '.join(WORKS)}")
+    works = bench.kept(args, "works")
     report = bench.Report(
         name="prefixes",
         header=("", "", "documents/s: median (range)", "IQR"),
         rows=[],
-        record={"works": {}},
+        record={"works": works},
         remarks=[f"All sides in {args.dtype}."],
     )
     exact, lm = bench.load_lm(args, dtype="float32"), bench.load_lm(args)
     report.record["model"] = bench.identity(lm, args)
-    for name in names:
-        _measure(name, exact, lm, args, report)
+    works.update({name: measured(WORKS[name], exact, lm, args) for name in names})
+    for name in WORKS:
+        if name in works:
+            _show(name, works[name], report, tiny=args.tiny)
     return report.finish(args)
 
 
-def _measure(name: str, exact: Any, lm: Any, args: Any, report: bench.Report) -> None:
-    """Adds the rows and the verdict of one kind of work."""
-    work, num = WORKS[name], args.rounds * args.documents + bench.NUM_WARM_UP
+def measured(work: Work, exact: Any, lm: Any, args: Any) -> dict[str, Any]:
+    """Times, counts and the limit of one kind of work as JSON values."""
+    num = args.rounds * args.documents + bench.NUM_WARM_UP
     documents = asked(work, num, args.tiny)
     sides, _ = sides_of(work, exact)
     first, second = (sides[side](documents[:NUM_CHECKED]) for side in (OURS, work.checked_by))
-    report.check(_equal(first, second), f"{name}: in float32 the answers of both sides differ")
     sides, accounting = sides_of(work, lm)
     before = accounting.report()
     both = [Side(side, sides[side]) for side in (work.slow, work.fast)]
     rounds = bench.alternate(both, documents, args)
     cost = {k: v - before[k] for k, v in accounting.report().items() if k.startswith("tokens")}
+    limit = _limit(lm, documents, cost) if HF in (work.slow, work.fast) else None
+    answers = {"equal_in_float32": _equal(first, second), "limit": limit}
+    return {**rounds.record(), **cost, **answers, "documents": args.documents}
+
+
+def _show(name: str, made: dict[str, Any], report: bench.Report, *, tiny: bool) -> None:
+    """Adds the rows and the verdict of one kind of work."""
+    work, rounds = WORKS[name], bench.Rounds(made["seconds_per_document"], {})
+    report.check(made["equal_in_float32"], f"{name}: in float32 the answers of both sides differ")
     report.rows = [*report.rows, *((name, *row) for row in rounds.rows())]
-    report.record["works"][name] = {**rounds.record(), **cost}
     what, bounds = f"{name}: time of {work.slow} / {work.fast}", (work.at_least, work.at_most)
     ratio = rounds.ratio(work.slow, work.fast)
-    report.judge(what, ratio, at_least=bounds[0], at_most=bounds[1], tiny=args.tiny)
-    if HF in (work.slow, work.fast):
-        report.judge(f"{name}: limit by tokens", [_limit(lm, documents, cost)])
+    report.judge(what, ratio, at_least=bounds[0], at_most=bounds[1], tiny=tiny)
+    if made["limit"]:
+        report.judge(f"{name}: limit by tokens", [made["limit"]])
 
 
 def asked(work: Work, num: int, tiny: bool) -> list[Document]:

@@ -37,7 +37,7 @@ OPTIONS = [
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    args = bench.parse(__doc__, argv, *OPTIONS, documents=16, batch_size=16)
+    args = bench.parse(__doc__, argv, *OPTIONS, dtype="auto", documents=16, batch_size=16)
     task_name = "latentref_graph_mc_dev" if args.tiny else args.task
     name = args.pretrained or ("graph-small" if args.tiny else "smollm2-135m")
     grid = Grid(

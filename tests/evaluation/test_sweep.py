@@ -33,6 +33,7 @@ from lm_eval_latentref.evaluation.settings import Setting
 from lm_eval_latentref.evaluation.sweep import sweep, sweep_json
 from lm_eval_latentref.evaluation.sweep_run import SWEPT, Journal, read_journal
 from lm_eval_latentref.harness.model import LatentRefLM
+from lm_eval_latentref.latent import prefixes
 from lm_eval_latentref.latent.reasoner import Reasoner
 
 __all__ = ["finished", "finished_folder", "folders", "stops_after", "tasks"]
@@ -104,6 +105,23 @@ def test_a_setting_has_the_same_numbers_as_in_lm_eval(setting, finished, folders
 
 def outcomes_without_cost(result):
     return {each.setting: (each.correct, each.margins) for each in result.outcomes}
+
+
+def test_contexts_that_begin_alike_get_the_same_margins_from_one_reading(
+    finished, folders, tasks, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(prefixes, "MIN_TOKENS", 2)
+    monkeypatch.setattr(prefixes, "MIN_SAVED", 1)
+    branches = []
+    branch = prefixes.Trunk.branch
+    monkeypatch.setattr(
+        prefixes.Trunk, "branch", lambda *args: branches.append(args) or branch(*args)
+    )
+    again = run(folders, tasks, tmp_path)
+    assert branches
+    for outcome, wanted in zip(again.outcomes, finished.outcomes, strict=True):
+        assert outcome.setting == wanted.setting
+        assert outcome.margins == pytest.approx(wanted.margins, abs=1e-4)
 
 
 @pytest.mark.parametrize("number", [0, 1, 8])

@@ -24,6 +24,7 @@ from lm_eval_latentref.latent.reasoner import Reasoner
 from lm_eval_latentref.latent.scoring import score
 from lm_eval_latentref.latent.streams import Stream
 from lm_eval_latentref.latent.thoughts import Context, Markers, References, think
+from lm_eval_latentref.latent.token_reasoner import NonFiniteThoughtError
 
 WINDOWED = ("mistral", "gemma2", "gemma3")
 PREFIX = random_ids(12, seed=100)
@@ -213,3 +214,28 @@ def test_a_trunk_is_freed_when_no_context_to_do_begins_with_it(short_prefixes_pa
     gc.collect()
     assert [ref() for ref in alive] == [None, None]
     assert not trunks.in_use
+
+
+def test_answers_to_contexts_that_share_a_prefix_are_those_of_each_alone(short_prefixes_pay):
+    contexts = [CONTEXTS[row] for row in (0, 1, 3)] + [random_ids(6, seed=7)]
+    subject = reasoner("llama", **REFINED)
+    together = subject.answer(contexts, max_new_tokens=5)
+    assert subject.accounting.report()["tokens_shared"] > 0
+    alone = [subject.answer([context], max_new_tokens=5)[0] for context in contexts]
+    assert [each.text for each in together] == [each.text for each in alone]
+    for each, wanted in zip(together, alone, strict=True):
+        torch.testing.assert_close(each.thoughts, wanted.thoughts, rtol=1e-4, atol=1e-4)
+
+
+def test_an_error_names_the_row_among_all_contexts(short_prefixes_pay, monkeypatch):
+    contexts = [random_ids(6, seed=7), *((*PREFIX, n) for n in range(3))]
+    subject = reasoner("llama", **REFINED)
+
+    def answer(part, _):
+        if contexts[2] in part:
+            raise NonFiniteThoughtError(part.index(contexts[2]), "overflow")
+        return [None] * len(part)
+
+    monkeypatch.setattr(subject, "_answer", answer)
+    with pytest.raises(NonFiniteThoughtError, match="row 2: overflow"):
+        subject.answer(contexts, max_new_tokens=5)

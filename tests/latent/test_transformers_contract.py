@@ -17,7 +17,9 @@ from lm_eval_latentref.latent import caches
 from lm_eval_latentref.latent import transformers_seams as seams
 from lm_eval_latentref.latent.config import RefinementConfig
 from lm_eval_latentref.latent.loaded import LoadedModel, LoadedSet
+from lm_eval_latentref.latent.networks import Network
 from lm_eval_latentref.latent.reasoner import Reasoner
+from lm_eval_latentref.latent.streams import Stream
 from lm_eval_latentref.latent.transformers_seams import cache_argument, own_cache_argument
 
 pytestmark = pytest.mark.contract
@@ -179,3 +181,43 @@ def test_columns_are_written_in_place_and_not_where_a_fork_reads():
     for branch in (cache, fork):
         branch.update(torch.randn(2, 2, 1, 8), new_BHLD[:, :, :1], 0)
     assert not torch.equal(cache.layers[0].keys, fork.layers[0].keys)
+
+
+GROUPED = ("llama", "qwen2", "qwen3", "mistral", "gemma3")
+
+
+@pytest.mark.parametrize("family", GROUPED)
+def test_query_heads_that_share_keys_read_them_together_as_they_would_alone(family, monkeypatch):
+    """`ALL_ATTENTION_FUNCTIONS["sdpa"]`: the attention that layers look up at each forward."""
+    network, usual = Network(tiny_model(family)), seams.ALL_ATTENTION_FUNCTIONS["sdpa"]
+    config = network.causal_lm.config
+    assert config.num_key_value_heads < config.num_attention_heads
+    ids = torch.tensor([[0, 5, 6], [3, 4, 5]])
+    real = ids > 0
+
+    def states():
+        stream, alone = Stream(network), Stream(network)
+        parts = [stream.feed(network.embed(ids), real)[real]]  # padded, two columns, one column
+        parts += [stream.feed(network.embed(ids[:, :number])) for number in (2, 1)]
+        alone.feed(network.embed(ids[1:]))
+        return [*parts, alone.feed(network.embed(ids[1:, :1]))]  # without a mask
+
+    with torch.no_grad():
+        packed = states()
+        assert seams.ALL_ATTENTION_FUNCTIONS["sdpa"] is usual
+        monkeypatch.setattr(seams, "_packed_attention", usual)
+        for actual, wanted in zip(packed, states(), strict=True):
+            torch.testing.assert_close(actual, wanted, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("num_new", [1, 2])
+def test_keys_that_query_heads_share_are_not_copied(num_new, monkeypatch):
+    copied = []
+    monkeypatch.setattr(seams.sdpa_attention, "repeat_kv", lambda *args: copied.append(args))
+    network = Network(tiny_model("llama"))
+    with torch.no_grad():
+        stream = Stream(network)
+        for columns in ([[0, 5, 6], [3, 4, 5]], [[7] * num_new, [9] * num_new]):
+            ids_BL = torch.tensor(columns)
+            stream.feed(network.embed(ids_BL), ids_BL > 0)
+    assert not copied

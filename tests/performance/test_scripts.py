@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 from pathlib import Path
 
 import bench
@@ -81,9 +82,12 @@ def test_a_tiny_run_agrees_judges_no_target_and_writes_its_page(
 
 
 @pytest.mark.slow
-def test_importing_brings_no_package_that_hf_does_without_except_that_of_adapters():
-    _, names = starting.importing(str(PACKAGED_MODELS / "graph-small"))
-    assert {"lm_eval_latentref"} <= set(names) <= {"lm_eval_latentref", "peft", "transformers"}
+def test_importing_brings_the_rooms_of_evaluation_and_no_package_that_hf_does_without():
+    _, modules = starting.importing(str(PACKAGED_MODELS / "graph-small"))
+    packages = {name.partition(".")[0] for name in modules} - sys.stdlib_module_names
+    assert packages == {"lm_eval_latentref"}
+    rooms = {name.split(".")[1] for name in modules if name.count(".") > 1}
+    assert rooms == {"latent", "checkpoints", "benchmarks", "harness"}
 
 
 def test_every_script_says_what_it_takes(capsys):
