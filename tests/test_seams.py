@@ -9,6 +9,7 @@ ROOT = Path(__file__).parent.parent / "lm_eval_latentref"
 SEAMS = {
     "harness/lm_eval_seams.py",
     "latent/peft_seams.py",
+    "latent/torch_seams.py",
     "latent/transformers_seams.py",
 }
 TREES = {

@@ -31,7 +31,7 @@ import torch
 from lm_eval_latentref.latent.networks import Network
 
 COUNTS = (
-    *("contexts_thought_about", "thought_steps"),
+    *("contexts_thought_about", "thought_steps", "padding_columns"),
     *("tokens_encoded", "tokens_shared", "tokens_generated"),
 )
 """Counters that callers increase; `thought_steps` divided by `contexts_thought_about` is the mean
@@ -106,6 +106,7 @@ class Accounting:
         `columns_read` is the sum over a model's forwards of rows times columns, with padding.
         `tokens_encoded` is the sum of the lengths of all distinct contexts, and `tokens_shared` the
         part of it that the backbone did not read because it had read the shared prefix before.
+        `padding_columns` is the number of columns of contexts, in one model, that hold no token.
         `tokens_generated` does not include EOS. Memory is the peak of the process: resident memory
         on the host, and tensors on each GPU.
         """

@@ -28,6 +28,7 @@ from lm_eval_latentref.errors import LatentRefError
 from lm_eval_latentref.latent import caches
 from lm_eval_latentref.latent import transformers_seams as seams
 from lm_eval_latentref.latent.peft_seams import AdapterSwitch, is_adapted
+from lm_eval_latentref.latent.torch_seams import by_onednn
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -191,13 +192,14 @@ class Network:
             inputs["position_ids"] = positions_BL
         if self._cache_argument is not None:
             inputs[self._cache_argument] = cache
-        with seams.packed_heads():
+        with seams.packed_heads(), by_onednn():
             return self._decoder(attention_mask=mask, use_cache=True, **inputs).last_hidden_state
 
     def project(self, hidden_MD: Tensor) -> Tensor:
         """Logits (M, V) of hidden states from the model's own head, with its scaling and caps."""
         self.activate()
-        return self._head(inputs_embeds=hidden_MD.unsqueeze(0)).logits[0]
+        with by_onednn():
+            return self._head(inputs_embeds=hidden_MD.unsqueeze(0)).logits[0]
 
     def before_forward(self, listener: Callable[[int, int], None]) -> RemovableHandle:
         """Call `listener(rows * new columns, columns read before)` at the start of each forward.

@@ -32,6 +32,7 @@ from lm_eval_latentref.latent.protocol import protocol_named
 from lm_eval_latentref.latent.scoring import Score, score
 from lm_eval_latentref.latent.selection import check_ids, find_markers, find_stop, make_kind
 from lm_eval_latentref.latent.thoughts import Context, References, Thinking, Thoughts
+from lm_eval_latentref.latent.torch_seams import by_onednn
 from lm_eval_latentref.latent.transformers_seams import packed_heads
 
 MAX_COLUMNS_ON_CPU = 2048
@@ -155,6 +156,7 @@ class TokenReasoner:
         accounting, trunk = self.accounting, self.trunks.of(unique)
         num_shared = trunk.num_shared(unique, self.backbone) if trunk else 0
         whole = Context.pad(unique, device=self.backbone.device, trunk=trunk)
+        num_columns = whole.ids_BC.shape[1] - whole.num_shared
         thinking = accounting.thinking(whole.num_shared)
         with torch.no_grad(), accounting.working(), thinking:
             groups = think_about(self._parts(unique, whole), list(rows), self.config, self.stop)
@@ -162,6 +164,7 @@ class TokenReasoner:
             accounting.count(
                 tokens_encoded=sum(map(len, unique)),
                 tokens_shared=num_shared,
+                padding_columns=sum(max(0, num_columns - len(each)) for each in unique),
                 contexts_thought_about=len(rows),
                 thought_steps=sum(len(rows) * thoughts.num_thoughts for rows, thoughts in groups),
             )
@@ -244,7 +247,7 @@ class TokenReasoner:
         Args:
             rows: the numbers of the rows in the batch, for the message.
         """
-        with self.backbone.watching_states() as finite, packed_heads():
+        with self.backbone.watching_states() as finite, packed_heads(), by_onednn():
             yield
         all_finite = torch.stack(finite).all(0).tolist() if finite else [True] * len(rows)
         for row, is_finite in zip(rows, all_finite, strict=True):

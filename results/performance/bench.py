@@ -17,10 +17,13 @@ import copy
 import gc
 import json
 import os
+import random
 import statistics
 import sys
+import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -80,6 +83,14 @@ SHAPES: dict[str, Callable[[], Any]] = {
 """Configurations for random weights, which cost what the real ones cost."""
 
 
+CONTEXT_TOKENS = (
+    "--context_tokens",
+    {"type": int, "help": "cut prompts to this many tokens on average (default: not)"},
+)
+LENGTHS = 0.35
+"""Lengths of prompts that are cut are spread so far around their mean, relative to it."""
+
+
 # Options ---------------------------------------------------------------------------------------
 
 
@@ -100,8 +111,10 @@ def parse(
     parser.add_argument("--dtype", default=dtype, help=help)
     parser.add_argument("--pretrained", help="the model (default: SmolLM2-135M-Instruct)")
     parser.add_argument("--shape", choices=SHAPES, help="random weights of this shape instead")
+    clocks = "wall: seconds that pass; cpu: seconds this process computes, where others do too"
+    parser.add_argument("--clock", choices=("wall", "cpu"), default="wall", help=clocks)
     parser.add_argument("--tiny", action="store_true", help="a tiny model; judges no target")
-    parser.add_argument("--profile", action="store_true", help="print where our time goes")
+    parser.add_argument("--profile", action="store_true", help="show where our time goes")
     parser.add_argument("-o", "--output", metavar="FILE.json", help="and the page beside it")
     for name, settings in extra:
         parser.add_argument(name, **settings)
@@ -110,6 +123,8 @@ def parse(
         args.shape, args.dtype, args.rounds = "tiny", "float32", 1
         for name in defaults:
             setattr(args, name, min(2, getattr(args, name)))
+    if args.clock == "cpu" and (device().type != "cpu" or torch.get_num_threads() > 1):
+        raise LatentRefError("clock=cpu: only on a CPU and with OMP_NUM_THREADS=1; give clock=wall")
     if args.dtype == "auto":
         args.dtype = faster_dtype()
     if not isinstance(kind := getattr(torch, args.dtype, None), torch.dtype) or (
@@ -261,6 +276,18 @@ def prosqa(num: int, tiny: bool) -> list[str]:
     return [f"{number} {prompt[-30:]}" for number, prompt in enumerate(made)] if tiny else made
 
 
+def shortened(lm: HFLM, prompts: Sequence[str], mean: int | None) -> list[str]:
+    """The ends of `prompts`, of about `mean` tokens on average; None: as they are."""
+    if mean is None:
+        return list(prompts)
+    draw, spread = random.Random(0), round(LENGTHS * mean)
+    lengths = [draw.randint(mean - spread, mean + spread) for _ in prompts]
+    return [
+        lm.tokenizer.decode(lm.tok_encode(prompt)[-length:])
+        for prompt, length in zip(prompts, lengths, strict=True)
+    ]
+
+
 def score_choices(lm: HFLM, asked: Sequence[dict[str, Any]]) -> list[list[float]]:
     """The log-likelihood of each choice of each MathQA document."""
     requests = [
@@ -345,18 +372,25 @@ def alternate(sides: Sequence[Side], documents: Sequence[Any], args: Any) -> Rou
         start = NUM_WARM_UP + number * args.documents
         batch = documents[start : start + args.documents]
         for side in sides if number % 2 == 0 else sides[::-1]:
-            seconds, answers = timed(side.answer, batch[: side.most])
+            seconds, answers = timed(partial(side.answer, batch[: side.most]), clock=clock_of(args))
             rounds.seconds[side.name].append(seconds / len(batch[: side.most]))
             rounds.answers[side.name].append(answers)
     return rounds
 
 
-def timed(call: Callable[..., Any], *args: Any) -> tuple[float, Any]:
+def timed(
+    call: Callable[..., Any], *args: Any, clock: Callable[[], float] = timer
+) -> tuple[float, Any]:
     """Seconds that `call(*args)` takes until the device is done, and what it returns."""
     gc.collect()
-    started = timer()  # waits for the device
+    started = clock()  # torch's timer waits for the device
     result = call(*args)
-    return timer() - started, result
+    return clock() - started, result
+
+
+def clock_of(args: Any) -> Callable[[], float]:
+    """The clock that `args` name; a GPU's work and that of several threads need the wall's."""
+    return time.process_time if getattr(args, "clock", "wall") == "cpu" else timer
 
 
 def _iqr(measurement: Measurement) -> float:
@@ -383,21 +417,32 @@ def kept(args: argparse.Namespace, part: str) -> dict[str, Any]:
 
 def counts(lm: LatentRefLM, work: Callable[[], Any]) -> dict[str, Any]:
     """Thoughts, tokens, forwards and columns of `lm` during one call of `work`."""
+    return counted(lm, work)[1]
+
+
+def counted(lm: LatentRefLM, work: Callable[[], Any]) -> tuple[Any, dict[str, Any]]:
+    """What one call of `work` returns, and `counts` during it."""
     before = lm.reasoner.accounting.report()
-    work()
+    result = work()
     after = lm.reasoner.accounting.report()
     numbers = {name: after[name] - before[name] for name in after if isinstance(after[name], int)}
-    return numbers | {
+    return result, numbers | {
         kind: {name: after[kind][name] - before[kind][name] for name in after[kind]}
         for kind in ("forwards", "columns_read")
     }
 
 
-def print_profile(call: Callable[[], Any]) -> None:
-    """Prints the operators that take most of the time of `call`."""
+def profile_of(call: Callable[[], Any], num_rows: int = 12) -> str:
+    """A table of the operators that take most of the time of `call`."""
     with profile() as profiled:
         call()
-    print(profiled.key_averages().table(sort_by="self_cpu_time_total", row_limit=15))
+    events = sorted(profiled.key_averages(), key=lambda event: -event.self_cpu_time_total)
+    total = sum(event.self_cpu_time_total for event in events)
+    lines = [
+        f"{event.self_cpu_time_total / total:6.1%}  {event.count:7d} calls  {event.key}"
+        for event in events[:num_rows]
+    ]
+    return "\n".join([f"Where the {total / 1e6:.1f} s of one profiled batch go:", *lines])
 
 
 # Pages -----------------------------------------------------------------------------------------
@@ -415,6 +460,8 @@ class Report:
     remarks: list[str] = field(default_factory=list)
     failures: list[str] = field(default_factory=list)
     """Checks of equal answers that did not hold; the numbers are then worth nothing."""
+    profile: str = ""
+    """A table of where our time goes."""
     missed: list[str] = field(default_factory=list)
 
     def check(self, holds: bool, failure: str) -> None:
@@ -449,7 +496,10 @@ class Report:
         text = ["  ".join(map(str.ljust, line, widths)).rstrip() for line in lines]
         text.insert(1, "  ".join("-" * width for width in widths))
         return "\n".join(
-            [*text, "", *self.remarks, *(f"FAILED: {failure}" for failure in self.failures)]
+            [
+                *(*text, "", *self.remarks, *(f"FAILED: {failure}" for failure in self.failures)),
+                *(("", self.profile) if self.profile else ()),
+            ]
         )
 
     def page(self) -> str:
@@ -466,6 +516,8 @@ class Report:
         options = {
             key: value for key, value in vars(args).items() if key not in ("output", "profile")
         }
+        if clock_of(args) is time.process_time:
+            self.remarks.append("Seconds are those that the process computed.")
         ends = {"failures": self.failures, "missed": self.missed, "options": options}
         self.record |= {"device": str(device()), "versions": versions(), "machine": machine()}
         self.record["command"] = f"python results/performance/{command()}"

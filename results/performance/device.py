@@ -13,6 +13,7 @@ the other models have random weights.
 
 from __future__ import annotations
 
+import math
 import statistics
 from collections import Counter
 from collections.abc import Sequence
@@ -24,7 +25,7 @@ import bench
 import torch
 from memory import ROLES, write_checkpoints
 from torch.utils.benchmark import Timer
-from torch.utils.flop_counter import FlopCounterMode
+from torch.utils.flop_counter import FlopCounterMode, register_flop_formula
 from transformers import AutoConfig
 
 from lm_eval_latentref.checkpoints.loading import load
@@ -186,6 +187,13 @@ def measure(
 
 def _answer(reasoner: Reasoner, contexts: Sequence[Tokens]) -> None:
     reasoner.answer(contexts, max_new_tokens=bench.NEW_TOKENS)
+
+
+@register_flop_formula(torch.ops.mkldnn._linear_pointwise)
+def _flops_by_onednn(
+    rows_shape: Sequence[int], weight_shape: Sequence[int], *_: Any, **__: Any
+) -> int:
+    return 2 * math.prod(rows_shape) * weight_shape[0]
 
 
 def counted(reasoner: Reasoner, contexts: Sequence[Tokens]) -> Work:

@@ -77,7 +77,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     report.remarks.append(f"AdamW takes {update:.0%} of our step, which no way of thinking saves.")
     report.check(difference <= TOLERANCE, f"the losses differ by {difference:.2g}")
     if args.profile:
-        bench.print_profile(partial(learner.backward, rows[: args.batch_size]))
+        report.profile = bench.profile_of(partial(learner.backward, rows[: args.batch_size]))
     return report.finish(args)
 
 

@@ -45,6 +45,12 @@ def test_thoughts_and_tokens_are_counted_once_for_each_distinct_context():
     assert (report["thought_steps"], report["tokens_encoded"]) == (3, 5)
 
 
+def test_columns_without_a_token_are_counted_for_one_model():
+    subject = reasoner()
+    subject.score(CONTEXTS, CHOICES, max_rows=2)
+    assert subject.accounting.report()["padding_columns"] == 9 - 5
+
+
 def test_text_is_counted_without_padding_and_forwards_of_generate_are_seen():
     subject = reasoner(dataclasses.replace(CONFIG, search_step_size=0.0))
     texts = subject.ask_all(["Is Tom a gorpus?", "x"], max_new_tokens=5)

@@ -152,6 +152,15 @@ def test_bare_products_are_those_of_the_whole_work_without_attention_and_padding
     assert counter.get_total_flops() == 2 * (weights * columns + 2 * bench.NEW_TOKENS * head)
 
 
+def test_prompts_are_cut_to_a_mean_length():
+    lm = bench.load_lm(bench.parse("", ["--tiny"], documents=2, batch_size=2))
+    prompts = ["x" * 200] * 100
+    lengths = [len(lm.tok_encode(prompt)) for prompt in bench.shortened(lm, prompts, 60)]
+    assert set(lengths) <= set(range(39, 82))
+    assert 57 < sum(lengths) / len(lengths) < 63
+    assert bench.shortened(lm, prompts, None) == prompts
+
+
 def test_sides_take_turns_on_the_same_documents_and_every_round_has_fresh_ones():
     seen = []
     sides = [
@@ -238,8 +247,10 @@ def test_memory_is_measured_in_fresh_processes():
         (["--dtype", "int8"], "dtype=int8: give a floating-point type"),
         (["--models", "gpt5"], "--models gpt5: give one or more of adapters"),
         (["--rounds", "0"], "rounds=0: give at least 1"),
+        (["--clock", "cpu"], "clock=cpu: only on a CPU and with OMP_NUM_THREADS=1"),
     ],
 )
-def test_a_mistake_is_one_line(words, complaint):
+def test_a_mistake_is_one_line(words, complaint, monkeypatch):
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
     with pytest.raises(LatentRefError, match=complaint):
         device.main(words)

@@ -1,0 +1,88 @@
+"""Everything in torch beyond its public calls: products of float32 matrices on a CPU by oneDNN.
+
+    with by_onednn():
+        hidden_BLD = decoder(inputs_embeds=embeds_BLD).last_hidden_state
+
+torch multiplies float32 matrices with MKL, which has no kernels of its own for processors of other
+vendors, and copies the larger matrix first, which takes most of the time where few rows are read.
+`results/performance/generation.py` measures both. Results differ by rounding alone;
+`tests/latent/test_torch_contract.py` checks the operator on the installed version.
+
+Shape suffixes: N rows, I inputs, O outputs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.functional import linear
+from torch.overrides import TorchFunctionMode
+
+_Product = tuple[Tensor, Tensor, Tensor | None]
+"""Rows (..., I), weight (O, I) and bias (O,)."""
+
+
+def by_onednn() -> AbstractContextManager[Any]:
+    """Linear layers inside this block are multiplied by oneDNN, where it can and no gradient flows.
+
+    It does nothing where torch was built without oneDNN.
+    """
+    available = torch.backends.mkldnn.is_available() and hasattr(
+        torch.ops.mkldnn, "_linear_pointwise"
+    )
+    return _ByOneDNN() if available else nullcontext()
+
+
+class _ByOneDNN(TorchFunctionMode):
+    def __torch_function__(
+        self,
+        func: Callable[..., Any],
+        types: Iterable[type],
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> Any:
+        read = _READERS.get(func)
+        if read is not None and not kwargs and _takes(product := read(*args)):
+            return torch.ops.mkldnn._linear_pointwise(*product, "none", [], "")
+        return func(*args, **(kwargs or {}))
+
+
+def _of_linear(rows: Tensor, weight_OI: Tensor, bias_O: Tensor | None = None) -> _Product:
+    return rows, weight_OI, bias_O
+
+
+def _of_addmm(bias_O: Tensor, rows_NI: Tensor, weight_IO: Tensor) -> _Product:
+    """The layers of GPT-2 keep their weights transposed."""
+    return rows_NI, weight_IO.T, bias_O
+
+
+_READERS: dict[Callable[..., Any], Callable[..., _Product]] = {
+    linear: _of_linear,
+    torch.addmm: _of_addmm,
+}
+
+
+def _takes(product: _Product) -> bool:
+    rows, weight_OI, bias_O = product
+    return (
+        all(part is None or _is_plain(part) for part in product)
+        and weight_OI.dim() == 2
+        and (bias_O is None or bias_O.shape == weight_OI.shape[:1])
+        and rows.numel() > 0
+        and not torch.is_autocast_enabled("cpu")
+    )
+
+
+def _is_plain(tensor: Tensor) -> bool:
+    """Whether these are numbers in memory that no gradient flows through."""
+    return (
+        tensor.dtype == torch.float32
+        and tensor.device.type == "cpu"
+        and tensor.layout == torch.strided
+        and type(tensor) in (Tensor, torch.nn.Parameter)
+        and not (tensor.requires_grad and torch.is_grad_enabled())
+    )

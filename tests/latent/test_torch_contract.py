@@ -1,0 +1,95 @@
+"""Products by oneDNN are torch's own to rounding, and are left to torch wherever they differ."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from tiny import random_ids, tiny_model
+from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from transformers.pytorch_utils import Conv1D
+
+from lm_eval_latentref.latent.networks import Network
+from lm_eval_latentref.latent.streams import Stream
+from lm_eval_latentref.latent.torch_seams import by_onednn
+
+BY_ONEDNN = "mkldnn::_linear_pointwise"
+LAYERS = (nn.Linear(37, 50), nn.Linear(37, 50, bias=False), Conv1D(50, 37))
+
+pytestmark = pytest.mark.skipif(
+    not torch.backends.mkldnn.is_available(), reason="torch was built without oneDNN"
+)
+
+
+class Seen(TorchDispatchMode):
+    """How often each operator was called."""
+
+    def __init__(self):
+        super().__init__()
+        self.names = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.names.append(func._schema.name)
+        return func(*args, **(kwargs or {}))
+
+
+def by_both(layer, rows):
+    with by_onednn(), Seen() as seen:
+        ours = layer(rows)
+    return ours, layer(rows), BY_ONEDNN in seen.names
+
+
+@pytest.mark.contract
+@pytest.mark.parametrize("layer", LAYERS, ids=("linear", "no bias", "transposed"))
+@pytest.mark.parametrize("shape", [(16, 37), (3, 5, 37), (1, 2, 3, 37), (300, 37)], ids=str)
+def test_products_are_those_of_torch_to_rounding(layer, shape):
+    """`torch.ops.mkldnn._linear_pointwise` on weights in torch's layout."""
+    with torch.no_grad():
+        ours, expected, used = by_both(layer, torch.randn(shape))
+    assert used
+    torch.testing.assert_close(ours, expected, rtol=1e-5, atol=1e-6)
+
+
+def test_rows_with_gaps_and_weights_that_are_slices_are_read_right():
+    wide = nn.Linear(74, 50)
+    weight_OI, rows = wide.weight[:, ::2], torch.randn(4, 9, 37).transpose(0, 1)[:, ::2]
+    with torch.no_grad(), by_onednn(), Seen() as seen:
+        ours = nn.functional.linear(rows, weight_OI)
+    assert BY_ONEDNN in seen.names
+    torch.testing.assert_close(ours, nn.functional.linear(rows, weight_OI), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("layer", LAYERS, ids=("linear", "no bias", "transposed"))
+def test_where_gradients_flow_they_are_those_of_torch(layer):
+    rows = torch.randn(6, 37, requires_grad=True)
+    ours, expected, used = by_both(layer, rows)
+    assert not used
+    wanted = torch.autograd.grad(expected.square().sum(), rows)
+    assert torch.equal(torch.autograd.grad(ours.square().sum(), rows)[0], wanted[0])
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64], ids=str)
+def test_other_numbers_are_left_to_torch(dtype):
+    with torch.no_grad():
+        ours, expected, used = by_both(nn.Linear(8, 4, dtype=dtype), torch.randn(3, 8, dtype=dtype))
+    assert not used
+    assert torch.equal(ours, expected)
+
+
+def test_autocast_and_empty_batches_are_left_to_torch():
+    with torch.no_grad(), torch.autocast("cpu", dtype=torch.bfloat16):
+        assert by_both(LAYERS[0], torch.randn(3, 37))[0].dtype == torch.bfloat16
+    with torch.no_grad():
+        assert by_both(LAYERS[0], torch.randn(0, 37))[0].shape == (0, 50)
+
+
+@pytest.mark.parametrize("family", ["gpt2", "llama"])
+def test_a_network_reads_and_projects_by_onednn(family):
+    network = Network(tiny_model(family))
+    with torch.no_grad(), Seen() as seen:
+        hidden_BLD = Stream(network).feed(network.embed(torch.tensor([random_ids(5, seed=1)])))
+        num_read = seen.names.count(BY_ONEDNN)
+        network.project(hidden_BLD[:, -1])
+    assert num_read
+    assert seen.names.count(BY_ONEDNN) == num_read + 1
+    assert not {"aten::addmm", "aten::mm", "aten::linear"} & set(seen.names)
