@@ -29,12 +29,13 @@ GRADIENT = ("--search_gradient", {"default": "detached", "choices": ("detached",
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    args = bench.parse(__doc__, argv, GRADIENT, documents=16, batch_size=16)
+    args = bench.parse(__doc__, argv, GRADIENT, bench.CONTEXT_TOKENS, documents=16, batch_size=16)
     detached = args.search_gradient == "detached"
     prompts = bench.prosqa(max(300, (args.rounds + 1) * args.documents), args.tiny)
+    lm = bench.load_lm(args)
+    prompts = bench.shortened(lm, prompts, args.context_tokens)
     checked, timed = prompts[-NUM_CHECKED:], prompts[:-NUM_CHECKED]
     num_equal = equal_texts(args, checked)
-    lm = bench.load_lm(args)
     config = bench.refined(lm.reasoner.backbone.hidden_size, search_gradient=args.search_gradient)
     refined = bench.thinking(lm, config, *(bench.perturbed(lm.model, seed) for seed in (1, 2)))
     forwards = forwards_a_thought(refined, checked)
