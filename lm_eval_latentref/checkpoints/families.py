@@ -120,7 +120,8 @@ def is_map_key(key: str) -> bool:
 def take_apart(path: str, tensors: Mapping[str, Tensor]) -> Parts | None:
     """The tensors of a family's file, sorted; None if the file belongs to no family.
 
-    Raises LatentRefError if a LoRA adapter has only one of its two matrices.
+    Raises LatentRefError if a LoRA adapter has only one of its two matrices, or if two keys are the
+    same tensor of the backbone.
     """
     family = recognise(tensors)
     if family is None:

@@ -88,17 +88,20 @@ class Protocol:
     """Maps a generated text to the answer in it."""
     adds_special_tokens: bool = True
     """Whether the tokenizer's special tokens, such as BOS, surround the prompt."""
-    compares_numbers: bool = False
-    """Whether a numeric gold answer is compared, as a number, with the last number of the answer.
-    """
+    number_in: Callable[[str], float | None] | None = None
+    """Maps a generated text to the number that is compared with a numeric gold answer; without it,
+    numbers are compared as text."""
+    reads_letters: bool = False
+    """Whether only the first character of an answer counts if the gold answer is one character."""
 
     def is_right(self, text: str, gold: str) -> bool:
         """Whether the answer in the generated `text` equals the answer `gold`."""
-        gold_number = _number(gold) if self.compares_numbers else None
-        if gold_number is not None:
-            numbers = _NUMBER.findall(self.extract(text).replace(",", ""))
-            return bool(numbers) and float(numbers[-1]) == gold_number
-        return self.extract(text) == self.extract(self.answer_text(gold))
+        if self.number_in is not None and (number := _number(gold)) is not None:
+            return self.number_in(text) == number
+        answer, expected = self.extract(text), self.extract(self.answer_text(gold))
+        if self.reads_letters and len(expected) == 1:
+            answer = answer[:1]
+        return answer == expected
 
     def gold_of(self, coconut_text: str) -> str:
         """The answer in `coconut_text`, the `answer_text` of Coconut's protocol."""
@@ -111,6 +114,12 @@ _NUMBER = re.compile(r"-?\d+\.?\d*")
 def _number(text: str) -> float | None:
     plain = text.replace(",", "")
     return float(plain) if _NUMBER.fullmatch(plain) else None
+
+
+def _last_number(text: str) -> float | None:
+    """The last number anywhere in `text`."""
+    numbers = _NUMBER.findall(text.replace(",", ""))
+    return float(numbers[-1]) if numbers else None
 
 
 def _codi_prompt(question: str) -> str:
@@ -126,6 +135,9 @@ def _after(mark: str) -> Callable[[str], str]:
     return lambda text: text.rsplit(mark, 1)[-1].strip().removesuffix(".")
 
 
+_codi_answer, _colar_answer = _after("The answer is:"), _after("Answer:")
+
+
 PROTOCOLS = {
     protocol.name: protocol
     for protocol in (
@@ -134,16 +146,17 @@ PROTOCOLS = {
             "codi",
             _codi_prompt,
             lambda answer: f"The answer is: {answer}",
-            _after("The answer is:"),
-            compares_numbers=True,
+            _codi_answer,
+            number_in=_last_number,
+            reads_letters=True,
         ),
         Protocol(
             "colar",
             _colar_prompt,
             lambda answer: f"Answer: {answer}",
-            _after("Answer:"),
+            _colar_answer,
             adds_special_tokens=False,
-            compares_numbers=True,
+            number_in=lambda text: _number(_colar_answer(text)),
         ),
     )
 }

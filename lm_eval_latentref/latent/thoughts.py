@@ -206,6 +206,8 @@ class Thinking:
 
     def finish(self) -> Thoughts:
         """The thoughts so far, followed by the closing markers; fork first to think further."""
+        if self._dropout and self.num_closing:
+            self._read_thoughts()
         if self._pending_BPD.shape[1] == 0 and not (self._markers and self._markers.closing):
             assert self._last_B1D is not None
             self._stream.crop(1)
@@ -237,6 +239,16 @@ class Thinking:
                 draws=self._draws,
             )
         return self._state
+
+    def _read_thoughts(self) -> None:
+        """Read the pending thoughts, with dropout as all thoughts; nothing else stays pending."""
+        num_pending = self._pending_BPD.shape[1]
+        num_thoughts = min(len(self._thoughts), num_pending)  # they are the last columns
+        if num_pending > num_thoughts > 0:
+            self._feed(num_pending - num_thoughts)
+        if num_thoughts:
+            with self._dropping():
+                self._feed(num_thoughts)
 
     def _dropping(self) -> AbstractContextManager[None]:
         """A context manager: dropout if the pending columns are a thought, none for the context."""

@@ -7,6 +7,7 @@ import pytest
 import torch
 from kind_cases import (
     CASES,
+    CLOSING,
     CONTEXTS,
     CONTINUATIONS,
     FAMILIES,
@@ -28,6 +29,7 @@ from tiny import tiny_model
 from lm_eval_latentref.errors import LatentRefError
 from lm_eval_latentref.latent.contexts import Markers
 from lm_eval_latentref.latent.kinds.draws import Draws
+from lm_eval_latentref.latent.scoring import score as score_after
 from lm_eval_latentref.latent.selection import find_stop
 
 DRAWN = {"latent_kind": "gaussian", "thought_scale": SCALE, "thought_temperature": 0.7}
@@ -154,13 +156,16 @@ def test_dropout_acts_in_the_residual_branches_of_thoughts_alone(family):
     ]
     for batch in (CONTEXTS, CONTEXTS[3:4]):
         ((_, thoughts_of_batch),) = subject.think_in_groups(batch)
-        for context, actual in zip(batch, thoughts_of_batch.thoughts_BTD, strict=True):
+        scores = subject.score(batch, [[(5, 3)]] * len(batch), max_rows=3)
+        thoughts_and_scores = zip(thoughts_of_batch.thoughts_BTD, scores, strict=True)
+        for context, (actual, (score,)) in zip(batch, thoughts_and_scores, strict=True):
             draws, num_read = draws_of(context, seed=seed), len(context) + len(ids(OPENING))
 
             def hook(number, draws=draws, num_read=num_read):
                 def drop(module, args, output):
                     states = (output if isinstance(output, torch.Tensor) else output[0]).clone()
-                    for step, column in enumerate(range(num_read, states.shape[1]), start=1):
+                    end = min(num_read + 4, states.shape[1])
+                    for step, column in enumerate(range(num_read, end), start=1):
                         drawn = draws.uniform(f"dropout {number}", step=step, size=D)[0]
                         states[0, column] *= (drawn >= rate).float() / (1 - rate)
                     return states if isinstance(output, torch.Tensor) else (states, *output[1:])
@@ -169,10 +174,26 @@ def test_dropout_acts_in_the_residual_branches_of_thoughts_alone(family):
 
             handles = [b.register_forward_hook(hook(n)) for n, b in enumerate(branches)]
             with torch.no_grad():
-                _, expected = naive.think(model, context, vector, cap=4, opening=ids(OPENING))
+                columns, expected = naive.think(
+                    model, context, vector, cap=4, opening=ids(OPENING), closing=ids(CLOSING)
+                )
+                expected_score = naive.log_likelihood(model, columns, (5, 3))
             for handle in handles:
                 handle.remove()
             torch.testing.assert_close(actual, torch.stack(expected), rtol=1e-4, atol=1e-4)
+            assert score.log_likelihood == pytest.approx(expected_score, abs=1e-4)
+
+
+@pytest.mark.parametrize("name", ["realigned", "pause"])
+def test_dropout_makes_samples_of_a_single_thought_differ(name):
+    """The last thought is read with dropout as well, and pause tokens in the same way."""
+    subject = reasoner("llama", CASES[name].options, thought_dropout=0.3, latent_steps=1)
+    plain = reasoner("llama", CASES[name].options, latent_steps=1)
+    ((_, thoughts),) = subject.think_in_groups([CONTEXTS[1]] * 2, [0, 1])
+    rows = score_after(thoughts, [[(5, 3)]] * 2, max_rows=2)
+    scores = [result.log_likelihood for (result,) in rows]
+    ((expected,),) = plain.score([CONTEXTS[1]], [[(5, 3)]], max_rows=1)
+    assert len({round(value, 5) for value in (*scores, expected.log_likelihood)}) == 3
 
 
 def test_dropout_is_refused_where_branches_are_normalised_again():
