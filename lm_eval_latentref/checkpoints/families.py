@@ -120,8 +120,8 @@ def is_map_key(key: str) -> bool:
 def take_apart(path: str, tensors: Mapping[str, Tensor]) -> Parts | None:
     """The tensors of a family's file, sorted; None if the file belongs to no family.
 
-    Raises LatentRefError if a LoRA adapter has only one of its two matrices, or if two keys are the
-    same tensor of the backbone.
+    Raises LatentRefError if a LoRA adapter has only one of its two matrices, or if two keys name the
+    same tensor.
     """
     family = recognise(tensors)
     if family is None:
@@ -134,7 +134,7 @@ def take_apart(path: str, tensors: Mapping[str, Tensor]) -> Parts | None:
         elif start := next((start for start in family.maps if key.startswith(start)), None):
             parts.map[family.maps[start] + key.removeprefix(start)] = tensor
         else:
-            _add(parts, _plain_name(key), tensor)
+            _add(path, parts, _plain_name(key), tensor)
     if left_out:
         starts = sorted({key.split(".")[0] + ".*" for key in left_out})
         logger.info(
@@ -150,12 +150,17 @@ def take_apart(path: str, tensors: Mapping[str, Tensor]) -> Parts | None:
     return parts
 
 
-def _add(parts: Parts, name: str, tensor: Tensor) -> None:
+def _add(path: str, parts: Parts, name: str, tensor: Tensor) -> None:
     match = _LORA.fullmatch(name)
     if match is None:
-        parts.tensors[name.replace(".base_layer.", ".")] = tensor
+        place, key = parts.tensors, name.replace(".base_layer.", ".")
     else:
-        parts.deltas.setdefault(f"{match['module']}.weight", {})[match["part"]] = tensor
+        place, key = parts.deltas.setdefault(f"{match['module']}.weight", {}), match["part"]
+    if key in place:
+        raise LatentRefError(
+            f"{path} has {name!r} twice, with different prefixes; save the checkpoint again"
+        )
+    place[key] = tensor
 
 
 def _plain_name(key: str) -> str:

@@ -290,6 +290,10 @@ def damaged(state, how):
         del state["prj.3.bias"]
     elif how == "unknown":
         state["prj.9.weight"] = torch.zeros(1)
+    elif how == "more in the map":
+        state["prj.1.scale"] = torch.zeros(1)
+    elif how == "twice":
+        state["transformer.wpe.weight"] = torch.zeros(1)
     elif how == "half":
         state.pop(next(key for key in state if "lora_B" in key))
     elif how == "rank":
@@ -308,6 +312,8 @@ def damaged(state, how):
     [
         ("no bias", r"missing: linear_2\.bias"),
         ("unknown", r"unknown key 'prj\.9\.weight'"),
+        ("more in the map", r"unknown tensors: linear_1\.scale"),
+        ("twice", r"'transformer\.wpe\.weight' twice"),
         ("half", "only lora_A"),
         ("rank", "its adapter of"),
         ("rows", "opened and closed by the ids"),

@@ -35,7 +35,7 @@ class MapWeights:
         optional: Sequence[str] = (),
         device: torch.device,
     ) -> MapWeights:
-        """The weights of a map; raises LatentRefError if a tensor is missing or has a wrong shape.
+        """The weights of a map; raises LatentRefError if a tensor is missing, unknown or misshapen.
 
         Args:
             kind: the value of `latent_kind`, for messages.
@@ -59,6 +59,11 @@ class MapWeights:
                 f"latent_kind={kind} needs the checkpoint's map from hidden state to thought, but "
                 f"these tensors are missing: {', '.join(missing)}; give a checkpoint of that kind, "
                 "or another latent_kind"
+            )
+        if unknown := sorted(tensors.keys() - wanted.keys()):
+            raise LatentRefError(
+                f"latent_kind={kind}: the checkpoint's map from hidden state to thought has unknown "
+                f"tensors: {', '.join(unknown)}; give a checkpoint of that kind"
             )
         width = tensors[f"{linears[0][0]}.weight"].shape[0]
         for name, shape in wanted.items():
