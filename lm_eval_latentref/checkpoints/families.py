@@ -120,8 +120,8 @@ def is_map_key(key: str) -> bool:
 def take_apart(path: str, tensors: Mapping[str, Tensor]) -> Parts | None:
     """The tensors of a family's file, sorted; None if the file belongs to no family.
 
-    Raises LatentRefError if a LoRA adapter has only one of its two matrices, or if two keys name the
-    same tensor.
+    Raises LatentRefError if a LoRA adapter has only one of its two matrices, or if two keys are of
+    the same tensor.
     """
     family = recognise(tensors)
     if family is None:
@@ -168,7 +168,7 @@ def _plain_name(key: str) -> str:
     return key.removeprefix(wrapper)
 
 
-def lora_alpha_of(value: str | None) -> float | None:
+def lora_alpha_of(value: str | float | None) -> float | None:
     """The argument `lora_alpha` as a number; None if it is not given."""
     if value is None:
         return None

@@ -57,6 +57,9 @@ class Manifest:
     confidence_step_size: float | None = None
     confidence_noise: float | None = None
 
+    lora_alpha: float | None = None
+    """LoRA's alpha for adapters in a raw state dict that is loaded into this folder's model."""
+
     opening_ids: list[int] | None = None
     closing_ids: list[int] | None = None
     """The ids of the markers before and after the thoughts, if they are not in the tokenizer."""

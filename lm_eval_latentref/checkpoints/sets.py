@@ -170,16 +170,17 @@ def resolve(names: CheckpointNames) -> SetPlan:
         path = state_dict_file("weights", names.weights)
         backbone = dataclasses.replace(backbone, weights=path, name=names.weights)
     check_chosen("pretrained", backbone)
-    if backbone.weights is not None:
-        backbone = dataclasses.replace(backbone, lora_alpha=lora_alpha_of(names.lora_alpha))
-    elif names.lora_alpha is not None:
-        raise LatentRefError(
-            f"lora_alpha={names.lora_alpha} is for the adapters in a raw state dict; leave it out"
-        )
     if names.tokenizer is not None:
         backbone = dataclasses.replace(backbone, tokenizer=names.tokenizer)
     path_of_manifest = folder.find(MANIFEST_NAME) if folder is not None else None
     manifest = read_manifest(path_of_manifest) if path_of_manifest else Manifest()
+    if backbone.weights is not None:
+        alpha = names.lora_alpha or manifest.lora_alpha
+        backbone = dataclasses.replace(backbone, lora_alpha=lora_alpha_of(alpha))
+    elif names.lora_alpha is not None:
+        raise LatentRefError(
+            f"lora_alpha={names.lora_alpha} is for the adapters in a raw state dict; leave it out"
+        )
     plan = SetPlan(backbone=backbone, names=names, manifest=manifest, folder=folder)
     references: dict[str, Any] = {}
     folders = []

@@ -14,7 +14,7 @@ from tiny_checkpoints import MARKER_ROWS, PLAIN_ROWS, fresh_model, save_folder
 
 from lm_eval_latentref.checkpoints.convert import convert
 from lm_eval_latentref.checkpoints.loading import load
-from lm_eval_latentref.checkpoints.manifest import read_manifest
+from lm_eval_latentref.checkpoints.manifest import Manifest, read_manifest, write_manifest
 from lm_eval_latentref.errors import LatentRefError
 
 CONTEXTS = [(5, 9, 31, 7), (12, 3), (40, 41, 42, 43, 44, 45)]
@@ -139,6 +139,10 @@ def test_the_adapters_alpha_is_an_argument(bases, tmp_path):
     base = models["gpt2"].transformer.h[0].attn.c_attn.weight
     expected = base + 2 * (merged.transformer.h[0].attn.c_attn.weight - base)
     torch.testing.assert_close(weight, expected)
+    recording = save_folder(models["gpt2"], tmp_path / "recording")
+    write_manifest(recording, Manifest(lora_alpha=64))
+    recorded = load(str(recording), weights=str(tmp_path / "codi.pt"), dtype="float32")
+    assert torch.equal(recorded.backbone.causal_lm.transformer.h[0].attn.c_attn.weight, weight)
     with pytest.raises(LatentRefError, match="lora_alpha=0: it must be"):
         load(paths["gpt2"], weights=str(tmp_path / "codi.pt"), lora_alpha=0)
     with pytest.raises(LatentRefError, match="lora_alpha=16 is for the adapters"):

@@ -62,8 +62,8 @@ class MapWeights:
             )
         if unknown := sorted(tensors.keys() - wanted.keys()):
             raise LatentRefError(
-                f"latent_kind={kind}: the checkpoint's map from hidden state to thought has unknown "
-                f"tensors: {', '.join(unknown)}; give a checkpoint of that kind"
+                f"latent_kind={kind}: the map from hidden state to thought has unknown tensors: "
+                f"{', '.join(unknown)}; give a checkpoint of that kind"
             )
         width = tensors[f"{linears[0][0]}.weight"].shape[0]
         for name, shape in wanted.items():
