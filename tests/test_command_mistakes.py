@@ -57,7 +57,7 @@ DATA = ["data", "--num", "3", "-o", "out.json", "graph"]
         ([*ASK, "-a", "max_length=many"], "max_length=many: it must be an integer >= 1"),
         ([*ASK, "-a", "trust_remote_code=perhaps"], "it must be True or False"),
         ([*ASK, "-a", "device=nowhere"], "device=nowhere: no such kind of device"),
-        ([*ASK, "-a", "device=cuda:77"], "device=cuda:77: there is"),
+        ([*ASK, "-a", "device=cuda:77"], "device=cuda:77: this machine has"),
         ([*ASK, "-a", "dtype=float99"], "float99"),
         ([*ASK, "-a", "=x"], "each argument is NAME=VALUE"),
         ([*ASK, "-a", "model=x"], "did you mean pretrained?"),

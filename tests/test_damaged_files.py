@@ -300,7 +300,7 @@ def test_weights_that_are_no_floating_point_numbers_are_refused(tmp_path, once_a
     else:
         torch.save(changed, file)
     message = _message(read, folder)
-    assert f"{key!r} holds {dtype}" in message
+    assert f"{key!r} is stored as {dtype}" in message
 
 
 @pytest.mark.parametrize("place", ["folder", "hub"])
