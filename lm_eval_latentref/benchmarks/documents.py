@@ -12,6 +12,7 @@ right choice). The task files are in the folder `tasks_path()`.
 from __future__ import annotations
 
 import json
+import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import lru_cache
@@ -31,16 +32,29 @@ Splits = dict[str, dict[str, object]]
 """For each "NAME SPLIT", the origin of the data and its identity, as JSON values."""
 
 
-class DataOfEvaluations:
-    """The data that each evaluation in this process has used."""
+class DataOfEvaluations(threading.local):
+    """The data that each evaluation has used; each thread runs and records its own evaluations."""
 
     def __init__(self) -> None:
+        self._recordings: list[Splits] = []
         self._loaded: Splits = {}
         self._reported: Splits = {}
 
     def add(self, split: str, identity: dict[str, object]) -> None:
         """Record that documents of `split` were loaded for the next report."""
         self._loaded[split] = identity
+        for splits in self._recordings:
+            splits[split] = identity
+
+    @contextmanager
+    def recording(self) -> Iterator[Splits]:
+        """Yield a dict that gains the data of all documents loaded in this block."""
+        splits: Splits = {}
+        self._recordings.append(splits)
+        try:
+            yield splits
+        finally:
+            self._recordings.pop()
 
     def expect(self, splits: Splits) -> None:
         """Record that the next evaluation is of tasks built before, on the data of `splits`."""
@@ -59,25 +73,6 @@ class DataOfEvaluations:
 
 of_evaluations = DataOfEvaluations()
 
-_recordings: list[Splits] = []
-
-
-@contextmanager
-def recording() -> Iterator[Splits]:
-    """Yields a dict that gains the data of all documents loaded in this block."""
-    splits: Splits = {}
-    _recordings.append(splits)
-    try:
-        yield splits
-    finally:
-        _recordings.pop()
-
-
-def _record(split: str, identity: dict[str, object]) -> None:
-    of_evaluations.add(split, identity)
-    for splits in _recordings:
-        splits[split] = identity
-
 
 def documents(name: str, split: str) -> list[Document]:
     """The documents of a split ("test", "dev" or "train") of benchmark `name`.
@@ -85,7 +80,7 @@ def documents(name: str, split: str) -> list[Document]:
     Raises the errors of `splits.load`.
     """
     loaded = load_split(name, split)
-    _record(f"{name} {split}", loaded.identity())
+    of_evaluations.add(f"{name} {split}", loaded.identity())
     return [document(name, row) for row in loaded.rows]
 
 
@@ -108,7 +103,7 @@ def generated_documents(
     """
     # `latentref train` records generated data under the same name.
     identity = {"origin": "generated", "rows": num, "seed": seed, **(options or {})}
-    _record(f"{name} {split}", identity)
+    of_evaluations.add(f"{name} {split}", identity)
     text = json.dumps(options or {}, sort_keys=True, default=repr)
     return [dict(generated) for generated in _generated_documents(name, num, seed, split, text)]
 
@@ -116,14 +111,14 @@ def generated_documents(
 def lettered_documents(split: str) -> list[Document]:
     """The published ProsQA problems of a split, with letters in place of names."""
     loaded = load_split("prosqa", split)
-    _record(f"prosqa_letters {split}", loaded.identity())
+    of_evaluations.add(f"prosqa_letters {split}", loaded.identity())
     return [_generated_document("prosqa_letters", lettered(row)) for row in loaded.rows]
 
 
 def harness_documents(split: str) -> list[Document]:
     """MathQA as in lm-eval's own `mathqa` task: the bare problem, and choices parsed in its way."""
     loaded = load_split("mathqa", split)
-    _record(f"mathqa {split}", loaded.identity())
+    of_evaluations.add(f"mathqa {split}", loaded.identity())
     return [_harness_document(row) for row in loaded.rows]
 
 

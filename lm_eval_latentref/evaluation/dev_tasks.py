@@ -78,7 +78,7 @@ def load_task(
         LatentRefError: there is no such task, it has neither candidates nor text answers, the
             checkpoints were trained on its documents, or these are test documents.
     """
-    with documents.recording() as splits:
+    with documents.of_evaluations.recording() as splits:
         task = _find(name, metadata, include_path)
     if task.OUTPUT_TYPE not in ("multiple_choice", "generate_until"):
         raise LatentRefError(

@@ -41,9 +41,9 @@ logger = logging.getLogger(__name__)
 DONE = "done.json"
 RESULTS = "results_*.json"
 SAMPLES = "samples_*.jsonl"
-"""The names of the two files that lm-eval writes for a task."""
+"""Patterns for the names of the two files that lm-eval writes for a task."""
 PACKAGE = "lm-eval-latentref"
-_WORKING = ("encode", "think", "decode")
+_WORKING_PHASES = ("encode", "think", "decode")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,13 +91,13 @@ class StudyRun:
 
     @property
     def tied(self) -> float | None:
-        """Share of documents with several likeliest candidates; None if none were scored."""
+        """Share of documents whose likeliest candidates are tied; None if none were scored."""
         tied = [answer.tied for answer in self._by_document() if answer.tied is not None]
         return sum(tied) / len(tied) if tied else None
 
     @property
     def commonest_choice(self) -> float | None:
-        """Share of the most frequently chosen index of a candidate; None if none were scored."""
+        """Share of documents with the most common choice, by index; None if none were scored."""
         chosen = [answer.choice for answer in self._by_document() if answer.choice is not None]
         return Counter(chosen).most_common(1)[0][1] / len(chosen) if chosen else None
 
@@ -109,7 +109,7 @@ class StudyRun:
     @property
     def seconds_per_document(self) -> float:
         """The mean time of encoding, thinking, and writing or scoring, without loading."""
-        seconds = sum(self.cost["seconds"][phase] for phase in _WORKING)
+        seconds = sum(self.cost["seconds"][phase] for phase in _WORKING_PHASES)
         return float(seconds / len(self.values))
 
     @property
@@ -167,12 +167,12 @@ class Runs:
             self._plans[names] = resolve(names)
         plan = self._plans[names]
         sources = [plan.backbone, plan.strong, plan.weak]
-        prints = [fingerprint(source) for source in sources if source is not None]
-        identity = {"command": command, "checkpoints": prints}
+        fingerprints = [fingerprint(source) for source in sources if source is not None]
+        identity = {"command": command, "checkpoints": fingerprints}
         if not _is_done(folder, identity):
             shutil.rmtree(folder, ignore_errors=True)
             logger.info("%s", command)
-            self._run(self._load(model_args, plan, prints), model_args, task, folder)
+            self._run(self._load(model_args, plan, fingerprints), model_args, task, folder)
             made_with = {"versions": versions(), "machine": machine()}
             done = {**identity, "made_with": made_with, "data": self._task(task)[1]}
             write_text(folder / DONE, json.dumps(done) + "\n")
@@ -188,7 +188,7 @@ class Runs:
             targets=tuple(str(sample["target"]) for sample in samples),
             num_steps=tuple(_num_steps(sample) for sample in samples),
             made_with=read_json(folder / DONE, advice)["made_with"],
-            checkpoints=tuple(prints),
+            checkpoints=tuple(fingerprints),
         )
 
     def _run(
@@ -224,25 +224,27 @@ class Runs:
         return TaskManager(include_path=str(tasks_path()), include_defaults=False)
 
     def _task(self, name: str) -> tuple[Any, documents.Splits]:
-        """A task of ours as lm-eval built it, and the data that its documents are of."""
+        """One of our tasks as lm-eval built it, and the splits that its documents come from."""
         if name not in self._tasks:
-            with documents.recording() as splits:
+            with documents.of_evaluations.recording() as splits:
                 self._tasks[name] = self._manager.load([name])["tasks"][name], splits
         return self._tasks[name]
 
-    def _load(self, model_args: Mapping[str, Any], plan: SetPlan, prints: list[str]) -> LatentRefLM:
+    def _load(
+        self, model_args: Mapping[str, Any], plan: SetPlan, fingerprints: list[str]
+    ) -> LatentRefLM:
         """The model of `model_args`; the last model is used again if only its refinement differs.
 
         Args:
             plan: the resolved names.
-            prints: the fingerprints of the checkpoints.
+            fingerprints: those of the checkpoints.
         """
         given = {name: model_args[name] for name in OPTION_NAMES if name in model_args}
         _, config = plan_run(plan, given)
         others = {name: value for name, value in model_args.items() if name not in OPTION_NAMES}
         # Runs without a search load no references, so that their memory is measured without them.
         kept = {name: getattr(config, name) for name in ("searches", "latent_kind")}
-        key = json.dumps([others, kept, prints], sort_keys=True)
+        key = json.dumps([others, kept, fingerprints], sort_keys=True)
         if self._model is None or key != self._key:
             self._model = None
             gc.collect()

@@ -1,4 +1,4 @@
-"""Rows as the benchmarks publish them, and the examples they are to be read as."""
+"""Rows as the benchmarks publish them, and the examples and choices expected from them."""
 
 from __future__ import annotations
 

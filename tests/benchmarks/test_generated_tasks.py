@@ -80,7 +80,7 @@ def test_generated_tasks_run_end_to_end_without_data(manager, monkeypatch):
             return [(-float(r.args[1] != r.doc["answer_text"]), False) for r in requests]
 
     monkeypatch.setenv(published.DATA_VARIABLE, "/no/such/folder")
-    with documents.recording() as recorded:
+    with documents.of_evaluations.recording() as recorded:
         run = lm_eval.simple_evaluate(
             model=Oracle(), tasks=GENERATED_TASKS, task_manager=manager, limit=5, bootstrap_iters=0
         )

@@ -375,7 +375,7 @@ def test_the_generated_tasks_have_the_problems_of_their_split(names, split, num,
 
 
 def test_the_records_of_loaded_data_tell_two_loads_apart(fixture_data):
-    with documents.recording() as splits:
+    with documents.of_evaluations.recording() as splits:
         documents.documents("aqua", "dev")
     documents.documents("aqua", "test")
     assert list(splits) == ["aqua dev"]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import multiprocessing
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+from threading import Barrier
 
 import lm_eval
 import pytest
@@ -27,7 +28,11 @@ from test_model import (
 from tiny import tiny_model, tiny_tokenizer
 from transformers import AutoModelForCausalLM
 
-from lm_eval_latentref.benchmarks.documents import tasks_path
+from lm_eval_latentref.benchmarks.documents import (
+    generated_documents,
+    of_evaluations,
+    tasks_path,
+)
 from lm_eval_latentref.harness.model import LatentRefLM
 from lm_eval_latentref.latent.config import RefinementConfig
 
@@ -357,6 +362,19 @@ def test_each_evaluation_records_its_own_data():
     graph = manager.load(["latentref_graph_mc"])["tasks"]["latentref_graph_mc"]
     for lm in models:
         assert data(lm, graph) == ["graph test"]
+
+
+def test_evaluations_at_once_record_their_own_data():
+    both_loaded = Barrier(2)
+
+    def load_and_report(name):
+        generated_documents(name, num=2, seed=0)
+        both_loaded.wait(timeout=60)
+        return of_evaluations.report()
+
+    with ThreadPoolExecutor(2) as threads:
+        reports = list(threads.map(load_and_report, ("arith", "graph")))
+    assert [list(report) for report in reports] == [["arith test"], ["graph test"]]
 
 
 def test_a_loaded_model_takes_no_references(folders):
