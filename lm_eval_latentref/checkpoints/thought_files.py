@@ -82,7 +82,7 @@ def detect_kind(plan: SetPlan, given: Mapping[str, Any]) -> DetectedKind:
 
 
 def check_kind(config: RefinementConfig, detected: DetectedKind, plan: SetPlan) -> None:
-    """Raise LatentRefError if the kind needs keys that the files lack, or more thoughts."""
+    """Raise LatentRefError if the kind needs keys that the files lack, or more `latent_steps`."""
     kind = KINDS[config.latent_kind]
     is_of_kind = detected.family is not None and detected.family.kind == kind.name
     if kind.file_keys and not (detected.has_map or is_of_kind):
@@ -104,33 +104,10 @@ def thought_files(plan: SetPlan, raw: RawStateDict | None, config: Any) -> Thoug
         raw: the backbone's raw state dict, if that is its format.
         config: the model's configuration.
     """
-    from lm_eval_latentref.checkpoints.state_dicts import read_tensors
-
-    manifest, tensors = plan.manifest, {} if raw is None else raw.map
-    path = plan.folder.find(MAP_NAME) if plan.folder is not None else None
-    if path is not None:
-        tensors = read_tensors(path)
-    elif raw is None and (family := recognise(keys_of(plan.backbone))) is not None:
-        weights = weights_of(plan.backbone)
-        assert weights is not None
-        parts = take_apart(weights, read_tensors(weights))
-        tensors = parts.map if parts is not None and family.maps else {}
-    ids: dict[str, Any] = {}
-    if manifest.opening_ids is not None:
-        ids["opening"], ids["closing"] = manifest.opening_ids, manifest.closing_ids or []
-        ids = {name: tuple(values) for name, values in ids.items()}
-        ids["num_text_ids"] = manifest.num_text_ids
-    elif raw is not None and raw.family is not None and raw.family.bare_markers:
-        start = config.get_text_config().vocab_size + 1
-        if raw.num_rows < start + 2:
-            raise LatentRefError(
-                f"{raw.path} has {raw.num_rows} embedding rows, but its thoughts are opened and "
-                f"closed by the ids {start} and {start + 1}; give the base it was trained from"
-            )
-        ids = {"opening": (start,), "closing": (start + 1,), "num_text_ids": start + 1}
     family = recognise(keys_of(plan.backbone))
-    protocol = manifest.protocol or (family.protocol if family else None)
-    return ThoughtFiles(tensors=tensors, protocol=protocol, **ids)
+    protocol = plan.manifest.protocol or (family.protocol if family else None)
+    tensors = _map(plan, raw, family)
+    return ThoughtFiles(tensors=tensors, protocol=protocol, **_ids(plan.manifest, raw, config))
 
 
 def with_thoughts(manifest: Manifest, files: ThoughtFiles) -> Manifest:
@@ -147,12 +124,48 @@ def with_thoughts(manifest: Manifest, files: ThoughtFiles) -> Manifest:
 
 
 def write_map(files: ThoughtFiles, folder: Path) -> None:
-    """Writes the map from hidden state to thought into `folder`, if there is one."""
+    """Write the map from hidden state to thought into `folder`, if there is one."""
     from safetensors.torch import save_file
 
     if files.tensors:
         tensors = {name: tensor.contiguous() for name, tensor in files.tensors.items()}
         save_file(tensors, folder / MAP_NAME)
+
+
+def _map(plan: SetPlan, raw: RawStateDict | None, family: Family | None) -> Mapping[str, Any]:
+    """The weights of the map from hidden state to thought; empty if there is none."""
+    from lm_eval_latentref.checkpoints.state_dicts import read_tensors
+
+    path = plan.folder.find(MAP_NAME) if plan.folder is not None else None
+    if path is not None:
+        return read_tensors(path)
+    if raw is not None:
+        return raw.map
+    if family is None or not family.maps:
+        return {}
+    weights = weights_of(plan.backbone)
+    assert weights is not None  # the family was recognised by its keys
+    parts = take_apart(weights, read_tensors(weights))
+    return parts.map if parts is not None else {}
+
+
+def _ids(manifest: Manifest, raw: RawStateDict | None, config: Any) -> dict[str, Any]:
+    """The marker ids and the number of text ids, as fields of `ThoughtFiles`; empty if unknown."""
+    if manifest.opening_ids is not None:
+        return {
+            "opening": tuple(manifest.opening_ids),
+            "closing": tuple(manifest.closing_ids or ()),
+            "num_text_ids": manifest.num_text_ids,
+        }
+    if raw is None or raw.family is None or not raw.family.bare_markers:
+        return {}
+    start = config.get_text_config().vocab_size + 1
+    if raw.num_rows < start + 2:
+        raise LatentRefError(
+            f"{raw.path} has {raw.num_rows} embedding rows, but its thoughts are opened and "
+            f"closed by the ids {start} and {start + 1}; give the base it was trained from"
+        )
+    return {"opening": (start,), "closing": (start + 1,), "num_text_ids": start + 1}
 
 
 def _settings(family: Family | None, source: Source) -> dict[str, Any]:
