@@ -36,7 +36,7 @@ def pytest_addoption(parser):
 
 @pytest.fixture(autouse=True)
 def logs_can_be_caught(monkeypatch):
-    """Lets pytest catch all log lines once: lm-eval's logging set-up would hide or repeat some."""
+    """Lets pytest catch each log line once; lm-eval's logging set-up would hide or repeat some."""
     logger = logging.getLogger("lm_eval")
     monkeypatch.setattr(logger, "propagate", True)
     level = logger.level

@@ -1,7 +1,9 @@
 """Resolves the references of a set: named by the user or recorded in latentref.json.
 
     folder, source = given_reference("strong", "me/cot@epoch-25", backbone, None)
-    source = recorded_reference("strong", "strong", folder, backbone)     # "strong": "strong"
+    source = recorded_reference("strong", "strong", folder, backbone)
+
+The second argument is what the user gives, or what latentref.json records as `strong`.
 
 `sets` combines them with the backbone.
 """

@@ -1,6 +1,6 @@
 """Removes control characters, which texts of files and names may contain, from terminal output.
 
-with plain_terminal(): ...      # prints and log lines of all packages are printable in this block
+    with plain_terminal(): ...      # in this block, prints and all log lines are printable
 
 `errors.say` does the same for messages on stderr.
 """

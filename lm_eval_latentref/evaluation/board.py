@@ -50,12 +50,6 @@ COSTS_IN_WORDS = {
     "wall_seconds": "total seconds, with loading",
     "peak_memory_bytes": "peak memory, GB",
 }
-LEGEND = (
-    "rank: rows with the same rank do not differ significantly from the best of them (paired on "
-    "the same documents, Holm over all pairs, 5 %). mean: over the first metric of each task; over "
-    "chance: the mean of (value - chance) / (1 - chance). Costs are per document, except total "
-    "seconds (with loading) and memory; forwards: backbone + strong + weak."
-)
 
 SIGNIFICANCE = 0.05
 FIELDS = ("version", "num_fewshot", "limit", "documents")

@@ -24,7 +24,6 @@ from lm_eval_latentref.errors import LatentRefError
 from lm_eval_latentref.evaluation.board import (
     COSTS,
     COSTS_IN_WORDS,
-    LEGEND,
     Board,
     Row,
     cost_texts,
@@ -40,6 +39,12 @@ from lm_eval_latentref.evaluation.wording import figure, plain, short_name
 MAX_TEXT_BYTES = 1_500_000
 """The maximum number of bytes of questions and answers; further documents are only counted."""
 _MAX_QUESTION, _MAX_ANSWER = 600, 160
+LEGEND = (
+    "rank: rows with the same rank do not differ significantly from the best of them (paired on "
+    "the same documents, Holm over all pairs, 5 %). mean: over the first metric of each task; over "
+    "chance: the mean of (value - chance) / (1 - chance). Costs are per document, except total "
+    "seconds (with loading) and memory; forwards: backbone + strong + weak."
+)
 _QUESTIONS = ("question", "query", "Problem", "problem", "prompt", "input", "ctx", "sentence")
 
 

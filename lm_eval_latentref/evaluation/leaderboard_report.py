@@ -21,7 +21,6 @@ from lm_eval_latentref.checkpoints.files import write_text
 from lm_eval_latentref.errors import LatentRefError, saving, say
 from lm_eval_latentref.evaluation.board import (
     COSTS,
-    LEGEND,
     Board,
     Cell,
     Row,
@@ -30,7 +29,7 @@ from lm_eval_latentref.evaluation.board import (
 )
 from lm_eval_latentref.evaluation.entries import SETTINGS
 from lm_eval_latentref.evaluation.leaderboard import METRICS, leaderboard, state_of
-from lm_eval_latentref.evaluation.leaderboard_page import as_html
+from lm_eval_latentref.evaluation.leaderboard_page import LEGEND, as_html
 from lm_eval_latentref.evaluation.results import BOARD_FORMAT, Task
 from lm_eval_latentref.evaluation.templates import render
 from lm_eval_latentref.evaluation.wording import figure, markdown, plain, table

@@ -108,17 +108,14 @@ def sweep(
         task: a task on a dev split, with candidates or free answers.
         output: folder of the journal.
         latent_steps, memory_rates, step_sizes, search_steps: the values to try, in the units of
-            `Grid`. The default of `latent_steps` is the number in latentref.json, that of the rates
-            `MEMORY_RATES`, that of the step sizes `STEP_SIZES` if the set has references.
+            `Grid`; by default the `latent_steps` in latentref.json, `MEMORY_RATES`, and
+            `STEP_SIZES` if the set has references.
         limit, metadata, include_path: as for `load_task`.
-        seed: the seed of the bootstrap.
         write: whether to write the recommended setting into the checkpoint's latentref.json.
         judge_on: a test task with candidates, on which the best setting of each row is judged once.
-        plan: the resolved names, if the caller has them.
-        model: the result of `load_model`, if the caller has it.
+        plan, model: the resolved names and the result of `load_model`, if the caller has them.
 
-    Raises:
-        LatentRefError: an argument cannot be used, or another process works in `output`.
+    Raises LatentRefError if an argument cannot be used, or if another process works in `output`.
     """
     _check_arguments(model_args, write)
     grids = (latent_steps, memory_rates, step_sizes, search_steps)

@@ -168,7 +168,7 @@ class GeneratingLM(RollingLM):
             texts = [self._batch_texts[row] for row in rows]
             batch = [contexts[row] for row in rows]
             new_ids: dict[int, list[int]] = {}
-            with self.reasoner.accounting.working(), self._documents.naming(texts):
+            with self.reasoner.accounting.working(), self._documents.naming_rows(texts):
                 with self.autocast():
                     groups = self.reasoner.think_in_groups(batch, [samples[row] for row in rows])
                 for members, thoughts in groups:

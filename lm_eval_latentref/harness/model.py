@@ -295,7 +295,7 @@ class LatentRefLM(GeneratingLM):
             def record(rows: Sequence[int], num_thoughts: int) -> None:
                 self.record_thoughts([texts[row] for row in rows], num_thoughts)
 
-            with self.autocast(), self._documents.naming(texts):
+            with self.autocast(), self._documents.naming_rows(texts):
                 return self.reasoner.score(
                     [group.context for group in groups],
                     [group.continuations for group in groups],
@@ -333,7 +333,7 @@ class LatentRefLM(GeneratingLM):
         ]
 
     def _fit(self, text: Any, context: Tokens, num_after: int, longest: int) -> Tokens:
-        with self._documents.naming_mistakes(text[0]):
+        with self._documents.naming_document(text[0]):
             alone = self.cut(context, num_after)
             if not self.reasoner.thinks:
                 return alone

@@ -2,7 +2,7 @@
 
 names = DocumentNames()
 names.remember(requests)
-with names.naming(contexts):
+with names.naming_rows(contexts):
     ...              # an error about row 2 names the document of the third context
 """
 
@@ -33,8 +33,8 @@ class DocumentNames:
         return self._names.get(context, "a document")
 
     @contextmanager
-    def naming(self, contexts: Sequence[str]) -> Iterator[None]:
-        """Turn an error about a row of `contexts` into an error that names the row's document."""
+    def naming_rows(self, contexts: Sequence[str]) -> Iterator[None]:
+        """Turn a NonFiniteThoughtError into an error that names the document of its row."""
         try:
             yield
         except NonFiniteThoughtError as error:
@@ -44,8 +44,8 @@ class DocumentNames:
             ) from error
 
     @contextmanager
-    def naming_mistakes(self, context: str) -> Iterator[None]:
-        """Begin the message of every LatentRefError with the document of `context`."""
+    def naming_document(self, context: str) -> Iterator[None]:
+        """Begin the message of a LatentRefError in this block with the document of `context`."""
         try:
             yield
         except LatentRefError as error:

@@ -12,17 +12,17 @@ from typing import Any
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class ThoughtFiles:
-    """Data about its thoughts that a checkpoint's files hold, apart from options."""
+    """What a checkpoint's files hold about its thoughts, apart from options."""
 
     tensors: Mapping[str, Any] = field(default_factory=dict)
     """The weights of the map from hidden state to thought, under the names that its kind reads."""
 
     opening: tuple[int, ...] | None = None
     closing: tuple[int, ...] | None = None
-    """The ids of the markers before and after the thoughts; None: they are in the tokenizer."""
+    """The ids of the markers before and after the thoughts; None: the tokenizer has them."""
 
     protocol: str | None = None
-    """The name of the protocol that it was trained on; None if the files do not say."""
+    """The protocol that the checkpoint was trained on; None if the files do not say."""
 
     num_text_ids: int | None = None
     """Generated text has only ids below this number; None: no limit."""

@@ -23,7 +23,7 @@ Tokens = tuple[int, ...]
 
 @dataclass(frozen=True)
 class Problem:
-    """An `Example` as token ids, in the text of the prompt protocol."""
+    """The token ids of an `Example`, written out by the prompt protocol."""
 
     question: Tokens
     """The context: question and newline, after the special tokens that begin every text."""

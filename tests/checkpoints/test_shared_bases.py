@@ -67,7 +67,7 @@ def test_an_adapter_that_changes_its_base_is_right_alone_and_refused_where_other
         assert "does not fit" not in str(caught.value)
 
 
-def test_loading_adapters_warns_of_nothing(base, plain):
+def test_loading_adapters_gives_no_warning(base, plain):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         load(pretrained=plain, strong=base, weak=plain)
@@ -101,7 +101,7 @@ def test_adapters_of_types_that_peft_does_not_mix_have_bases_of_their_own(
         ({"init_lora_weights": "pissa_niter_4"}, "changes the base at random"),
     ],
 )
-def test_adapters_that_cannot_act_on_thoughts_or_are_unknown_say_what_they_are(
+def test_adapters_that_are_unknown_or_cannot_act_on_thoughts_are_refused_with_the_reason(
     base, tmp_path, values, message
 ):
     adapter = Path(save_adapter(base, tmp_path / "adapter", seed=1))
@@ -112,7 +112,7 @@ def test_adapters_that_cannot_act_on_thoughts_or_are_unknown_say_what_they_are(
     assert "\n" not in str(caught.value)
 
 
-def test_settings_are_known_to_change_a_base_before_there_is_one():
+def test_settings_alone_show_whether_an_adapter_changes_its_base():
     whole = {"task_type": "CAUSAL_LM", "inference_mode": True, "target_modules": ["q_proj"]}
     for kind in ("pissa", "olora", "all biases", "own biases"):
         assert changes_base({**whole, **CHANGING[kind]})
@@ -121,7 +121,7 @@ def test_settings_are_known_to_change_a_base_before_there_is_one():
 
 
 @pytest.mark.parametrize("init", [True, False, "gaussian", "pissa", "olora", "orthogonal"])
-def test_only_what_a_random_start_leaves_of_the_base_counts_as_drawn_anew(init):
+def test_starts_that_do_not_change_the_base_at_random_are_not_counted_as_such(init):
     before = torch.get_rng_state()
     assert not changes_base_at_random(
         {"init_lora_weights": init, "r": 64, "task_type": "CAUSAL_LM"}
