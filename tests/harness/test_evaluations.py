@@ -344,6 +344,7 @@ def test_a_loaded_model_must_do_what_one_from_a_folder_must(make, options, words
 
 
 def test_each_evaluation_records_its_own_data():
+    of_evaluations.report()  # documents that earlier tests loaded are not of these evaluations
     manager = TaskManager(
         include_path=[str(tasks_path())], include_defaults=False, metadata={"num_documents": 4}
     )
