@@ -202,7 +202,7 @@ def load_lm(args: argparse.Namespace, *, dtype: str | None = None) -> LatentRefL
         return LatentRefLM(
             name,
             dtype=dtype or args.dtype,
-            batch_size=args.batch_size,
+            batch_size=getattr(args, "batch_size", 1),  # growth varies it itself
             device=str(device()),
             latent_steps=0,
             latent_markers="none",
