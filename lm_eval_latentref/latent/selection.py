@@ -76,13 +76,21 @@ def _ids_of(tokenizer: Any, text: str) -> Tokens:
     return ids
 
 
-def find_stop(config: RefinementConfig, markers: Markers | None) -> StopRule | None:
+def find_stop(
+    config: RefinementConfig, markers: Markers | None, files: ThoughtFiles = NO_FILES
+) -> StopRule | None:
     """The stop rule; None if every row thinks `latent_steps` thoughts."""
     options = config.of_kind
-    closing = markers.closing if markers else ()
-    return make_stop(
+    rule = make_stop(
         options.get("latent_stop", STEPS),
         options.get("stop_entropy"),
         options.get("stop_patience"),
-        closing=closing,
+        closing=markers.closing if markers else (),
     )
+    end_id = rule.end_id if rule else None
+    if end_id is not None and files.num_text_ids is not None and end_id >= files.num_text_ids:
+        raise LatentRefError(
+            f"latent_stop={options['latent_stop']}: this checkpoint never writes the id {end_id}, "
+            "which closes its thoughts; give latent_stop=steps"
+        )
+    return rule

@@ -88,7 +88,7 @@ class TokenReasoner:
         files = loaded.backbone.thought_files
         self.kind = make_kind(loaded.tokenizer, self.backbone, config, files)
         self.markers = find_markers(loaded.tokenizer, config, files)
-        self.stop = find_stop(config, self.markers)
+        self.stop = find_stop(config, self.markers, files)
         check_ids(self.markers, self.backbone, name_of(loaded.backbone))
         self.protocol = protocol_named(files.protocol or "coconut")
         if config.thought_dropout:

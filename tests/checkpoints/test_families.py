@@ -117,6 +117,14 @@ def test_text_after_codis_thoughts_has_no_marker_in_it(bases, tmp_path):
         assert int(reasoner._write(CONTEXTS, thoughts, [0, 1, 2], 4).max()) < V + 2
 
 
+def test_an_end_token_that_is_never_written_ends_no_thoughts(bases, tmp_path):
+    models, paths = bases
+    state, _ = files.codi_state(models["llama"], files.projector(SIZE))
+    torch.save(state, tmp_path / "codi.pt")
+    with pytest.raises(LatentRefError, match=f"never writes the id {V + 2}"):
+        load(paths["llama"], weights=str(tmp_path / "codi.pt"), latent_stop="end_token")
+
+
 def test_asking_uses_the_prompt_and_the_answer_of_the_family(bases, tmp_path, monkeypatch):
     models, paths = bases
     state, _ = files.codi_state(models["gpt2"], files.projector(SIZE))
