@@ -114,14 +114,14 @@ def is_wrapped(keys: Iterable[str]) -> bool:
 
 def is_map_key(key: str) -> bool:
     """Whether `key` belongs to some family's map from hidden state to thought."""
-    return any(key.startswith(start) for family in FAMILIES for start in family.maps)
+    return any(_map_name(family, key) is not None for family in FAMILIES)
 
 
 def take_apart(path: str, tensors: Mapping[str, Tensor]) -> Parts | None:
     """The tensors of a family's file, sorted; None if the file belongs to no family.
 
-    Raises LatentRefError if a LoRA adapter has only one of its two matrices, or if two keys are of
-    the same tensor.
+    Raises LatentRefError if a LoRA adapter has only one of its two matrices, if two keys are of the
+    same tensor, or if a tensor of a map or an adapter has no floating-point numbers.
     """
     family = recognise(tensors)
     if family is None:
@@ -131,8 +131,9 @@ def take_apart(path: str, tensors: Mapping[str, Tensor]) -> Parts | None:
     for key, tensor in tensors.items():
         if key.startswith(LEFT_OUT):
             left_out.append(key)
-        elif start := next((start for start in family.maps if key.startswith(start)), None):
-            parts.map[family.maps[start] + key.removeprefix(start)] = tensor
+        elif name := _map_name(family, key):
+            _check_numbers(path, key, tensor)
+            parts.map[name] = tensor
         else:
             _add(path, parts, _plain_name(key), tensor)
     if left_out:
@@ -150,11 +151,28 @@ def take_apart(path: str, tensors: Mapping[str, Tensor]) -> Parts | None:
     return parts
 
 
+def _map_name(family: Family, key: str) -> str | None:
+    """The name of a tensor of the map that its kind reads; None if `key` is not of the map."""
+    for start, name in family.maps.items():
+        if key == start or (start.endswith(".") and key.startswith(start)):
+            return name + key.removeprefix(start)
+    return None
+
+
+def _check_numbers(path: str, key: str, tensor: Tensor) -> None:
+    if not tensor.is_floating_point() or 0 in (tensor.ndim, tensor.numel()):
+        raise LatentRefError(
+            f"{path}: {key!r} has shape {tuple(tensor.shape)} and {tensor.dtype}, but it must be a "
+            "vector or matrix of floating-point numbers; save the checkpoint again"
+        )
+
+
 def _add(path: str, parts: Parts, name: str, tensor: Tensor) -> None:
     match = _LORA.fullmatch(name)
     if match is None:
         place, key = parts.tensors, name.replace(".base_layer.", ".")
     else:
+        _check_numbers(path, name, tensor)
         place, key = parts.deltas.setdefault(f"{match['module']}.weight", {}), match["part"]
     if key in place:
         raise LatentRefError(

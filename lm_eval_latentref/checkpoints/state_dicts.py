@@ -89,6 +89,9 @@ def _read_plain(path: str, tensors: dict[str, Tensor], skeleton: Any, config: An
         )
     if embedding not in tensors:
         raise LatentRefError(_other_architecture(path, f"key {embedding!r} is missing", config))
+    if tensors[embedding].ndim != 2:
+        problem = f"{embedding!r} has shape {tuple(tensors[embedding].shape)}, not that of a matrix"
+        raise LatentRefError(_other_architecture(path, problem, config))
     num_rows = tensors[embedding].shape[0]
     tensors = _check_keys(path, tensors, skeleton, num_rows, config)
     return RawStateDict(path, tensors, num_rows, is_coconut)
@@ -261,9 +264,9 @@ def _check_deltas(
         if name not in shapes:
             problem = f"its adapter changes {name!r}, which the model lacks"
             raise LatentRefError(_other_architecture(path, problem, config))
-        shape = (halves["B"].shape[0], halves["A"].shape[1])
+        shape = (*halves["B"].shape[:1], *halves["A"].shape[1:])
         expected = shapes[name][::-1] if _is_transposed(skeleton, name) else shapes[name]
-        if shape != expected or halves["B"].shape[1] != halves["A"].shape[0]:
+        if shape != expected or halves["B"].shape[1:] != halves["A"].shape[:1]:
             problem = f"its adapter of {name!r} has shape {shape}, not {expected}"
             raise LatentRefError(_other_architecture(path, problem, config))
 

@@ -256,6 +256,16 @@ def test_a_learnt_pause_row_is_fed_at_every_thought(bases, tmp_path):
     assert_equal(scores_of(reasoner), expected)
 
 
+@pytest.mark.parametrize("both", [True, False])
+def test_only_the_pause_row_itself_is_taken_for_it(bases, tmp_path, both):
+    grown = files.resized(bases[0]["gpt2"], 3)
+    row = {"pause_embedding": torch.ones(SIZE)} if both else {}
+    other = {"pause_embedding.weight": torch.ones(SIZE)}
+    torch.save({**files.coconut_keys(grown), **row, **other}, tmp_path / "pause.pt")
+    with pytest.raises(LatentRefError, match=r"unknown key 'pause_embedding\.weight'"):
+        load(bases[1]["gpt2"], weights=str(tmp_path / "pause.pt"), latent_steps=2)
+
+
 # `latentref convert` makes one plain folder of each.
 
 
@@ -311,6 +321,20 @@ def damaged(state, how):
     elif how == "rank":
         key = next(key for key in state if "lora_B" in key)
         state[key] = state[key][:-1]
+    elif how in ("vector", "no rank", "integers"):
+        change = {
+            "vector": lambda half: half[0],
+            "no rank": lambda half: half[:0],
+            "integers": lambda half: half.int(),
+        }
+        key = next(key for key in state if "lora_A" in key)
+        state[key] = change[how](state[key])
+    elif how in ("number", "integer map"):
+        tensor = state["prj.1.weight"]
+        state["prj.1.weight"] = tensor[0, 0] if how == "number" else tensor.int()
+    elif how == "embedding":
+        key = next(key for key in state if key.endswith("wte.weight"))
+        state[key] = torch.tensor(1.0)
     elif how == "rows":
         for key in [key for key in state if key.endswith(("wte.weight", "lm_head.weight"))]:
             state[key] = state[key][:-1]
@@ -328,6 +352,12 @@ def damaged(state, how):
         ("twice", r"'transformer\.wpe\.weight' twice"),
         ("half", "only lora_A"),
         ("rank", "its adapter of"),
+        ("vector", r"its adapter of .* has shape \(48,\), not"),
+        ("no rank", r"lora_A.* has shape \(0, 16\)"),
+        ("integers", r"lora_A.* torch\.int32, but it must be"),
+        ("number", r"'prj\.1\.weight' has shape \(\)"),
+        ("integer map", r"'prj\.1\.weight' .* torch\.int32"),
+        ("embedding", r"wte\.weight' has shape \(\), not that of a matrix"),
         ("rows", "opened and closed by the ids"),
         ("width", r"linear_1\.weight of the map has shape"),
     ],
