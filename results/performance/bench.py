@@ -87,6 +87,7 @@ CONTEXT_TOKENS = (
     "--context_tokens",
     {"type": int, "help": "cut prompts to this many tokens on average (default: not)"},
 )
+PROFILE = ("--profile", {"action": "store_true", "help": "show where our time goes"})
 LENGTHS = 0.35
 """Lengths of prompts that are cut are spread so far around their mean, relative to it."""
 
@@ -114,7 +115,6 @@ def parse(
     clocks = "wall: seconds that pass; cpu: seconds this process computes, where others do too"
     parser.add_argument("--clock", choices=("wall", "cpu"), default="wall", help=clocks)
     parser.add_argument("--tiny", action="store_true", help="a tiny model; judges no target")
-    parser.add_argument("--profile", action="store_true", help="show where our time goes")
     parser.add_argument("-o", "--output", metavar="FILE.json", help="and the page beside it")
     for name, settings in extra:
         parser.add_argument(name, **settings)

@@ -26,7 +26,7 @@ NUM_CHECKED = 8
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    args = bench.parse(__doc__, argv, documents=64, batch_size=8)
+    args = bench.parse(__doc__, argv, bench.PROFILE, documents=64, batch_size=8)
     asked = bench.mathqa(args.tiny)
     checked, timed = asked[-NUM_CHECKED:], asked[:-NUM_CHECKED]
     difference = largest_difference(args, checked)

@@ -47,7 +47,9 @@ FEWER = (
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    args = bench.parse(__doc__, argv, FEWER, bench.CONTEXT_TOKENS, documents=12, batch_size=12)
+    args = bench.parse(
+        __doc__, argv, FEWER, bench.CONTEXT_TOKENS, bench.PROFILE, documents=12, batch_size=12
+    )
     prompts = bench.prosqa(max(300, (args.rounds + 1) * args.documents), args.tiny)
     lm = plain(args)
     prompts = bench.shortened(lm, prompts, args.context_tokens)

@@ -37,7 +37,7 @@ TOLERANCE = 1e-4
 
 def main(argv: Sequence[str] | None = None) -> int:
     defaults = {"rounds": 25, "documents": 16, "batch_size": 16, "context": 16, "thoughts": 16}
-    args = bench.parse(__doc__, argv, dtype="auto", **defaults)
+    args = bench.parse(__doc__, argv, bench.PROFILE, dtype="auto", **defaults)
     exact = reasoners(bench.load_lm(args, dtype="float32"), args.thoughts)
     lm = bench.load_lm(args)
     prompts = bench.prosqa(max(300, (args.rounds + 2) * args.documents), args.tiny)
@@ -71,7 +71,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         max(gaps.values()) <= TOLERANCE, f"thoughts differ from those of the slow loop: {gaps}"
     )
     if args.profile:
-        bench.print_profile(partial(think, kinds[MIXTURE], args.batch_size, timed[:16]))
+        mix = partial(think, kinds[MIXTURE], args.batch_size)
+        report.profile = bench.profile_of(partial(mix, timed[: args.batch_size]))
     return report.finish(args)
 
 

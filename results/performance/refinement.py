@@ -29,7 +29,9 @@ GRADIENT = ("--search_gradient", {"default": "detached", "choices": ("detached",
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    args = bench.parse(__doc__, argv, GRADIENT, bench.CONTEXT_TOKENS, documents=16, batch_size=16)
+    args = bench.parse(
+        __doc__, argv, GRADIENT, bench.CONTEXT_TOKENS, bench.PROFILE, documents=16, batch_size=16
+    )
     detached = args.search_gradient == "detached"
     prompts = bench.prosqa(max(300, (args.rounds + 1) * args.documents), args.tiny)
     lm = bench.load_lm(args)

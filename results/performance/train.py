@@ -50,7 +50,7 @@ NOT_LABELLED = -100
 
 def main(argv: Sequence[str] | None = None) -> int:
     options = [(f"--{name}", {"type": int}) for name in ("layers", "width")]
-    args = bench.parse(__doc__, argv, *options, documents=8, batch_size=8)
+    args = bench.parse(__doc__, argv, *options, bench.PROFILE, documents=8, batch_size=8)
     small = (1, 64) if args.tiny else (12, 768)
     model = new_model(args.layers or small[0], args.width or small[1])
     rows = prosqa_rows(args.rounds * args.documents + bench.NUM_WARM_UP)

@@ -47,6 +47,7 @@ SCRIPTS = (
     sweep,
     train,
 )
+PROFILED = (choices, generation, kinds, refinement, train)
 OTHERS = ("bench", "leaderboard")
 """What scripts share, and the one that is tested beside its own command."""
 FOLDER = Path(bench.__file__).parent
@@ -70,7 +71,8 @@ def test_a_tiny_run_agrees_judges_no_target_and_writes_its_page(
     script, tmp_path, capsys, few_built_in_tasks
 ):
     output = tmp_path / "new" / f"{script.__name__}.json"
-    assert script.main(["--tiny", "-o", str(output)]) == 0
+    profile = ["--profile"] if script in PROFILED else []
+    assert script.main(["--tiny", *profile, "-o", str(output)]) == 0
     *table, line = capsys.readouterr().out.splitlines()
     record = json.loads(line)
     assert (record["failures"], record["missed"]) == ([], [])
@@ -79,6 +81,7 @@ def test_a_tiny_run_agrees_judges_no_target_and_writes_its_page(
     page = output.with_suffix(".md").read_text()
     assert table[0] in page
     assert record["command"] in page
+    assert ("one profiled batch" in page) == (script in PROFILED)
 
 
 @pytest.mark.slow
