@@ -27,6 +27,8 @@ class ProtocolTask(ConfigurableTask):
         own = {name: value for name, value in (config or {}).items() if name != "class"}
         self.protocol = protocol_named((own.get("metadata") or {}).get("protocol", "coconut"))
         protocols_in_use[str(own.get("task"))] = self.protocol.name
+        if own.get("filter_list"):
+            own["filter_list"] = [self._reading(pipeline) for pipeline in own["filter_list"]]
         super().__init__(config=own)
 
     def doc_to_text(self, doc: Mapping[str, Any], doc_to_text: Any = None) -> str:
@@ -53,6 +55,16 @@ class ProtocolTask(ConfigurableTask):
         right = [self.protocol.is_right(text, gold) for text in results[0]]
         names = [metric["metric"] for metric in self.config.metric_list]
         return {name: pass_at(int(name.removeprefix("pass@")), right) for name in names}
+
+    def _reading(self, pipeline: Mapping[str, Any]) -> dict[str, Any]:
+        """The filters of `pipeline`, which take the answer from where the protocol writes it."""
+        filters = [
+            {**each, "regex_pattern": self.protocol.answer_pattern}
+            if each["function"] == "regex"
+            else each
+            for each in pipeline["filter"]
+        ]
+        return {**pipeline, "filter": filters}
 
     def _written(self, coconut_text: str) -> str:
         return self.protocol.answer_text(self.protocol.gold_of(coconut_text))

@@ -86,6 +86,8 @@ class Protocol:
     """Maps an answer to the text that the models write for it."""
     extract: Callable[[str], str]
     """Maps a generated text to the answer in it."""
+    answer_pattern: str
+    """A regular expression whose group is the part of a generated text that `extract` reads."""
     adds_special_tokens: bool = True
     """Whether the tokenizer's special tokens, such as BOS, surround the prompt."""
     number_in: Callable[[str], float | None] | None = None
@@ -135,18 +137,24 @@ def _after(mark: str) -> Callable[[str], str]:
     return lambda text: text.rsplit(mark, 1)[-1].strip().removesuffix(".")
 
 
+def _part_after(mark: str) -> str:
+    mark = re.escape(mark)
+    return rf"(?s)(?:\A|{mark})((?:(?!{mark}).)*?)\.?\s*\Z"
+
+
 _codi_answer, _colar_answer = _after("The answer is:"), _after("Answer:")
 
 
 PROTOCOLS = {
     protocol.name: protocol
     for protocol in (
-        Protocol("coconut", prompt, answer_text, extract_answer),
+        Protocol("coconut", prompt, answer_text, extract_answer, r"(?:\A|#)([^#]*)\Z"),
         Protocol(
             "codi",
             _codi_prompt,
             lambda answer: f"The answer is: {answer}",
             _codi_answer,
+            _part_after("The answer is:"),
             number_in=_last_number,
             reads_letters=True,
         ),
@@ -155,6 +163,7 @@ PROTOCOLS = {
             _colar_prompt,
             lambda answer: f"Answer: {answer}",
             _colar_answer,
+            _part_after("Answer:"),
             adds_special_tokens=False,
             number_in=lambda text: _number(_colar_answer(text)),
         ),

@@ -256,8 +256,11 @@ def test_sampling_tasks_ask_sixteen_times(name, manager, fixture_data):
 
 
 def judged(manager, name, texts):
+    return judged_by(manager.load([name])["tasks"][name], texts)
+
+
+def judged_by(task, texts):
     """lm-eval's scores of these samples of the first document, by filter."""
-    task = manager.load([name])["tasks"][name]
     task.build_all_requests(limit=1, rank=0, world_size=1)
     (request,) = task.instances
     request.resps = list(texts)
@@ -272,6 +275,17 @@ def test_a_vote_takes_the_answer_of_most_samples(manager, fixture_data):
     gold = first_document(manager.load(["latentref_gsm8k"])["tasks"]["latentref_gsm8k"])
     right = gold["answer_text"]
     actual = judged(manager, "latentref_gsm8k_vote", ["### 7", *[f"2+2 {right}"] * 9, *["x"] * 6])
+    assert actual == {"answer": {"exact_match": 0.0}, "vote": {"exact_match": 1.0}}
+
+
+@pytest.mark.parametrize(("protocol", "mark"), [("codi", "The answer is: "), ("colar", "Answer: ")])
+def test_a_vote_counts_the_answers_where_the_protocol_writes_them(protocol, mark, fixture_data):
+    """Each text solves the problem in words of its own, so that no two texts are equal."""
+    task = task_with(protocol, "latentref_gsm8k_vote")
+    right = task.protocol.gold_of(first_document(task)["answer_text"])
+    texts = [f"{n} # {n} {mark}{right}{'.' * (n % 2)}" for n in range(9)]
+    texts = [f"{mark}7", *texts, *[f"{mark}{-n}" for n in range(1, 7)]]
+    actual = judged_by(task, texts)
     assert actual == {"answer": {"exact_match": 0.0}, "vote": {"exact_match": 1.0}}
 
 
