@@ -202,8 +202,8 @@ def plan_run(
 ) -> tuple[SetPlan, RefinementConfig]:
     """The checkpoints to load, references only if the search uses them, and the refinement.
 
-    Logs the origin of every setting, and a warning if references are not used or if there are no
-    thoughts.
+    Logs the origin of every setting, and a warning if references are not used or if nobody gave the
+    number of thoughts.
 
     Args:
         given: the names, or the result of `resolve`.
@@ -230,7 +230,7 @@ def plan_run(
                 config.latent_steps,
             )
         plan = dataclasses.replace(plan, strong=None, weak=None)
-    if config.latent_steps == 0:
+    if "latent_steps" not in {**kind.settings, **own}:
         logger.warning("latent_steps=0: there are no thoughts; give latent_steps=6, for example")
     return plan, config
 

@@ -114,9 +114,9 @@ class TrainingRun:
         if unknown:
             shown = ", ".join(map(repr, unknown[:5])) + (", ..." if unknown[5:] else "")
             raise LatentRefError(
-                f"epoch {self.progress.num_epochs + 1} has {len(unknown)} words that the tokenizer "
-                "lacks, because it was made from the first epoch and the validation problems: "
-                f"{shown}; give a larger num_train"
+                f"the tokenizer lacks {len(unknown)} of the words of epoch "
+                f"{self.progress.num_epochs + 1}, because it was made from the first epoch and the "
+                f"validation problems: {shown}; give a larger num_train"
             )
 
     @functools.cached_property

@@ -274,6 +274,18 @@ def test_warnings_of_what_has_no_effect(folders, caplog):
     assert any("latent_steps=0" in record.message for record in caplog.records)
 
 
+@pytest.mark.parametrize("place", ["argument", "latentref.json"])
+def test_zero_thoughts_that_were_asked_for_give_no_warning(folders, tmp_path, caplog, place):
+    tiny_model("gpt2", 0).save_pretrained(tmp_path)
+    tiny_tokenizer().save_pretrained(tmp_path)
+    given = {"latent_steps": 0} if place == "argument" else {}
+    if place == "latentref.json":
+        (tmp_path / place).write_text('{"format_version": 1, "latent_steps": 0}')
+    with caplog.at_level(logging.WARNING):
+        LatentRefLM(str(tmp_path), device="cpu", **given)
+    assert "latent_steps=0" not in caplog.text
+
+
 def test_none_is_not_given(folders, tmp_path):
     tiny_model("gpt2", 0).save_pretrained(tmp_path)
     tiny_tokenizer().save_pretrained(tmp_path)
