@@ -54,7 +54,9 @@ def test_words_that_only_occur_in_later_epochs_are_named(tmp_path):
     longer = small_recipe(
         tmp_path / "longer", **changes, phases=["no_cot"], num_validation=1, no_cot_epochs=2
     )
-    with pytest.raises(LatentRefError, match=f"epoch 2 has {len(unknown)} words") as caught:
+    with pytest.raises(
+        LatentRefError, match=f"lacks {len(unknown)} of the words of epoch 2"
+    ) as caught:
         train(longer)
     assert ", ".join(map(repr, unknown[:5])) in str(caught.value)
     assert "\n" not in str(caught.value)
