@@ -139,6 +139,8 @@ def test_each_is_refused_in_one_line_or_equals_the_naive_loop(capsys):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         for kind in MODEL_FOR_CAUSAL_LM_MAPPING:
+            if not kind.__module__.startswith("transformers."):
+                continue  # remote code of another test, which transformers keeps in this mapping
             if time.process_time() - start > SECONDS:
                 break
             what, _, why = outcome(kind).partition(":")
