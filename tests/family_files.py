@@ -13,8 +13,15 @@ from typing import Any
 
 import torch
 from safetensors.torch import save_file
+from tiny_checkpoints import fresh_model, save_folder
 
 ALPHA = 32
+
+
+def save_bases(folder: Path) -> tuple[dict[str, Any], dict[str, str]]:
+    """Tiny bases of GPT-2 and Llama, and their folders."""
+    models = {family: fresh_model(family) for family in ("gpt2", "llama")}
+    return models, {name: save_folder(model, folder / name) for name, model in models.items()}
 
 
 def resized(model: Any, extra: int, seed: int = 3) -> Any:

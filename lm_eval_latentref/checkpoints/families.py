@@ -37,6 +37,8 @@ class Family:
     maps: Mapping[str, str] = field(default_factory=dict)
     """The map from hidden state to thought: key prefixes in the file, and the prefixes that its
     kind reads."""
+    optional: tuple[str, ...] = ()
+    """The key prefixes in `maps` of layers that some files lack."""
     latent_steps: int | None = None
     """The published number of thoughts; the maximum if rows stop early."""
     protocol: str | None = None
@@ -60,6 +62,7 @@ FAMILIES = (
         name="CODI",
         mark="prj.",
         maps={"prj.1.": "linear_1.", "prj.3.": "linear_2.", "prj.ln.": "norm."},
+        optional=("prj.ln.",),
         bare_markers=True,
         **_CODI,
     ),
@@ -67,10 +70,17 @@ FAMILIES = (
         name="LatentTTS' CODI",
         mark="projector.",
         maps={"projector.1.": "linear_1.", "projector.3.": "linear_2.", "projector.4.": "norm."},
+        optional=("projector.4.",),
         **_CODI,
     ),
     Family(name="CoLaR", mark="latent_policy.", maps=_policy("latent_policy"), **_COLAR),
-    Family(name="LatentTTS' CoLaR", mark="lt_head.", maps=_policy("lt_head"), **_COLAR),
+    Family(
+        name="LatentTTS' CoLaR",
+        mark="lt_head.",
+        maps=_policy("lt_head"),
+        optional=("lt_head.log_std.",),
+        **_COLAR,
+    ),
     Family(name="pause", kind="pause", mark="pause_embedding", maps={"pause_embedding": "row"}),
     Family(name="SIM-CoT on Coconut", kind="continuous", mark="expainable_llm.", latent_steps=10),
 )
@@ -120,8 +130,9 @@ def is_map_key(key: str) -> bool:
 def take_apart(path: str, tensors: Mapping[str, Tensor]) -> Parts | None:
     """The tensors of a family's file, sorted; None if the file belongs to no family.
 
-    Raises LatentRefError if a LoRA adapter has only one of its two matrices, if two keys are of the
-    same tensor, or if a tensor of a map or an adapter has no floating-point numbers.
+    Raises LatentRefError if a LoRA adapter has only one of its two matrices, if a map lacks a
+    tensor, if two keys are of the same tensor, or if a tensor of a map or an adapter has no
+    floating-point numbers.
     """
     family = recognise(tensors)
     if family is None:
@@ -136,6 +147,7 @@ def take_apart(path: str, tensors: Mapping[str, Tensor]) -> Parts | None:
             parts.map[name] = tensor
         else:
             _add(path, parts, _plain_name(key), tensor)
+    _check_map(path, family, tensors)
     if left_out:
         starts = sorted({key.split(".")[0] + ".*" for key in left_out})
         logger.info(
@@ -157,6 +169,23 @@ def _map_name(family: Family, key: str) -> str | None:
         if key == start or (start.endswith(".") and key.startswith(start)):
             return name + key.removeprefix(start)
     return None
+
+
+def _check_map(path: str, family: Family, keys: Iterable[str]) -> None:
+    """Raise LatentRefError that names the keys of the family's map which the file lacks."""
+    present = set(keys)
+    layers = [
+        start
+        for start in family.maps
+        if start.endswith(".")
+        and not (start in family.optional and not any(key.startswith(start) for key in present))
+    ]
+    needed = {f"{layer}{part}" for layer in layers for part in ("weight", "bias")}
+    if missing := sorted(needed - present):
+        raise LatentRefError(
+            f"{path}: a file of {family.name} needs the keys {', '.join(missing)}, which are "
+            "missing; save the checkpoint again"
+        )
 
 
 def _check_numbers(path: str, key: str, tensor: Tensor) -> None:

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from functools import partial
 
 import bench
+import workload
 from bench import Side
 
 from lm_eval_latentref.evaluation.statistics import mcnemar
@@ -27,12 +28,12 @@ NUM_CHECKED = 8
 
 def main(argv: Sequence[str] | None = None) -> int:
     args = bench.parse(__doc__, argv, bench.PROFILE, documents=64, batch_size=8)
-    asked = bench.mathqa(args.tiny)
+    asked = workload.mathqa(args.tiny)
     checked, timed = asked[-NUM_CHECKED:], asked[:-NUM_CHECKED]
     difference = largest_difference(args, checked)
-    lm = bench.load_lm(args)
-    ours = partial(bench.score_choices, lm)
-    sides = [Side(HF, partial(bench.score_choices, bench.hf_beside(lm))), Side(OURS, ours)]
+    lm = workload.load_lm(args)
+    ours = partial(workload.score_choices, lm)
+    sides = [Side(HF, partial(workload.score_choices, workload.hf_beside(lm))), Side(OURS, ours)]
     rounds = bench.alternate(sides, timed, args)
     right = {name: hits(rounds.answers[name], timed[bench.NUM_WARM_UP :]) for name in (HF, OURS)}
     accuracy = {name: sum(one) / len(one) for name, one in right.items()}
@@ -45,7 +46,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             "max_difference_float32": difference,
             "accuracy": accuracy,
             "counts": bench.counts(lm, partial(ours, checked)),
-            "model": bench.identity(lm, args),
+            "model": workload.identity(lm, args),
         },
     )
     report.judge(f"time of {HF} / {OURS}", rounds.ratio(HF, OURS), at_least=TARGET, tiny=args.tiny)
@@ -64,8 +65,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def largest_difference(args: object, asked: Sequence[dict]) -> float:
     """Of any log-likelihood of both sides in float32."""
-    lm = bench.load_lm(args, dtype="float32")
-    sides = [bench.score_choices(side, asked) for side in (bench.hf_beside(lm), lm)]
+    lm = workload.load_lm(args, dtype="float32")
+    sides = [workload.score_choices(side, asked) for side in (workload.hf_beside(lm), lm)]
     rows = zip(*sides, strict=True)
     return max(abs(a - b) for row in rows for a, b in zip(*row, strict=True))
 

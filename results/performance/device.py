@@ -23,6 +23,7 @@ from typing import Any
 
 import bench
 import torch
+import workload
 from memory import ROLES, write_checkpoints
 from torch.utils.benchmark import Timer
 from torch.utils.flop_counter import FlopCounterMode, register_flop_formula
@@ -37,7 +38,7 @@ from lm_eval_latentref.latent.reasoner import Reasoner
 
 PHASES = ("encode", "think", "decode")
 ADAPTERS = "adapters"
-MODELS = {"cuda": f"{ADAPTERS},{bench.QWEN},{bench.LLAMA}", "cpu": "tiny"}
+MODELS = {"cuda": f"{ADAPTERS},{workload.QWEN},{workload.LLAMA}", "cpu": "tiny"}
 BATCH_SIZE = {"cuda": 64, "cpu": 4}
 SIDE = {"cuda": 8192, "cpu": 512}
 COPIED_BYTES = {"cuda": 2**31, "cpu": 2**26}
@@ -56,7 +57,7 @@ HEADER = (
 )
 
 OPTIONS = [
-    ("--models", {"help": f"with commas between: {', '.join([ADAPTERS, *bench.SHAPES])}"}),
+    ("--models", {"help": f"with commas between: {', '.join([ADAPTERS, *workload.SHAPES])}"}),
     ("--rows", {"type": int, "help": "contexts of a batch; default: 64 on a GPU, 4 on a CPU"}),
 ]
 
@@ -72,11 +73,11 @@ class Work:
 
 def main(argv: Sequence[str] | None = None) -> int:
     args = bench.parse(__doc__, argv, *OPTIONS, batch_size=1)
-    place = bench.device().type
+    place = workload.device().type
     names = (args.models or ("tiny" if args.tiny else MODELS[place])).split(",")
     for name in names:
-        if name not in (ADAPTERS, *bench.SHAPES):
-            known = ", ".join([ADAPTERS, *bench.SHAPES])
+        if name not in (ADAPTERS, *workload.SHAPES):
+            known = ", ".join([ADAPTERS, *workload.SHAPES])
             raise LatentRefError(f"--models {name}: give one or more of {known}")
     num_rows = args.rows or (2 if args.tiny else BATCH_SIZE[place])
     rates = peak_rates(args)
@@ -103,7 +104,7 @@ def peak_rates(args: Any) -> dict[str, float]:
 
     The data is random, because products of zeros can run faster.
     """
-    place, dtype = bench.device(), getattr(torch, args.dtype)
+    place, dtype = workload.device(), getattr(torch, args.dtype)
     side = 64 if args.tiny else SIDE[place.type]
     num_bytes = 2**16 if args.tiny else COPIED_BYTES[place.type]
     left, right, product = (torch.randn(side, side, device=place, dtype=dtype) for _ in range(3))
@@ -136,20 +137,20 @@ def _adapters(args: Any) -> Reasoner:
         write_checkpoints(folder, args)
         backbone, strong, weak = (f"{folder}/{role}" for role in ROLES)
         hidden_size = AutoConfig.from_pretrained(f"{folder}/base").hidden_size
-        how = {"dtype": args.dtype, "device": str(bench.device()), "latent_markers": "none"}
-        step_size = bench.refined(hidden_size).search_step_size
-        how |= {"latent_steps": bench.LATENT_STEPS, "search_step_size": step_size}
+        how = {"dtype": args.dtype, "device": str(workload.device()), "latent_markers": "none"}
+        step_size = workload.refined(hidden_size).search_step_size
+        how |= {"latent_steps": workload.LATENT_STEPS, "search_step_size": step_size}
         return load(backbone, strong=strong, weak=weak, memory_rate=0.5, **how)
 
 
 def _random(name: str, args: Any) -> Reasoner:
     identity = {"name": f"random weights in the shape of {name}"}
     backbone, strong, weak = (
-        LoadedModel(model=bench.random_model(name, seed, args.dtype), identity=identity)
+        LoadedModel(model=workload.random_model(name, seed, args.dtype), identity=identity)
         for seed in range(3)
     )
-    config = bench.refined(backbone.model.config.hidden_size, latent_markers="none")
-    tokenizer = bench.byte_tokenizer()
+    config = workload.refined(backbone.model.config.hidden_size, latent_markers="none")
+    tokenizer = workload.byte_tokenizer()
     loaded = LoadedSet(tokenizer=tokenizer, backbone=backbone, strong=strong, weak=weak)
     return Reasoner(loaded, config)
 
@@ -158,7 +159,7 @@ def measure(
     reasoner: Reasoner, args: Any, num_rows: int, rates: dict[str, float]
 ) -> dict[str, Any]:
     """Speed and phases of one model as JSON values."""
-    prompts = bench.prosqa((args.rounds + 1) * num_rows * 2, args.tiny)
+    prompts = workload.prosqa((args.rounds + 1) * num_rows * 2, args.tiny)
     contexts = list(dict.fromkeys(tuple(reasoner.tokenizer.encode(text)) for text in prompts))
     work = counted(reasoner, contexts[:num_rows])
     seconds: dict[str, list[float]] = {name: [] for name in (*PHASES, "all")}
@@ -186,7 +187,7 @@ def measure(
 
 
 def _answer(reasoner: Reasoner, contexts: Sequence[Tokens]) -> None:
-    reasoner.answer(contexts, max_new_tokens=bench.NEW_TOKENS)
+    reasoner.answer(contexts, max_new_tokens=workload.NEW_TOKENS)
 
 
 @register_flop_formula(torch.ops.mkldnn._linear_pointwise)
@@ -225,7 +226,7 @@ def counted(reasoner: Reasoner, contexts: Sequence[Tokens]) -> Work:
         state["decodes"] = True
         reasoner.backbone.causal_lm.generate(
             **reasoner.generation_inputs(contexts, thoughts),
-            **{"max_new_tokens": bench.NEW_TOKENS, "do_sample": False, "pad_token_id": 0},
+            **{"max_new_tokens": workload.NEW_TOKENS, "do_sample": False, "pad_token_id": 0},
         )
         enter("decode")
     state["listens"] = False

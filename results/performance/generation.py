@@ -20,10 +20,12 @@ from typing import Any
 
 import bench
 import torch
-from bench import LATENT_STEPS, NEW_TOKENS, NUM_CHECKED, Side
+import workload
+from bench import NUM_CHECKED, Side
 from torch import Tensor
 from torch.nn.functional import linear
 from transformers import DynamicCache, PreTrainedModel
+from workload import LATENT_STEPS, NEW_TOKENS
 
 from lm_eval_latentref.latent.config import RefinementConfig
 from lm_eval_latentref.latent.torch_seams import by_onednn
@@ -33,7 +35,7 @@ PUBLISHED, CACHED = "published loop", "batched loop with a cache"
 OURS, LIMIT = "--model latentref", "bare matrix products"
 TARGETS = {"cpu": 12.0, "cuda": 40.0}
 """Against the published loop."""
-FLOOR_SHAPE = bench.GPT2
+FLOOR_SHAPE = workload.GPT2
 AGAINST_CACHED, AGAINST_LIMIT = 1.6, 1.3
 """On one thread, with contexts of equal mean length and weights of FLOOR_SHAPE."""
 NUM_PRODUCTS = 10
@@ -50,9 +52,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = bench.parse(
         __doc__, argv, FEWER, bench.CONTEXT_TOKENS, bench.PROFILE, documents=12, batch_size=12
     )
-    prompts = bench.prosqa(max(300, (args.rounds + 1) * args.documents), args.tiny)
+    prompts = workload.prosqa(max(300, (args.rounds + 1) * args.documents), args.tiny)
     lm = plain(args)
-    prompts = bench.shortened(lm, prompts, args.context_tokens)
+    prompts = workload.shortened(lm, prompts, args.context_tokens)
     checked, timed = prompts[-NUM_CHECKED:], prompts[:-NUM_CHECKED]
     equal = equal_texts(sides_of(plain(args, "float32"), args)[:3], checked)
     sides = sides_of(lm, args)
@@ -65,7 +67,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             **rounds.record(),
             "equal_texts_float32": equal,
             "counts": counts,
-            "model": bench.identity(lm, args),
+            "model": workload.identity(lm, args),
         },
     )
     judge(report, rounds, args)
@@ -83,7 +85,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def judge(report: bench.Report, rounds: bench.Rounds, args: Any) -> None:
     """Adds the ratios, with targets for the work that these are set for."""
     floor = args.shape == FLOOR_SHAPE and args.context_tokens and torch.get_num_threads() == 1
-    published = None if args.context_tokens else TARGETS[bench.device().type]
+    published = None if args.context_tokens else TARGETS[workload.device().type]
     for slow, fast, targets in (
         (PUBLISHED, OURS, {"at_least": published}),
         (CACHED, OURS, {"at_least": AGAINST_CACHED if floor else None}),
@@ -142,8 +144,8 @@ def _ratio(slow: str, fast: str) -> str:
 
 def plain(args: Any, dtype: str | None = None) -> Any:
     """Coconut without refinement."""
-    return bench.thinking(
-        bench.load_lm(args, dtype=dtype), RefinementConfig(latent_steps=LATENT_STEPS)
+    return workload.thinking(
+        workload.load_lm(args, dtype=dtype), RefinementConfig(latent_steps=LATENT_STEPS)
     )
 
 
@@ -152,7 +154,7 @@ def sides_of(lm: Any, args: Any) -> list[Side]:
     return [
         Side(PUBLISHED, partial(published_texts, lm), args.published_documents),
         Side(CACHED, partial(cached_texts, lm)),
-        Side(OURS, partial(bench.write, lm)),
+        Side(OURS, partial(workload.write, lm)),
         Side(LIMIT, partial(bare_products, lm, num_models=1)),
     ]
 

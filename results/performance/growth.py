@@ -22,6 +22,7 @@ from typing import Any
 
 import bench
 import numpy as np
+import workload
 from scipy.stats import linregress
 
 from lm_eval_latentref.errors import LatentRefError
@@ -61,11 +62,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     for name in names:
         if name not in AXES:
             raise LatentRefError(f"--axis {name}: give one or more of {', '.join(AXES)}")
-    lm = bench.load_lm(args)
+    lm = workload.load_lm(args)
     hidden_size = lm.reasoner.backbone.hidden_size
-    references = [bench.perturbed(lm.model, seed) for seed in (1, 2)]
-    lm = bench.thinking(lm, bench.refined(hidden_size), *references)
-    prompts = bench.prosqa(300, args.tiny)
+    references = [workload.perturbed(lm.model, seed) for seed in (1, 2)]
+    lm = workload.thinking(lm, workload.refined(hidden_size), *references)
+    prompts = workload.prosqa(300, args.tiny)
     tokens = cycle(token for text in prompts for token in lm.tok_encode(text))
     around = Point(thoughts=2, context_tokens=8, choices=2) if args.tiny else Point()
     work(lm, around, tokens)
@@ -95,7 +96,7 @@ def points_of(axis: str, around: Point, tiny: bool) -> list[Point]:
 def work(lm: Any, point: Point, tokens: Any) -> tuple[float, dict[str, Any]]:
     """Seconds, and what was counted, of one batch at `point` on fresh text."""
     reasoner = lm.reasoner
-    reasoner.config = bench.refined(
+    reasoner.config = workload.refined(
         reasoner.backbone.hidden_size,
         latent_steps=point.thoughts,
         search_step_size=reasoner.backbone.hidden_size / 2 / point.search_steps,

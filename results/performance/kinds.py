@@ -17,6 +17,7 @@ from typing import Any
 
 import bench
 import torch
+import workload
 from bench import NUM_CHECKED, Side
 from torch import Tensor
 
@@ -38,9 +39,9 @@ TOLERANCE = 1e-4
 def main(argv: Sequence[str] | None = None) -> int:
     defaults = {"rounds": 25, "documents": 16, "batch_size": 16, "context": 16, "thoughts": 16}
     args = bench.parse(__doc__, argv, bench.PROFILE, dtype="auto", **defaults)
-    exact = reasoners(bench.load_lm(args, dtype="float32"), args.thoughts)
-    lm = bench.load_lm(args)
-    prompts = bench.prosqa(max(300, (args.rounds + 2) * args.documents), args.tiny)
+    exact = reasoners(workload.load_lm(args, dtype="float32"), args.thoughts)
+    lm = workload.load_lm(args)
+    prompts = workload.prosqa(max(300, (args.rounds + 2) * args.documents), args.tiny)
     # Equal contexts would be thought about once.
     contexts = list(dict.fromkeys(tuple(lm.tok_encode(p))[: args.context] for p in prompts))
     checked, timed = contexts[:NUM_CHECKED], contexts[NUM_CHECKED:]
@@ -60,7 +61,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             **rounds.record(),
             "rows_with_logits": projected,
             "largest_gap_float32": gaps,
-            "model": bench.identity(lm, args),
+            "model": workload.identity(lm, args),
         },
         remarks=[f"{args.thoughts} thoughts after {args.context} tokens, in {args.dtype}."],
     )

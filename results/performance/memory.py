@@ -23,6 +23,7 @@ from typing import Any
 
 import bench
 import torch
+import workload
 from lm_eval.models.huggingface import HFLM
 
 from lm_eval_latentref.checkpoints.convert import convert
@@ -94,7 +95,7 @@ def write_checkpoints(folder: str, args: Any) -> None:
     from peft import LoraConfig, get_peft_model
     from transformers import AutoModelForCausalLM
 
-    with bench.checkpoint(args) as name:
+    with workload.checkpoint(args) as name:
         base = convert(out=Path(folder) / "base", pretrained=name, dtype=args.dtype)
     for seed, role in enumerate(ROLES):
         torch.manual_seed(seed)
@@ -114,8 +115,8 @@ def largest_difference(folder: str, args: Any) -> float:
     how = {**_how(args), "dtype": "float32"}
     ours = LatentRefLM(f"{folder}/f", latent_steps=0, latent_markers="none", **how)
     theirs = HFLM(f"{folder}/base", peft=f"{folder}/f", **how)
-    asked = bench.mathqa(args.tiny)[: bench.NUM_CHECKED]
-    rows = zip(*(bench.score_choices(lm, asked) for lm in (ours, theirs)), strict=True)
+    asked = workload.mathqa(args.tiny)[: bench.NUM_CHECKED]
+    rows = zip(*(workload.score_choices(lm, asked) for lm in (ours, theirs)), strict=True)
     return max(abs(a - b) for row in rows for a, b in zip(*row, strict=True))
 
 
@@ -131,7 +132,7 @@ def measure_adapters(folder: str, asked: tuple[int, int], args: Any) -> dict[str
         backbone,
         strong=strong,
         weak=weak,
-        latent_steps=bench.LATENT_STEPS,
+        latent_steps=workload.LATENT_STEPS,
         memory_rate=0.5,
         search_step_size=1.0,
         latent_markers="none",
@@ -141,24 +142,24 @@ def measure_adapters(folder: str, asked: tuple[int, int], args: Any) -> dict[str
 
 
 def _how(args: Any) -> dict[str, Any]:
-    return {"dtype": args.dtype, "batch_size": args.batch_size, "device": str(bench.device())}
+    return {"dtype": args.dtype, "batch_size": args.batch_size, "device": str(workload.device())}
 
 
 def _measure(lm: Any, asked: tuple[int, int], args: Any) -> dict[str, int]:
     """Peaks of `lm` while it answers the documents from `asked[0]` to `asked[1]` (exclusive)."""
     peaks = {"loading": _peak()}
-    bench.score_choices(lm, _fresh(bench.mathqa(args.tiny)[slice(*asked)]))
+    workload.score_choices(lm, _fresh(workload.mathqa(args.tiny)[slice(*asked)]))
     peaks["choices"] = _peak()
-    bench.write(lm, _fresh(bench.prosqa(asked[1], args.tiny)[slice(*asked)]))
+    workload.write(lm, _fresh(workload.prosqa(asked[1], args.tiny)[slice(*asked)]))
     peaks["generation"] = _peak()
-    bench.write(lm, _fresh([long_prompt(lm, 64 if args.tiny else LONG_TOKENS)]))
+    workload.write(lm, _fresh([long_prompt(lm, 64 if args.tiny else LONG_TOKENS)]))
     peaks[LONG] = _peak()
     return peaks
 
 
 def long_prompt(lm: Any, num_tokens: int) -> str:
     """ProsQA questions one after another, cut to that many tokens."""
-    ids = lm.tok_encode("\n".join(bench.prosqa(300, tiny=False))[: 8 * num_tokens])
+    ids = lm.tok_encode("\n".join(workload.prosqa(300, tiny=False))[: 8 * num_tokens])
     return lm.tok_decode(ids[:num_tokens])
 
 

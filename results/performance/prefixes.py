@@ -23,11 +23,13 @@ from unittest import mock
 
 import bench
 import lm_eval
+import workload
 import yaml
-from bench import NEW_TOKENS, Side
+from bench import Side
 from datasets import Dataset
 from lm_eval.api.instance import Instance
 from lm_eval.api.task import ConfigurableTask
+from workload import NEW_TOKENS
 
 from lm_eval_latentref.benchmarks.splits import load_split
 from lm_eval_latentref.errors import LatentRefError
@@ -98,8 +100,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         record={"works": works},
         remarks=[f"All sides in {args.dtype}."],
     )
-    exact, lm = bench.load_lm(args, dtype="float32"), bench.load_lm(args)
-    report.record["model"] = bench.identity(lm, args)
+    exact, lm = workload.load_lm(args, dtype="float32"), workload.load_lm(args)
+    report.record["model"] = workload.identity(lm, args)
     works.update({name: measured(WORKS[name], exact, lm, args) for name in names})
     for name in WORKS:
         if name in works:
@@ -165,7 +167,7 @@ def _gsm8k(tiny: bool) -> tuple[dict[str, Any], int]:
 
 
 def _mathqa(work: Work, tiny: bool) -> tuple[dict[str, Any], int]:
-    rows = bench.mathqa(tiny)
+    rows = workload.mathqa(tiny)
     examples, rest = rows[: len(rows) // 3], rows[len(rows) // 3 :]
     return {
         **MATHQA,
@@ -182,10 +184,12 @@ def sides_of(work: Work, lm: Any) -> tuple[dict[str, Any], Any]:
     """All sides on the weights of `lm`, and the counters of ours."""
     ours = lm
     if work.thinks:
-        config = bench.refined(lm.reasoner.backbone.hidden_size)
-        ours = bench.thinking(lm, config, *(bench.perturbed(lm.model, seed) for seed in (1, 2)))
+        config = workload.refined(lm.reasoner.backbone.hidden_size)
+        ours = workload.thinking(
+            lm, config, *(workload.perturbed(lm.model, seed) for seed in (1, 2))
+        )
     return {
-        HF: partial(answers, bench.hf_beside(lm), True),
+        HF: partial(answers, workload.hf_beside(lm), True),
         OURS: partial(answers, ours, True),
         APART: partial(_apart, ours),
         BARE: partial(answers, ours, False),

@@ -15,8 +15,10 @@ from functools import partial
 from typing import Any
 
 import bench
-from bench import LATENT_STEPS, NUM_CHECKED, Side
+import workload
+from bench import NUM_CHECKED, Side
 from generation import LIMIT, bare_products
+from workload import LATENT_STEPS
 
 from lm_eval_latentref.latent.config import RefinementConfig
 
@@ -33,17 +35,21 @@ def main(argv: Sequence[str] | None = None) -> int:
         __doc__, argv, GRADIENT, bench.CONTEXT_TOKENS, bench.PROFILE, documents=16, batch_size=16
     )
     detached = args.search_gradient == "detached"
-    prompts = bench.prosqa(max(300, (args.rounds + 1) * args.documents), args.tiny)
-    lm = bench.load_lm(args)
-    prompts = bench.shortened(lm, prompts, args.context_tokens)
+    prompts = workload.prosqa(max(300, (args.rounds + 1) * args.documents), args.tiny)
+    lm = workload.load_lm(args)
+    prompts = workload.shortened(lm, prompts, args.context_tokens)
     checked, timed = prompts[-NUM_CHECKED:], prompts[:-NUM_CHECKED]
     num_equal = equal_texts(args, checked)
-    config = bench.refined(lm.reasoner.backbone.hidden_size, search_gradient=args.search_gradient)
-    refined = bench.thinking(lm, config, *(bench.perturbed(lm.model, seed) for seed in (1, 2)))
+    config = workload.refined(
+        lm.reasoner.backbone.hidden_size, search_gradient=args.search_gradient
+    )
+    refined = workload.thinking(
+        lm, config, *(workload.perturbed(lm.model, seed) for seed in (1, 2))
+    )
     forwards = forwards_a_thought(refined, checked)
     sides = [
-        Side(REFINED, partial(bench.write, refined)),
-        Side(PLAIN, partial(bench.write, bench.thinking(lm, PLAIN_CONFIG))),
+        Side(REFINED, partial(workload.write, refined)),
+        Side(PLAIN, partial(workload.write, workload.thinking(lm, PLAIN_CONFIG))),
         Side(LIMIT, partial(bare_products, lm, num_models=3)),
     ]
     rounds = bench.alternate(sides, timed, args)
@@ -55,7 +61,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             **rounds.record(),
             "forwards_a_thought": forwards,
             "equal_texts_float32": [num_equal, NUM_CHECKED],
-            "model": bench.identity(lm, args),
+            "model": workload.identity(lm, args),
         },
     )
     target = TARGET if detached else None  # `through` has its price
@@ -75,7 +81,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     one_each = not detached or set(forwards.values()) == {1.0}
     report.check(one_each, f"forwards a thought are {forwards}, not one for each model")
     if args.profile:
-        report.profile = bench.profile_of(partial(bench.write, refined, timed[: args.batch_size]))
+        report.profile = bench.profile_of(
+            partial(workload.write, refined, timed[: args.batch_size])
+        )
     return report.finish(args)
 
 
@@ -88,11 +96,11 @@ def forwards_a_thought(lm: Any, prompts: Sequence[str]) -> dict[str, float]:
 
 def equal_texts(args: Any, prompts: Sequence[str]) -> int:
     """How many texts two equal references leave as they are."""
-    lm = bench.load_lm(args, dtype="float32")
-    twin = bench.perturbed(lm.model, 1)
-    search = bench.refined(lm.reasoner.backbone.hidden_size, memory_rate=0.0)
-    sides = bench.thinking(lm, PLAIN_CONFIG), bench.thinking(lm, search, twin, twin)
-    texts = [bench.write(side, prompts) for side in sides]
+    lm = workload.load_lm(args, dtype="float32")
+    twin = workload.perturbed(lm.model, 1)
+    search = workload.refined(lm.reasoner.backbone.hidden_size, memory_rate=0.0)
+    sides = workload.thinking(lm, PLAIN_CONFIG), workload.thinking(lm, search, twin, twin)
+    texts = [workload.write(side, prompts) for side in sides]
     return sum(a == b for a, b in zip(*texts, strict=True))
 
 

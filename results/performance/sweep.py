@@ -17,6 +17,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import bench
+import workload
 
 from lm_eval_latentref.evaluation.dev_tasks import load_task
 from lm_eval_latentref.evaluation.settings import Grid, Setting
@@ -46,7 +47,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         step_sizes=(0.3, 1.0),
     )
     model_args = {"pretrained": name, "batch_size": args.batch_size, "dtype": args.dtype}
-    model = load_model({**model_args, "device": str(bench.device())}, grid)
+    model = load_model({**model_args, "device": str(workload.device())}, grid)
     task = load_task(task_name, tuning=True, limit=args.rounds * args.documents)
     run = GridRun(model, task, grid.settings())
     reasoner = model.reasoner

@@ -20,10 +20,12 @@ from typing import Any
 
 import bench
 import torch
+import workload
 from accelerate import Accelerator
-from bench import LATENT_STEPS, Side
+from bench import Side
 from torch import Tensor
 from transformers import DynamicCache, GPT2Config, GPT2LMHeadModel, PreTrainedModel
+from workload import LATENT_STEPS
 
 from lm_eval_latentref.benchmarks import prosqa
 from lm_eval_latentref.latent.kinds import CONTINUOUS, Kind, Pause
@@ -107,7 +109,7 @@ def new_model(layers: int, width: int) -> GPT2LMHeadModel:
     torch.manual_seed(0)
     heads = max(1, width // 64)
     config = GPT2Config(vocab_size=VOCABULARY + 3, n_layer=layers, n_embd=width, n_head=heads)
-    return GPT2LMHeadModel(config).train().to(bench.device())
+    return GPT2LMHeadModel(config).train().to(workload.device())
 
 
 def new_learner(model: Any, args: Any, kind: Kind) -> Learner:

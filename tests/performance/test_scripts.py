@@ -22,6 +22,7 @@ import starting
 import sweep
 import torch
 import train
+import workload
 from bench import Report, Side
 from tiny import random_ids, tiny_model
 from torch.utils.flop_counter import FlopCounterMode
@@ -48,8 +49,8 @@ SCRIPTS = (
     train,
 )
 PROFILED = (choices, generation, kinds, refinement, train)
-OTHERS = ("bench", "leaderboard")
-"""What scripts share, and the one that is tested beside its own command."""
+OTHERS = ("bench", "workload", "leaderboard")
+"""The two that scripts share, and the one that is tested beside its own command."""
 FOLDER = Path(bench.__file__).parent
 MARKERS = Markers((290,), (291,))
 
@@ -107,7 +108,7 @@ def test_every_script_says_what_it_takes(capsys):
 def test_both_loops_write_what_the_oracle_writes():
     model = tiny_model("llama")
     contexts = [random_ids(9, seed=1), random_ids(5, seed=2)]
-    config = RefinementConfig(latent_steps=bench.LATENT_STEPS)
+    config = RefinementConfig(latent_steps=workload.LATENT_STEPS)
     wanted = [
         oracle.greedy_tokens(
             oracle.prefix_embeds(context, config, None, model), model, num_tokens=16, eos_id=-1
@@ -142,7 +143,7 @@ def test_the_published_step_has_our_loss_and_gradients(num_thoughts, monkeypatch
 
 def test_bare_products_are_those_of_the_whole_work_without_attention_and_padding():
     args = bench.parse("", ["--tiny"], documents=2, batch_size=2)
-    lm = bench.load_lm(args)
+    lm = workload.load_lm(args)
     with FlopCounterMode(display=False) as counter:
         generation.bare_products(lm, ["abcde", "abc"], num_models=1)
     weights = sum(
@@ -150,18 +151,18 @@ def test_bare_products_are_those_of_the_whole_work_without_attention_and_padding
         for module in lm.model.base_model.modules()
         if isinstance(module, torch.nn.Linear)
     )
-    columns = 5 + 3 + 2 * (bench.LATENT_STEPS + bench.NEW_TOKENS - 1)
+    columns = 5 + 3 + 2 * (workload.LATENT_STEPS + workload.NEW_TOKENS - 1)
     head = lm.model.get_output_embeddings().weight.numel()
-    assert counter.get_total_flops() == 2 * (weights * columns + 2 * bench.NEW_TOKENS * head)
+    assert counter.get_total_flops() == 2 * (weights * columns + 2 * workload.NEW_TOKENS * head)
 
 
 def test_prompts_are_cut_to_a_mean_length():
-    lm = bench.load_lm(bench.parse("", ["--tiny"], documents=2, batch_size=2))
+    lm = workload.load_lm(bench.parse("", ["--tiny"], documents=2, batch_size=2))
     prompts = ["x" * 200] * 100
-    lengths = [len(lm.tok_encode(prompt)) for prompt in bench.shortened(lm, prompts, 60)]
+    lengths = [len(lm.tok_encode(prompt)) for prompt in workload.shortened(lm, prompts, 60)]
     assert set(lengths) <= set(range(39, 82))
     assert 57 < sum(lengths) / len(lengths) < 63
-    assert bench.shortened(lm, prompts, None) == prompts
+    assert workload.shortened(lm, prompts, None) == prompts
 
 
 def test_sides_take_turns_on_the_same_documents_and_every_round_has_fresh_ones():
@@ -218,7 +219,7 @@ def test_every_forward_of_the_device_script_is_counted_in_its_phase():
     args = bench.parse("", ["--tiny"], batch_size=1)
     reasoner = device.build("tiny", args)
     work = device.counted(reasoner, [tuple(range(9)), tuple(range(5))])
-    assert work.forwards == {"encode": 3, "think": 15, "decode": bench.NEW_TOKENS}
+    assert work.forwards == {"encode": 3, "think": 15, "decode": workload.NEW_TOKENS}
     assert all(work.flops[phase] > 0 for phase in device.PHASES)
 
 
@@ -231,8 +232,8 @@ def test_what_bounds_a_phase_is_the_larger_fraction_if_it_is_large():
 def test_shapes_have_the_size_of_the_models_they_are_named_after():
     sizes = {}
     with torch.device("meta"):
-        for name in (bench.GPT2, bench.QWEN, bench.LLAMA):
-            model = bench.AutoModelForCausalLM.from_config(bench.SHAPES[name]())
+        for name in (workload.GPT2, workload.QWEN, workload.LLAMA):
+            model = workload.AutoModelForCausalLM.from_config(workload.SHAPES[name]())
             sizes[name] = sum(weight.numel() for weight in model.parameters())
     assert list(sizes.values()) == [124_439_808, 1_543_714_304, 3_212_749_824]
 
