@@ -11,10 +11,11 @@ from typing import Any
 import datasets
 
 from lm_eval_latentref.benchmarks import documents
-from lm_eval_latentref.harness.protocol_task import ProtocolTask
+from lm_eval_latentref.harness.protocol_task import ProtocolTask, RecordedTask
 
 exact_match = documents.exact_match
 protocol_task = ProtocolTask
+recorded_task = RecordedTask
 
 
 def benchmark_split(*, benchmark: str, split: str, **_unused: Any) -> dict[str, datasets.Dataset]:

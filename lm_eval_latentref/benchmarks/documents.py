@@ -33,16 +33,18 @@ Splits = dict[str, dict[str, object]]
 
 
 class DataOfEvaluations(threading.local):
-    """The data that each evaluation has used; each thread runs and records its own evaluations."""
+    """The data that each evaluation has used; each thread runs and records its own evaluations.
+
+    A task records what it loads while it is built (`recording`), and adds it to the data of the
+    thread that evaluates it (`use`).
+    """
 
     def __init__(self) -> None:
         self._recordings: list[Splits] = []
-        self._loaded: Splits = {}
-        self._reported: Splits = {}
+        self._used: Splits = {}
 
-    def add(self, split: str, identity: dict[str, object]) -> None:
-        """Record that documents of `split` were loaded for the next report."""
-        self._loaded[split] = identity
+    def loaded(self, split: str, identity: dict[str, object]) -> None:
+        """Record that documents of `split` were loaded."""
         for splits in self._recordings:
             splits[split] = identity
 
@@ -56,19 +58,14 @@ class DataOfEvaluations(threading.local):
         finally:
             self._recordings.pop()
 
-    def expect(self, splits: Splits) -> None:
-        """Record that the next evaluation is of tasks built before, on the data of `splits`."""
-        self._loaded = dict(splits)
+    def use(self, splits: Splits) -> None:
+        """Record that a task on the data of `splits` was evaluated."""
+        self._used.update(splits)
 
     def report(self) -> Splits:
-        """The data loaded since the last report.
-
-        If nothing was loaded, the evaluation had the same tasks as the last one, so the last report
-        is returned again.
-        """
-        if self._loaded:
-            self._reported, self._loaded = self._loaded, {}
-        return dict(self._reported)
+        """The data of all tasks evaluated since the last report."""
+        used, self._used = self._used, {}
+        return used
 
 
 of_evaluations = DataOfEvaluations()
@@ -80,7 +77,7 @@ def documents(name: str, split: str) -> list[Document]:
     Raises the errors of `splits.load`.
     """
     loaded = load_split(name, split)
-    of_evaluations.add(f"{name} {split}", loaded.identity())
+    of_evaluations.loaded(f"{name} {split}", loaded.identity())
     return [document(name, row) for row in loaded.rows]
 
 
@@ -103,7 +100,7 @@ def generated_documents(
     """
     # `latentref train` records generated data under the same name.
     identity = {"origin": "generated", "rows": num, "seed": seed, **(options or {})}
-    of_evaluations.add(f"{name} {split}", identity)
+    of_evaluations.loaded(f"{name} {split}", identity)
     text = json.dumps(options or {}, sort_keys=True, default=repr)
     return [dict(generated) for generated in _generated_documents(name, num, seed, split, text)]
 
@@ -111,14 +108,14 @@ def generated_documents(
 def lettered_documents(split: str) -> list[Document]:
     """The published ProsQA problems of a split, with letters in place of names."""
     loaded = load_split("prosqa", split)
-    of_evaluations.add(f"prosqa_letters {split}", loaded.identity())
+    of_evaluations.loaded(f"prosqa_letters {split}", loaded.identity())
     return [_generated_document("prosqa_letters", lettered(row)) for row in loaded.rows]
 
 
 def harness_documents(split: str) -> list[Document]:
     """MathQA as in lm-eval's own `mathqa` task: the bare problem, and choices parsed in its way."""
     loaded = load_split("mathqa", split)
-    of_evaluations.add(f"mathqa {split}", loaded.identity())
+    of_evaluations.loaded(f"mathqa {split}", loaded.identity())
     return [_harness_document(row) for row in loaded.rows]
 
 

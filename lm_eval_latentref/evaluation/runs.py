@@ -23,7 +23,6 @@ from pathlib import Path
 from typing import Any
 
 from lm_eval_latentref import _autoload
-from lm_eval_latentref.benchmarks import documents
 from lm_eval_latentref.benchmarks.documents import tasks_path
 from lm_eval_latentref.benchmarks.splits import load_split
 from lm_eval_latentref.checkpoints.files import read_json, read_json_lines, reading, write_text
@@ -153,7 +152,7 @@ class Runs:
         self._plans = {plan.names: plan for plan in plans}
         self._key: str | None = None
         self._model: LatentRefLM | None = None
-        self._tasks: dict[str, tuple[Any, documents.Splits]] = {}
+        self._tasks: dict[str, Any] = {}
 
     def evaluate(self, model_args: Mapping[str, Any], *, task: str, folder: str | Path) -> StudyRun:
         """Runs `task` with lm-eval and logs samples below `folder`, or reads the results there.
@@ -174,7 +173,7 @@ class Runs:
             logger.info("%s", command)
             self._run(self._load(model_args, plan, fingerprints), model_args, task, folder)
             made_with = {"versions": versions(), "machine": machine()}
-            done = {**identity, "made_with": made_with, "data": self._task(task)[1]}
+            done = {**identity, "made_with": made_with, "data": self._task(task).data}
             write_text(folder / DONE, json.dumps(done) + "\n")
         advice = f"remove {folder}, and give the same command again"
         (results,) = folder.rglob(RESULTS)
@@ -199,13 +198,11 @@ class Runs:
 
         _autoload.install()
         tracker = EvaluationTracker(output_path=str(folder))
-        built, splits = self._task(task)
-        documents.of_evaluations.expect(splits)
         restart_peak_memory()
         results = simple_evaluate(
             model=model,
             model_args=dict(model_args),
-            tasks=[built],
+            tasks=[self._task(task)],
             task_manager=self._manager,
             limit=self._limit,
             log_samples=True,
@@ -223,11 +220,10 @@ class Runs:
         # Reading lm-eval's own tasks, which are not needed, takes seconds.
         return TaskManager(include_path=str(tasks_path()), include_defaults=False)
 
-    def _task(self, name: str) -> tuple[Any, documents.Splits]:
-        """One of our tasks as lm-eval built it, and the splits that its documents come from."""
+    def _task(self, name: str) -> Any:
+        """One of our tasks as lm-eval built it."""
         if name not in self._tasks:
-            with documents.of_evaluations.recording() as splits:
-                self._tasks[name] = self._manager.load([name])["tasks"][name], splits
+            self._tasks[name] = self._manager.load([name])["tasks"][name]
         return self._tasks[name]
 
     def _load(

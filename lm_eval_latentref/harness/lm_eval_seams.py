@@ -11,7 +11,6 @@ from __future__ import annotations
 import argparse
 import inspect
 import logging
-import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -24,6 +23,7 @@ from lm_eval.tasks import TaskManager
 from lm_eval.tasks._index import Kind
 from torch import Tensor
 
+from lm_eval_latentref import _autoload
 from lm_eval_latentref.checkpoints import unpacked
 from lm_eval_latentref.errors import printable
 
@@ -196,17 +196,16 @@ def parse_run(
 ) -> tuple[argparse.Namespace, Callable[[argparse.Namespace], None]]:
     """The arguments of `lm_eval run`, parsed by lm-eval, and the function that executes them.
 
-    Without arguments lm-eval prints its help and exits.
+    Without arguments lm-eval's help is printed, and the process exits.
     """
     from lm_eval._cli import HarnessCLI
 
     command_line = HarnessCLI()
-    given, sys.argv = sys.argv, ["lm_eval", "run", *arguments]
-    try:
-        # lm-eval reads its arguments from sys.argv only.
-        return command_line.parse_args(), command_line.execute
-    finally:
-        sys.argv = given
+    options = command_line._subparsers.choices["run"]._option_string_actions
+    options["--model"].help = f"Model name (default: {_autoload.MODEL_NAME})"
+    # HarnessCLI.parse_args would read sys.argv, which all threads share.
+    args = command_line._parser.parse_args(["run", *(arguments or ["--help"])])
+    return args, command_line.execute
 
 
 class _ToLmEval(logging.Handler):

@@ -1,9 +1,9 @@
-"""The class of our benchmark tasks, which can use the protocol of any family.
+"""The classes of our benchmark tasks, which record their data and can use any family's protocol.
 
     lm_eval --tasks latentref_gsm8k --metadata '{"protocol": "codi"}'
 
-The task files name this class. The protocol formats the prompt and extracts the answer; it changes
-neither the documents nor their hashes.
+The task files name these classes. The protocol formats the prompt and extracts the answer; it
+changes neither the documents nor their hashes.
 """
 
 from __future__ import annotations
@@ -14,17 +14,38 @@ from typing import Any
 
 from lm_eval.api.task import ConfigurableTask
 
+from lm_eval_latentref.benchmarks.documents import Splits, of_evaluations
 from lm_eval_latentref.latent.protocol import protocol_named
 
 protocols_in_use: dict[str, str] = {}
 """For each task's name, the protocol of the latest task in this process."""
 
 
-class ProtocolTask(ConfigurableTask):
-    """A task whose documents have the fields `prompt` and `answer_text` in Coconut's protocol."""
+class RecordedTask(ConfigurableTask):
+    """A task whose data is in the results of each of its evaluations, whatever thread built it."""
+
+    data: Splits
 
     def __init__(self, config: Mapping[str, Any] | None = None) -> None:
         own = {name: value for name, value in (config or {}).items() if name != "class"}
+        super().__init__(config=own)
+
+    def download(self, *args: Any, **kwargs: Any) -> None:
+        """Load the documents."""
+        with of_evaluations.recording() as self.data:
+            super().download(*args, **kwargs)
+
+    def apply_filters(self) -> Any:
+        """Filter the model's answers, which lm-eval does once an evaluation."""
+        of_evaluations.use(self.data)
+        return super().apply_filters()
+
+
+class ProtocolTask(RecordedTask):
+    """A task whose documents have the fields `prompt` and `answer_text` in Coconut's protocol."""
+
+    def __init__(self, config: Mapping[str, Any] | None = None) -> None:
+        own = dict(config or {})
         self.protocol = protocol_named((own.get("metadata") or {}).get("protocol", "coconut"))
         protocols_in_use[str(own.get("task"))] = self.protocol.name
         if own.get("filter_list"):
