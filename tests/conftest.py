@@ -5,7 +5,6 @@ They are set here because torch and transformers read them when they are importe
 
 from __future__ import annotations
 
-import functools
 import logging
 import os
 import subprocess
@@ -49,13 +48,47 @@ def logs_can_be_caught(monkeypatch):
 
 
 @pytest.fixture(scope="session", autouse=True)
-def machine_is_described_once():
+def machine_is_not_described():
     """lm-eval describes the machine after each evaluation, through subprocesses of seconds."""
     from torch.utils import collect_env
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(collect_env, "get_env_info", functools.cache(collect_env.get_env_info))
+        patch.setattr(collect_env, "run", lambda command: (1, "", ""))
         yield
+
+
+@pytest.fixture(scope="session", autouse=True)
+def generated_tasks_are_small():
+    """Tasks of at most 40 generated problems: lm-eval reads all whenever it builds a task."""
+    from lm_eval_latentref.benchmarks import documents
+
+    make = documents.generated_documents
+
+    def made(*args, num, **options):
+        few = min(num, 40) if isinstance(num, int) else num
+        return make(*args, num=few, **options)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(documents, "generated_documents", made)
+        yield
+
+
+@pytest.fixture(scope="session")
+def folders(tmp_path_factory):
+    """Tiny checkpoints by name; no test writes into them."""
+    from tiny_lm import save_checkpoints
+
+    return save_checkpoints(tmp_path_factory.mktemp("checkpoints"))
+
+
+@pytest.fixture(scope="session")
+def manager():
+    """lm-eval's index of our tasks."""
+    from lm_eval.tasks import TaskManager
+
+    from lm_eval_latentref.benchmarks.documents import tasks_path
+
+    return TaskManager(include_path=str(tasks_path()), include_defaults=False)
 
 
 @pytest.fixture

@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import json
 import tempfile
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 from golden_noise import bounds
 
-from lm_eval_latentref.evaluation.runs import evaluate
+from lm_eval_latentref.evaluation.runs import Runs
 
 GOLDEN = Path(__file__).parent / "golden" / "graph_small.json"
 NUM_PROBLEMS = 25
@@ -39,15 +40,16 @@ ROWS: dict[str, dict[str, Any]] = {
 Measured = dict[str, dict[str, Any]]
 
 
-def measure(folder: Path) -> Measured:
-    """For each row, the answers (N) and the log-likelihoods of all candidates (N, 2).
+def measure(folder: Path, names: Iterable[str] = tuple(ROWS)) -> Measured:
+    """For each row of `names`, the answers (N) and the log-likelihoods of all candidates (N, 2).
 
     Everything goes through lm-eval, as a user's evaluation does; its results go to `folder`.
     """
     measured: Measured = {}
-    for name, model_args in ROWS.items():
-        answers = _responses(model_args, "latentref_graph", folder / name)
-        scored = _responses(model_args, "latentref_graph_mc", folder / name)
+    runs = Runs(limit=NUM_PROBLEMS)
+    for name in names:
+        answers = _responses(runs, name, "latentref_graph", folder)
+        scored = _responses(runs, name, "latentref_graph_mc", folder)
         measured[name] = {
             "answers": [answer for (answer,) in answers],
             "log_likelihoods": [[round(float(value), 6) for value, _ in row] for row in scored],
@@ -79,9 +81,9 @@ def _equal(first: Any, second: Any, bound: float) -> bool:
     return all(abs(a - b) <= bound for a, b in zip(first, second, strict=True))
 
 
-def _responses(model_args: dict[str, Any], task: str, folder: Path) -> list[Any]:
-    evaluate(model_args, task=task, folder=folder / task, limit=NUM_PROBLEMS)
-    (file,) = (folder / task).rglob("samples_*.jsonl")
+def _responses(runs: Runs, name: str, task: str, folder: Path) -> list[Any]:
+    runs.evaluate(ROWS[name], task=task, folder=folder / name / task)
+    (file,) = (folder / name / task).rglob("samples_*.jsonl")
     samples = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
     samples.sort(key=lambda sample: sample["doc_id"])
     return [sample["filtered_resps"] for sample in samples]

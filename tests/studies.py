@@ -7,7 +7,6 @@ import shutil
 import pytest
 from tables import squeezed
 
-from lm_eval_latentref.benchmarks import documents
 from lm_eval_latentref.checkpoints.packaged import PACKAGED_MODELS
 from lm_eval_latentref.evaluation.study import run_studies
 from lm_eval_latentref.evaluation.study_page import study_page
@@ -28,19 +27,6 @@ def run_study(folders, *, task, **options):
     """`run_studies` for one task."""
     (study,) = run_studies(folders, tasks=[task], **options)
     return study
-
-
-@pytest.fixture(scope="module", autouse=True)
-def few_problems():
-    """Tasks of 40 problems: lm-eval reads every document whenever it builds a task."""
-    make = documents.generated_documents
-
-    def made(*args, num, **options):
-        return make(*args, num=min(num, 40), **options)
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(documents, "generated_documents", made)
-        yield
 
 
 @pytest.fixture(scope="module")

@@ -124,12 +124,17 @@ def test_run_hands_everything_to_lm_eval_and_adds_our_tasks(executed):
     assert args.include_path == [str(tasks_path())]
 
 
-def test_run_without_a_model_means_ours_and_leaves_the_interpreters_arguments_alone(executed):
-    before = list(sys.argv)
+def test_run_without_a_model_means_ours(executed):
     assert main(["run", "--tasks", "a"]) == 0
     assert main(["run", "--tasks", "a", "--model", "hf"]) == 0
     assert [args.model for args in executed] == ["latentref", "hf"]
-    assert sys.argv == before
+
+
+def test_the_help_of_run_names_the_default_model_that_a_run_gets(capsys):
+    for arguments in (["run", "--help"], ["run"]):
+        with pytest.raises(SystemExit, match="^0$"):
+            main(arguments)
+        assert "Model name (default: latentref)" in " ".join(capsys.readouterr().out.split())
 
 
 @pytest.mark.parametrize("where", ["option", "config"])

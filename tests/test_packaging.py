@@ -144,6 +144,7 @@ def test_the_wheel_holds_package_tasks_start_up_file_and_licence(wheel):
     }
 
 
+@pytest.mark.slow
 def test_an_sdist_builds_the_same_wheel(wheel, tmp_path):
     sdist = build("sdist", tmp_path)
     with tarfile.open(sdist) as archive:
@@ -153,6 +154,7 @@ def test_an_sdist_builds_the_same_wheel(wheel, tmp_path):
     assert zipfile.ZipFile(again).namelist() == zipfile.ZipFile(wheel).namelist()
 
 
+@pytest.mark.slow
 def test_the_command_and_the_version_are_installed(installed):
     code = "import lm_eval_latentref as package; print(package.__version__, package.__file__)"
     version, path = installed.run(["-c", code]).split()

@@ -5,14 +5,12 @@ from __future__ import annotations
 import lm_eval
 import pytest
 from lm_eval.tasks import TaskManager
-from test_tasks import GENERATED_TASKS, manager
+from task_names import GENERATED_TASKS
 
 from lm_eval_latentref.benchmarks import documents, published
 from lm_eval_latentref.benchmarks.documents import tasks_path
 from lm_eval_latentref.benchmarks.generators import generate as generate_rows
 from lm_eval_latentref.benchmarks.prosqa import generate
-
-__all__ = ["manager"]
 
 
 def test_a_generated_document_offers_its_candidates_with_the_right_one_marked():

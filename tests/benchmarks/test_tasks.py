@@ -20,6 +20,16 @@ from published_rows import (
     published_files,
     write_folder,
 )
+from task_names import (
+    ALL_TASKS,
+    CHOOSING,
+    CHOOSING_TASKS,
+    GENERATED_DEV_TASKS,
+    GENERATED_TASKS,
+    GENERATING_TASKS,
+    GROUPS,
+    SAMPLING_TASKS,
+)
 
 from lm_eval_latentref.benchmarks import documents, published
 from lm_eval_latentref.benchmarks.documents import tasks_path
@@ -30,27 +40,6 @@ from lm_eval_latentref.errors import LatentRefError
 from lm_eval_latentref.latent.protocol import extract_answer
 
 REAL_DATA = os.environ.get(published.DATA_VARIABLE)
-
-CHOOSING = [name for name in BENCHMARKS if name != "gsm8k"]
-GENERATING_TASKS = [f"latentref_{name}{dev}" for name in BENCHMARKS for dev in ("", "_dev")]
-CHOOSING_TASKS = [f"latentref_{name}_mc{dev}" for name in CHOOSING for dev in ("", "_dev")]
-HARNESS_TASKS = ["latentref_mathqa_harness", "latentref_mathqa_harness_dev"]
-LETTERED_TASKS = [
-    f"latentref_prosqa_letters{kind}{dev}" for kind in ("", "_mc") for dev in ("", "_dev")
-]
-GENERATED = ["prosqa_generated", "graph", "arith"]
-GENERATED_TASKS = [f"latentref_{name}{mc}" for name in GENERATED for mc in ("", "_mc")]
-GENERATED_DEV_TASKS = [f"{name}_dev" for name in GENERATED_TASKS]
-ALL_TASKS = [*GENERATING_TASKS, *CHOOSING_TASKS, *HARNESS_TASKS, *GENERATED_TASKS]
-ALL_TASKS += [*GENERATED_DEV_TASKS, *LETTERED_TASKS]
-VOTING_TASKS = [f"latentref_{name}_vote" for name in BENCHMARKS]
-SAMPLING_TASKS = [*VOTING_TASKS, "latentref_gsm8k_pass"]
-GROUPS = ["latentref", "latentref_mc", "latentref_dev", "latentref_mc_dev"]
-
-
-@pytest.fixture(scope="module")
-def manager():
-    return TaskManager(include_path=str(tasks_path()), include_defaults=False)
 
 
 @pytest.fixture(scope="module")
@@ -64,12 +53,12 @@ def fixture_data(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def asked():
-    """How many problems generated tasks ask for; they get 40, as lm-eval reads every document."""
+    """How many problems generated tasks ask for."""
     make, nums = documents.generated_documents, {}
 
     def made(name="prosqa_generated", *, num, split="test", **options):
         nums[name, split] = num
-        return make(name, num=min(num, 40), split=split, **options)
+        return make(name, num=num, split=split, **options)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(documents, "generated_documents", made)

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import pytest
 import torch
+from matrix import crossed
 from peft import LoraConfig, PeftModel, get_peft_model
-from test_model import assert_close, pairs
 from tiny import CONFIGS, tiny_model, tiny_tokenizer
+from tiny_lm import assert_close, pairs
 
 from lm_eval_latentref.checkpoints.loading import load
 from lm_eval_latentref.harness.model import LatentRefLM
@@ -45,9 +46,9 @@ def save_set(root, family, kind, tied):
         model.save_pretrained(root / role)
 
 
-@pytest.mark.parametrize("tied", [True, False])
-@pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("family", ["gpt2", "llama"])
+@pytest.mark.parametrize(
+    ("family", "kind", "tied"), crossed(["gpt2", "llama"], KINDS, [True, False], every=2)
+)
 def test_an_adapter_is_what_peft_makes_of_it(tmp_path, family, kind, tied):
     save_set(tmp_path, family, kind, tied)
     base, adapter = str(tmp_path / "base"), str(tmp_path / "backbone")
@@ -62,8 +63,7 @@ def test_an_adapter_is_what_peft_makes_of_it(tmp_path, family, kind, tied):
     assert actual == pytest.approx(float(wanted), abs=1e-4)
 
 
-@pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("family", ["gpt2", "llama"])
+@pytest.mark.parametrize(("family", "kind"), crossed(["gpt2", "llama"], KINDS, every=2))
 def test_three_adapters_on_one_base_are_the_same_in_lm_eval_and_in_the_library(
     tmp_path, family, kind
 ):
@@ -78,8 +78,7 @@ def test_three_adapters_on_one_base_are_the_same_in_lm_eval_and_in_the_library(
     assert_close(actual, lm.loglikelihood(pairs()))
 
 
-@pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(("kind", "dtype"), crossed(KINDS, ["bfloat16", "float32"], every=2))
 def test_adapters_compute_in_the_dtype_of_their_base(tmp_path, kind, dtype):
     save_set(tmp_path, "llama", kind, tied=True)
     reasoner = load(str(tmp_path / "base"), peft=str(tmp_path / "backbone"), dtype=dtype)

@@ -15,7 +15,6 @@ from studies import (
     ROWS,
     as_markdown,
     ask,
-    few_problems,
     folders,
     run_study,
     study,
@@ -38,7 +37,7 @@ from lm_eval_latentref.evaluation.study_report import (
     study_json,
 )
 
-__all__ = ["ask", "few_problems", "folders", "study", "work"]
+__all__ = ["ask", "folders", "study", "work"]
 
 
 def test_every_row_is_there_with_the_command_that_repeats_it(study):
@@ -131,6 +130,7 @@ def test_nothing_is_run_twice(study, ask, work, monkeypatch):
     ]
 
 
+@pytest.mark.slow
 def test_neighbouring_rows_share_a_loaded_model_and_get_its_numbers(folders, tmp_path, monkeypatch):
     loaded = []
 

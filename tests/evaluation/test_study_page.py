@@ -8,7 +8,7 @@ import re
 from pathlib import Path
 
 import pytest
-from studies import as_markdown, ask, few_problems, folders, study, work
+from studies import as_markdown, ask, folders, study, work
 from tables import squeezed
 
 from lm_eval_latentref.cli import main
@@ -23,7 +23,7 @@ from lm_eval_latentref.evaluation.study_report import (
 from lm_eval_latentref.training.log import TrainingLog
 from lm_eval_latentref.training.schedule import Epoch
 
-__all__ = ["ask", "few_problems", "folders", "study", "work"]
+__all__ = ["ask", "folders", "study", "work"]
 
 
 def test_the_page_has_the_numbers_of_the_file(study, tmp_path):

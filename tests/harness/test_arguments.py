@@ -7,8 +7,8 @@ import inspect
 import pytest
 import torch
 from lm_eval.models.huggingface import HFLM
-from test_model import REFINED, folders, latentref
 from tiny import tiny_tokenizer
+from tiny_lm import REFINED, latentref
 
 from lm_eval_latentref.checkpoints.arguments import OWN_NAMES
 from lm_eval_latentref.errors import LatentRefError
@@ -20,8 +20,6 @@ from lm_eval_latentref.harness.arguments import (
     decisive,
     tokenizer_digest,
 )
-
-__all__ = ["folders"]
 
 HFLM_NAMES = inspect.signature(HFLM.__init__).parameters.keys() - {"self", "kwargs"}
 OF_FROM_PRETRAINED = {

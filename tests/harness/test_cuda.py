@@ -11,10 +11,10 @@ import device as device_script
 import pytest
 import torch
 from lm_eval.models.huggingface import HFLM
-from test_model import CONTEXTS, GREEDY, REFINED, assert_close, folders, latentref, pairs, requests
-from test_thoughts import CONTEXTS as IDS
-from test_thoughts import CONTINUATIONS, MARKER_IDS, assert_same_scores, expected
+from thought_cases import CONTEXTS as IDS
+from thought_cases import CONTINUATIONS, MARKER_IDS, assert_same_scores, expected
 from tiny import HIDDEN_SIZE, random_ids, tiny_model
+from tiny_lm import CONTEXTS, GREEDY, REFINED, assert_close, latentref, pairs, requests
 
 from lm_eval_latentref.latent.batching import RowLimit, in_batches
 from lm_eval_latentref.latent.config import RefinementConfig
@@ -24,7 +24,6 @@ from lm_eval_latentref.latent.thoughts import Context, Markers, References, Thin
 from lm_eval_latentref.training.curriculum import Row
 from lm_eval_latentref.training.loss import loss_sum, num_labelled
 
-__all__ = ["folders"]
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 
 CUDA = torch.device("cuda")

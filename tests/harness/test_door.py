@@ -8,15 +8,12 @@ import sqlite3
 
 import lm_eval.tasks
 import pytest
-from test_model import folders
 
 from lm_eval_latentref import LatentRefError, cli
 from lm_eval_latentref.benchmarks.documents import tasks_path
 from lm_eval_latentref.harness import command, door
 from lm_eval_latentref.harness.lm_eval_seams import parse_run
 from lm_eval_latentref.harness.model import LatentRefLM
-
-__all__ = ["folders"]
 
 TASK = "latentref_prosqa_generated"
 FEW = ["--metadata", json.dumps({"num_documents": 4})]

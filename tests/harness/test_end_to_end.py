@@ -11,13 +11,11 @@ import lm_eval
 import pytest
 import yaml
 from lm_eval.tasks import TaskManager
-from test_model import REFINED, folders
 from tiny import tiny_model, tiny_tokenizer
+from tiny_lm import REFINED
 
 from lm_eval_latentref.benchmarks.documents import tasks_path
 from lm_eval_latentref.harness.command import run
-
-__all__ = ["folders"]
 
 ROWS = [
     {

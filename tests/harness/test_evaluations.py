@@ -14,18 +14,17 @@ from lm_eval.api.model import CachingLM
 from lm_eval.models.huggingface import HFLM
 from lm_eval.tasks import TaskManager
 from peft import LoraConfig, get_peft_model
-from test_mistakes import expect_mistake
-from test_model import (
+from tiny import tiny_model, tiny_tokenizer
+from tiny_lm import (
     CONTEXTS,
     GREEDY,
     REFINED,
     assert_close,
-    folders,
+    expect_mistake,
     latentref,
     pairs,
     requests,
 )
-from tiny import tiny_model, tiny_tokenizer
 from transformers import AutoModelForCausalLM
 
 from lm_eval_latentref.benchmarks.documents import (
@@ -35,8 +34,6 @@ from lm_eval_latentref.benchmarks.documents import (
 )
 from lm_eval_latentref.harness.model import LatentRefLM
 from lm_eval_latentref.latent.config import RefinementConfig
-
-__all__ = ["folders"]
 
 TEXTS = requests([(context, GREEDY) for context in CONTEXTS])
 WHOLE = requests([(text,) for text in CONTEXTS if text])
@@ -344,7 +341,6 @@ def test_a_loaded_model_must_do_what_one_from_a_folder_must(make, options, words
 
 
 def test_each_evaluation_records_its_own_data():
-    of_evaluations.report()  # documents that earlier tests loaded are not of these evaluations
     manager = TaskManager(
         include_path=[str(tasks_path())], include_defaults=False, metadata={"num_documents": 4}
     )
@@ -363,18 +359,24 @@ def test_each_evaluation_records_its_own_data():
     graph = manager.load(["latentref_graph_mc"])["tasks"]["latentref_graph_mc"]
     for lm in models:
         assert data(lm, graph) == ["graph test"]
+    # Nor are they loaded by the thread that evaluates them.
+    arith = manager.load(["latentref_arith_mc"])["tasks"]["latentref_arith_mc"]
+    with ThreadPoolExecutor(1) as thread:
+        assert list(thread.map(data, models, [graph, arith])) == [["graph test"], ["arith test"]]
 
 
 def test_evaluations_at_once_record_their_own_data():
-    both_loaded = Barrier(2)
+    both_used = Barrier(2)
 
-    def load_and_report(name):
-        generated_documents(name, num=2, seed=0)
-        both_loaded.wait(timeout=60)
+    def use_and_report(name):
+        with of_evaluations.recording() as splits:
+            generated_documents(name, num=2, seed=0)
+        of_evaluations.use(splits)
+        both_used.wait(timeout=60)
         return of_evaluations.report()
 
     with ThreadPoolExecutor(2) as threads:
-        reports = list(threads.map(load_and_report, ("arith", "graph")))
+        reports = list(threads.map(use_and_report, ("arith", "graph")))
     assert [list(report) for report in reports] == [["arith test"], ["graph test"]]
 
 

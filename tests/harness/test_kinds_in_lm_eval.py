@@ -7,8 +7,8 @@ import logging
 import lm_eval
 import pytest
 from lm_eval.tasks import TaskManager
-from test_model import CONTEXTS, GREEDY, requests
 from tiny import tiny_model, tiny_tokenizer
+from tiny_lm import CONTEXTS, GREEDY, requests
 
 from lm_eval_latentref.benchmarks.documents import tasks_path
 from lm_eval_latentref.errors import LatentRefError

@@ -5,23 +5,27 @@ from __future__ import annotations
 import inspect
 import logging
 import re
+import sys
+from argparse import ArgumentParser
+from concurrent.futures import ThreadPoolExecutor
+from threading import Barrier
 from types import SimpleNamespace
 
 import pytest
+from lm_eval import evaluator
 from lm_eval._cli import HarnessCLI
 from lm_eval.api.model import CachingLM
+from lm_eval.api.task import ConfigurableTask
 from lm_eval.config.evaluate_config import EvaluatorConfig
 from lm_eval.loggers import EvaluationTracker
 from lm_eval.models.huggingface import HFLM
 from lm_eval.tasks import TaskManager
 from sqlitedict import SqliteDict, decode
-from test_model import folders, latentref
+from tiny_lm import latentref
 
 from lm_eval_latentref.benchmarks.documents import tasks_path
 from lm_eval_latentref.harness import lm_eval_seams, response_cache
 from lm_eval_latentref.harness.lm_eval_seams import SeamLM, parse_run, recording_unsaved_files
-
-__all__ = ["folders"]
 
 pytestmark = pytest.mark.contract
 
@@ -111,12 +115,35 @@ def test_a_pair_is_the_text_with_two_lists_of_ids(folders):
     assert (context, continuation) == (lm.tok_encode("a b"), lm.tok_encode(" c"))
 
 
-def test_the_command_line_is_read_from_the_interpreters_arguments():
+def test_the_command_line_is_parsed_by_a_parser_with_subcommands():
     # HarnessCLI.parse_args: `return self._parser.parse_args()`
+    assert source(HarnessCLI.parse_args).endswith("returnself._parser.parse_args()")
     args, execute = parse_run(["--tasks", "a", "--limit", "2"])
     assert (args.command, args.tasks, args.limit) == ("run", ["a"], 2)
     assert execute.__func__ is HarnessCLI.execute
     assert args.model is None
+
+
+def test_two_threads_that_parse_do_not_mix(monkeypatch):
+    inside, before = Barrier(2), list(sys.argv)
+    parse = ArgumentParser.parse_args
+
+    def both_at_once(self, *given):
+        inside.wait(timeout=60)
+        return parse(self, *given)
+
+    monkeypatch.setattr(ArgumentParser, "parse_args", both_at_once)
+    with ThreadPoolExecutor(2) as threads:
+        parsed = list(threads.map(lambda name: parse_run(["--tasks", name]), "ab"))
+    assert [args.tasks for args, _ in parsed] == [["a"], ["b"]]
+    assert sys.argv == before
+
+
+def test_an_evaluation_loads_a_task_when_it_is_built_and_filters_its_answers_once():
+    # ConfigurableTask.__init__: `self.download(self.config.dataset_kwargs)`
+    assert "self.download(self.config.dataset_kwargs)" in source(ConfigurableTask.__init__)
+    # evaluator.evaluate: `task.apply_filters()`
+    assert source(evaluator.evaluate).count("task.apply_filters()") == 1
 
 
 def test_without_a_device_lm_eval_asks_for_a_gpu():

@@ -9,26 +9,12 @@ import pytest
 import torch
 import transformers
 from lm_eval.api.model import CachingLM
-from test_model import CONTEXTS, GREEDY, REFINED, folders, latentref, pairs, requests
 from tiny import tiny_model, tiny_tokenizer
+from tiny_lm import CONTEXTS, GREEDY, REFINED, expect_mistake, latentref, pairs, requests
 
 from lm_eval_latentref.checkpoints.loading import load
-from lm_eval_latentref.errors import LatentRefError
 from lm_eval_latentref.harness.model import LatentRefLM
 from lm_eval_latentref.latent.protocol import START_LATENT
-
-__all__ = ["folders"]
-
-
-def expect_mistake(call, *parts):
-    """The one-line error message of `call`, which must contain all `parts`."""
-    with pytest.raises(LatentRefError) as error:
-        call()
-    message = str(error.value)
-    assert "\n" not in message
-    for part in parts:
-        assert str(part) in message
-    return message
 
 
 def saved_with(folders, tmp_path, *, tokens=(), model=None):

@@ -2,77 +2,34 @@
 
 from __future__ import annotations
 
-from types import SimpleNamespace
-
 import oracle
 import pytest
 import torch
 from lm_eval.models.huggingface import HFLM
-from tiny import HIDDEN_SIZE, tiny_model, tiny_tokenizer
+from matrix import crossed
+from tiny import tiny_model
+from tiny_lm import (
+    CONTEXTS,
+    CONTINUATIONS,
+    GREEDY,
+    REFINED,
+    assert_close,
+    latentref,
+    pairs,
+    requests,
+    save,
+)
 
 from lm_eval_latentref.checkpoints.manifest import Manifest, write_manifest
 from lm_eval_latentref.harness.model import LatentRefLM
 from lm_eval_latentref.latent import token_reasoner
 from lm_eval_latentref.latent.config import RefinementConfig
 
-STEP = 3.0 * HIDDEN_SIZE / 2
-REFINED = {"latent_steps": 3, "memory_rate": 0.4, "search_step_size": STEP}
-CONTEXTS = [
-    "Every lempus is a gorpus. Tom is a lempus. Is Tom a gorpus or a wumpus?\n",
-    "the average of 3 numbers is 12 .\n",
-    "First, add the two.  ",
-    "x",
-    "",
-]
-CONTINUATIONS = ["### yes", "### no", " halve it.", "a"]
-GREEDY = {"until": ["<never>"], "max_gen_toks": 12, "do_sample": False}
-
-
-def save(folder, *, seed, markers):
-    tiny_model("gpt2", seed).save_pretrained(folder)
-    if markers is not None:
-        tiny_tokenizer(markers=markers).save_pretrained(folder)
-    return str(folder)
-
-
-@pytest.fixture(scope="module")
-def folders(tmp_path_factory):
-    root = tmp_path_factory.mktemp("checkpoints")
-    return {
-        "marked": save(root / "marked", seed=0, markers=True),
-        "plain": save(root / "plain", seed=0, markers=False),
-        "strong": save(root / "strong", seed=1, markers=True),
-        "weak": save(root / "weak", seed=2, markers=True),
-    }
-
-
-def latentref(folders, name="marked", **kwargs):
-    if kwargs.get("search_step_size"):
-        kwargs = {"strong": folders["strong"], "weak": folders["weak"], **kwargs}
-    defaults = {"device": "cpu", "dtype": "float32", "batch_size": 4}
-    return LatentRefLM(folders[name], **{**defaults, **kwargs})
-
 
 def test_a_token_is_left_out_of_the_arguments_that_results_show(folders):
     given = {"pretrained": folders["marked"], "token": "abc", "latent_steps": 2}
     lm = LatentRefLM.create_from_arg_obj(given, {"device": "cpu", "batch_size": 4})
     assert lm.get_model_info()["model_args"] == {**given, "token": "***"}
-
-
-def requests(arguments):
-    return [
-        SimpleNamespace(args=args, task_name="task", doc_id=number)
-        for number, args in enumerate(arguments)
-    ]
-
-
-def pairs():
-    return requests([(c, k) for c in CONTEXTS for k in CONTINUATIONS])
-
-
-def assert_close(actual, wanted):
-    assert [greedy for _, greedy in actual] == [greedy for _, greedy in wanted]
-    assert [value for value, _ in actual] == pytest.approx([v for v, _ in wanted], abs=1e-4)
 
 
 def oracle_scores(lm, config, models, continuations=CONTINUATIONS):
@@ -221,8 +178,10 @@ def small_device(monkeypatch, where, name, num_rows):
     return refused
 
 
-@pytest.mark.parametrize("batch_size", [8, "auto", "auto:3"])
-@pytest.mark.parametrize("phase", ["think", "score", "decode"])
+@pytest.mark.parametrize(
+    ("phase", "batch_size"),
+    crossed(["think", "score", "decode"], [8, "auto", "auto:3"], every=3),
+)
 def test_running_out_of_memory_halves_batches_and_changes_nothing(
     folders, phase, batch_size, monkeypatch
 ):

@@ -5,11 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 from lm_eval.models.huggingface import HFLM
-from test_model import GREEDY, REFINED, assert_close, folders, latentref, requests
+from tiny_lm import GREEDY, REFINED, assert_close, latentref, requests
 
 from lm_eval_latentref.latent import prefixes
-
-__all__ = ["folders"]  # a fixture
 
 SHOTS = "Every lempus is a gorpus. Tom is a lempus. Is Tom a gorpus?\n### yes\n"
 OTHER_SHOTS = "the average of 3 numbers is 12 .\n### 12\n"

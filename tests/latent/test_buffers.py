@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 import torch
-from test_thoughts import BOTH
+from matrix import crossed
+from thought_cases import BOTH
 from tiny import FAMILIES, VOCAB_SIZE, random_ids, tiny_model, tiny_tokenizer
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
@@ -67,8 +68,9 @@ def square(collected):
     return [shape for shape in collected if sum(size >= SHORTER for size in shape) > 1]
 
 
-@pytest.mark.parametrize("work", [score, score_without_padding, write])
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize(
+    ("family", "work"), crossed(FAMILIES, [score, score_without_padding, write], every=3)
+)
 def test_no_buffer_has_two_dimensions_as_long_as_the_context(family, work, monkeypatch):
     monkeypatch.setattr(streams, "COLUMNS_AT_ONCE", 16)
     assert not square(shapes(family, work))

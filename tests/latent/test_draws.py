@@ -24,6 +24,7 @@ from kind_cases import (
     reasoner,
     results_of,
 )
+from matrix import crossed
 from tiny import tiny_model
 
 from lm_eval_latentref.errors import LatentRefError
@@ -62,8 +63,7 @@ def naive_gaussian(family, context, *, closing, refined=False):
     )
 
 
-@pytest.mark.parametrize("refined", [False, True])
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize(("family", "refined"), crossed(FAMILIES, [False, True], every=2))
 def test_gaussian_thoughts_and_their_sampled_end_equal_the_naive_loop(family, refined):
     subject = reasoner(family, DRAWN, thought_seed=3, **(REFINED if refined else {}))
     # A likely end token, so that rows of this few thoughts end.

@@ -20,6 +20,7 @@ from kind_cases import (
     results_of,
     wanted,
 )
+from matrix import crossed
 from tiny import tiny_model
 
 from lm_eval_latentref.latent.contexts import Context, Markers
@@ -27,21 +28,20 @@ from lm_eval_latentref.latent.scoring import score
 from lm_eval_latentref.latent.selection import find_stop
 from lm_eval_latentref.latent.sharing import think_under
 
+ENDED = [
+    ("mixture", CLOSING),
+    ("mixture", ""),
+    ("realigned", CLOSING),
+    ("realigned", ""),
+    ("continuous", CLOSING),
+    ("projected", CLOSING),
+    ("gaussian mean", CLOSING),
+]
 
-@pytest.mark.parametrize(
-    ("name", "closing"),
-    [
-        ("mixture", CLOSING),
-        ("mixture", ""),
-        ("realigned", CLOSING),
-        ("realigned", ""),
-        ("continuous", CLOSING),
-        ("projected", CLOSING),
-        ("gaussian mean", CLOSING),
-    ],
-)
-@pytest.mark.parametrize("family", FAMILIES)
-def test_rows_that_stop_early_equal_the_naive_loop(family, name, closing):
+
+@pytest.mark.parametrize(("family", "ended"), crossed(FAMILIES, ENDED, every=4))
+def test_rows_that_stop_early_equal_the_naive_loop(family, ended):
+    name, closing = ended
     case = CASES[name]
     temperature = 0.6 if name == "mixture" else 1.0
     nats = entropies(family, temperature)
@@ -124,8 +124,9 @@ def test_thoughts_of_each_context_are_in_the_cost():
     assert total["thoughts_per_context"] == pytest.approx(sum(numbers.values()) / 5)
 
 
-@pytest.mark.parametrize("closing", [CLOSING, ""])
-@pytest.mark.parametrize("name", ["mixture", "realigned", "projected"])
+@pytest.mark.parametrize(
+    ("name", "closing"), crossed(["mixture", "realigned", "projected"], [CLOSING, ""], every=2)
+)
 def test_settings_that_share_their_reading_stop_as_each_does_alone(name, closing):
     case, nats = CASES[name], entropies("llama", 0.6 if name == "mixture" else 1.0)
     options = {**case.options, "latent_stop": "high_entropy", "stop_entropy": nats}

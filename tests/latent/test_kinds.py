@@ -6,11 +6,11 @@ import dataclasses
 
 import pytest
 from kind_cases import CASES, FAMILIES, assert_equal, ours, wanted
+from matrix import crossed
 
 
 @pytest.mark.parametrize("refined", [False, True])
-@pytest.mark.parametrize("name", CASES)
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize(("family", "name"), crossed(FAMILIES, CASES, every=4))
 def test_each_kind_equals_the_naive_loop(family, name, refined):
     case = CASES[name]
     if refined and not case.refinement:
@@ -19,8 +19,10 @@ def test_each_kind_equals_the_naive_loop(family, name, refined):
     assert_equal(actual, wanted(family, case, refined=refined))
 
 
-@pytest.mark.parametrize("name", ["projected", "realigned by ridge", "gaussian mean"])
-@pytest.mark.parametrize("family", ["gpt2", "llama"])
+MAPPED = ["projected", "realigned by ridge", "gaussian mean"]
+
+
+@pytest.mark.parametrize(("family", "name"), crossed(["gpt2", "llama"], MAPPED, every=2))
 def test_a_gradient_through_the_references_goes_through_the_map_as_well(family, name):
     case = CASES[name]
     # Gradients through the references amplify rounding more.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from test_thoughts import BOTH, expected, run
+from thought_cases import BOTH, expected, run
 
 from lm_eval_latentref.latent import networks, thoughts
 

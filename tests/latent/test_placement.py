@@ -6,15 +6,13 @@ import pytest
 import torch
 import transformers
 from accelerate import dispatch_model
-from test_model import REFINED, assert_close, folders, latentref, pairs
-from test_thoughts import BOTH, CONTEXTS, CONTINUATIONS, assert_same_scores, models, run
+from thought_cases import BOTH, CONTEXTS, CONTINUATIONS, assert_same_scores, models, run
+from tiny_lm import REFINED, assert_close, latentref, pairs
 
 from lm_eval_latentref.checkpoints.loading import load
 from lm_eval_latentref.latent.networks import Network
 from lm_eval_latentref.latent.scoring import score
 from lm_eval_latentref.latent.thoughts import Context, References, think
-
-__all__ = ["folders"]
 
 HALF_ON_DISK = {
     "transformer.wte": "cpu",

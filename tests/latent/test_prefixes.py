@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import gc
 import weakref
 from collections import Counter
@@ -12,7 +13,8 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_thoughts import CONFIGS, MARKER_IDS, assert_same_scores, models
+from matrix import crossed
+from thought_cases import CONFIGS, MARKER_IDS, assert_same_scores, models
 from tiny import FAMILIES, random_ids, tiny_model, tiny_tokenizer
 
 from lm_eval_latentref.latent import prefixes
@@ -53,6 +55,7 @@ def scores(family, config, trunk, rows=range(5)):
         return score(thought, [CONTINUATIONS[row] for row in rows], max_rows=8)
 
 
+@functools.cache
 def expected(family, config):
     networks = models(family)
     with torch.no_grad():
@@ -69,8 +72,14 @@ def expected(family, config):
         ]
 
 
-@pytest.mark.parametrize("name", ["no thought", "plain", "both", "through, two steps"])
-@pytest.mark.parametrize("family", [family for family in FAMILIES if family not in WINDOWED])
+@pytest.mark.parametrize(
+    ("family", "name"),
+    crossed(
+        [family for family in FAMILIES if family not in WINDOWED],
+        ["no thought", "plain", "both", "through, two steps"],
+        every=3,
+    ),
+)
 def test_rows_that_branch_from_a_trunk_equal_the_oracle(family, name):
     trunk = Trunk(PREFIX, Trunk(PREFIX[:5]))
     assert_same_scores(scores(family, CONFIGS[name], trunk), expected(family, CONFIGS[name]))
@@ -163,6 +172,15 @@ def reasoner(family, **settings):
 REFINED = {"latent_steps": 2, "memory_rate": 0.4, "search_step_size": 30.0}
 
 
+@functools.cache
+def scores_alone(family):
+    subject = reasoner(family, **REFINED)
+    return [
+        subject.score([context], [choices], max_rows=3)[0]
+        for context, choices in zip(CONTEXTS, CONTINUATIONS, strict=True)
+    ]
+
+
 @settings(max_examples=10)
 @given(
     order=st.permutations(range(5)),
@@ -180,10 +198,7 @@ def test_order_and_batches_change_nothing_where_prefixes_are_shared(order, batch
                 choices = [CONTINUATIONS[row] for row in rows]
                 results = subject.score([CONTEXTS[row] for row in rows], choices, max_rows=3)
                 actual.update(zip(rows, results, strict=True))
-        alone = [
-            subject.score([context], [choices], max_rows=3)[0]
-            for context, choices in zip(CONTEXTS, CONTINUATIONS, strict=True)
-        ]
+        alone = scores_alone(family)
     assert_same_scores([actual[row] for row in range(5)], alone)
     assert (subject.accounting.report()["tokens_shared"] > 0) == (family != "mistral")
 

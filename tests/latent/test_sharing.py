@@ -8,7 +8,8 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_thoughts import CONTEXTS, CONTINUATIONS, MARKER_IDS, assert_same_scores, models
+from matrix import crossed
+from thought_cases import CONTEXTS, CONTINUATIONS, MARKER_IDS, assert_same_scores, models
 from tiny import HIDDEN_SIZE
 
 from lm_eval_latentref.evaluation.settings import Grid
@@ -65,8 +66,10 @@ def assert_equal(actual, configs, made, markers=MARKERS):
         torch.testing.assert_close(actual[number][1], thoughts_BTD, rtol=2e-3, atol=2e-3)
 
 
-@pytest.mark.parametrize("gradient", ["detached", "through"])
-@pytest.mark.parametrize("family", ["gpt2", "llama", "mistral", "gemma3"])
+SHARED = ["gpt2", "llama", "mistral", "gemma3"]
+
+
+@pytest.mark.parametrize(("family", "gradient"), crossed(SHARED, ["detached", "through"], every=4))
 def test_sharing_changes_no_thought_and_no_score(family, gradient):
     # Gradients through the references amplify more.
     sizes = (0.2, -0.1) if gradient == "through" else GRID.step_sizes

@@ -3,117 +3,56 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 
 import oracle
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from matrix import crossed
+from thought_cases import (
+    BOTH,
+    CONFIGS,
+    CONTEXTS,
+    MARKER_IDS,
+    PLAIN,
+    STEP,
+    assert_same_scores,
+    expected,
+    models,
+    run,
+)
 from tiny import FAMILIES, HIDDEN_SIZE, random_ids, tiny_model
 
 from lm_eval_latentref.latent.config import RefinementConfig
 from lm_eval_latentref.latent.networks import Network
 from lm_eval_latentref.latent.refinement import contrastive_loss, contrastive_step
 from lm_eval_latentref.latent.scoring import score
-from lm_eval_latentref.latent.thoughts import Context, Markers, References, Thoughts, think
-
-# Several times d/2: in smaller units the search moves thoughts less than the tolerance.
-STEP = 3.0 * HIDDEN_SIZE / 2
-CONTEXTS = [random_ids(n, seed=n) for n in (5, 17, 11, 1, 9)]
-CONTINUATIONS = [
-    [random_ids(3, seed=50 + row), random_ids(1, seed=60 + row), random_ids(5, seed=70 + row)]
-    for row in range(len(CONTEXTS))
-]
-MARKER_IDS = (297, 298)
-
-PLAIN = RefinementConfig(latent_steps=3)
-BOTH = RefinementConfig(latent_steps=3, memory_rate=0.4, search_step_size=STEP)
-CONFIGS = {
-    "no thought": RefinementConfig(),
-    "one thought": RefinementConfig(latent_steps=1),
-    "plain": PLAIN,
-    "residual": RefinementConfig(latent_steps=3, memory_rate=0.4),
-    "search": RefinementConfig(latent_steps=3, search_step_size=STEP),
-    "both": BOTH,
-    "both, reversed": dataclasses.replace(BOTH, search_step_size=-STEP),
-    "two search steps": dataclasses.replace(BOTH, search_steps=2, search_step_size=STEP / 2),
-    "through": dataclasses.replace(BOTH, search_gradient="through"),
-    "through, two steps": dataclasses.replace(BOTH, search_gradient="through", search_steps=2),
-}
+from lm_eval_latentref.latent.thoughts import Context, Markers, References, think
 
 
-def models(family):
-    return tiny_model(family, 0), tiny_model(family, 1), tiny_model(family, 2)
-
-
-def run(family, config, *, markers, batch_size=5, order=None, max_rows=4, max_columns=1000):
-    """The package's scores and thoughts, in the order of CONTEXTS."""
-    backbone, strong, weak = models(family)
-    references = References(Network(strong), Network(weak)) if config.searches else None
-    network = Network(backbone)
-    order = list(order or range(len(CONTEXTS)))
-    scores, actual = {}, {}
-    with torch.no_grad():
-        for start in range(0, len(order), batch_size):
-            rows = order[start : start + batch_size]
-            parts = [
-                think(
-                    part,
-                    backbone=network,
-                    references=references,
-                    config=config,
-                    markers=Markers(MARKER_IDS[:1], MARKER_IDS[1:]) if markers else None,
-                )
-                for part in Context.pad([CONTEXTS[row] for row in rows]).in_parts(max_columns)
-            ]
-            thoughts = Thoughts.join(parts)
-            assert thoughts.finite_BT3.all()
-            results = score(thoughts, [CONTINUATIONS[row] for row in rows], max_rows=max_rows)
-            for row, result, thought_TD in zip(rows, results, thoughts.thoughts_BTD, strict=True):
-                scores[row], actual[row] = result, thought_TD
-    everyone = range(len(CONTEXTS))
-    return [scores[row] for row in everyone], [actual[row] for row in everyone]
-
-
-def expected(family, config, *, markers):
-    backbone, strong, weak = models(family)
-    with torch.no_grad():
-        return [
-            [
-                oracle.log_likelihood(
-                    oracle.prefix_embeds(
-                        context, config, MARKER_IDS if markers else None, backbone, strong, weak
-                    ),
-                    continuation,
-                    backbone,
-                )
-                for continuation in choices
-            ]
-            for context, choices in zip(CONTEXTS, CONTINUATIONS, strict=True)
-        ]
-
-
-def assert_same_scores(actual, wanted, tolerance=1e-4):
-    for actual_row, wanted_row in zip(actual, wanted, strict=True):
-        for (value, greedy), (wanted_value, wanted_greedy) in zip(
-            actual_row, wanted_row, strict=True
-        ):
-            assert value == pytest.approx(wanted_value, abs=tolerance)
-            assert greedy == wanted_greedy
-
-
-@pytest.mark.parametrize("markers", [True, False])
-@pytest.mark.parametrize("name", CONFIGS)
+@pytest.mark.parametrize(("name", "markers"), crossed(CONFIGS, [True, False], every=2))
 def test_every_setting_equals_the_oracle(name, markers):
     scores, _ = run("llama", CONFIGS[name], markers=markers)
     assert_same_scores(scores, expected("llama", CONFIGS[name], markers=markers))
 
 
-@pytest.mark.parametrize("name", ["no thought", "both", "through"])
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize(
+    ("family", "name"),
+    [
+        *crossed(FAMILIES, ["both", "through"], every=2),
+        *((family, "no thought") for family in FAMILIES),
+    ],
+)
 def test_every_family_equals_the_oracle(family, name):
     scores, _ = run(family, CONFIGS[name], markers=True)
     assert_same_scores(scores, expected(family, CONFIGS[name], markers=True))
+
+
+@functools.cache
+def run_alone(family, config):
+    return run(family, config, markers=True, batch_size=1)
 
 
 @settings(max_examples=12)
@@ -126,7 +65,7 @@ def test_every_family_equals_the_oracle(family, name):
 )
 def test_batch_padding_and_order_change_nothing(order, batch_size, max_rows, family, gradient):
     config = dataclasses.replace(BOTH, search_gradient=gradient)
-    alone, thoughts_alone = run(family, config, markers=True, batch_size=1)
+    alone, thoughts_alone = run_alone(family, config)
     actual, thoughts = run(
         family, config, markers=True, batch_size=batch_size, order=order, max_rows=max_rows
     )
@@ -136,8 +75,9 @@ def test_batch_padding_and_order_change_nothing(order, batch_size, max_rows, fam
     )
 
 
-@pytest.mark.parametrize("name", ["no thought", "both", "through"])
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize(
+    ("family", "name"), crossed(FAMILIES, ["both", "through", "no thought"], every=3)
+)
 def test_thinking_in_parts_changes_nothing(family, name):
     config, longest = CONFIGS[name], max(map(len, CONTEXTS))
     whole, _ = run(family, config, markers=True)

@@ -63,7 +63,7 @@ def without_a_gpu(monkeypatch):
 @pytest.mark.parametrize(
     "script",
     [
-        pytest.param(script, marks=[] if script in (choices, device) else [pytest.mark.slow])
+        pytest.param(script, marks=[] if script is choices else [pytest.mark.slow])
         for script in SCRIPTS
     ],
     ids=lambda script: script.__name__,

@@ -6,7 +6,7 @@ import copy
 import json
 
 import pytest
-from golden_graph_small import GOLDEN, TOLERANCE, differences, measure
+from golden_graph_small import GOLDEN, ROWS, TOLERANCE, differences, measure
 from golden_noise import bounds
 from tiny_checkpoints import plan_of
 
@@ -15,11 +15,13 @@ from lm_eval_latentref.checkpoints.manifest import read_manifest
 from lm_eval_latentref.checkpoints.packaged import PACKAGED_MODELS, packaged_models
 
 FOLDER = PACKAGED_MODELS / "graph-small"
+FIRST = ("no_cot", "coconut", "refined")
+"""The rows that the fast tests compare."""
 
 
 @pytest.fixture(scope="module")
 def measured(tmp_path_factory):
-    return measure(tmp_path_factory.mktemp("runs"))
+    return measure(tmp_path_factory.mktemp("runs"), FIRST)
 
 
 @pytest.fixture(scope="module")
@@ -28,7 +30,17 @@ def golden():
 
 
 def test_it_answers_as_in_the_golden_file(measured, golden):
-    assert differences(measured, golden) == []
+    assert differences(measured, {name: golden[name] for name in FIRST}) == []
+
+
+@pytest.mark.slow
+def test_it_answers_as_in_the_golden_file_with_other_gradients_and_references(golden, tmp_path):
+    others = [name for name in golden if name not in FIRST]
+    assert differences(measure(tmp_path, others), {name: golden[name] for name in others}) == []
+
+
+def test_every_row_is_in_the_golden_file(golden):
+    assert golden.keys() == ROWS.keys()
 
 
 def test_thoughts_answer_what_no_cot_can_only_guess(measured):

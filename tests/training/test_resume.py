@@ -16,6 +16,7 @@ import psutil
 import pytest
 import torch
 import yaml
+from matrix import crossed
 from tiny import tiny_model, tiny_tokenizer
 from tqdm import tqdm
 from training_helpers import metrics, small_recipe
@@ -69,7 +70,7 @@ def uninterrupted(tmp_path_factory):
     return train(small_recipe(tmp_path_factory.mktemp("whole") / "out", **CHANGES))
 
 
-@pytest.mark.parametrize("reset_optimizer", [True, False])
+@pytest.mark.parametrize("reset_optimizer", crossed([True, False], every=2))
 def test_a_run_stopped_again_and_again_ends_in_the_same_weights(tmp_path, reset_optimizer):
     changes = {**CHANGES, "reset_optimizer": reset_optimizer}
     whole = train(small_recipe(tmp_path / "whole", **changes))
@@ -89,6 +90,7 @@ def test_a_run_stopped_again_and_again_ends_in_the_same_weights(tmp_path, reset_
     assert lines_without_times(parts) == lines_without_times(whole)
 
 
+@pytest.mark.slow
 def test_an_adapter_resumes_to_the_same_weights_too(tmp_path, monkeypatch):
     tiny_model("gpt2").save_pretrained(tmp_path / "base")
     tiny_tokenizer(markers=False).save_pretrained(tmp_path / "base")
@@ -104,7 +106,7 @@ def test_an_adapter_resumes_to_the_same_weights_too(tmp_path, monkeypatch):
     assert weights(train(recipe), "adapter_model") == weights(whole, "adapter_model")
 
 
-@pytest.mark.parametrize("num_steps", range(0, NUM_STEPS, 5))
+@pytest.mark.parametrize("num_steps", crossed(range(0, NUM_STEPS, 5), every=2))
 def test_wherever_it_is_stopped_the_weights_and_metrics_are_the_same(
     tmp_path, monkeypatch, uninterrupted, num_steps
 ):

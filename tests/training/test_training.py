@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from matrix import crossed
 from safetensors.torch import load_file
 from tiny import tiny_model, tiny_tokenizer
 from training_helpers import SMALL, metrics, small_recipe
@@ -99,7 +100,7 @@ def test_the_loss_falls_and_micro_batches_change_nothing_but_rounding(tmp_path):
     assert losses == pytest.approx([line["loss"] for line in metrics(parts)], rel=1e-4)
 
 
-@pytest.mark.parametrize("tied", [True, False])
+@pytest.mark.parametrize("tied", crossed([True, False], every=2))
 def test_an_adapter_with_marker_rows_loads_as_it_was_trained(tmp_path, tied):
     model, base = tiny_model("llama"), tmp_path / "base"
     model.config.tie_word_embeddings = tied
