@@ -70,7 +70,15 @@ def generated_tasks_are_small():
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(documents, "generated_documents", made)
-        yield
+        yield make
+
+
+@pytest.fixture
+def all_problems(generated_tasks_are_small, monkeypatch):
+    """Generated tasks with all their problems."""
+    from lm_eval_latentref.benchmarks import documents
+
+    monkeypatch.setattr(documents, "generated_documents", generated_tasks_are_small)
 
 
 @pytest.fixture(scope="session")

@@ -132,7 +132,7 @@ def test_run_without_a_model_means_ours(executed):
 
 def test_the_help_of_run_names_the_default_model_that_a_run_gets(capsys):
     for arguments in (["run", "--help"], ["run"]):
-        with pytest.raises(SystemExit, match="^0$"):
+        with pytest.raises(SystemExit, match=r"^0$"):
             main(arguments)
         assert "Model name (default: latentref)" in " ".join(capsys.readouterr().out.split())
 

@@ -187,6 +187,9 @@ KINDS: dict[str, Kind] = {
 SLOW = {"training state": 10}
 """Kinds that take long to read, with the examples of each that a short run tries."""
 
+IN_SLOW_TESTS = ("training_data.yaml", "generation_config.json", "tokenizer_config.json")
+"""Kinds that take long to read, and that are read as others are."""
+
 
 def _message(read: Callable[[Path], Any], folder: Path) -> str:
     try:
@@ -196,7 +199,13 @@ def _message(read: Callable[[Path], Any], folder: Path) -> str:
     return ""
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(
+    "kind",
+    [
+        pytest.param(kind, marks=[pytest.mark.slow] if kind in IN_SLOW_TESTS else [])
+        for kind in KINDS
+    ],
+)
 def test_any_damage_gives_a_result_or_one_line(tmp_path, monkeypatch, once_a_run, request, kind):
     make, name, read = KINDS[kind]
     whole = once_a_run(f"damaged-{make.__name__}", make)

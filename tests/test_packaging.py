@@ -23,6 +23,7 @@ from pathlib import Path
 import lm_eval
 import pytest
 from conftest import ROOT, build
+from matrix import crossed
 from tiny import tiny_model, tiny_tokenizer
 
 LENT_PACKAGES = Path(lm_eval.__file__).parent.parent
@@ -238,7 +239,7 @@ def test_an_editable_install_reads_the_checkout(tmp_path, checkpoint, editable_w
     assert results(environment)["config"]["model"] == "latentref"
 
 
-@pytest.mark.parametrize("kind", ["wheel", "editable_wheel"])
+@pytest.mark.parametrize("kind", crossed(["wheel", "editable_wheel"], every=2))
 def test_uninstalling_leaves_nothing(tmp_path, kind, request):
     environment = new_environment(tmp_path)
     before = environment.files()

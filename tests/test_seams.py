@@ -1,8 +1,9 @@
-"""Private names of other packages are used only in the files of seams, for the contract tests."""
+"""Private names of other packages are used only in the files of seams; test files stay apart."""
 
 from __future__ import annotations
 
 import ast
+import re
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent / "lm_eval_latentref"
@@ -57,3 +58,9 @@ def test_each_file_of_seams_is_there_and_needed():
     for file in SEAMS:
         names = {node.attr for node in ast.walk(TREES[file]) if isinstance(node, ast.Attribute)}
         assert any(map(private, names)), file
+
+
+def test_no_test_file_imports_another():
+    imports = re.compile(r"^\s*(?:from|import) (?:\w+\.)*test_\w+", re.MULTILINE)
+    files = sorted(Path(__file__).parent.rglob("*.py"))
+    assert not [file for file in files if imports.search(file.read_text(encoding="utf-8"))]

@@ -8,6 +8,7 @@ import math
 import re
 
 import pytest
+from matrix import crossed
 
 from lm_eval_latentref.benchmarks import arith, graph
 from lm_eval_latentref.benchmarks.generators import GENERATORS, generate
@@ -108,7 +109,7 @@ def test_each_arith_problem_has_the_results_that_plain_arithmetic_gives():
     assert all(abs(number - 500) < 4 * math.sqrt(500) for number in answers.values())
 
 
-@pytest.mark.parametrize("name", ["graph", "arith"])
+@pytest.mark.parametrize("name", crossed(["arith", "graph"], every=2))
 def test_splits_are_disjoint_whatever_the_seeds_and_no_problem_comes_twice(name):
     def identities(split, seed):
         rows = generate(name, 2000, seed=seed, split=split, options={})

@@ -121,6 +121,7 @@ def test_the_committed_page_is_that_of_the_committed_units(scripts):
     assert text == page.render(page.read_units(FOLDER))
 
 
+@pytest.mark.usefixtures("all_problems")
 @pytest.mark.parametrize("row", ["Coconut", "recommended"])
 def test_a_cell_of_the_table_is_found_again_on_the_packaged_set(row, scripts, tmp_path):
     unit = json.loads((FOLDER / "graph-0.json").read_text(encoding="utf-8"))

@@ -247,8 +247,8 @@ def contrasted(folders, tmp_path_factory):
         memory_rates=(0.3,),
         step_sizes=(-0.3, 0.3),
         contrasts={"control": ("control", "."), "same": ("weak", "weak")},
-        batch_size=30,
-        limit=30,
+        batch_size=12,
+        limit=NUM_PROBLEMS,
         margins=False,
     )
 
@@ -294,10 +294,10 @@ def test_accuracy_by_steps_adds_up_to_the_rows_accuracy(contrasted):
     coconut = content["sets"][0]["rows"]["Coconut"]
     for row in content["sets"][0]["rows"].values():
         parts = row["by_steps"].values()
-        assert sum(part["problems"] for part in parts) == 30
-        mean = sum(part["problems"] * part["accuracy"] for part in parts) / 30
+        assert sum(part["problems"] for part in parts) == NUM_PROBLEMS
+        mean = sum(part["problems"] * part["accuracy"] for part in parts) / NUM_PROBLEMS
         assert mean == pytest.approx(row["accuracy"])
-        change = sum(part["problems"] * part["against_coconut"] for part in parts) / 30
+        change = sum(part["problems"] * part["against_coconut"] for part in parts) / NUM_PROBLEMS
         assert change == pytest.approx(row["accuracy"] - coconut["accuracy"])
 
 

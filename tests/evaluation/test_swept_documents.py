@@ -92,7 +92,7 @@ def test_problems_of_a_training_file_are_recognised_in_any_dev_task(
     assert read_manifest(trained_on_dev_problems / "latentref.json").trained_on == ["train.json"]
     converted = convert(out=tmp_path / "converted", pretrained=str(trained_on_dev_problems))
     for name in (trained_on_dev_problems, converted):
-        with pytest.raises(LatentRefError, match="trained on 3 of its 2000 documents") as error:
+        with pytest.raises(LatentRefError, match="trained on 3 of its 40 documents") as error:
             sweep_graph({"pretrained": str(name)}, tmp_path)
         assert "\n" not in str(error.value)
         question = next(generate(1, split="validation"))["question"]
@@ -100,7 +100,7 @@ def test_problems_of_a_training_file_are_recognised_in_any_dev_task(
     borrowed = {"pretrained": str(tmp_path / "none"), "weak": str(trained_on_dev_problems / "weak")}
     shutil.copytree(trained_on_dev_problems, borrowed["pretrained"])
     write_manifest(tmp_path / "none", Manifest(latent_steps=2))
-    with pytest.raises(LatentRefError, match="trained on 3 of its 2000 documents"):
+    with pytest.raises(LatentRefError, match="trained on 3 of its 40 documents"):
         sweep_graph({**borrowed, "strong": borrowed["weak"]}, tmp_path)
 
 

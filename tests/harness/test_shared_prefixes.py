@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from lm_eval.models.huggingface import HFLM
+from matrix import crossed
 from tiny_lm import GREEDY, REFINED, assert_close, latentref, requests
 
 from lm_eval_latentref.latent import prefixes
@@ -81,12 +82,15 @@ STOPPING = {"latent_steps": 4, "latent_stop": "low_entropy", "stop_entropy": 3.0
 
 @pytest.mark.parametrize(
     "settings",
-    [
-        {"latent_steps": 2},
-        REFINED,
-        {"latent_steps": 2, "thought_noise": 0.5},
-        {**STOPPING, "stop_patience": 1},
-    ],
+    crossed(
+        [
+            {"latent_steps": 2},
+            REFINED,
+            {**STOPPING, "stop_patience": 1},
+            {"latent_steps": 2, "thought_noise": 0.5},
+        ],
+        every=2,
+    ),
 )
 def test_with_thoughts_nothing_changes(folders, sharing, settings):
     answers, shared = [], []

@@ -18,12 +18,14 @@ from kind_cases import (
     ours,
     reasoner,
 )
+from matrix import crossed
 from tiny import tiny_model
 
 
-@pytest.mark.parametrize("stops_early", [False, True])
-@pytest.mark.parametrize("closing", [CLOSING, ""])
-@pytest.mark.parametrize("name", ["realigned", "mixture", "projected"])
+@pytest.mark.parametrize(
+    ("name", "closing", "stops_early"),
+    crossed(["realigned", "mixture", "projected"], [CLOSING, ""], [False, True], every=2),
+)
 def test_confidence_steps_equal_the_naive_loop(name, closing, stops_early):
     options = {"confidence_steps": 3, "confidence_noise": 0.2, "thought_seed": 3}
     model = tiny_model("llama")

@@ -66,7 +66,7 @@ def assert_equal(actual, configs, made, markers=MARKERS):
         torch.testing.assert_close(actual[number][1], thoughts_BTD, rtol=2e-3, atol=2e-3)
 
 
-SHARED = ["gpt2", "llama", "mistral", "gemma3"]
+SHARED = ["gpt2", "mistral", "gemma3", "llama"]
 
 
 @pytest.mark.parametrize(("family", "gradient"), crossed(SHARED, ["detached", "through"], every=4))

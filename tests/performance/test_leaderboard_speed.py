@@ -7,6 +7,7 @@ import subprocess
 import sys
 
 import leaderboard as script
+import pytest
 
 
 def measured(*arguments):
@@ -15,6 +16,7 @@ def measured(*arguments):
     return json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
 
 
+@pytest.mark.slow
 def test_memory_and_page_of_a_real_board_are_within_bounds():
     run = measured("--runs", "4", "--tasks", "4", "--documents", "1000")
     assert 0.03 < run["gigabytes_read"] < 0.06

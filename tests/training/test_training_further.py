@@ -7,6 +7,7 @@ import shutil
 
 import pytest
 import torch
+from matrix import crossed
 from safetensors.torch import load_file
 from tiny import tiny_model, tiny_tokenizer
 from training_helpers import metrics, small_recipe
@@ -110,7 +111,7 @@ def test_an_adapter_of_cot_becomes_one_with_thoughts(first):
     assert read_manifest(folder / MANIFEST_NAME).strong is None
 
 
-@pytest.mark.parametrize("kind", ["bfloat16", "bin"])
+@pytest.mark.parametrize("kind", crossed(["bfloat16", "bin"], every=2))
 def test_it_may_be_converted_or_pickled(first, tmp_path, kind):
     (tmp_path / "base").symlink_to(first.parent / "base")
     start = convert(out=tmp_path / "start", pretrained=str(first), adapter=True, dtype="bfloat16")
