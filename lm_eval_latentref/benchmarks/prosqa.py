@@ -25,7 +25,13 @@ from dataclasses import dataclass
 from itertools import islice
 from typing import TypedDict
 
-from lm_eval_latentref.benchmarks.drawing import SPLIT_BUCKETS, check_request, shortest_paths
+from lm_eval_latentref.benchmarks.drawing import (
+    MOST_FAILURES,
+    SPLIT_BUCKETS,
+    check_request,
+    shortest_paths,
+)
+from lm_eval_latentref.errors import LatentRefError
 
 _PEOPLE = "Alex Bob Carol Davis Eva Fae Gabriel Jack Max Oliver Polly Rex Sally Sam Stella Tom Wren"
 _CONCEPTS = """
@@ -38,6 +44,8 @@ CONCEPTS = tuple(_CONCEPTS.split())
 
 HOP_WEIGHTS = {3: 202, 4: 217, 5: 69, 6: 12}
 """For each number of steps, the number of questions in the published test split."""
+_SHORT_WEIGHT = HOP_WEIGHTS[3]
+"""The weight of one and of two steps, which no published question has."""
 
 _NODE_MEAN, _NODE_SPREAD, _NODE_RANGE = 23.0, 1.95, (14, 28)
 """The mean, standard deviation and range of the number of nodes."""
@@ -93,19 +101,75 @@ class _Problem:
     """The wrong candidate."""
 
 
-def generate(num: int, *, seed: int = 0, split: str = "train") -> Iterator[Row]:
+@dataclass(frozen=True)
+class _Size:
+    min_nodes: int | None
+    max_nodes: int | None
+    min_hops: int
+    max_hops: int
+
+    def __post_init__(self) -> None:
+        if (self.min_nodes is None) != (self.max_nodes is None):
+            raise LatentRefError("min_nodes and max_nodes belong together: give both or neither")
+        low, high = self.nodes
+        if not 4 <= low <= high <= _NODE_RANGE[1]:
+            raise LatentRefError(
+                f"min_nodes={low}, max_nodes={high}: they must be in order, from 4 to "
+                f"{_NODE_RANGE[1]}"
+            )
+        if not 1 <= self.min_hops <= self.max_hops <= max(HOP_WEIGHTS):
+            raise LatentRefError(
+                f"min_hops={self.min_hops}, max_hops={self.max_hops}: they must be in order, from "
+                f"1 to {max(HOP_WEIGHTS)}"
+            )
+
+    @property
+    def nodes(self) -> tuple[int, int]:
+        if self.min_nodes is None or self.max_nodes is None:
+            return _NODE_RANGE
+        return self.min_nodes, self.max_nodes
+
+    @property
+    def hop_weights(self) -> dict[int, int]:
+        hops = range(self.min_hops, self.max_hops + 1)
+        return {number: HOP_WEIGHTS.get(number, _SHORT_WEIGHT) for number in hops}
+
+    def draw_nodes(self, rng: random.Random) -> int:
+        low, high = self.nodes
+        if self.min_nodes is not None:
+            return rng.randint(low, high)
+        return min(max(round(rng.gauss(_NODE_MEAN, _NODE_SPREAD)), low), high)
+
+
+def generate(
+    num: int,
+    *,
+    seed: int = 0,
+    split: str = "train",
+    min_nodes: int | None = None,
+    max_nodes: int | None = None,
+    min_hops: int = 3,
+    max_hops: int = 6,
+) -> Iterator[Row]:
     """Yields `num` problems; the first n are the same for every `num`.
 
     Args:
         num: the number of problems, 0 or more.
         seed: any integer; different seeds give different problems.
         split: "train", "validation" or "test"; no problem is in two splits, whatever the seeds.
+        min_nodes: with `max_nodes`, each number of nodes between them is equally likely before
+            nodes without edges are left out; without them, the published distribution is used.
+        max_nodes: at most 28.
+        min_hops: the minimum number of steps.
+        max_hops: the maximum number of steps, at most 6. Numbers of steps between them have the
+            frequencies of the published test split; 1 and 2 are as frequent as 3.
 
     Raises:
-        LatentRefError: the split is unknown, or `num` is negative.
+        LatentRefError: a value is out of range, or there are no such problems.
     """
     check_request(num, split)
-    return islice(_stream(seed, split), num)
+    size = _Size(min_nodes, max_nodes, min_hops, max_hops)
+    return islice(_stream(seed, split, size), num)
 
 
 def fingerprint(question: str) -> str:
@@ -114,12 +178,12 @@ def fingerprint(question: str) -> str:
     return hashlib.sha256("\n".join(facts).encode()).hexdigest()[:8]
 
 
-def _stream(seed: int, split: str) -> Iterator[Row]:
+def _stream(seed: int, split: str, size: _Size) -> Iterator[Row]:
     # A string seed goes through SHA-512, so it does not depend on Python's hash randomisation.
     rng = random.Random(f"prosqa {split} {seed}")
     seen = set(KNOWN_FINGERPRINTS)
     while True:
-        problem = _problem(rng)
+        problem = _problem(rng, size)
         # New names do not change the graph, so this loop does not change the statistics.
         while True:
             row = _worded(problem, rng)
@@ -130,19 +194,22 @@ def _stream(seed: int, split: str) -> Iterator[Row]:
         yield row
 
 
-def _problem(rng: random.Random) -> _Problem:
-    """A random problem; the number of steps has the distribution of the published test split."""
-    hops = rng.choices(list(HOP_WEIGHTS), list(HOP_WEIGHTS.values()))[0]
-    while True:
-        graph = _graph(rng)
+def _problem(rng: random.Random, size: _Size) -> _Problem:
+    """A random problem; its number of steps is drawn first."""
+    weights = size.hop_weights
+    hops = rng.choices(list(weights), list(weights.values()))[0]
+    for _ in range(MOST_FAILURES):
+        graph = _graph(rng, size.draw_nodes(rng))
         if graph is not None and (problem := _posed(graph, hops, rng)) is not None:
             return problem
+    raise LatentRefError(
+        f"no problem of {hops} steps in {MOST_FAILURES} graphs of {size.nodes[0]} to "
+        f"{size.nodes[1]} nodes: give more nodes or fewer steps (max_hops)"
+    )
 
 
-def _graph(rng: random.Random) -> _Graph | None:
+def _graph(rng: random.Random, num_nodes: int) -> _Graph | None:
     """A random graph; None if a rival has no descendants."""
-    low, high = _NODE_RANGE
-    num_nodes = min(max(round(rng.gauss(_NODE_MEAN, _NODE_SPREAD)), low), high)
     parents: list[tuple[int, ...]] = [(), ()]
     reached_by, depth = [1, 2], [0, 0]
     for _ in range(2, num_nodes):

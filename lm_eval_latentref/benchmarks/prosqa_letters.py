@@ -28,9 +28,27 @@ SYMBOLS = string.ascii_letters[:NUM_SYMBOLS]
 _FACT = re.compile(r"(?:Every )?(\w+) is a (\w+)\.")
 
 
-def generate(num: int, *, seed: int = 0, split: str = "train") -> Iterator[Row]:
+def generate(
+    num: int,
+    *,
+    seed: int = 0,
+    split: str = "train",
+    min_nodes: int | None = None,
+    max_nodes: int | None = None,
+    min_hops: int = 3,
+    max_hops: int = 6,
+) -> Iterator[Row]:
     """Yields `num` generated problems in letters; arguments and errors as in `prosqa.generate`."""
-    yield from map(lettered, prosqa.generate(num, seed=seed, split=split))
+    rows = prosqa.generate(
+        num,
+        seed=seed,
+        split=split,
+        min_nodes=min_nodes,
+        max_nodes=max_nodes,
+        min_hops=min_hops,
+        max_hops=max_hops,
+    )
+    return map(lettered, rows)
 
 
 def lettered(row: Mapping[str, Any]) -> Row:

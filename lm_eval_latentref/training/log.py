@@ -44,6 +44,8 @@ class TrainingLog:
     data: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
     """For each file and benchmark: how many `problems` were kept, and how many were `removed`
     because they are held out."""
+    accuracies: Mapping[str, Sequence[float]] = field(default_factory=dict)
+    """The validation accuracy after each epoch, by phase and stage."""
 
 
 def read_training(folder: str) -> TrainingLog | None:
@@ -56,6 +58,7 @@ def read_training(folder: str) -> TrainingLog | None:
         return None
     seconds: dict[str, float] = {}
     losses: dict[str, list[float]] = {}
+    accuracies: dict[str, list[float]] = {}
     epochs = []
     with reading(path, _ADVICE):
         for _, line in read_json_lines(path, _ADVICE):
@@ -64,11 +67,14 @@ def read_training(folder: str) -> TrainingLog | None:
             stage = line["phase"]
             stage += "" if line["stage"] is None else f" stage {line['stage']}"
             losses.setdefault(stage, []).append(float(line["loss"]))
+            accuracies.setdefault(stage, []).append(float(line["validation_accuracy"]))
             if line["phase"] == "cot":
                 number, num = index(line["epoch"]), line["validation_problems"]
                 epochs.append(Epoch(number, round(line["validation_accuracy"] * num), num))
     references, data = _references(folder, epochs), _data(Path(folder) / DATA)
-    return TrainingLog(seconds=seconds, losses=losses, references=references, data=data)
+    return TrainingLog(
+        seconds=seconds, losses=losses, references=references, data=data, accuracies=accuracies
+    )
 
 
 def retrain_command(folder: str) -> str | None:

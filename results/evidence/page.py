@@ -17,10 +17,14 @@ from typing import Any
 
 import jinja2
 import numpy as np
-from plan import MEMORY_RATES, PLANS, SEEDS, STEP_SIZES
+from plan import MEMORY_RATES, PLANS, STEP_SIZES
 
 from lm_eval_latentref.evaluation.plots import figure_class
-from lm_eval_latentref.evaluation.statistics import detectable_difference
+from lm_eval_latentref.evaluation.statistics import (
+    Interval,
+    detectable_difference,
+    proportion_interval,
+)
 
 HERE = Path(__file__).parent
 Json = dict[str, Any]
@@ -88,8 +92,10 @@ class TaskPage:
     def __init__(self, name: str, units: Sequence[Json]) -> None:
         self.name, self.units, self.plan = name, units, PLANS[name]
         self.seeds = [unit["seed"] for unit in units]
-        self.num = units[0]["rungs"][0]["problems"]
-        self.rungs = [rung.name for rung in self.plan.rungs]
+        self.missing = [seed for seed in self.plan.seeds if seed not in self.seeds]
+        parts = units[0]["baselines"]["Coconut, finished"]["by_steps"].values()
+        self.num = sum(part["num"] for part in parts)
+        self.rungs = [rung["name"] for rung in units[0]["rungs"]]
 
     def rung(self, unit: Json, name: str) -> Json:
         return next(rung for rung in unit["rungs"] if rung["name"] == name)
@@ -138,6 +144,10 @@ class TaskPage:
             errors.append(100 * float((own - plain).std(ddof=1)) / math.sqrt(self.num))
             accuracies.append(100 * float(own.mean()))
         return float(np.mean(accuracies)), mean(values, errors)
+
+    def written(self, part: str) -> Interval:
+        """Accuracy of a part by its full text, as a fraction, on the problems of the first seed."""
+        return proportion_interval(bits(self.units[0]["baselines"][part]["correct"], self.num))
 
     def baselines(self, rung: str) -> dict[str, str]:
         """The parts of the set that are shown beside a rung, by the names of their rows."""
@@ -220,7 +230,7 @@ def read_units(folder: Path) -> list[TaskPage]:
     """The finished units, by task."""
     pages = []
     for name in PLANS:
-        paths = [folder / f"{name}-{seed}.json" for seed in SEEDS]
+        paths = [folder / f"{name}-{seed}.json" for seed in PLANS[name].seeds]
         units = [json.loads(path.read_text(encoding="utf-8")) for path in paths if path.is_file()]
         if units:
             pages.append(TaskPage(name, units))
@@ -264,6 +274,27 @@ def draw(page: TaskPage, path: Path) -> None:
     figure.savefig(path, dpi=110)
 
 
+def draw_training(page: TaskPage, path: Path) -> None:
+    """Draws loss and validation accuracy of the first seed against epochs; lines divide stages."""
+    unit = page.units[0]
+    figure = figure_class()(figsize=(9, 5), layout="constrained")
+    above, below = figure.subplots(2, 1, sharex=True)
+    start = 0
+    for stage, losses in unit["losses"].items():
+        epochs = range(start + 1, start + len(losses) + 1)
+        above.plot(epochs, losses, ".-", color="tab:blue")
+        below.plot(epochs, [100 * x for x in unit["accuracies"][stage]], ".-", color="tab:orange")
+        above.text(start + 0.6, above.get_ylim()[1], stage, rotation=45, fontsize=8)
+        start += len(losses)
+        for axes in (above, below):
+            axes.axvline(start + 0.5, color="lightgrey", linewidth=0.8)
+    below.axhline(100 * page.plan.chance, color="black", linewidth=0.8, linestyle="--")
+    above.set_ylabel("training loss, nats per token")
+    below.set_ylabel("validation accuracy, %")
+    below.set_xlabel("epoch; the dashed line is chance")
+    figure.savefig(path, dpi=110)
+
+
 def _heat(axes: Any, values: list[list[float]], figure: Any) -> None:
     from matplotlib.colors import SymLogNorm
 
@@ -294,6 +325,12 @@ def bounds(mean: Mean, digits: int = 1) -> str:
     return f"{mean.value:+.{digits}f} [{mean.low:+.{digits}f}, {mean.high:+.{digits}f}]"
 
 
+def percent(interval: Interval) -> str:
+    """ "51.0 % [47.0, 55.0]"."""
+    low, high = 100 * interval.low, 100 * interval.high
+    return f"{100 * interval.mean:.1f} % [{low:.1f}, {high:.1f}]"
+
+
 def seeds_interval(mean: Mean) -> str:
     if mean.over_seeds is None:
         return "one seed"
@@ -313,17 +350,19 @@ def render(pages: Sequence[TaskPage]) -> str:
         undefined=jinja2.StrictUndefined,
         keep_trailing_newline=True,
     )
+    generated = [page for page in pages if not page.plan.is_published]
     helpers: dict[str, Callable[..., Any] | Any] = {
         "bounds": bounds,
         "signed": signed,
+        "percent": percent,
         "seeds_interval": seeds_interval,
         "count": count,
-        "pages": pages,
+        "pages": generated,
+        "published": [page for page in pages if page.plan.is_published],
         "refined": REFINED,
         "papers": PAPERS,
-        "seeds": SEEDS,
-        "num_rungs": sum(len(page.rungs) for page in pages),
-        "rungs": [(page, rung) for page in pages for rung in page.rungs],
+        "num_rungs": sum(len(page.rungs) for page in generated),
+        "rungs": [(page, rung) for page in generated for rung in page.rungs],
     }
     return environment.get_template("page.md.j2").render(**helpers)
 
@@ -334,7 +373,10 @@ def main() -> None:
     folder = parser.parse_args().folder
     pages = read_units(folder)
     for page in pages:
-        draw(page, folder / f"{page.name}.png")
+        if page.rungs:
+            draw(page, folder / f"{page.name}.png")
+        if page.plan.is_published:
+            draw_training(page, folder / f"{page.name}-training.png")
     (folder / "README.md").write_text(render(pages), encoding="utf-8")
     print(folder / "README.md")
 

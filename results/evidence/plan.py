@@ -11,8 +11,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-SEEDS = (0, 1, 2)
-
 MEMORY_RATES = (0.03, 0.05, 0.1, 0.3)
 STEP_SIZES = (-0.3, -0.1, -0.05, 0.05, 0.1, 0.2, 0.3, 1.0)
 """In units of d/2. Memory rates and step sizes also include 0."""
@@ -41,6 +39,12 @@ class Plan:
     `_mc_dev`."""
     rungs: tuple[Rung, ...]
     """The rungs, from less to more training."""
+    seeds: tuple[int, ...] = (0, 1, 2)
+    is_published: bool = False
+    """Whether the task is a published benchmark, which the page shows apart."""
+    chance: float | None = None
+    """Rungs are compared only if the finished Coconut is significantly better than this accuracy;
+    without it, always."""
 
 
 PLANS = {
@@ -76,6 +80,9 @@ PLANS = {
     "prosqa-letters": Plan(
         recipe="prosqa-letters",
         task="latentref_prosqa_letters",
+        seeds=(0,),
+        is_published=True,
+        chance=0.5,
         rungs=(
             Rung(name="coconut-6-1", earlier="coconut-5-1", pause="pause-6-1"),
             Rung(name="coconut-6-2", earlier="coconut-6-1", pause="pause-6-2"),

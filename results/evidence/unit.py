@@ -25,7 +25,7 @@ from lm_eval_latentref.evaluation.dev_tasks import load_task
 from lm_eval_latentref.evaluation.judge import Judged, judge
 from lm_eval_latentref.evaluation.provenance import machine, versions
 from lm_eval_latentref.evaluation.settings import Grid, Outcome, Setting
-from lm_eval_latentref.evaluation.statistics import mean_intervals
+from lm_eval_latentref.evaluation.statistics import mean_intervals, proportion_interval
 from lm_eval_latentref.evaluation.sweep import Sweep, load_model, sweep
 from lm_eval_latentref.evaluation.sweep_model import SweepModel
 from lm_eval_latentref.training.log import read_training
@@ -67,8 +67,12 @@ class Unit:
             name: self._kept(f"written-{part}", lambda part=part: self._written(part))
             for name, part in self._baselines().items()
         }
+        chance = self.plan.chance
+        beats_chance = chance is None or _lower_bound(baselines["Coconut, finished"]) > chance
         rungs = [
-            self._kept(rung.name, lambda rung=rung: self._rung(rung)) for rung in self.plan.rungs
+            self._kept(rung.name, lambda rung=rung: self._rung(rung))
+            for rung in self.plan.rungs
+            if beats_chance
         ]
         log = read_training(str(self.set))
         return {
@@ -76,6 +80,8 @@ class Unit:
             "seed": self.seed,
             "plan": dataclasses.asdict(self.plan),
             "training_seconds": dict(log.seconds) if log else {},
+            "losses": dict(log.losses) if log else {},
+            "accuracies": dict(log.accuracies) if log else {},
             "baselines": baselines,
             "rungs": rungs,
             "versions": versions(),
@@ -203,6 +209,13 @@ class Unit:
             model=model,
         )
         return result, model
+
+
+def _lower_bound(written: Json) -> float:
+    """The lower end of the 95 % interval of an accuracy that `_written` returned."""
+    num = sum(part["num"] for part in written["by_steps"].values())
+    right = round(written["accuracy"] * num)
+    return proportion_interval([1] * right + [0] * (num - right)).low
 
 
 def _rows(contrast: str, swept: Sweep) -> dict[str, Setting]:

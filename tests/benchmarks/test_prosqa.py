@@ -183,6 +183,19 @@ def test_the_same_seed_gives_the_same_problems_everywhere():
     assert hashlib.sha256(text.encode()).hexdigest()[:16] == "988b342ff43e394f"
 
 
+def test_problems_have_the_nodes_and_steps_asked_for():
+    sizes = {"min_nodes": 6, "max_nodes": 11, "min_hops": 2, "max_hops": 3}
+    rows = list(generate(300, seed=0, split="train", **sizes))
+    assert {len(row["steps"]) for row in rows} == {2, 3}
+    # A node without edges is left out, so there may be fewer.
+    assert max(len(row["idx_to_symbol"]) for row in rows) == 11
+    assert min(len(row["idx_to_symbol"]) for row in rows) <= 6
+    for row in rows:
+        reached = distances(row, row["root"])
+        assert reached[row["target"]] == len(row["steps"])
+        assert row["neg_target"] not in reached
+
+
 @given(seed=st.integers(-5, 10**12), split=st.sampled_from(list(SPLIT_BUCKETS)))
 def test_a_smaller_number_gives_the_first_of_a_larger(seed, split):
     assert list(generate(2, seed=seed, split=split)) == list(
@@ -223,8 +236,19 @@ def test_a_known_fingerprint_is_never_drawn(monkeypatch):
     assert other["question"] not in (first["question"], second["question"])
 
 
-@pytest.mark.parametrize(("arguments", "message"), [((-1, "test"), "-1"), ((1, "dev"), "'dev'")])
-def test_what_cannot_be_generated_is_refused(arguments, message):
-    num, split = arguments
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"num": -1}, "-1"),
+        ({"split": "dev"}, "'dev'"),
+        ({"min_nodes": 5}, "give both or neither"),
+        ({"min_nodes": 9, "max_nodes": 8}, "min_nodes=9, max_nodes=8"),
+        ({"min_nodes": 9, "max_nodes": 29}, "from 4 to 28"),
+        ({"min_hops": 4, "max_hops": 3}, "min_hops=4, max_hops=3"),
+        ({"max_hops": 7}, "from 1 to 6"),
+        ({"min_nodes": 4, "max_nodes": 5, "min_hops": 6}, "no problem of 6 steps"),
+    ],
+)
+def test_what_cannot_be_generated_is_refused(options, message):
     with pytest.raises(LatentRefError, match=message):
-        generate(num, split=split)
+        list(generate(**{"num": 1, "split": "test", **options}))

@@ -69,8 +69,11 @@ def test_the_facts_and_the_offer_keep_the_order_of_the_question():
 
 
 def test_generated_problems_are_those_of_prosqa_in_the_same_order():
-    rows = generate("prosqa_letters", 5, seed=1, split="validation", options={})
-    assert rows == [lettered(row) for row in generate_words(5, seed=1, split="validation")]
+    options = {"min_nodes": 8, "max_nodes": 12, "min_hops": 2, "max_hops": 3}
+    for sizes in ({}, options):
+        rows = generate("prosqa_letters", 5, seed=1, split="validation", options=sizes)
+        words = generate_words(5, seed=1, split="validation", **sizes)
+        assert rows == [lettered(row) for row in words]
 
 
 @pytest.mark.parametrize(

@@ -16,6 +16,7 @@ from lm_eval_latentref.cli import main
 from lm_eval_latentref.evaluation.dev_tasks import load_task
 from lm_eval_latentref.evaluation.judge import judge
 from lm_eval_latentref.evaluation.settings import Grid, Setting
+from lm_eval_latentref.evaluation.statistics import proportion_interval
 from lm_eval_latentref.evaluation.sweep import load_model
 
 FOLDER = Path(__file__).parents[2] / "results" / "evidence"
@@ -106,6 +107,35 @@ def test_the_page_is_made_of_the_units_that_are_there(made, scripts, tiny_plan, 
     assert row.over_seeds == 0.0  # the same unit twice
     page.draw(task, folder / "arith.png")
     assert (folder / "arith.png").stat().st_size > 10_000
+
+
+@pytest.mark.parametrize(("right", "beats"), [(270, False), (275, True)])
+def test_a_backbone_at_chance_has_no_rungs_and_its_training_is_shown(
+    right, beats, scripts, tmp_path
+):
+    written = {"accuracy": right / 500, "by_steps": {"3": {"num": 200}, "4": {"num": 300}}}
+    lower = scripts["unit"]._lower_bound(written)
+    assert (lower > 0.5) == beats
+    assert lower == pytest.approx(proportion_interval([1] * right + [0] * (500 - right)).low)
+    if beats:
+        return
+    bits = np.packbits(np.arange(500) < right).tobytes().hex()
+    parts = ("Coconut, finished", "CoT", "No-CoT", "pause, finished")
+    unit = {
+        "seed": 0,
+        "baselines": dict.fromkeys(parts, {**written, "correct": bits}),
+        "rungs": [],
+        "training_seconds": {"cot": 60.0},
+        "losses": {"cot": [3.0, 2.0], "coconut stage 1": [1.0]},
+        "accuracies": {"cot": [0.4, 0.5], "coconut stage 1": [0.5]},
+    }
+    page = scripts["page"]
+    task = page.TaskPage("prosqa-letters", [unit])
+    assert "The finished Coconut is right on 54.0 % [49.6, 58.3] of the problems" in page.render(
+        [*page.read_units(FOLDER), task]
+    )
+    page.draw_training(task, tmp_path / "training.png")
+    assert (tmp_path / "training.png").stat().st_size > 10_000
 
 
 def test_the_interval_over_seeds_is_students(scripts):

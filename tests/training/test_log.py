@@ -34,6 +34,10 @@ def test_seconds_are_summed_by_phase_and_the_references_are_those_on_disk(traine
         assert seconds == sum(line["seconds"] + line["validation_seconds"] for line in own)
     assert list(log.losses) == ["cot", "coconut stage 1", "coconut stage 2"]
     assert [x for actual in log.losses.values() for x in actual] == [each["loss"] for each in lines]
+    assert list(log.accuracies) == list(log.losses)
+    assert [x for actual in log.accuracies.values() for x in actual] == [
+        each["validation_accuracy"] for each in lines
+    ]
     for role in ("weak", "strong"):
         epoch = log.references[role]
         assert read_manifest(trained / role / "latentref.json").epoch == epoch.number
