@@ -39,18 +39,19 @@ class Plan:
     `_mc_dev`."""
     rungs: tuple[Rung, ...]
     """The rungs, from less to more training."""
+    chance: float
+    """The accuracy of guessing."""
     seeds: tuple[int, ...] = (0, 1, 2)
     is_published: bool = False
-    """Whether the task is a published benchmark, which the page shows apart."""
-    chance: float | None = None
-    """Rungs are compared only if the finished Coconut is significantly better than this accuracy;
-    without it, always."""
+    """Whether the task is a published benchmark. The page shows it apart, and its rungs are
+    compared only if the finished Coconut is significantly better than chance."""
 
 
 PLANS = {
     "graph": Plan(
         recipe="graph-small",
         task="latentref_graph",
+        chance=1 / 2,
         rungs=(
             Rung(name="coconut-3-1", earlier="coconut-2-4", pause="pause-3-1"),
             Rung(name="coconut-3-4", earlier="coconut-3-1", pause="pause-3-4"),
@@ -60,6 +61,7 @@ PLANS = {
     "arith": Plan(
         recipe="arith-small",
         task="latentref_arith",
+        chance=1 / 11,
         rungs=(
             Rung(name="coconut-3-1", earlier="coconut-2-4", pause="pause-3-1"),
             Rung(name="coconut-3-2", earlier="coconut-3-1", pause="pause-3-2"),
@@ -69,6 +71,7 @@ PLANS = {
     "arith-brief": Plan(
         recipe="arith-brief",
         task="latentref_arith",
+        chance=1 / 11,
         rungs=(
             Rung(name="coconut-3-1", earlier="coconut-2-8", pause="pause-3-1"),
             Rung(name="coconut-3-2", earlier="coconut-3-1", pause="pause-3-2"),
@@ -80,9 +83,9 @@ PLANS = {
     "prosqa-letters": Plan(
         recipe="prosqa-letters",
         task="latentref_prosqa_letters",
+        chance=1 / 2,
         seeds=(0,),
         is_published=True,
-        chance=0.5,
         rungs=(
             Rung(name="coconut-6-1", earlier="coconut-5-1", pause="pause-6-1"),
             Rung(name="coconut-6-2", earlier="coconut-6-1", pause="pause-6-2"),

@@ -20,6 +20,7 @@ from lm_eval_latentref.evaluation.statistics import proportion_interval
 from lm_eval_latentref.evaluation.sweep import load_model
 
 FOLDER = Path(__file__).parents[2] / "results" / "evidence"
+SCRIPTS = ("plan", "task_page", "pictures", "unit", "page")
 NUM_AGAIN = 500
 TINY = {
     "output": "out",
@@ -55,8 +56,8 @@ def scripts():
     """The scripts as modules, by name."""
     with pytest.MonkeyPatch.context() as patch:
         patch.syspath_prepend(str(FOLDER))
-        yield {name: importlib.import_module(name) for name in ("plan", "unit", "page")}
-        for name in ("plan", "unit", "page"):
+        yield {name: importlib.import_module(name) for name in SCRIPTS}
+        for name in SCRIPTS:
             del sys.modules[name]
 
 
@@ -65,7 +66,9 @@ def tiny_plan(scripts, tmp_path_factory):
     recipe = tmp_path_factory.mktemp("recipe") / "tiny.yaml"
     recipe.write_text(yaml.safe_dump(TINY))
     rung = scripts["plan"].Rung(name="coconut-3-1", earlier="coconut-2-1", pause="pause-3-1")
-    return scripts["plan"].Plan(recipe=str(recipe), task="latentref_arith", rungs=(rung,))
+    return scripts["plan"].Plan(
+        recipe=str(recipe), task="latentref_arith", rungs=(rung,), chance=1 / 11
+    )
 
 
 @pytest.fixture(scope="module")
@@ -96,16 +99,18 @@ def test_a_unit_has_every_row_and_continues_without_repeating_work(made, monkeyp
 def test_the_page_is_made_of_the_units_that_are_there(made, scripts, tiny_plan, monkeypatch):
     folder, _, content = made
     page = scripts["page"]
-    monkeypatch.setitem(page.PLANS, "arith", tiny_plan)
+    monkeypatch.setitem(scripts["plan"].PLANS, "arith", tiny_plan)
     second = {**content, "seed": 1}
     (folder / "arith-1.json").write_text(json.dumps(second))
-    (task,) = page.read_units(folder)
+    (task,) = scripts["task_page"].read_units(folder)
     text = page.render([task])
-    assert "Seeds on this page: arith 0, 1." in text
+    assert "Seeds on this page: arith 0, 1. Planned and not run: arith 2." in text
     row = task.difference("coconut-3-1", "control")
     assert f"{task.accuracy('coconut-3-1', 'control'):.1f} ({page.bounds(row)}" in text
-    assert row.over_seeds == 0.0  # the same unit twice
-    page.draw(task, folder / "arith.png")
+    plain = 100 * content["rungs"][0]["rows"]["Coconut"]["accuracy"]
+    assert f"**{plain:.1f}** (by seed {plain:.1f}, {plain:.1f})" in text
+    assert row.over_seeds is None  # two seeds are too few
+    scripts["pictures"].draw(task, folder / "arith.png")
     assert (folder / "arith.png").stat().st_size > 10_000
 
 
@@ -123,32 +128,48 @@ def test_a_backbone_at_chance_has_no_rungs_and_its_training_is_shown(
     parts = ("Coconut, finished", "CoT", "No-CoT", "pause, finished")
     unit = {
         "seed": 0,
-        "baselines": dict.fromkeys(parts, {**written, "correct": bits}),
+        "baselines": {part: {**written, "correct": bits} for part in parts},
         "rungs": [],
         "training_seconds": {"cot": 60.0},
         "losses": {"cot": [3.0, 2.0], "coconut stage 1": [1.0]},
         "accuracies": {"cot": [0.4, 0.5], "coconut stage 1": [0.5]},
     }
     page = scripts["page"]
-    task = page.TaskPage("prosqa-letters", [unit])
+    task = scripts["task_page"].TaskPage("prosqa-letters", [unit])
     assert "The finished Coconut is right on 54.0 % [49.6, 58.3] of the problems" in page.render(
-        [*page.read_units(FOLDER), task]
+        [*scripts["task_page"].read_units(FOLDER), task]
     )
-    page.draw_training(task, tmp_path / "training.png")
+    scripts["pictures"].draw_training(task, tmp_path / "training.png")
     assert (tmp_path / "training.png").stat().st_size > 10_000
 
 
 def test_the_interval_over_seeds_is_students(scripts):
-    actual = scripts["page"].mean([1.0, 2.0, 3.0], [0.3, 0.4, 0.0])
+    actual = scripts["task_page"].mean([1.0, 2.0, 3.0], [0.3, 0.4, 0.0])
     assert actual.value == 2.0
     assert actual.over_problems == pytest.approx(1.96 * 0.5 / 3)
     assert actual.over_seeds == pytest.approx(4.302653 / math.sqrt(3))
 
 
+def test_holms_correction_is_over_all_rows_and_rungs(scripts):
+    """A row that one test alone calls better is not better among many tests."""
+
+    class Page:
+        rungs = ("a", "b")
+
+        def difference(self, rung, name):
+            value = {"control": 5.0, "+ search": 2.2}.get(name, 0.0)
+            return scripts["task_page"].Mean(value, 1.96, None)
+
+    numbers = scripts["page"].corrected([Page()])
+    assert numbers["control"] == [2, 0]
+    assert numbers["+ search"] == [0, 0]
+    assert Page().difference("a", "+ search").sign == 1
+
+
 def test_the_committed_page_is_that_of_the_committed_units(scripts):
     page = scripts["page"]
     text = (FOLDER / "README.md").read_text(encoding="utf-8")
-    assert text == page.render(page.read_units(FOLDER))
+    assert text == page.render(scripts["task_page"].read_units(FOLDER))
 
 
 @pytest.mark.usefixtures("all_problems")
@@ -165,7 +186,7 @@ def test_a_cell_of_the_table_is_found_again_on_the_packaged_set(row, scripts, tm
     (actual,) = judge(model, task, [setting], plain=plain, journal=tmp_path / "journal.jsonl")
     error = math.sqrt(cell["accuracy"] * (1 - cell["accuracy"]) / NUM_AGAIN)
     assert abs(actual.accuracy - cell["accuracy"]) < 1.96 * error
-    said = scripts["page"].bits(cell["correct"], rung["problems"])[:NUM_AGAIN]
+    said = scripts["task_page"].bits(cell["correct"], rung["problems"])[:NUM_AGAIN]
     assert np.sum(said != np.array(actual.correct)) <= 1  # a tie may fall the other way elsewhere
 
 
