@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import yaml
+from matrix import crossed
 
 from lm_eval_latentref.cli import main
 from lm_eval_latentref.evaluation.dev_tasks import load_task
@@ -173,7 +174,7 @@ def test_the_committed_page_is_that_of_the_committed_units(scripts):
 
 
 @pytest.mark.usefixtures("all_problems")
-@pytest.mark.parametrize("row", ["Coconut", "recommended"])
+@pytest.mark.parametrize("row", crossed(["recommended", "Coconut"], every=2))
 def test_a_cell_of_the_table_is_found_again_on_the_packaged_set(row, scripts, tmp_path):
     unit = json.loads((FOLDER / "graph-0.json").read_text(encoding="utf-8"))
     (rung,) = [each for each in unit["rungs"] if each["name"] == "coconut-4-1"]

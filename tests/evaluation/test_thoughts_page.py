@@ -72,6 +72,7 @@ def test_a_case_is_a_document_whose_answer_refinement_changed(actual):
         assert len(case.thoughts) == actual.setting.latent_steps
 
 
+@pytest.mark.slow
 def test_a_step_towards_strong_is_one_away_from_weak(tmp_path):
     options = {"memory_rate": 0.0, "step_size": 2.0, "limit": 30, "num": 1}
     actual = study_cases(SET, task="latentref_graph_mc", work=str(tmp_path), **options)

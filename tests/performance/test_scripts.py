@@ -204,6 +204,7 @@ def test_a_missed_target_and_unequal_answers_are_status_one(value, failure, stat
     assert len(json.loads(line)["missed"]) == (value > 3.2)
 
 
+@pytest.mark.slow
 def test_a_detached_search_is_one_forward_a_thought_and_through_is_more(capsys):
     forwards = {}
     for gradient in ("detached", "through"):
