@@ -107,7 +107,7 @@ def read_adapter(path: str, base_config: Any, trust_remote_code: bool = False) -
 
 
 def _read_for(skeleton: Any, path: str) -> Adapter:
-    config = read_config(path)
+    own_config = config = read_config(path)
     tensors = read_files(path)
     embedding = input_embedding_name(skeleton)
     output_layer = skeleton.get_output_embeddings()
@@ -141,7 +141,7 @@ def _read_for(skeleton: Any, path: str) -> Adapter:
         config=config,
         tensors=own,
         base_copies=base_copies,
-        is_rewritten=own.keys() != tensors.keys() or config != read_config(path),
+        is_rewritten=own.keys() != tensors.keys() or config != own_config,
         embedding=embedding,
         trained_ids=trained_ids,
         trains_embedding=embedding in trained_whole or factors in own,

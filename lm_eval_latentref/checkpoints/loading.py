@@ -41,6 +41,7 @@ from lm_eval_latentref.errors import LatentRefError
 from lm_eval_latentref.latent.config import OPTION_NAMES
 from lm_eval_latentref.latent.loaded import LoadedModel, LoadedSet, ThoughtFiles
 from lm_eval_latentref.latent.networks import Network
+from lm_eval_latentref.latent.peft_seams import keep_merged_rows
 from lm_eval_latentref.latent.protocol import known_markers
 from lm_eval_latentref.latent.reasoner import Reasoner
 from lm_eval_latentref.latent.transformers_seams import limit_text
@@ -331,6 +332,8 @@ def _load_group(members: list[_Facts], load_model: ModelLoader) -> dict[str, Loa
         model = attach(model, adapters, leader.num_rows, is_shared=len(members) > 1)
     model.requires_grad_(False)
     model.eval()
+    if adapters:
+        keep_merged_rows(model)
     if (head := model.get_output_embeddings()) is not None:
         head.register_forward_pre_hook(_contiguous)
     return {

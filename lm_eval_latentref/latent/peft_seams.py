@@ -1,12 +1,17 @@
 """Switches PEFT adapters quickly; the only module that relies on private names of PEFT.
 
     AdapterSwitch.of(peft_model).to("strong")      # None for the base weights alone
+    keep_merged_rows(peft_model)                   # once no parameter is in training
 
 PEFT's public switch walks all modules and parameters. For SmolLM2-135M that takes about a third of
 the time of reading one token; setting the two fields of each layer directly takes a hundredth. The
 fields are `_active_adapter` and `_disable_adapters` in peft/tuners/tuners_utils.py (BaseTunerLayer)
 and peft/utils/other.py (AuxiliaryTrainingWrapper). If a check of these fields fails, PEFT's public
 calls are used.
+
+For every look-up of a token, and for the output layer, PEFT copies the whole embedding into a matrix
+that has the rows an adapter trained; `keep_merged_rows` keeps the last such matrix. It replaces
+`get_merged_weights` of TrainableTokensLayer in peft/tuners/trainable_tokens/layer.py.
 
 Importing PEFT takes a tenth of a second or more, so it is imported where there is an adapter.
 """
@@ -15,9 +20,12 @@ from __future__ import annotations
 
 import sys
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import TYPE_CHECKING, Any
+
+from torch import Tensor
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -51,6 +59,46 @@ def adapter_layers(model: Any) -> list[Any]:
 
     kinds = (BaseTunerLayer, AuxiliaryTrainingWrapper)
     return [module for module in model.modules() if isinstance(module, kinds)]
+
+
+def keep_merged_rows(model: PeftModel) -> None:
+    """Let `model` merge trained token rows into its embedding once, not at every look-up.
+
+    The embedding and a tied output layer share the matrix (V, D), which is kept until another is
+    needed. Layers in training are merged anew each time.
+    """
+    from peft.tuners.trainable_tokens import TrainableTokensLayer
+
+    kept = _KeptRows()
+    for layer in model.modules():
+        if isinstance(layer, TrainableTokensLayer):
+            layer.get_merged_weights = partial(kept.of, layer)
+
+
+class _KeptRows:
+    """The last embedding into which rows were merged, and what it was merged from."""
+
+    def __init__(self) -> None:
+        self._sources: list[tuple[Tensor, int]] = []
+        self._merged: Tensor | None = None
+
+    def of(self, layer: Any, active_adapters: Sequence[str]) -> Tensor:
+        """What `get_merged_weights` of the layer's class returns."""
+        merge = partial(type(layer).get_merged_weights, layer, active_adapters)
+        rows = [layer.trainable_tokens_delta[name] for name in active_adapters]
+        tensors = [layer.base_layer.weight, *rows]
+        if any(tensor.requires_grad for tensor in tensors):
+            return merge()
+        # The data are stored too, because an address is valid only while its tensor exists.
+        sources = [(tensor.data, tensor._version) for tensor in tensors]
+        if self._merged is None or list(map(_place, sources)) != list(map(_place, self._sources)):
+            self._merged, self._sources = merge(), sources
+        return self._merged
+
+
+def _place(source: tuple[Tensor, int]) -> tuple[Any, ...]:
+    data, version = source
+    return data.data_ptr(), data.device, data.dtype, data.shape, version
 
 
 class AdapterSwitch:

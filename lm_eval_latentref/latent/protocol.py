@@ -206,7 +206,7 @@ def marker_ids(tokenizer: Tokenizer, latent_markers: str) -> tuple[int, int] | N
 
 def single_token(tokenizer: Tokenizer, text: str) -> int | None:
     """The id of `text` if it is in the vocabulary and encodes to this single token; else None."""
-    token_id = tokenizer.get_vocab().get(text)
+    token_id = _token_id(tokenizer, text)
     if token_id is None:
         return None
     return token_id if tokenizer.encode(text, add_special_tokens=False) == [token_id] else None
@@ -214,5 +214,12 @@ def single_token(tokenizer: Tokenizer, text: str) -> int | None:
 
 def known_markers(tokenizer: Tokenizer) -> dict[str, int]:
     """Coconut's markers in the vocabulary of `tokenizer`, with their ids."""
-    vocabulary = tokenizer.get_vocab()
-    return {marker: vocabulary[marker] for marker in MARKERS if marker in vocabulary}
+    ids = {marker: _token_id(tokenizer, marker) for marker in MARKERS}
+    return {marker: token_id for marker, token_id in ids.items() if token_id is not None}
+
+
+def _token_id(tokenizer: Tokenizer, text: str) -> int | None:
+    """The id of `text` in the vocabulary, which is not copied as `get_vocab` does; else None."""
+    token_id = tokenizer.convert_tokens_to_ids(text)  # that of the unknown token, if there is one
+    known = token_id is not None and tokenizer.convert_ids_to_tokens(token_id) == text
+    return token_id if known else None

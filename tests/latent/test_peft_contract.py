@@ -5,10 +5,11 @@ from __future__ import annotations
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
+from peft.tuners.trainable_tokens import TrainableTokensLayer
 from tiny import tiny_model
 
 from lm_eval_latentref.latent import peft_seams
-from lm_eval_latentref.latent.peft_seams import AdapterSwitch, adapter_layers
+from lm_eval_latentref.latent.peft_seams import AdapterSwitch, adapter_layers, keep_merged_rows
 
 pytestmark = pytest.mark.contract
 IDS = torch.tensor([[3, 7, 11, 5]])
@@ -83,3 +84,59 @@ def test_names_that_the_layers_no_longer_have_turn_the_quick_switch_off(monkeypa
     switch = AdapterSwitch(model)
     assert not switch.is_quick
     check(model, switch)
+
+
+@pytest.fixture
+def merges(monkeypatch):
+    """The adapters for which PEFT has merged rows, call by call."""
+    calls, of_peft = [], TrainableTokensLayer.get_merged_weights
+
+    def merge(layer, active_adapters):
+        calls.append(list(active_adapters))
+        return of_peft(layer, active_adapters)
+
+    monkeypatch.setattr(TrainableTokensLayer, "get_merged_weights", merge)
+    return calls
+
+
+def frozen():
+    model = two_adapters("single rows").requires_grad_(False)
+    keep_merged_rows(model)
+    return model
+
+
+def test_kept_rows_give_what_peft_gives_after_any_switch():
+    model = frozen()
+    check(model, AdapterSwitch(model))
+
+
+@torch.no_grad()
+def test_rows_are_merged_once_for_all_look_ups_and_the_tied_output_layer(merges):
+    model = frozen()
+    for _ in range(3):
+        model.get_base_model()(IDS)
+    assert merges == [["one"]]
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("part", ["trainable_tokens_delta", "base_layer.weight"])
+def test_rows_that_change_in_place_or_for_another_tensor_are_merged_again(part, merges):
+    model = frozen()
+    by_peft = two_adapters("single rows")
+    for change in (lambda weight: weight.mul_(2), lambda weight: setattr(weight, "data", -weight)):
+        for each in (model, by_peft):
+            for name, weight in each.named_parameters():
+                if part in name and ("delta" not in part or name.endswith(".one")):
+                    change(weight)
+        expected = by_peft.get_base_model()(IDS).logits
+        assert torch.equal(model.get_base_model()(IDS).logits, expected)
+
+
+def test_rows_in_training_keep_their_gradient():
+    model = frozen()
+    with torch.no_grad():
+        model.get_base_model()(IDS)
+    rows = [w for name, w in model.named_parameters() if name.endswith("tokens_delta.one")]
+    rows[0].requires_grad_()
+    model.get_base_model()(IDS).logits.sum().backward()
+    assert rows[0].grad.abs().sum() > 0
