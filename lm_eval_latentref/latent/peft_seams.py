@@ -9,9 +9,9 @@ fields are `_active_adapter` and `_disable_adapters` in peft/tuners/tuners_utils
 and peft/utils/other.py (AuxiliaryTrainingWrapper). If a check of these fields fails, PEFT's public
 calls are used.
 
-For every look-up of a token, and for the output layer, PEFT copies the whole embedding into a matrix
-that has the rows an adapter trained; `keep_merged_rows` keeps the last such matrix. It replaces
-`get_merged_weights` of TrainableTokensLayer in peft/tuners/trainable_tokens/layer.py.
+For every look-up of a token, and for the output layer, PEFT copies the whole embedding into a
+matrix that has the rows an adapter trained; `keep_merged_rows` keeps the last such matrix. It
+replaces `get_merged_weights` of TrainableTokensLayer in peft/tuners/trainable_tokens/layer.py.
 
 Importing PEFT takes a tenth of a second or more, so it is imported where there is an adapter.
 """
