@@ -21,6 +21,7 @@ from lm_eval_latentref import cli
 from lm_eval_latentref.__main__ import main as guarded
 from lm_eval_latentref.benchmarks import published
 from lm_eval_latentref.benchmarks.documents import tasks_path
+from lm_eval_latentref.benchmarks.generators import GENERATORS
 from lm_eval_latentref.cli import main, options
 from lm_eval_latentref.cli.parser import parser
 from lm_eval_latentref.errors import LatentRefError
@@ -274,6 +275,12 @@ def test_the_help_says_the_values_that_are_tried_by_default():
         tried = [getattr(module, name.upper()) for module in (sweep, study_options)]
         swept, studied = (" ".join(map(str, values)) for values in tried)
         assert f"(default: {swept}, in a study {studied})" in options.OPTIONS[name]["help"]
+
+
+def test_the_help_of_data_names_every_generator():
+    (commands,) = (each for each in parser()._actions if each.choices)
+    (task,) = (each for each in commands.choices["data"]._actions if each.dest == "task")
+    assert re.findall(r"\w+", task.help) == [*list(GENERATORS)[:-1], "or", list(GENERATORS)[-1]]
 
 
 @pytest.mark.parametrize("code", ["raise KeyboardInterrupt", "main = lambda: 130"])

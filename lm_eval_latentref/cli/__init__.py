@@ -176,9 +176,9 @@ def study(args: argparse.Namespace) -> int:
     from lm_eval_latentref.evaluation.study_report import save_studies, save_study
 
     names = ("work", "latent_steps", "memory_rates", "step_sizes", "limit", "dev_limit", "margins")
-    options = _given(args, *names, "seed", "batch_size", "device", "dtype")
+    options = _given(args, *names, "recommended", "seed", "batch_size", "device", "dtype")
     check_kind(args.output, OVERVIEW if len(args.task) > 1 else STUDY)
-    options["contrasts"] = dict(args.contrast or ())
+    options |= {"contrasts": dict(args.contrast or ()), "checkpoints": dict(args.row or ())}
     options.setdefault("work", _work_folder("study", args.output))
     studies = run_studies(args.folders, tasks=args.task, **options)
     if len(studies) > 1:

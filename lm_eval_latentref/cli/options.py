@@ -129,8 +129,20 @@ OPTIONS: dict[str, dict[str, Any]] = {
         "metavar": "NAME=STRONG,WEAK",
         "type": values.contrast,
         "action": "append",
-        "help": "adds a row NAME of search alone with other references: subfolders of the set "
-        "(such as control), . for the set itself, or checkpoints; may be given again",
+        "help": "adds a row NAME of search alone with other references: . for the set itself, "
+        "paths relative to it (such as control, or ../coconut-2-4 beside a kept epoch), or "
+        "checkpoints; may be given again",
+    },
+    "row": {
+        "metavar": "NAME=CHECKPOINT",
+        "type": values.named,
+        "action": "append",
+        "help": "adds a row NAME of another checkpoint without refinement, named like a reference "
+        "of --contrast (such as weak); may be given again",
+    },
+    "recommended": {
+        "action": "store_true",
+        "help": "add a row with the setting that the sweep recommends, which may be none",
     },
     "no_margins": {
         "dest": "margins",

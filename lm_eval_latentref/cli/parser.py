@@ -130,7 +130,7 @@ def _add_training_commands(add: Callable[..., Any]) -> None:
     changes = "fields of the recipe to change, such as seed=1 or config.hidden_size=64"
     command.add_argument("pairs", nargs="*", default=[], metavar="KEY=VALUE", help=changes)
     command = add("data", "write generated problems to a file")
-    command.add_argument("task", help="graph, arith or prosqa_generated")
+    command.add_argument("task", help="graph, arith, prosqa_generated or prosqa_letters")
     of_task = "arguments of the generator, such as nodes=12 (default: those of the packaged task)"
     command.add_argument("pairs", nargs="*", default=[], metavar="KEY=VALUE", help=of_task)
     _option(command, "num", required=True, help="number of problems, 1 or more")
@@ -171,7 +171,8 @@ def _add_set_commands(add: Callable[..., Any]) -> None:
     _options(command, "limit", "seed", "write", "metadata", "include_path", "judge_on")
 
     command = add("study", "evaluate trained sets in every row of the paper's table")
-    sets = "trained sets of one recipe, one for each seed"
+    sets = "trained sets of one recipe, one for each seed, or the same kept epoch of each: "
+    sets += "OUTPUT/epochs/NAME, which uses the references and baselines in OUTPUT"
     command.add_argument("folders", nargs="+", type=values.there, metavar="FOLDER", help=sets)
     _option(
         command,
@@ -179,8 +180,8 @@ def _add_set_commands(add: Callable[..., Any]) -> None:
         action="append",
         help="a test task, for example latentref_mathqa; give it again for further tasks",
     )
-    _options(command, "output", "memory_rates", "step_sizes", "contrast", "dev_limit")
-    _options(command, "no_margins", "seed")
+    _options(command, "output", "memory_rates", "step_sizes", "recommended", "contrast", "row")
+    _options(command, "dev_limit", "no_margins", "seed")
     _add_running(command)
 
     command = add(

@@ -109,6 +109,14 @@ def contrast(text: str) -> tuple[str, tuple[str, str]]:
     return name.strip(), (strong.strip(), weak.strip())
 
 
+def named(text: str) -> tuple[str, str]:
+    """`weak-cot=weak`: the name of a row, and a checkpoint."""
+    name, _, checkpoint = text.partition("=")
+    if not (name.strip() and checkpoint.strip()):
+        raise argparse.ArgumentTypeError(f"{text!r}: give NAME=CHECKPOINT")
+    return name.strip(), checkpoint.strip()
+
+
 def no_flag(word: str) -> str:
     """Puts a space before a word such as `-0.3*d/2`, so that argparse takes it as a value."""
     return f" {word}" if re.fullmatch(r"-[\d.]\S*\*\s*d\s*/\s*2", word) else word

@@ -22,6 +22,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 NUM_RESAMPLES = 10_000
+MIN_SEEDS = 3
 _MOST_VALUES = 64
 _MOST_OUTCOMES = 100_000
 _CHUNK = 500  # resamples held at once: memory stays small on thousands of documents
@@ -173,6 +174,22 @@ def resampled_means(values_SN: Floats, *, seed: int, num_resamples: int) -> Floa
         counts_RN = generator.multinomial(num_documents, shares_N, size=size)
         parts.append(values_SN @ counts_RN.T / num_documents)
     return np.concatenate(parts, axis=1)
+
+
+def interval_over_seeds(values: Sequence[float], *, confidence: float = 0.95) -> Interval | None:
+    """The mean of values, one for each training seed, with Student's t interval.
+
+    It is None for fewer than three seeds: the interval of two, with one degree of freedom, is 12.7
+    standard errors wide on each side and says nothing.
+    """
+    from scipy.stats import t
+
+    num = len(values)
+    if num < MIN_SEEDS:
+        return None
+    mean = float(np.mean(values))
+    width = float(t.ppf((1.0 + confidence) / 2.0, num - 1)) * standard_error(values)
+    return Interval(mean, mean - width, mean + width)
 
 
 def detectable_difference(

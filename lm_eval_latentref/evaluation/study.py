@@ -11,13 +11,13 @@ where an earlier call stopped. `study_report` makes the tables.
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from lm_eval_latentref.checkpoints.files import holding, read_yaml
-from lm_eval_latentref.checkpoints.history import RECIPE
+from lm_eval_latentref.checkpoints.files import holding
 from lm_eval_latentref.checkpoints.manifest import MANIFEST_NAME, Manifest, read_manifest
 from lm_eval_latentref.checkpoints.packaged import local_folder
 from lm_eval_latentref.checkpoints.sets import CheckpointNames, SetPlan, learnt_from, resolve
@@ -28,19 +28,20 @@ from lm_eval_latentref.evaluation.dev_tasks import load_task
 from lm_eval_latentref.evaluation.provenance import command
 from lm_eval_latentref.evaluation.report import SWEEP_RESULTS
 from lm_eval_latentref.evaluation.runs import Runs, StudyRun
-from lm_eval_latentref.evaluation.settings import Grid
+from lm_eval_latentref.evaluation.settings import Grid, Setting
 from lm_eval_latentref.evaluation.study_options import (
-    BASELINES,
     COCONUT,
+    RECOMMENDED,
     REFINED,
     WITHOUT_STEPS,
     WRITES_STEPS,
     Options,
     TaskNames,
-    check_contrasts,
     check_dev_task,
     check_distinct,
+    check_rows,
 )
+from lm_eval_latentref.evaluation.study_sets import SetPlace, distinct_names, manifest_of
 from lm_eval_latentref.evaluation.sweep import Sweep, load_model, save_sweep, sweep
 from lm_eval_latentref.evaluation.sweep_model import SweepModel
 from lm_eval_latentref.evaluation.sweep_run import SWEPT
@@ -78,8 +79,10 @@ class TrainedSet:
     """All rows of one training seed."""
 
     folder: str
+    epoch: str | None
+    """The name of the epoch that its training kept; None for a finished set."""
     recipe: Mapping[str, Any]
-    """The content of the folder's recipe.yaml; empty if there is no such file."""
+    """The content of the training's recipe.yaml; empty if there is no such file."""
     trained_on: tuple[str, ...]
     """The splits that latentref.json names."""
     rows: Mapping[str, StudyRow]
@@ -113,7 +116,7 @@ def run_studies(
     """Evaluates the trained folders in all rows; returns a study for each task.
 
     Args:
-        folders: trained sets of the same recipe, one for each seed.
+        folders: trained sets of the same recipe, one for each seed, or the same kept epoch of each.
         tasks: generation tasks, whose `_mc` companions give margins, or tasks with candidates.
             Settings are chosen on their `_dev` companions.
         work: folder for sweeps and logged samples.
@@ -126,11 +129,13 @@ def run_studies(
     given = Options(**options)
     names = [TaskNames(task) for task in tasks]
     check_distinct("task", tasks)
-    check_distinct("folder", [Path(folder).name for folder in folders])
+    places = [
+        (folder, Path(work) / name)
+        for folder, name in zip(folders, distinct_names(folders), strict=True)
+    ]
     for task in names:
         check_dev_task(task)
-    check_contrasts(given)
-    places = [(folder, Path(work) / Path(folder).name) for folder in folders]
+    check_rows(given)
     with holding(work, "latentref study"):
         of_sets = [_SetStudy(folder, place, names, given).all_tasks() for folder, place in places]
     return [
@@ -156,6 +161,10 @@ class _SetStudy:
     _model: SweepModel | None = field(default=None, init=False)
     _plans: dict[str | None, SetPlan] = field(default_factory=dict, init=False)
 
+    @functools.cached_property
+    def _place(self) -> SetPlace:
+        return SetPlace(self.folder)
+
     def _plan(self, contrast: str | None = None) -> SetPlan:
         """The checkpoints of the set, or of a contrast."""
         if contrast not in self._plans:
@@ -179,30 +188,12 @@ class _SetStudy:
             for task in self.tasks:
                 contrasts[task][name] = self._sweep(task, manifest, contrast=name)
         self._model = None  # frees memory for the rows
-        runs: dict[TaskNames, dict[str, StudyRow]] = {task: {} for task in self.tasks}
-        evaluations = Runs(
-            batch_size=self.options.batch_size,
-            device=self.options.device,
-            limit=self.options.limit,
-            plans=self._plans.values(),
-        )
-        # The tasks of a row are evaluated one after another, because they share its model.
-        for name, part, by_task in self._rows(swept, contrasts):
-            for task, (args, label) in by_task.items():
-                folder = self.work / part
-                run = evaluations.evaluate(args, task=task.name, folder=folder / task.name)
-                scored = None
-                if self.options.margins and task.scored and name not in WRITES_STEPS:
-                    place = folder / task.scored
-                    scored = evaluations.evaluate(args, task=task.scored, folder=place)
-                suffix = WITHOUT_STEPS if name in WRITES_STEPS and run.margins else ""
-                runs[task][f"{name}{suffix}"] = StudyRow(
-                    run=run, model_args=args, setting=label, scored=scored
-                )
+        runs = self._runs(swept, contrasts)
         return {
             task: TrainedSet(
                 folder=self.folder,
-                recipe=_recipe(root),
+                epoch=self._place.epoch,
+                recipe=self._place.recipe(),
                 trained_on=tuple(manifest.trained_on or ()),
                 rows=_compared(runs[task], seed=self.options.seed),
                 sweep=swept[task],
@@ -215,15 +206,62 @@ class _SetStudy:
             for task in self.tasks
         }
 
+    def _runs(
+        self,
+        swept: Mapping[TaskNames, Sweep],
+        contrasts: Mapping[TaskNames, Mapping[str, Sweep]],
+    ) -> dict[TaskNames, dict[str, StudyRow]]:
+        """Evaluates all rows; rows with the same arguments are evaluated once."""
+        runs: dict[TaskNames, dict[str, StudyRow]] = {task: {} for task in self.tasks}
+        evaluations = Runs(
+            batch_size=self.options.batch_size,
+            device=self.options.device,
+            limit=self.options.limit,
+            plans=self._plans.values(),
+        )
+        # The tasks of a row are evaluated one after another, because they share its model.
+        for name, part, by_task in self._rows(swept, contrasts):
+            for task, (args, label) in by_task.items():
+                rows, writes = runs[task], self._writes_steps(name, args)
+                same = [row for row in rows.values() if row.model_args == args]
+                row = same[0] if same else self._row(evaluations, task, part, args, label, writes)
+                rows[f"{name}{WITHOUT_STEPS if writes and row.run.margins else ''}"] = row
+        return runs
+
+    def _row(
+        self,
+        evaluations: Runs,
+        task: TaskNames,
+        part: str,
+        args: Mapping[str, Any],
+        label: str | None,
+        writes_steps: bool,
+    ) -> StudyRow:
+        folder = self.work / part
+        run = evaluations.evaluate(args, task=task.name, folder=folder / task.name)
+        scored = None
+        if self.options.margins and task.scored and not writes_steps:
+            scored = evaluations.evaluate(args, task=task.scored, folder=folder / task.scored)
+        return StudyRow(run=run, model_args=args, setting=label, scored=scored)
+
+    def _writes_steps(self, name: str, args: Mapping[str, Any]) -> bool:
+        """Whether a row of another model writes steps before its answer."""
+        if name in WRITES_STEPS:
+            return True
+        return name in self.options.checkpoints and bool(
+            manifest_of(str(args["pretrained"])).writes_steps
+        )
+
     def _trainings(self) -> dict[str, TrainingLog]:
-        names = [self.folder, *(f"{self.folder}/{part}" for part in BASELINES.values())]
+        root = self._place.root
+        names = [root, *(checkpoint for checkpoint, _ in self._place.baselines().values())]
         places = {name: place for name in names if (place := local_folder(name))}
         logs = {name: read_training(str(place)) for name, place in places.items()}
         return {name: log for name, log in logs.items() if log is not None}
 
     def _train_commands(self, trainings: Iterable[str]) -> list[str]:
         # The folder itself is included even if it has a recipe but no log.
-        names = dict.fromkeys([self.folder, *trainings])
+        names = dict.fromkeys([self._place.root, *trainings])
         commands = [retrain_command(str(local_folder(name))) for name in names]
         return [command for command in commands if command is not None]
 
@@ -241,13 +279,23 @@ class _SetStudy:
     ) -> Iterator[tuple[str, str, dict[TaskNames, tuple[dict[str, Any], str | None]]]]:
         """Yields for each row its name, its results folder, and by task its arguments and label."""
         loading = self.options.loading
-        for name, part in BASELINES.items():
-            if local_folder(f"{self.folder}/{part}"):
-                args = {"pretrained": f"{self.folder}/{part}", **loading}
-                yield name, part, {task: (args, None) for task in swept}
+        others = self._place.baselines()
+        others |= {
+            name: (self._place.part(checkpoint), name)
+            for name, checkpoint in self.options.checkpoints.items()
+        }
+        for name, (checkpoint, part) in others.items():
+            args = {"pretrained": checkpoint, **loading}
+            yield name, part, {task: (args, None) for task in swept}
         for name, key in REFINED.items():
             chosen = {task: self._chosen(result, key) for task, result in swept.items()}
             yield name, key, {task: pair for task, pair in chosen.items() if pair}
+        if self.options.recommended:
+            advised = {
+                task: self._arguments(result, result.choice.recommended.setting)
+                for task, result in swept.items()
+            }
+            yield RECOMMENDED, RECOMMENDED, advised
         for name in self.options.contrasts:
             chosen = {
                 task: self._chosen(sweeps[name], "search", name)
@@ -259,27 +307,24 @@ class _SetStudy:
         self, result: Sweep, row: str, contrast: str | None = None
     ) -> tuple[dict[str, Any], str | None] | None:
         """The model arguments and label of the best setting of `row`; None if it has no setting."""
-        if (outcome := result.choice.best.get(row)) is None:
-            return None
-        config = result.configs[outcome.setting]
+        outcome = result.choice.best.get(row)
+        return self._arguments(result, outcome.setting, contrast) if outcome else None
+
+    def _arguments(
+        self, result: Sweep, setting: Setting, contrast: str | None = None
+    ) -> tuple[dict[str, Any], str | None]:
+        config = result.configs[setting]
         # All options are given, so that the settings in latentref.json have no effect.
         settings = {option: getattr(config, option) for option in SWEPT}
-        args = {**self._names(contrast), **self.options.loading, **settings}
-        return args, outcome.setting.label
+        names = self._names(contrast, searches=config.searches)
+        return {**names, **self.options.loading, **settings}, setting.label
 
-    def _names(self, contrast: str | None) -> dict[str, Any]:
+    def _names(self, contrast: str | None, *, searches: bool = True) -> dict[str, Any]:
         """The checkpoints of a row, as model arguments."""
-        if contrast is None:
-            return {"pretrained": self.folder}
-        strong, weak = map(self._part, self.options.contrasts[contrast])
-        return {"pretrained": self.folder, "strong": strong, "weak": weak}
-
-    def _part(self, name: str) -> str:
-        """The name of a reference; a subfolder of the set takes precedence."""
-        if name == ".":
-            return self.folder
-        part = f"{self.folder}/{name}"
-        return part if local_folder(part) else name
+        if contrast is not None:
+            strong, weak = map(self._place.part, self.options.contrasts[contrast])
+            return {"pretrained": self.folder, "strong": strong, "weak": weak}
+        return {"pretrained": self.folder, **(self._place.references() if searches else {})}
 
     def _sweep_folder(self, task: TaskNames, contrast: str | None = None) -> Path:
         return self.work / "sweep" / (f"{task.dev}-{contrast}" if contrast else task.dev)
@@ -333,14 +378,3 @@ def _against(coconut: StudyRow, row: StudyRow, seed: int) -> StudyRow:
 def _weights_file(plan: SetPlan) -> str | None:
     base = describe(plan.backbone)
     return f"{base['base']}/{base['gguf_file']}" if "gguf_file" in base else None
-
-
-def _recipe(folder: Path) -> dict[str, Any]:
-    path = folder / RECIPE
-    if not path.is_file():
-        return {}
-    content = read_yaml(path)
-    content.pop("output", None)  # has no influence on the training
-    if Path(content.get("pretrained") or "").is_absolute():
-        content["pretrained"] = Path(content["pretrained"]).name
-    return content

@@ -19,12 +19,15 @@ from lm_eval_latentref.errors import LatentRefError
 COCONUT = "Coconut"
 BASELINES = {"No-CoT": "no_cot", "CoT": "strong", "pause tokens": "pause"}
 """The rows of other models in the trained folder, with their subfolders."""
+RECOMMENDED = "recommended"
+"""The row with the setting that the sweep recommends."""
 REFINED = {COCONUT: "plain", "+ residual": "residual", "+ search": "search", "both": "both"}
 """The rows of the set itself, with the rows of the sweep that choose their settings."""
 WRITES_STEPS = ("CoT",)
-"""Rows that write steps before their answer; their candidates are not scored for margins."""
+"""Rows that write steps before their answer; their candidates are not scored for margins. Other
+rows do so if latentref.json says it (`writes_steps`)."""
 WITHOUT_STEPS = ", without its steps"
-"""Added to the name of a row in `WRITES_STEPS` if the task itself scores candidates."""
+"""Added to the name of a row that writes steps if the task itself scores candidates."""
 
 MEMORY_RATES = (0.05, 0.1, 0.3)
 STEP_SIZES = (-0.1, 0.03, 0.1, 0.3)
@@ -70,8 +73,13 @@ class Options:
     """Only the first `dev_limit` documents of each sweep; None for `limit`."""
     contrasts: Mapping[str, tuple[str, str]] = field(default_factory=dict)
     """Further rows of search alone, by name, with references of their own: (strong, weak). A
-    reference is a subfolder of the set, "." for the set itself, or a checkpoint. A positive control
-    has a reference that is known to think better."""
+    reference is "." for the set itself, a path relative to the set or to the training that kept it,
+    or a checkpoint. A positive control has a reference that is known to think better."""
+    checkpoints: Mapping[str, str] = field(default_factory=dict)
+    """Further rows of other checkpoints, without refinement, by name. A checkpoint is named like a
+    reference in `contrasts`."""
+    recommended: bool = False
+    """Whether there is a row with the setting that the sweep recommends, which may be none."""
     margins: bool = True
     """Whether the candidates of generation tasks are scored too, which doubles the time."""
     seed: int = 0
@@ -84,16 +92,13 @@ class Options:
 
 
 def check_distinct(kind: str, names: Sequence[str]) -> None:
-    """Raises LatentRefError if two sets or tasks have the same name, and so the same work folder.
+    """Raises LatentRefError if a set or task is given twice.
 
     Args:
         kind: "task" or "folder", for the message.
     """
     if twice := sorted({name for name in names if names.count(name) > 1}):
-        raise LatentRefError(
-            f"{kind} {twice[0]} is given twice, but results are kept by name; give it once, or "
-            "study folders of the same name in separate runs with different --work"
-        )
+        raise LatentRefError(f"{kind} {twice[0]} is given twice; give it once")
 
 
 def check_dev_task(task: TaskNames) -> None:
@@ -105,14 +110,15 @@ def check_dev_task(task: TaskNames) -> None:
         )
 
 
-def check_contrasts(options: Options) -> None:
-    """Raises LatentRefError if a contrast has a name that is taken, or no step size to choose."""
-    taken = {*BASELINES, *BASELINES.values(), *REFINED, *REFINED.values(), "sweep"}
-    for name in options.contrasts:
-        if name in taken or not re.fullmatch(r"[\w-]+", name):
+def check_rows(options: Options) -> None:
+    """Raises LatentRefError if a further row has a name that is taken, or no step size to try."""
+    taken = {*BASELINES, *BASELINES.values(), *REFINED, *REFINED.values(), RECOMMENDED, "sweep"}
+    names = [*options.contrasts, *options.checkpoints]
+    for name in names:
+        if name in taken or names.count(name) > 1 or not re.fullmatch(r"[\w-]+", name):
             raise LatentRefError(
-                f"contrast {name!r}: give it a name of letters, digits, - and _ that no other row "
-                "has, such as control"
+                f"row {name!r}: give it a name of letters, digits, - and _ that no other row has, "
+                "such as control"
             )
     if options.contrasts and not any(options.step_sizes):
         raise LatentRefError(

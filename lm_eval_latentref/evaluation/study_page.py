@@ -28,8 +28,12 @@ from lm_eval_latentref.evaluation.wording import markdown
 from lm_eval_latentref.training.data import leaves_questions_out
 
 _FIVE, _TWO = (1 / 5, "1 in 5: the choices"), (1 / 2, "1 in 2: the answers on offer")
+_CANDIDATES = (1 / 2, "1 in 2: one of the two candidates")
 CHANCE = {
-    "latentref_graph": (0.5, "1 in 2: one of the two candidates"),
+    "latentref_graph": _CANDIDATES,
+    "latentref_arith": (1 / 11, "1 in 11: the numbers 0 to 10"),
+    "latentref_prosqa_letters": _CANDIDATES,
+    "latentref_prosqa_generated": _CANDIDATES,
     "latentref_mathqa": _FIVE,
     "latentref_mathqa_harness": _FIVE,
     "latentref_aqua": _FIVE,
@@ -67,6 +71,7 @@ def study_page(content: Content) -> str:
                 "choices": _choices(trained),
                 "by_steps": _steps_table(trained["rows"]),
                 "settings": _tried(trained["sweep"]),
+                "commands": _commands(trained),
                 "contrasts": {
                     name: _tried(sweep)
                     for name, sweep in trained.get("contrast_sweeps", {}).items()
@@ -77,12 +82,6 @@ def study_page(content: Content) -> str:
         ],
         trainings=trainings,
         training=_training(trainings),
-        own_margins={
-            row["margin_command"]
-            for trained in content["sets"]
-            for row in trained["rows"].values()
-            if row["margin_command"] == row["command"]
-        },
         origin=origin(content["made_with"]),
     )
 
@@ -93,7 +92,14 @@ def set_name(trained: Content) -> str:
     return str(trained["folder"]) if seed is None else f"{trained['folder']}, training seed {seed}"
 
 
-_MEANS = ("row", "accuracy %", "each seed", "against Coconut, points", "margin, each seed, nats")
+_MEANS = (
+    "row",
+    "accuracy %",
+    "each seed",
+    "against Coconut, points",
+    "over seeds, points",
+    "margin, each seed, nats",
+)
 
 
 def _mean_row(content: Content, name: str) -> Sequence[str]:
@@ -104,8 +110,14 @@ def _mean_row(content: Content, name: str) -> Sequence[str]:
         plus_minus(mean),
         ", ".join(percent(row["accuracy"]) for row in rows),
         "" if name == COCONUT else points(mean["against_coconut"]),
+        "" if name == COCONUT else _over_seeds(mean),
         "; ".join(filter(None, map(margin_gain, rows))),
     )
+
+
+def _over_seeds(mean: Content) -> str:
+    over_seeds = mean.get("over_seeds")  # not in files of older releases
+    return points(over_seeds) if over_seeds else "-"
 
 
 def _row(name: str, row: Content) -> Sequence[str]:
@@ -161,6 +173,13 @@ def _steps_table(rows: Mapping[str, Content]) -> str:
 
 def _part(part: Content) -> str:
     return f"{percent(part['accuracy'])} ({100 * part['against_coconut']:+.1f})"
+
+
+def _commands(trained: Content) -> list[str]:
+    """The commands of the rows, then those of their margins, each once."""
+    rows = trained["rows"].values()
+    names = ("command", "margin_command")
+    return [line for line in dict.fromkeys(row[name] for name in names for row in rows) if line]
 
 
 def _tried(sweep: Content) -> str:

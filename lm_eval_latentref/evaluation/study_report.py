@@ -28,6 +28,7 @@ from lm_eval_latentref.evaluation.report import (
 from lm_eval_latentref.evaluation.runs import StudyRun
 from lm_eval_latentref.evaluation.statistics import (
     Interval,
+    interval_over_seeds,
     paired_interval,
     standard_error,
 )
@@ -54,6 +55,7 @@ def study_json(study: Study, *, command: str) -> dict[str, Any]:
         "majority_answer": run.majority,
         # The score of guessing is the same on the companion with candidates.
         "chance": CHANCE.get(study.task.removesuffix("_mc"), (None, ""))[0],
+        "sets_are_seeds": are_seeds(study),
         "sets": [_set_json(number, trained) for number, trained in enumerate(study.sets)],
         "mean_over_sets": {name: _mean_json(study, name) for name in _names(study)},
     }
@@ -79,17 +81,39 @@ def mean_difference(study: Study, name: str) -> Interval:
     return paired_interval(rows_N, coconut_N, seed=study.seed)
 
 
+def are_seeds(study: Study) -> bool:
+    """Whether the sets may be the same epoch of trainings that differ in their seed.
+
+    A set without a recipe is not known to be of any seed.
+    """
+    seeds = [seed for trained in study.sets if (seed := trained.recipe.get("seed")) is not None]
+    return len(set(seeds)) == len(seeds) and len({trained.epoch for trained in study.sets}) == 1
+
+
+def difference_over_seeds(study: Study, name: str) -> Interval | None:
+    """Accuracy of row `name` minus Coconut's, with Student's interval over the training seeds.
+
+    It is None for fewer than three seeds.
+    """
+    if not are_seeds(study):
+        return None
+    rows = [trained.rows for trained in study.sets if name in trained.rows]
+    return interval_over_seeds([row[name].run.accuracy - row[COCONUT].run.accuracy for row in rows])
+
+
 def _names(study: Study) -> Iterable[str]:
     return dict.fromkeys(name for trained in study.sets for name in trained.rows)
 
 
 def _mean_json(study: Study, name: str) -> dict[str, Any]:
     runs = [trained.rows[name].run for trained in study.sets if name in trained.rows]
+    over_seeds = difference_over_seeds(study, name)
     return {
         "sets": len(runs),
         "accuracy": float(np.mean([run.accuracy for run in runs])),
         "accuracy_stderr": standard_error(np.mean([run.values for run in runs], axis=0)),
         "against_coconut": dataclasses.asdict(mean_difference(study, name)),
+        "over_seeds": over_seeds and dataclasses.asdict(over_seeds),
     }
 
 

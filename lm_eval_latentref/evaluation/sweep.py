@@ -269,7 +269,8 @@ def save_sweep(result: Sweep, folder: str | os.PathLike[str], *, command: str) -
     title = f"{result.task.name}, {len(result.task.documents)} documents"
     try:
         with saving(path.with_suffix(".png")):
-            heat_map(result.outcomes, path.with_suffix(".png"), title=title)
+            plain = result.choice.best["plain"]
+            heat_map(result.outcomes, path.with_suffix(".png"), plain=plain, title=title)
     except LatentRefError as error:
         # The results are saved already.
         logger.warning("%s; the same command then draws it without running anything again", error)

@@ -11,11 +11,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from plan import MEMORY_RATES, STEP_SIZES
 from task_page import Mean, TaskPage
 
-from lm_eval_latentref.evaluation.plots import figure_class
+from lm_eval_latentref.evaluation.plots import differences_map, figure_class
 
 CONTRASTS = {
     "paper": ("tab:blue", "the paper's references"),
@@ -78,7 +77,7 @@ def draw(page: TaskPage, path: Path) -> None:
         above.set_xlabel("eta (units of d/2), alpha = 0, test problems")
         above.set_ylabel("points to plain Coconut")
         above.legend()
-        _heat(axes[1][column], page.grid(rung), figure)
+        _heat(axes[1][column], page.grid(rung))
     seeds = f"{len(page.seeds)} seed" + "s" * (len(page.seeds) > 1)
     figure.suptitle(f"{page.name}: {page.num} test problems, {seeds}; bands are 95 % intervals")
     figure.savefig(path, dpi=110)
@@ -105,22 +104,15 @@ def draw_training(page: TaskPage, path: Path) -> None:
     figure.savefig(path, dpi=110)
 
 
-def _heat(axes: Any, values: list[list[float]], figure: Any) -> None:
-    from matplotlib.colors import SymLogNorm
-
-    bound = max(1.0, float(np.nanmax(np.abs(values))))
-    norm = SymLogNorm(1.0, vmin=-bound, vmax=bound)
-    image = axes.imshow(values, cmap="RdBu", norm=norm, aspect="auto")
-    for row, cells in enumerate(values):
-        for column, value in enumerate(cells):
-            colour = "white" if abs(norm(value) - 0.5) > 0.35 else "black"
-            axes.text(
-                column, row, f"{value:+.1f}", ha="center", va="center", fontsize=8, color=colour
-            )
+def _heat(axes: Any, values: list[list[float]]) -> None:
     sizes, rates = sorted([0.0, *STEP_SIZES]), [0.0, *MEMORY_RATES]
-    axes.set_xticks(range(len(sizes)), [f"{size:g}" for size in sizes])
-    axes.set_yticks(range(len(rates)), [f"{rate:g}" for rate in rates])
+    differences_map(
+        axes,
+        values,
+        rows=[f"{rate:g}" for rate in rates],
+        columns=[f"{size:g}" for size in sizes],
+        linear=1.0,
+        label="points to plain Coconut",
+    )
     axes.set_xlabel("eta (units of d/2), the paper's references, validation problems")
     axes.set_ylabel("alpha")
-    bar = figure.colorbar(image, ax=axes, label="points to plain Coconut")
-    bar.ax.yaxis.set_major_formatter("{x:g}")

@@ -17,11 +17,12 @@ from typing import Any
 
 import numpy as np
 from plan import MEMORY_RATES, PLANS, STEP_SIZES
-from scipy.stats import binomtest, t
+from scipy.stats import binomtest
 
 from lm_eval_latentref.evaluation.statistics import (
     Interval,
     detectable_difference,
+    interval_over_seeds,
     proportion_interval,
     unpaired_p,
 )
@@ -65,9 +66,8 @@ def mean(values: Sequence[float], errors: Sequence[float]) -> Mean:
     """The mean of values, one for each seed, whose standard errors over problems are `errors`."""
     num = len(values)
     over_problems = NORMAL * math.sqrt(sum(error**2 for error in errors)) / num
-    over_seeds = None
-    if num > 2:
-        over_seeds = float(t.ppf(0.975, num - 1)) * float(np.std(values, ddof=1)) / math.sqrt(num)
+    seeds = interval_over_seeds(values)
+    over_seeds = None if seeds is None else (seeds.high - seeds.low) / 2
     return Mean(float(np.mean(values)), over_problems, over_seeds)
 
 

@@ -15,6 +15,7 @@ from scipy import stats
 from lm_eval_latentref.evaluation.statistics import (
     detectable_difference,
     detectable_mean,
+    interval_over_seeds,
     joint_intervals,
     mcnemar,
     mean_intervals,
@@ -153,6 +154,16 @@ def test_more_documents_and_less_disagreement_show_smaller_effects(num, share):
     assert detectable_difference(2 * num, discordant_share=share) <= here
     assert detectable_difference(num, discordant_share=share / 2) <= here + 1e-12
     assert here >= 6 / num
+
+
+def test_the_interval_over_seeds_is_students_and_needs_three_seeds():
+    values = [0.1, 0.2, 0.6]
+    actual = interval_over_seeds(values)
+    low, high = stats.t.interval(0.95, 2, loc=np.mean(values), scale=stats.sem(values))
+    assert (actual.mean, actual.low, actual.high) == pytest.approx((0.3, low, high))
+    same = interval_over_seeds([0.5] * 3)
+    assert (same.low, same.high) == (0.5, 0.5)
+    assert interval_over_seeds(values[:2]) is None
 
 
 def test_too_few_documents_show_nothing():

@@ -11,11 +11,13 @@ import pytest
 from studies import as_markdown, ask, folders, study, work
 from tables import squeezed
 
+from lm_eval_latentref.benchmarks.documents import tasks_path
 from lm_eval_latentref.cli import main
 from lm_eval_latentref.evaluation import overview
+from lm_eval_latentref.evaluation.dev_tasks import load_task
 from lm_eval_latentref.evaluation.overview import REPORTED, overview_page, pooled
 from lm_eval_latentref.evaluation.statistics import McNemar
-from lm_eval_latentref.evaluation.study_page import study_page
+from lm_eval_latentref.evaluation.study_page import CHANCE, study_page
 from lm_eval_latentref.evaluation.study_report import (
     save_study,
     study_json,
@@ -239,6 +241,20 @@ def test_the_page_says_questions_were_left_out_where_training_left_them_out(
     page = as_markdown(dataclasses.replace(study, sets=(first,)), command="")
     assert "Trained on: a train." in page
     assert ("were left out" in page) == said
+
+
+@pytest.mark.parametrize("name", ["graph", "arith", "prosqa_generated"])
+def test_chance_is_one_in_the_number_of_candidates(name):
+    small = {"num_documents": 20}
+    task = load_task(f"latentref_{name}_mc_dev", metadata=small)
+    assert {len(document.requests) for document in task.documents} == {
+        round(1 / CHANCE[f"latentref_{name}"][0])
+    }
+
+
+def test_every_task_with_candidates_has_its_chance_on_the_page():
+    scored = tasks_path().glob("latentref_*_mc.yaml")
+    assert {path.stem.removesuffix("_mc") for path in scored} <= CHANCE.keys()
 
 
 def test_the_papers_gain_is_that_of_its_table():

@@ -7,6 +7,7 @@ import sys
 
 import numpy as np
 import pytest
+from matplotlib.figure import Figure
 from sweeps import (
     NUM_SETTINGS,
     TASK,
@@ -19,6 +20,7 @@ from sweeps import (
 
 from lm_eval_latentref.cli import main
 from lm_eval_latentref.errors import LatentRefError
+from lm_eval_latentref.evaluation.plots import heat_map
 from lm_eval_latentref.evaluation.report import sweep_page
 from lm_eval_latentref.evaluation.sweep import save_sweep, sweep_json
 
@@ -70,6 +72,28 @@ def test_without_matplotlib_the_sweep_is_saved_and_one_sentence_says_what_to_ins
     assert not (tmp_path / "sweep.png").exists()
     (record,) = (each for each in caplog.records if each.name.endswith("evaluation.sweep"))
     assert "pip install 'lm-eval-latentref[plots]'" in record.getMessage()
+
+
+def test_the_map_shows_differences_to_plain_with_zero_in_the_middle_of_the_scale(
+    finished, tmp_path, monkeypatch
+):
+    drawn = []
+    monkeypatch.setattr(Figure, "savefig", lambda self, *_, **__: drawn.append(self))
+    plain = finished.choice.best["plain"]
+    heat_map(finished.outcomes, tmp_path / "sweep.png", plain=plain, title="")
+    shown = []
+    for axes in drawn[0].axes:
+        for image in axes.images:
+            assert image.norm(0.0) == pytest.approx(0.5)
+            assert image.norm.vmax == -image.norm.vmin
+            shown += [value for value in np.ravel(image.get_array().filled(np.nan))]
+    expected = [outcome.margin - plain.margin for outcome in finished.outcomes]
+    # With one thought, a memory rate has no effect, so both of its cells show the same setting.
+    actual = {round(float(value), 9) for value in shown if not np.isnan(value)}
+    assert actual == {round(value, 9) for value in expected}
+    texts = [text.get_text() for axes in drawn[0].axes for text in axes.texts]
+    assert len(texts) == np.sum(~np.isnan(shown))
+    assert any(text.startswith("plain") for text in texts)
 
 
 def words(folders, tasks, output):
