@@ -1,12 +1,13 @@
 """KV caches that can be forked, joined and cropped, and that grow in place.
 
     cache = new_cache(causal_lm)
-    branch = fork(cache, rows_R)        # an independent cache with these rows
+    fork(cache, rows_R)        # an independent cache with these rows
+    branch(cache)              # a cache whose rows, however many, all begin with this single row
 
 `streams` feeds them; the classes of their layers are those of transformers.
 
-Shape suffixes: B batch, H heads, L new columns, K columns in the cache, R columns with room for
-more (in `rows_R`: rows picked out), D head size.
+Shape suffixes: B batch, H heads, L new columns, K columns in the cache, P columns that all rows
+share, R columns with room for more (in `rows_R`: rows picked out), D head size.
 """
 
 from __future__ import annotations
@@ -17,9 +18,11 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 from transformers import DynamicCache, PreTrainedModel
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
+from lm_eval_latentref.latent.branched import BranchedColumns
 from lm_eval_latentref.latent.transformers_seams import is_stateful
 
 MIN_SPARE = 32
@@ -47,7 +50,7 @@ class GrowingLayer(DynamicLayer):
             return super().update(key_states, value_states, *args, **kwargs)
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
-        past = self.get_seq_length()
+        past = DynamicLayer.get_seq_length(self)
         num_columns = past + key_states.shape[-2]
         if self._room is None or not self._fits(num_columns):
             self._room = (
@@ -71,6 +74,39 @@ class GrowingLayer(DynamicLayer):
         assert self._room is not None
         room_BHRD = self._room[0]
         return self.keys.data_ptr() == room_BHRD.data_ptr() and num_columns <= room_BHRD.shape[-2]
+
+
+class BranchLayer(GrowingLayer):
+    """A cache layer whose rows all begin with the same columns; `keys` and `values` follow them.
+
+    Args:
+        keys_1HPD: the shared keys.
+        values_1HPD: the shared values.
+    """
+
+    def __init__(self, keys_1HPD: Tensor, values_1HPD: Tensor) -> None:
+        super().__init__()
+        self._shared = keys_1HPD, values_1HPD
+
+    def update(
+        self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any
+    ) -> tuple[Tensor, Tensor]:
+        """Append new columns; the tensors returned include the shared columns."""
+        own = super().update(key_states, value_states, *args, **kwargs)
+        pairs = zip(self._shared, own, strict=True)
+        keys, values = (BranchedColumns(*pair) for pair in pairs)
+        if any(part.requires_grad for part in own):
+            return keys.whole(), values.whole()
+        return keys, values
+
+    def get_seq_length(self) -> int:
+        """The number of columns, shared ones included."""
+        return self._shared[0].shape[-2] + super().get_seq_length()
+
+    def crop(self, tokens_to_remove: int) -> None:
+        """Remove the newest `-tokens_to_remove` columns, none of which is shared."""
+        self.keys = self.keys[..., :tokens_to_remove, :]
+        self.values = self.values[..., :tokens_to_remove, :]
 
 
 def _with_room(columns_BHKD: Tensor, new_BHLD: Tensor, past: int, num_columns: int) -> Tensor:
@@ -123,16 +159,26 @@ def fork(cache: DynamicCache, rows_R: Tensor | None) -> DynamicCache:
 
     Shared tensors are copied when either cache is extended.
     """
-    branch = copy.copy(cache)
-    branch.layers = [
+    forked = copy.copy(cache)
+    forked.layers = [
         layer.share() if isinstance(layer, GrowingLayer) else copy.copy(layer)
         for layer in cache.layers
     ]
     if rows_R is not None:
-        for layer in branch.layers:
+        for layer in forked.layers:
             if layer.is_initialized:
                 layer.batch_select_indices(rows_R.to(layer.keys.device))
-    return branch
+    return forked
+
+
+def branch(cache: DynamicCache) -> DynamicCache:
+    """A cache whose rows all begin with the single row of `cache`, which is not copied.
+
+    Every layer of `cache` must be a `GrowingLayer`.
+    """
+    branched = copy.copy(cache)
+    branched.layers = [BranchLayer(layer.keys, layer.values) for layer in cache.layers]
+    return branched
 
 
 def spread(cache: DynamicCache, num_rows: int, columns_BK: Tensor | None) -> DynamicCache:
@@ -142,12 +188,12 @@ def spread(cache: DynamicCache, num_rows: int, columns_BK: Tensor | None) -> Dyn
         columns_BK: for each position of each row, the index of the column to place there; None: all
             columns in order, in every row.
     """
-    branch = fork(cache, None)
-    for layer in branch.layers:
+    spread_out = fork(cache, None)
+    for layer in spread_out.layers:
         if layer.is_initialized:
             layer.keys = _spread(layer.keys, num_rows, columns_BK)
             layer.values = _spread(layer.values, num_rows, columns_BK)
-    return branch
+    return spread_out
 
 
 def _spread(row_1HKD: Tensor, num_rows: int, columns_BK: Tensor | None) -> Tensor:
@@ -158,16 +204,27 @@ def _spread(row_1HKD: Tensor, num_rows: int, columns_BK: Tensor | None) -> Tenso
     return picked.unflatten(1, columns_BK.shape).transpose(0, 1)
 
 
-def join(caches: Sequence[DynamicCache]) -> DynamicCache:
+def join(caches: Sequence[DynamicCache], padding: Sequence[int] | None = None) -> DynamicCache:
     """Move the rows of all `caches` into the first, and return it; the others are empty afterwards.
 
-    All must have read the same number of columns. Layers are moved one by one, so that only one
-    layer at a time is in memory twice.
+    All must have read the same number of columns, padding included. Layers are moved one by one, so
+    that only one layer at a time is in memory twice.
+
+    Args:
+        padding: for each cache, the number of columns of padding to put before its columns (between
+            them and those that all rows share); None: none.
     """
+    widths = [0] * len(caches) if padding is None else padding
     for layers in zip(*(cache.layers for cache in caches), strict=True):
         if layers[0].is_initialized:
-            layers[0].keys = torch.cat([layer.keys for layer in layers])
-            layers[0].values = torch.cat([layer.values for layer in layers])
+            layers[0].keys = _joined([layer.keys for layer in layers], widths)
+            layers[0].values = _joined([layer.values for layer in layers], widths)
         for layer in layers[1:]:
             layer.reset()
     return caches[0]
+
+
+def _joined(parts: Sequence[Tensor], padding: Sequence[int]) -> Tensor:
+    """The rows of all `parts` (B, H, K, D); padding is zero, because nan would spread."""
+    pairs = zip(parts, padding, strict=True)
+    return torch.cat([pad(part, (0, 0, num, 0)) if num else part for part, num in pairs])

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from lm_eval_latentref.latent.networks import Network
 from lm_eval_latentref.latent.prefixes import Trunk
-from lm_eval_latentref.latent.streams import Stream, extended
+from lm_eval_latentref.latent.streams import Stream, extended, num_padding
 
 
 @dataclass(frozen=True)
@@ -81,13 +81,26 @@ class Context:
         """The number of columns of the shared prefix; 0 without a trunk."""
         return len(self.trunk.prefix) if self.trunk else 0
 
+    def num_padding(self, network: Network) -> int:
+        """The number of columns without a token that `network` reads."""
+        if self.mask_BC is None:
+            return 0
+        padding = (~self.mask_BC).sum(1).tolist()
+        if self.trunk is not None and not network.shares_columns:
+            return sum(max(0, number - self.num_shared) for number in padding)
+        return num_padding(padding) if network.reads_in_parts else sum(padding)
+
     def begin(self, network: Network, *, can_crop: bool = False) -> tuple[Stream, Context]:
         """A stream of these rows that has read the shared prefix, and the remaining columns."""
         if self.trunk is None:
             return Stream(network, can_crop=can_crop), self
         ids_BC, mask_BC = self.ids_BC[:, self.num_shared :], self.mask_BC
         stream = self.trunk.branch(network, len(ids_BC), mask_BC)
-        return stream, Context(ids_BC, None if mask_BC is None else mask_BC[:, self.num_shared :])
+        if mask_BC is not None:
+            # A row has as much padding as the longest row is longer, before or after the prefix.
+            first = 0 if stream.num_shared else self.num_shared
+            mask_BC = mask_BC[:, first : first + ids_BC.shape[1]]
+        return stream, Context(ids_BC, mask_BC)
 
 
 @dataclass(frozen=True)

@@ -29,19 +29,23 @@ def inputs_after(
     only tokens of the context and the markers.
     """
     backbone.activate()
+    if thoughts.pending_mask_BP is not None and thoughts.pending_BPD.shape[1] > 1:
+        # `generate` would read the padding; the stream reads rows of different lengths in parts.
+        with torch.no_grad():
+            thoughts = thoughts.read_but_last()
     columns = Context.pad(
         [_column_ids(context, thoughts.num_thoughts, markers) for context in contexts],
         device=backbone.device,
         # The stream may have more columns than these rows need: longer rows have left the batch.
         num_columns=thoughts.stream.length + thoughts.pending_BPD.shape[1],
     )
-    mask_BK = columns.mask_BC
-    if mask_BK is None:
-        mask_BK = torch.ones_like(columns.ids_BC)
-    first_B1 = torch.tensor([context[:1] for context in contexts], device=mask_BK.device)
+    ids_BK = columns.ids_BC
+    if columns.mask_BC is not None:
+        first_B1 = torch.tensor([context[:1] for context in contexts], device=ids_BK.device)
+        ids_BK = torch.where(columns.mask_BC, ids_BK, first_B1)
     return seams.generation_inputs(
-        torch.where(mask_BK.bool(), columns.ids_BC, first_B1),
-        mask_BK,
+        ids_BK,
+        thoughts.mask_BK,
         cache=thoughts.stream.cache,
         num_read=thoughts.stream.length,
         pending_BPD=thoughts.pending_BPD,

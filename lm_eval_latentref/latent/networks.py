@@ -178,6 +178,21 @@ class Network:
             and caches.keeps_every_column(self.causal_lm)
         )
 
+    @property
+    def reads_in_parts(self) -> bool:
+        """Whether rows of different lengths can be read one after another, and this saves time."""
+        # A GPU waits for the number of forwards, not for that of columns.
+        return self.device.type == "cpu" and caches.keeps_every_column(self.causal_lm)
+
+    @property
+    def shares_columns(self) -> bool:
+        """Whether rows can read columns that are in memory once for all of them, on this device."""
+        return (
+            self.device.type == "cpu"
+            and self.takes_branches
+            and seams.attention_of(self.causal_lm) == "sdpa"
+        )
+
     def _forward(
         self,
         embeds_BLD: Tensor,

@@ -6,9 +6,11 @@
         Context.pad(rows, trunk=trunk)
 
 Few-shot examples, system prompts and chat templates are such prefixes. A trunk is a prefix with the
-caches of the networks that have read it. A batch that branches from a trunk looks like any other
-batch: padding on the left, then the tokens without a gap. If a row is shorter than the longest by n
-tokens, n columns of its trunk are padding, and it reads the last n tokens of the prefix again.
+caches of the networks that have read it. Where the attention allows it, rows that branch from a
+trunk read its columns where they are, and padding lies between those and the columns of a row's
+own. Elsewhere a batch that branches looks like any other batch: padding on the left, then the
+tokens without a gap, copied for each row. If a row is then shorter than the longest by n tokens, n
+columns of its trunk are padding, and it reads the last n tokens of the prefix again.
 """
 
 from __future__ import annotations
@@ -26,7 +28,7 @@ from lm_eval_latentref.latent.networks import Network
 from lm_eval_latentref.latent.streams import Stream
 
 MIN_TOKENS = 32
-"""Shorter prefixes are not shared, because copying their cache costs as much as reading them."""
+"""Shorter prefixes are not shared, because that costs as much as reading them."""
 
 MIN_SAVED = 1024
 """The least number of tokens that a group must save. Each group is a series of batches of its own,
@@ -109,6 +111,8 @@ class Trunk:
         Args:
             mask_BC: bool, the mask of the whole padded contexts; None if there is no padding.
         """
+        if network.shares_columns:
+            return self.stream(network).branch()
         mask_BK = None if mask_BC is None else mask_BC[:, : len(self.prefix)]
         return self.stream(network).spread(num_rows, mask_BK)
 
@@ -118,6 +122,8 @@ class Trunk:
         Tokens of the prefix that `network` has yet to read, once, are subtracted.
         """
         lengths, num_prefix = list(map(len, contexts)), len(self.prefix)
+        if network.shares_columns:
+            return num_prefix * len(lengths) - self._num_unread(network)
         num_saved = sum(max(0, num_prefix - max(lengths) + length) for length in lengths)
         return num_saved - self._num_unread(network)
 

@@ -21,6 +21,10 @@ from lm_eval_latentref.latent import caches
 from lm_eval_latentref.latent.networks import Network
 from lm_eval_latentref.latent.transformers_seams import attention_of
 
+SAVED_BY_A_PART = 64
+"""The least number of columns of padding that reading a part of the rows apart must save: a forward
+costs about as much as a few columns, and the caches of all parts are copied together."""
+
 COLUMNS_AT_ONCE = 512
 """The most columns read at once under a mask, whose size is their number times that of all columns.
 """
@@ -29,8 +33,9 @@ COLUMNS_AT_ONCE = 512
 class Stream:
     """One network that reads one batch of rows; `length` is the number of columns read so far.
 
-    Rows are padded on the left only. Sliding windows count columns, so padding between real columns
-    would shorten a window.
+    Rows are padded on the left only, or left of all columns that are not shared: `num_shared`
+    columns at the beginning may be in memory once for all rows. Sliding windows count columns, so
+    padding between real columns would shorten a window.
 
     Args:
         can_crop: whether `crop` will be called; models with sliding windows then need more memory.
@@ -40,21 +45,55 @@ class Stream:
         self.network = network
         self.cache = network.new_cache()
         self.mask_BK: Tensor | None = None
-        self.length = 0
+        self.length = self.num_shared = 0
         if can_crop:
             caches.record_past(self.cache)
 
     def feed(self, embeds_BLD: Tensor, mask_BL: Tensor | None = None) -> Tensor:
         """Read new columns and return their hidden states (B, L, D).
 
+        Rows of much different lengths are read in parts, because padding costs as much as columns.
+
         Args:
             mask_BL: bool, True for real columns, False for padding; None if there is no padding.
         """
+        if mask_BL is not None and self._begins_in_parts():
+            parts = in_parts((~mask_BL).sum(1).tolist())
+            if len(parts) > 1 or parts[0][1]:
+                return self._feed_parts(embeds_BLD, mask_BL, parts)
         if embeds_BLD.shape[1] <= COLUMNS_AT_ONCE or self._needs_no_mask(mask_BL):
             return self._feed(embeds_BLD, mask_BL)
         parts = embeds_BLD.split(COLUMNS_AT_ONCE, dim=1)
         masks = [None] * len(parts) if mask_BL is None else mask_BL.split(COLUMNS_AT_ONCE, dim=1)
         return torch.cat([self._feed(*part) for part in zip(parts, masks, strict=True)], dim=1)
+
+    def _begins_in_parts(self) -> bool:
+        is_new = self.length == self.num_shared
+        return is_new and not torch.is_grad_enabled() and self.network.reads_in_parts
+
+    def _feed_parts(
+        self, embeds_BLD: Tensor, mask_BL: Tensor, parts: Sequence[tuple[list[int], int]]
+    ) -> Tensor:
+        streams, hidden_BLD = [], None
+        for rows, num_padding in parts:
+            mask_RL = mask_BL[rows, num_padding:]
+            stream = self.fork()
+            hidden_RLD = stream.feed(
+                embeds_BLD[rows, num_padding:], None if mask_RL.all() else mask_RL
+            )
+            if hidden_BLD is None:
+                hidden_BLD = hidden_RLD.new_zeros(*mask_BL.shape, hidden_RLD.shape[-1])
+            hidden_BLD[rows, num_padding:] = hidden_RLD
+            streams.append(stream)
+        assert hidden_BLD is not None
+        self.cache = caches.join([s.cache for s in streams], [number for _, number in parts])
+        order = [row for rows, _ in parts for row in rows]
+        if order != sorted(order):
+            rows_R = torch.tensor(order).argsort()
+            self.cache = caches.fork(self.cache, rows_R)
+        self._extend_mask(embeds_BLD, mask_BL)
+        self.length += mask_BL.shape[1]
+        return hidden_BLD
 
     def _needs_no_mask(self, mask_BL: Tensor | None) -> bool:
         if mask_BL is not None or self.mask_BK is not None or self.length:
@@ -117,6 +156,17 @@ class Stream:
         branch.cache = caches.fork(self.cache, rows_R)
         return branch
 
+    def branch(self) -> Stream:
+        """A stream whose rows, however many, all begin with this stream's single row.
+
+        The columns of that row stay in memory once; needs a network that `shares_columns`. In the
+        branch, padding lies between them and the columns of each row's own.
+        """
+        branch = copy.copy(self)
+        branch.cache = caches.branch(self.cache)
+        branch.num_shared = self.length
+        return branch
+
     def spread(self, num_rows: int, mask_BK: Tensor | None) -> Stream:
         """A stream of `num_rows` rows built from this stream of one row; the length is the same.
 
@@ -160,6 +210,28 @@ class Stream:
         if mask_BL is None:
             mask_BL = torch.ones(num_rows, num_new, dtype=torch.bool, device=device)
         self.mask_BK = torch.cat([past_BK, mask_BL.to(device)], dim=1)
+
+
+def in_parts(padding: Sequence[int]) -> list[tuple[list[int], int]]:
+    """Rows to read together, and the number of columns of padding that each part need not read.
+
+    Args:
+        padding: the number of columns of padding of each row.
+    """
+    order = sorted(range(len(padding)), key=padding.__getitem__)
+    parts: list[tuple[list[int], int]] = []
+    for place, row in enumerate(order):
+        num_skipped = parts[-1][1] if parts else 0
+        num_saved = (padding[row] - num_skipped) * (len(order) - place)
+        if not parts or num_saved >= SAVED_BY_A_PART:
+            parts.append(([], padding[row]))
+        parts[-1][0].append(row)
+    return parts
+
+
+def num_padding(padding: Sequence[int]) -> int:
+    """The number of columns of padding that are read if rows are read in these parts."""
+    return sum(padding[row] - skipped for rows, skipped in in_parts(padding) for row in rows)
 
 
 def extended(mask_BL: Tensor | None, num_columns: int) -> Tensor | None:

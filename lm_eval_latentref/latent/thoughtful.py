@@ -2,13 +2,13 @@
 
     hidden_BPD = thoughts.stream.feed(thoughts.pending_BPD, thoughts.pending_mask_BP)
 
-Shape suffixes: B batch, P pending columns, T thoughts, D hidden size.
+Shape suffixes: B batch, K columns read and pending, P pending columns, T thoughts, D hidden size.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -35,6 +35,24 @@ class Thoughts:
     @property
     def num_thoughts(self) -> int:
         return self.thoughts_BTD.shape[1]
+
+    @property
+    def mask_BK(self) -> Tensor:
+        """bool, True for real columns: those read and those pending."""
+        num_rows, num_pending, _ = self.pending_BPD.shape
+        read_BK, pending_BP = self.stream.mask_BK, self.pending_mask_BP
+        if read_BK is None:
+            read_BK = torch.ones(num_rows, self.stream.length, dtype=torch.bool)
+        if pending_BP is None:
+            pending_BP = torch.ones(num_rows, num_pending, dtype=torch.bool)
+        device = self.pending_BPD.device
+        return torch.cat([read_BK.to(device), pending_BP.to(device)], dim=1)
+
+    def read_but_last(self) -> Thoughts:
+        """The same thoughts with one pending column, which is real in every row."""
+        mask_BP = self.pending_mask_BP
+        self.stream.feed(self.pending_BPD[:, :-1], None if mask_BP is None else mask_BP[:, :-1])
+        return replace(self, pending_BPD=self.pending_BPD[:, -1:], pending_mask_BP=None)
 
     @classmethod
     def join(cls, parts: Sequence[Thoughts]) -> Thoughts:

@@ -156,15 +156,17 @@ class TokenReasoner:
         accounting, trunk = self.accounting, self.trunks.of(unique)
         num_shared = trunk.num_shared(unique, self.backbone) if trunk else 0
         whole = Context.pad(unique, device=self.backbone.device, trunk=trunk)
-        num_columns = whole.ids_BC.shape[1] - whole.num_shared
+        # On a CPU parts are small; see MAX_COLUMNS_ON_CPU.
+        on_cpu = self.backbone.device.type == "cpu"
+        parts = whole.in_parts(MAX_COLUMNS_ON_CPU) if on_cpu else [whole]
         thinking = accounting.thinking(whole.num_shared)
         with torch.no_grad(), accounting.working(), thinking:
-            groups = think_about(self._parts(unique, whole), list(rows), self.config, self.stop)
+            groups = think_about(self._begun(unique, parts), list(rows), self.config, self.stop)
             # Counted after the work, because a batch that runs out of memory is repeated.
             accounting.count(
                 tokens_encoded=sum(map(len, unique)),
                 tokens_shared=num_shared,
-                padding_columns=sum(max(0, num_columns - len(each)) for each in unique),
+                padding_columns=sum(part.num_padding(self.backbone) for part in parts),
                 contexts_thought_about=len(rows),
                 thought_steps=sum(len(rows) * thoughts.num_thoughts for rows, thoughts in groups),
             )
@@ -173,12 +175,10 @@ class TokenReasoner:
             self._check_finite(members, thoughts)
         return groups
 
-    def _parts(
-        self, contexts: Sequence[Tokens], whole: Context
+    def _begun(
+        self, contexts: Sequence[Tokens], parts: Sequence[Context]
     ) -> Iterator[tuple[Sequence[Tokens], Thinking]]:
-        """`contexts` in batches, each with a `Thinking` about it; on a CPU batches are small."""
-        on_cpu = self.backbone.device.type == "cpu"
-        parts = whole.in_parts(MAX_COLUMNS_ON_CPU) if on_cpu else [whole]
+        """The contexts of each part, with a `Thinking` about it."""
         start = 0
         for part in parts:
             if len(parts) > 1:

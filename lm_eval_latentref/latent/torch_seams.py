@@ -1,14 +1,15 @@
-"""Everything in torch beyond its public calls: products of float32 matrices on a CPU by oneDNN.
+"""Everything in torch beyond its public calls: oneDNN's products, and the sums of attention.
 
     with by_onednn():
         hidden_BLD = decoder(inputs_embeds=embeds_BLD).last_hidden_state
+    output_BGQD, sums_BGQ = attention_and_sums(query_BGQD, key_BGKD, value_BGKD, None, None)
 
 torch multiplies float32 matrices with MKL, which has no kernels of its own for processors of other
 vendors, and copies the larger matrix first, which takes most of the time where few rows are read.
-`results/performance/generation.py` measures both. Results differ by rounding alone;
+`results/performance/floor.py` measures both. Results differ by rounding alone;
 `tests/latent/test_torch_contract.py` checks the operator on the installed version.
 
-Shape suffixes: N rows, I inputs, O outputs.
+Shape suffixes: N rows, I inputs, O outputs; B batch, G heads, Q queries, K columns, D head size.
 """
 
 from __future__ import annotations
@@ -86,3 +87,23 @@ def _is_plain(tensor: Tensor) -> bool:
         and type(tensor) in (Tensor, torch.nn.Parameter)
         and not (tensor.requires_grad and torch.is_grad_enabled())
     )
+
+
+def attention_and_sums(
+    query_BGQD: Tensor,
+    key_BGKD: Tensor,
+    value_BGKD: Tensor,
+    mask: Tensor | None,
+    scale: float | None,
+) -> tuple[Tensor, Tensor]:
+    """Attention on a CPU (B, G, Q, D), and the logarithm of its sums of exponentials (B, G, Q).
+
+    Without gradients. A query that may read no column gets zeros, and some finite sum.
+
+    Args:
+        mask: added to the scores, (B, 1, Q, K); None: every query reads every column.
+    """
+    output_BGQD, sums_BGQ = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
+        query_BGQD, key_BGKD, value_BGKD, attn_mask=mask, scale=scale
+    )
+    return output_BGQD, sums_BGQ

@@ -33,6 +33,8 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.pytorch_utils import Conv1D
 from transformers.utils import logging
 
+from lm_eval_latentref.latent import branched
+
 CACHE_ARGUMENTS = ("cache", "past_key_values")
 """Possible names of a forward's cache argument: the first since transformers 5.24, before that the
 second."""
@@ -258,7 +260,11 @@ def _packed_attention(
     causal = attention_mask is None and num_new > 1  # torch's own kernel for that is faster
     varies = attention_mask is not None and attention_mask.shape[1] > 1  # from head to head
     adds = any(others.get(name) is not None for name in ("position_bias", "softcap"))
-    if num_shared == 1 or causal or varies or adds or key_BGKD.device.type != "cpu":
+    plain = not (causal or varies or adds or dropout) and key_BGKD.device.type == "cpu"
+    if plain and branched.can_attend(query_BHLD, key_BGKD, value_BGKD, attention_mask):
+        output = branched.attend(query_BHLD, key_BGKD, value_BGKD, attention_mask, scale=scaling)
+        return output.transpose(1, 2).contiguous(), None
+    if num_shared == 1 or not plain:
         given = (query_BHLD, key_BGKD, value_BGKD, attention_mask, dropout, scaling)
         return sdpa_attention.sdpa_attention_forward(module, *given, **others)
     if attention_mask is not None:
@@ -268,7 +274,6 @@ def _packed_attention(
         key_BGKD,
         value_BGKD,
         attn_mask=attention_mask,
-        dropout_p=dropout,
         scale=scaling,
     )
     output = output.reshape(num_rows, num_heads, num_new, -1)

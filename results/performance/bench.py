@@ -51,13 +51,14 @@ def parse(
     argv: Sequence[str] | None,
     *extra: tuple[str, Any],
     dtype: str = "bfloat16",
+    rounds: int = 3,
     **defaults: int,
 ) -> argparse.Namespace:
     """The options that all scripts have, `defaults` as integers, and `extra` (name, settings)."""
     parser = argparse.ArgumentParser(
         description=description, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    for name, default in {"rounds": 3, **defaults}.items():
+    for name, default in {"rounds": rounds, **defaults}.items():
         parser.add_argument(f"--{name}", type=int, default=default, help=f"default: {default}")
     help = f"of the weights, or auto: the faster of float32 and bfloat16 here (default: {dtype})"
     parser.add_argument("--dtype", default=dtype, help=help)
@@ -226,15 +227,25 @@ def counted(lm: LatentRefLM, work: Callable[[], Any]) -> tuple[Any, dict[str, An
 
 def profile_of(call: Callable[[], Any], num_rows: int = 12) -> str:
     """A table of the operators that take most of the time of `call`."""
+    return profile_table(operators_of(call), num_rows)
+
+
+def profile_table(operators: Sequence[tuple[float, int, str]], num_rows: int = 12) -> str:
+    """The longest `operators` as text."""
+    total = sum(seconds for seconds, _, _ in operators)
+    lines = [
+        f"{seconds / total:6.1%}  {num_calls:7d} calls  {name}"
+        for seconds, num_calls, name in operators[:num_rows]
+    ]
+    return "\n".join([f"Where the {total:.1f} s of one profiled batch go:", *lines])
+
+
+def operators_of(call: Callable[[], Any]) -> list[tuple[float, int, str]]:
+    """Seconds in each operator itself during `call`, its calls, its name; longest first."""
     with profile() as profiled:
         call()
     events = sorted(profiled.key_averages(), key=lambda event: -event.self_cpu_time_total)
-    total = sum(event.self_cpu_time_total for event in events)
-    lines = [
-        f"{event.self_cpu_time_total / total:6.1%}  {event.count:7d} calls  {event.key}"
-        for event in events[:num_rows]
-    ]
-    return "\n".join([f"Where the {total / 1e6:.1f} s of one profiled batch go:", *lines])
+    return [(event.self_cpu_time_total / 1e6, event.count, event.key) for event in events]
 
 
 # Pages -----------------------------------------------------------------------------------------

@@ -33,6 +33,7 @@ from workload import NEW_TOKENS
 
 from lm_eval_latentref.benchmarks.splits import load_split
 from lm_eval_latentref.errors import LatentRefError
+from lm_eval_latentref.evaluation.provenance import command
 from lm_eval_latentref.latent import prefixes
 
 HF, OURS = "--model hf", "--model latentref"
@@ -122,7 +123,7 @@ def measured(work: Work, exact: Any, lm: Any, args: Any) -> dict[str, Any]:
     cost = {k: v - before[k] for k, v in accounting.report().items() if k.startswith("tokens")}
     limit = _limit(lm, documents, cost) if HF in (work.slow, work.fast) else None
     answers = {"equal_in_float32": _equal(first, second), "limit": limit}
-    return {**rounds.record(), **cost, **answers, "documents": args.documents}
+    return {**rounds.record(), **cost, **answers, "command": command()}
 
 
 def _show(name: str, made: dict[str, Any], report: bench.Report, *, tiny: bool) -> None:
@@ -135,6 +136,7 @@ def _show(name: str, made: dict[str, Any], report: bench.Report, *, tiny: bool) 
     report.judge(what, ratio, at_least=bounds[0], at_most=bounds[1], tiny=tiny)
     if made["limit"]:
         report.judge(f"{name}: limit by tokens", [made["limit"]])
+    report.remarks.append(f"{name}: measured by `python results/performance/{made['command']}`.")
 
 
 def asked(work: Work, num: int, tiny: bool) -> list[Document]:

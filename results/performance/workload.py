@@ -40,6 +40,7 @@ from lm_eval_latentref.latent.loaded import LoadedModel
 from lm_eval_latentref.latent.reasoner import Reasoner
 
 LATENT_STEPS, NEW_TOKENS = 6, 16
+MEMORY_RATE = 0.5
 NOISE = 0.01
 """Size of the perturbation that makes a reference, relative to each weight matrix's own spread."""
 
@@ -142,7 +143,7 @@ def thinking(lm: LatentRefLM, config: RefinementConfig, *references: PreTrainedM
 
 def refined(hidden_size: int, **settings: Any) -> RefinementConfig:
     """Refinement with a step of d/2: from weak to strong, once a thought."""
-    defaults = {"latent_steps": LATENT_STEPS, "memory_rate": 0.5}
+    defaults = {"latent_steps": LATENT_STEPS, "memory_rate": MEMORY_RATE}
     return RefinementConfig(**{**defaults, "search_step_size": hidden_size / 2, **settings})
 
 

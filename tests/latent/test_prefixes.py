@@ -17,7 +17,7 @@ from matrix import crossed
 from thought_cases import CONFIGS, MARKER_IDS, assert_same_scores, models
 from tiny import FAMILIES, random_ids, tiny_model, tiny_tokenizer
 
-from lm_eval_latentref.latent import prefixes
+from lm_eval_latentref.latent import branched, prefixes
 from lm_eval_latentref.latent.config import RefinementConfig
 from lm_eval_latentref.latent.loaded import LoadedModel, LoadedSet
 from lm_eval_latentref.latent.networks import Network
@@ -40,6 +40,11 @@ GAP = 1e-2
 def short_prefixes_pay(monkeypatch):
     monkeypatch.setattr(prefixes, "MIN_TOKENS", 2)
     monkeypatch.setattr(prefixes, "MIN_SAVED", 1)
+
+
+@pytest.fixture
+def trunks_are_copied(monkeypatch):
+    monkeypatch.setattr(Network, "shares_columns", False)
 
 
 def scores(family, config, trunk, rows=range(5)):
@@ -86,6 +91,31 @@ def test_rows_that_branch_from_a_trunk_equal_the_oracle(family, name):
 
 
 @pytest.mark.parametrize("family", ["gpt2", "llama"])
+def test_rows_that_copy_a_trunk_equal_the_oracle(family, trunks_are_copied):
+    trunk = Trunk(PREFIX, Trunk(PREFIX[:5]))
+    assert_same_scores(scores(family, CONFIGS["both"], trunk), expected(family, CONFIGS["both"]))
+
+
+@pytest.mark.parametrize("family", ["gpt2", "llama"])
+def test_rows_read_a_trunk_where_it_is_in_every_layer_and_forward(family, monkeypatch):
+    network, num_attended, attend = Network(models(family)[0]), [], branched.attend
+    monkeypatch.setattr(
+        branched, "attend", lambda *args, **kw: num_attended.append(1) or attend(*args, **kw)
+    )
+    with torch.no_grad():
+        trunk = Trunk(PREFIX)
+        kept = trunk.stream(network).cache.layers
+        context = Context.pad([(*PREFIX, n) for n in range(3)], trunk=trunk)
+        stream, unread = context.begin(network)
+        for _ in range(2):
+            stream.feed(network.embed(unread.ids_BC))
+    assert len(num_attended) == 2 * len(kept)
+    for layer, own in zip(kept, stream.cache.layers, strict=True):
+        assert (len(layer.keys), len(own.keys), own.keys.shape[2]) == (1, 3, 2)
+        assert own.get_seq_length() == len(PREFIX) + 2
+
+
+@pytest.mark.parametrize("family", ["gpt2", "llama"])
 def test_rows_of_one_length_and_single_rows_equal_the_oracle(family):
     wanted, trunk = expected(family, CONFIGS["both"]), Trunk(PREFIX)
     for rows in ([3, 4], [0], [2]):
@@ -99,7 +129,29 @@ def one_token_read_twice(monkeypatch):
     monkeypatch.setattr(Trunk, "branch", lambda self, *args: branch(Trunk(longer), *args))
 
 
+def padding_beside_the_trunk_is_read(monkeypatch):
+    branch = Stream.branch
+
+    def mutant(self):
+        branched = branch(self)
+        branched.num_shared = 0
+        return branched
+
+    monkeypatch.setattr(Stream, "branch", mutant)
+
+
+def the_trunk_weighs_as_much_as_a_rows_own_columns(monkeypatch):
+    attention = branched.attention_and_sums
+
+    def mutant(*args):
+        output, sums = attention(*args)
+        return output, torch.zeros_like(sums)
+
+    monkeypatch.setattr(branched, "attention_and_sums", mutant)
+
+
 def padded_rows_begin_as_the_others(monkeypatch):
+    monkeypatch.setattr(Network, "shares_columns", False)
     spread = Stream.spread
 
     def mutant(self, num_rows, mask_BK):
@@ -110,7 +162,15 @@ def padded_rows_begin_as_the_others(monkeypatch):
     monkeypatch.setattr(Stream, "spread", mutant)
 
 
-@pytest.mark.parametrize("mutant", [one_token_read_twice, padded_rows_begin_as_the_others])
+@pytest.mark.parametrize(
+    "mutant",
+    [
+        one_token_read_twice,
+        padding_beside_the_trunk_is_read,
+        the_trunk_weighs_as_much_as_a_rows_own_columns,
+        padded_rows_begin_as_the_others,
+    ],
+)
 @pytest.mark.parametrize("family", ["gpt2", "llama"])
 def test_the_oracle_shows_a_wrong_branch(family, mutant, monkeypatch):
     config = CONFIGS["both"]

@@ -11,7 +11,7 @@ from transformers.pytorch_utils import Conv1D
 
 from lm_eval_latentref.latent.networks import Network
 from lm_eval_latentref.latent.streams import Stream
-from lm_eval_latentref.latent.torch_seams import by_onednn
+from lm_eval_latentref.latent.torch_seams import attention_and_sums, by_onednn
 
 BY_ONEDNN = "mkldnn::_linear_pointwise"
 LAYERS = (nn.Linear(37, 50), nn.Linear(37, 50, bias=False), Conv1D(50, 37))
@@ -93,3 +93,25 @@ def test_a_network_reads_and_projects_by_onednn(family):
     assert num_read
     assert seen.names.count(BY_ONEDNN) == num_read + 1
     assert not {"aten::addmm", "aten::mm", "aten::linear"} & set(seen.names)
+
+
+@pytest.mark.contract
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("masked", [False, True])
+def test_attention_and_its_sums_are_those_of_a_softmax(dtype, masked):
+    """`torch.ops.aten._scaled_dot_product_flash_attention_for_cpu` and its second result."""
+    torch.manual_seed(0)
+    query, key, value = (torch.randn(2, 3, size, 16, dtype=dtype) for size in (5, 70, 70))
+    mask = torch.zeros(2, 1, 5, 70, dtype=dtype)
+    if masked:
+        mask[..., 1, 9:] = mask[1, ..., :40] = -torch.inf
+    output, sums = attention_and_sums(query, key, value, mask if masked else None, 0.3)
+    scores = 0.3 * query.double() @ key.double().transpose(-1, -2) + mask.double()
+    expected = scores.softmax(-1) @ value.double()
+    reads = scores.isfinite().any(-1)
+    close = {"rtol": 0.0, "atol": 3e-2 if dtype == torch.bfloat16 else 1e-5}
+    torch.testing.assert_close(output.double()[reads], expected[reads], **close)
+    torch.testing.assert_close(sums.double()[reads], scores.logsumexp(-1)[reads], **close)
+    assert output.isfinite().all()
+    assert sums.isfinite().all()
+    assert reads.all() != masked

@@ -10,8 +10,10 @@ from pathlib import Path
 import bench
 import choices
 import device
+import floor
 import generation
 import growth
+import index
 import kinds
 import memory
 import oracle
@@ -38,6 +40,7 @@ from lm_eval_latentref.training.loss import loss_sum, num_labelled
 SCRIPTS = (
     choices,
     device,
+    floor,
     generation,
     growth,
     kinds,
@@ -48,9 +51,9 @@ SCRIPTS = (
     sweep,
     train,
 )
-PROFILED = (choices, generation, kinds, refinement, train)
-OTHERS = ("bench", "workload", "leaderboard")
-"""The two that scripts share, and the one that is tested beside its own command."""
+PROFILED = (choices, floor, generation, kinds, refinement, train)
+OTHERS = ("bench", "workload", "index", "leaderboard")
+"""Those that scripts share or that measure nothing, and one that is tested beside its command."""
 FOLDER = Path(bench.__file__).parent
 MARKERS = Markers((290,), (291,))
 
@@ -122,6 +125,22 @@ def test_both_loops_write_what_the_oracle_writes():
     assert generation.cached_ids(model, contexts, stop) == cut
 
 
+def test_the_cached_loop_refines_as_the_oracle_does():
+    models = [tiny_model("llama", seed) for seed in range(3)]
+    config = workload.refined(models[0].config.hidden_size)
+    contexts = [random_ids(9, seed=1), random_ids(5, seed=2)]
+    wanted = [
+        oracle.greedy_tokens(
+            oracle.prefix_embeds(context, config, None, *models),
+            models[0],
+            num_tokens=16,
+            eos_id=-1,
+        )
+        for context in contexts
+    ]
+    assert generation.cached_ids(models[0], contexts, None, models[1:]) == wanted
+
+
 @pytest.mark.parametrize("num_thoughts", [0, 1, 3])
 def test_the_published_step_has_our_loss_and_gradients(num_thoughts, monkeypatch):
     monkeypatch.setattr(train, "LATENT_ID", 292)  # GPT-2's is outside the tiny vocabulary
@@ -154,6 +173,15 @@ def test_bare_products_are_those_of_the_whole_work_without_attention_and_padding
     columns = 5 + 3 + 2 * (workload.LATENT_STEPS + workload.NEW_TOKENS - 1)
     head = lm.model.get_output_embeddings().weight.numel()
     assert counter.get_total_flops() == 2 * (weights * columns + 2 * workload.NEW_TOKENS * head)
+
+
+def test_the_index_lists_every_page_with_its_verdicts():
+    assert {path.stem for path in FOLDER.glob("*.md")} - {"README"} == set(index.QUESTIONS)
+    assert (FOLDER / "README.md").read_text(encoding="utf-8") == index.page()
+    report = Report(name="x", header=("",), rows=[], record={})
+    report.judge("time of a / b", [3.0, 4.0, 8.0], at_most=3.2)
+    report.judge("time of c / d", [1.0])
+    assert index.figures_of(report.table()) == ["time of a / b 4, at most 3.2: missed"]
 
 
 def test_prompts_are_cut_to_a_mean_length():

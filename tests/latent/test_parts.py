@@ -1,0 +1,112 @@
+"""Rows of different lengths are read in parts: little padding is read, and no result changes."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from test_prefixes import CONTEXTS, CONTINUATIONS, GAP, PREFIX, REFINED, expected, reasoner
+from test_thoughts import CONFIGS, MARKER_IDS, assert_same_scores, models
+from tiny import FAMILIES
+
+from lm_eval_latentref.latent import caches, prefixes, streams
+from lm_eval_latentref.latent.networks import Network
+from lm_eval_latentref.latent.scoring import score
+from lm_eval_latentref.latent.streams import in_parts, num_padding
+from lm_eval_latentref.latent.thoughts import Context, Markers, References, think
+
+NUM_LENGTHS = len({len(context) for context in CONTEXTS})
+DISTINCT = list(dict.fromkeys(CONTEXTS))
+
+
+@pytest.fixture(autouse=True)
+def every_column_counts(monkeypatch):
+    monkeypatch.setattr(streams, "SAVED_BY_A_PART", 1)
+
+
+def scored(family, config):
+    """Scores, and how many forwards the backbone needed."""
+    backbone, strong, weak = map(Network, models(family))
+    with torch.no_grad():
+        thought = think(
+            Context.pad(CONTEXTS),
+            backbone=backbone,
+            references=References(strong, weak) if config.searches else None,
+            config=config,
+            markers=Markers(MARKER_IDS[:1], MARKER_IDS[1:]),
+        )
+        return score(thought, CONTINUATIONS, max_rows=8), backbone.num_forwards
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_rows_that_are_read_in_parts_equal_the_oracle(family, monkeypatch):
+    config = CONFIGS["both"]
+    actual, num_forwards = scored(family, config)
+    assert_same_scores(actual, expected(family, config))
+    monkeypatch.setattr(streams, "SAVED_BY_A_PART", 10**6)
+    _, at_once = scored(family, config)
+    in_parts = Network(models(family)[0]).reads_in_parts
+    assert num_forwards - at_once == (NUM_LENGTHS - 1 if in_parts else 0)
+
+
+def padding_on_the_right(parts, padding):
+    pairs = zip(parts, padding, strict=True)
+    return torch.cat([torch.nn.functional.pad(part, (0, 0, 0, num)) for part, num in pairs])
+
+
+def test_the_oracle_shows_parts_that_are_padded_on_the_wrong_side(monkeypatch):
+    monkeypatch.setattr(caches, "_joined", padding_on_the_right)
+    config = CONFIGS["both"]
+    pairs = zip(scored("llama", config)[0], expected("llama", config), strict=True)
+    assert max(abs(a[0] - b[0]) for x, y in pairs for a, b in zip(x, y, strict=True)) > GAP
+
+
+@pytest.mark.parametrize("family", ["gpt2", "llama", "mistral"])
+@pytest.mark.parametrize("steps", [0, 2])
+def test_texts_of_rows_that_are_read_in_parts_are_those_of_each_alone(family, steps, monkeypatch):
+    monkeypatch.setattr(prefixes, "MIN_TOKENS", 2)
+    config = {**REFINED, "latent_steps": steps} if steps else {"latent_steps": 0}
+    subject = reasoner(family, **config)
+    together = subject.answer(CONTEXTS, max_new_tokens=5)
+    alone = [subject.answer([context], max_new_tokens=5)[0] for context in CONTEXTS]
+    assert [each.text for each in together] == [each.text for each in alone]
+
+
+def test_every_column_that_is_read_holds_a_token_if_parts_may_be_small():
+    subject = reasoner("llama", latent_steps=1)
+    subject.think(DISTINCT)
+    report = subject.accounting.report()
+    assert report["padding_columns"] == 0
+    num_markers = len(subject.markers.opening) * len(DISTINCT)
+    assert report["columns_read"]["backbone"] == sum(map(len, DISTINCT)) + num_markers
+
+
+@pytest.mark.parametrize("shared", [False, True])
+def test_padding_that_is_read_is_counted(shared, monkeypatch):
+    monkeypatch.setattr(streams, "SAVED_BY_A_PART", 14)
+    monkeypatch.setattr(prefixes, "MIN_TOKENS", 2 if shared else 10**6)
+    subject = reasoner("llama", latent_steps=1)
+    for rows in subject.trunks.in_order(DISTINCT):
+        subject.think([DISTINCT[row] for row in rows])
+    report = subject.accounting.report()
+    num_markers = len(subject.markers.opening) * len(DISTINCT)
+    num_read = report["tokens_encoded"] - report["tokens_shared"] + report["padding_columns"]
+    assert report["padding_columns"] > 0
+    assert report["tokens_shared"] == (3 * len(PREFIX) if shared else 0)
+    assert report["columns_read"]["backbone"] == num_read + num_markers
+
+
+@given(padding=st.lists(st.integers(0, 90), min_size=1, max_size=40), saved=st.integers(1, 200))
+def test_parts_hold_every_row_once_and_leave_less_padding_than_a_part_would_save(padding, saved):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(streams, "SAVED_BY_A_PART", saved)
+        parts, left = in_parts(padding), num_padding(padding)
+    assert Counter(row for rows, _ in parts for row in rows) == Counter(range(len(padding)))
+    assert all(skipped == min(padding[row] for row in rows) for rows, skipped in parts)
+    assert left == sum(padding[row] - skipped for rows, skipped in parts for row in rows)
+    for rows, skipped in parts:
+        last = max(padding[row] for row in rows)
+        assert (last - skipped) * sum(padding[row] == last for row in rows) < saved
