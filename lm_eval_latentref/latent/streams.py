@@ -21,7 +21,7 @@ from lm_eval_latentref.latent import caches
 from lm_eval_latentref.latent.networks import Network
 from lm_eval_latentref.latent.transformers_seams import attention_of
 
-SAVED_BY_A_PART = 64
+SAVED_BY_A_PART = 32
 """The least number of columns of padding that reading a part of the rows apart must save: a forward
 costs about as much as a few columns, and the caches of all parts are copied together."""
 

@@ -19,40 +19,42 @@ QUESTIONS = {
     "generation": "6 thoughts and 16 tokens, against the loop published with Coconut",
     "floor": "the same, against a batched loop with a cache and the bare matrix products",
     "refinement": "both references with the detached gradient, against plain Coconut",
-    "through": "the cost of the gradient through the references",
     "kinds": "projected, realigned and mixture thoughts, against Coconut's own",
     "train": "a training step with six thoughts, against the published trainer's algorithm",
     "sweep": "a grid of settings, against separate runs of them",
-    "starting": "from the command to its end with one document, against `--model hf` on the same base",
+    "starting": "from the command to its end with one document, against `--model hf`",
     "growth": "seconds and columns of a batch against context, thoughts, rows, prefix and choices",
     "memory": "three adapters on one base, against `--model hf` on that base",
     "leaderboard": "`latentref leaderboard` on 20 runs of 20 tasks and 3,000 documents each",
 }
-JUDGED = re.compile(r"^(?P<what>.+): (?P<value>\S+) \(.*\), to be (?P<bound>.+): (?P<verdict>\w+)\.$")
+JUDGED = re.compile(
+    r"^(?P<what>.+): (?P<value>\S+) \(.*\), to be (?P<bound>.+): (?P<verdict>\w+)\.$"
+)
 RATIO = re.compile(r"^(?P<what>.*(?:time|limit|seconds).*): (?P<value>[\d.]+) \(.*\)\.$")
 INTRODUCTION = """# Speed, memory and growth on a CPU
 
-Each page names the command that wrote it; the JSON file of the same name has the whole run. One thread on one
-of two cores, unless the page says otherwise. Other work shared the machine: with `--clock cpu` a page counts
-the seconds that its own process computed. Nothing was measured on a GPU, choices, generation and refinement
-included. This table is written by `python results/performance/index.py`.
+Each page names the command that wrote it; the JSON file of the same name has the whole run. One
+thread on one of two cores, unless the page says otherwise. Other work shared the machine: with
+`--clock cpu` a page counts the seconds that its own process computed. Nothing was measured on a
+GPU, choices, generation and refinement included. This table is written by
+`python results/performance/index.py`.
 
 """
 NOTES = """
-- Multiple choice reads each context once, but `hf` reads it once for each choice. The gain approaches the
-  number of choices as contexts grow.
-- Few-shot examples are read once for all documents. On a CPU with sdpa they are also in memory once, for
-  models that take any mask; elsewhere each row copies their keys and values.
-- In GPT-2's shape the loop with a cache takes less than 1.6 times as long as the bare products by `torch.mm`,
-  so the target of 1.6 against it asks for less time than these products take; the page says what share of our
-  time they are.
+- Multiple choice reads each context once, but `hf` reads it once for each choice. The gain
+  approaches the number of choices as contexts grow.
+- Few-shot examples are read once for all documents. On a CPU with sdpa they are also in memory
+  once, for models that take any mask; elsewhere each row copies their keys and values.
+- In GPT-2's shape the loop with a cache takes less than 1.6 times as long as the bare products by
+  `torch.mm`, so the target of 1.6 against it asks for less time than these products take; the page
+  says which share of our time they are.
 - Refinement is the work of three models, with one forward per thought each.
-- Three adapters need most memory while text is generated, because three models keep their caches. Processing
-  the batch in parts keeps that small.
-- The lower bound of a training step is one pass for all thoughts, as if they did not depend on each other, plus
-  AdamW.
-- A start of the default set reads its adapters, makes PEFT's layers, checks the model with small forwards and
-  thinks six thoughts, none of which `hf` does.
+- Three adapters need most memory while text is generated, because three models keep their caches.
+  Processing the batch in parts keeps that small.
+- The lower bound of a training step is one pass for all thoughts, as if they did not depend on each
+  other, plus AdamW.
+- A start of the default set reads its adapters, makes PEFT's layers, checks the model with small
+  forwards and thinks six thoughts, none of which `hf` does.
 """
 
 
