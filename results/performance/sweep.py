@@ -11,7 +11,7 @@ allow: those of separate runs over those of the sweep.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -53,11 +53,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     reasoner = model.reasoner
     before = sum(reasoner.accounting.report()["columns_read"].values())
     with TemporaryDirectory() as folder, reasoner.accounting.working():
-        clock, path = bench.clock_of(args), Path(folder) / "sweep.jsonl"
-        together, _ = bench.timed(lambda: run.fill(path), clock=clock)
+        together, _ = bench.timed(lambda: run.fill(Path(folder) / "sweep.jsonl"))
     columns = {SWEEP: sum(reasoner.accounting.report()["columns_read"].values()) - before}
     chosen = evenly(list(run.configs), args.separate)
-    took, difference, columns[SEPARATE] = separately(run, chosen, clock)
+    took, difference, columns[SEPARATE] = separately(run, chosen)
     scale = len(run.configs) / len(chosen)
     seconds = {SWEEP: together, SEPARATE: took * scale}
     columns[SEPARATE] = round(columns[SEPARATE] * scale)
@@ -86,16 +85,14 @@ def evenly(settings: list[Setting], num: int) -> list[Setting]:
     return [settings[round(index * step)] for index in range(num)]
 
 
-def separately(
-    run: GridRun, settings: Sequence[Setting], clock: Callable[[], float]
-) -> tuple[float, float, int]:
+def separately(run: GridRun, settings: Sequence[Setting]) -> tuple[float, float, int]:
     """Seconds of one run for each setting, the largest difference to the sweep, columns read."""
     seconds, largest, columns = 0.0, 0.0, 0
     for setting in settings:
         reasoner = Reasoner(
             run.model.reasoner.loaded, run.configs[setting], max_length=run.model.max_length
         )
-        took, answers = bench.timed(score, run, reasoner, clock=clock)
+        took, answers = bench.timed(score, run, reasoner)
         seconds += took
         columns += sum(reasoner.accounting.report()["columns_read"].values())
         for request, value in run.scores[setting].items():
