@@ -123,7 +123,8 @@ OPTIONS: dict[str, dict[str, Any]] = {
     },
     "judge_on": {
         "metavar": "TASK",
-        "help": "test task on which the best setting of each row is evaluated",
+        "help": "test task on which the best setting of each row and the recommended setting are "
+        "evaluated",
     },
     "contrast": {
         "metavar": "NAME=STRONG,WEAK",

@@ -18,7 +18,7 @@ from typing import Any
 
 from lm_eval_latentref.checkpoints.files import write_text
 from lm_eval_latentref.errors import LatentRefError, check_place, saving
-from lm_eval_latentref.evaluation.settings import ROWS, Setting
+from lm_eval_latentref.evaluation.settings import RECOMMENDED, ROWS, Setting
 from lm_eval_latentref.evaluation.templates import render
 from lm_eval_latentref.evaluation.wording import table as aligned
 
@@ -181,6 +181,7 @@ ROW_NAMES = {
     "residual": "residual only",
     "search": "search only",
     "both": "both",
+    RECOMMENDED: RECOMMENDED,
 }
 
 

@@ -36,6 +36,8 @@ from lm_eval_latentref.latent.config import HalfWidths, RefinementConfig
 ROWS = ("plain", "residual", "search", "both")
 """The rows, from the simplest to the most complex: the search needs two further models."""
 
+RECOMMENDED = "recommended"
+"""The row of the setting that `RULE` recommends."""
 
 RULE = (
     "The best setting has the largest mean margin. A setting is within noise of the best if the "
@@ -194,6 +196,12 @@ class Choice:
     disagree."""
     smallest_margin: float
     """The smallest difference of mean margins that they can show; nan if all settings are plain."""
+
+    @property
+    def settings(self) -> dict[str, Setting]:
+        """The best setting of each row, and the recommended setting as the row `RECOMMENDED`."""
+        best = {row: outcome.setting for row, outcome in self.best.items()}
+        return {**best, RECOMMENDED: self.recommended.setting}
 
 
 def choose(outcomes: Sequence[Outcome], *, seed: int) -> Choice:

@@ -28,11 +28,10 @@ from lm_eval_latentref.evaluation.dev_tasks import load_task
 from lm_eval_latentref.evaluation.provenance import command
 from lm_eval_latentref.evaluation.report import SWEEP_RESULTS
 from lm_eval_latentref.evaluation.runs import Runs, StudyRun
-from lm_eval_latentref.evaluation.settings import Grid, Setting
+from lm_eval_latentref.evaluation.settings import Grid
 from lm_eval_latentref.evaluation.study_options import (
     COCONUT,
-    RECOMMENDED,
-    REFINED,
+    STEP_SIZES,
     WITHOUT_STEPS,
     WRITES_STEPS,
     Options,
@@ -287,15 +286,9 @@ class _SetStudy:
         for name, (checkpoint, part) in others.items():
             args = {"pretrained": checkpoint, **loading}
             yield name, part, {task: (args, None) for task in swept}
-        for name, key in REFINED.items():
+        for name, key in self.options.refined.items():
             chosen = {task: self._chosen(result, key) for task, result in swept.items()}
             yield name, key, {task: pair for task, pair in chosen.items() if pair}
-        if self.options.recommended:
-            advised = {
-                task: self._arguments(result, result.choice.recommended.setting)
-                for task, result in swept.items()
-            }
-            yield RECOMMENDED, RECOMMENDED, advised
         for name in self.options.contrasts:
             chosen = {
                 task: self._chosen(sweeps[name], "search", name)
@@ -307,12 +300,8 @@ class _SetStudy:
         self, result: Sweep, row: str, contrast: str | None = None
     ) -> tuple[dict[str, Any], str | None] | None:
         """The model arguments and label of the best setting of `row`; None if it has no setting."""
-        outcome = result.choice.best.get(row)
-        return self._arguments(result, outcome.setting, contrast) if outcome else None
-
-    def _arguments(
-        self, result: Sweep, setting: Setting, contrast: str | None = None
-    ) -> tuple[dict[str, Any], str | None]:
+        if (setting := result.choice.settings.get(row)) is None:
+            return None
         config = result.configs[setting]
         # All options are given, so that the settings in latentref.json have no effect.
         settings = {option: getattr(config, option) for option in SWEPT}
@@ -336,13 +325,16 @@ class _SetStudy:
         args = {**self._names(contrast), "batch_size": options.batch_size}
         args |= options.loading | ({"device": options.device} if options.device else {})
         steps = manifest.latent_steps if options.latent_steps is None else options.latent_steps
+        plan, sizes = self._plan(contrast), options.step_sizes
+        if sizes is None:
+            sizes = STEP_SIZES if plan.strong and plan.weak else (0.0,)
         grid = Grid(
             latent_steps=(steps or 0,),
             memory_rates=(0.0,) if contrast else tuple(options.memory_rates),
-            step_sizes=tuple(options.step_sizes),
+            step_sizes=tuple(sizes),
         )
         if self._model is None and steps:
-            self._model = load_model(args, grid, self._plan(contrast))
+            self._model = load_model(args, grid, plan)
         result = sweep(
             args,
             task=task.dev,
@@ -352,7 +344,7 @@ class _SetStudy:
             step_sizes=grid.step_sizes,
             limit=options.limit if options.dev_limit is None else options.dev_limit,
             seed=options.seed,
-            plan=self._plan(contrast),
+            plan=plan,
             model=self._model,
         )
         save_sweep(result, work, command=command())

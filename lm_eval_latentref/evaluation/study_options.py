@@ -15,12 +15,11 @@ from typing import Any
 
 from lm_eval_latentref.benchmarks.documents import tasks_path
 from lm_eval_latentref.errors import LatentRefError
+from lm_eval_latentref.evaluation.settings import RECOMMENDED
 
 COCONUT = "Coconut"
 BASELINES = {"No-CoT": "no_cot", "CoT": "strong", "pause tokens": "pause"}
 """The rows of other models in the trained folder, with their subfolders."""
-RECOMMENDED = "recommended"
-"""The row with the setting that the sweep recommends."""
 REFINED = {COCONUT: "plain", "+ residual": "residual", "+ search": "search", "both": "both"}
 """The rows of the set itself, with the rows of the sweep that choose their settings."""
 WRITES_STEPS = ("CoT",)
@@ -60,8 +59,9 @@ class Options:
     """The number of thoughts of the Coconut rows; None for the number in latentref.json."""
     memory_rates: Sequence[float] = MEMORY_RATES
     """The memory rates of the sweep."""
-    step_sizes: Sequence[float] = STEP_SIZES
-    """The step sizes of the sweep, in units of d/2."""
+    step_sizes: Sequence[float] | None = None
+    """The step sizes of the sweep, in units of d/2; None for `STEP_SIZES` where there are
+    references, else for no search."""
     batch_size: int = 100
     device: str | None = None
     """None for the GPU if there is one."""
@@ -84,6 +84,11 @@ class Options:
     """Whether the candidates of generation tasks are scored too, which doubles the time."""
     seed: int = 0
     """The seed of the bootstrap."""
+
+    @property
+    def refined(self) -> dict[str, str]:
+        """The rows of the set itself, with their rows in `Choice.settings`."""
+        return {**REFINED, RECOMMENDED: RECOMMENDED} if self.recommended else REFINED
 
     @property
     def loading(self) -> dict[str, Any]:
@@ -120,7 +125,7 @@ def check_rows(options: Options) -> None:
                 f"row {name!r}: give it a name of letters, digits, - and _ that no other row has, "
                 "such as control"
             )
-    if options.contrasts and not any(options.step_sizes):
+    if options.contrasts and options.step_sizes is not None and not any(options.step_sizes):
         raise LatentRefError(
             "a contrast is a row of search, but all step sizes are 0; give others as --step_sizes"
         )

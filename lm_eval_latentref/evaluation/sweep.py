@@ -71,7 +71,7 @@ class Sweep:
     written: Path | None
     """The latentref.json with the recommended setting; None if it was not written."""
     judge_task: DevTask | None = None
-    """The test task on which the best setting of each row was judged."""
+    """The test task on which the rows of `Choice.settings` were judged."""
     judged: Mapping[str, Judged] = dataclasses.field(default_factory=dict)
     """The results on `judge_task`, by row."""
 
@@ -112,7 +112,8 @@ def sweep(
             `STEP_SIZES` if the set has references.
         limit, metadata, include_path: as for `load_task`.
         write: whether to write the recommended setting into the checkpoint's latentref.json.
-        judge_on: a test task with candidates, on which the best setting of each row is judged once.
+        judge_on: a test task with candidates, on which the best setting of each row and the
+            recommended setting are judged once.
         plan, model: the resolved names and the result of `load_model`, if the caller has them.
 
     Raises LatentRefError if an argument cannot be used, or if another process works in `output`.
@@ -148,10 +149,11 @@ def sweep(
 def _judge_best(
     model: SweepModel, test: DevTask, choice: Choice, output: str, seed: int
 ) -> dict[str, Judged]:
-    best = {row: outcome.setting for row, outcome in choice.best.items()}
-    journal, settings = Path(output) / JUDGED_NAME, list(best.values())
-    judged = judge(model, test, settings, plain=best["plain"], journal=journal, seed=seed)
-    return dict(zip(best, judged, strict=True))
+    rows, journal = choice.settings, Path(output) / JUDGED_NAME
+    judged = judge(
+        model, test, list(rows.values()), plain=rows["plain"], journal=journal, seed=seed
+    )
+    return dict(zip(rows, judged, strict=True))
 
 
 def load_model(

@@ -26,6 +26,7 @@ from lm_eval_latentref.evaluation.judge import Judged, judge
 from lm_eval_latentref.evaluation.provenance import machine, versions
 from lm_eval_latentref.evaluation.settings import Grid, Outcome, Setting
 from lm_eval_latentref.evaluation.statistics import mean_intervals, proportion_interval
+from lm_eval_latentref.evaluation.study_options import Options
 from lm_eval_latentref.evaluation.sweep import Sweep, load_model, sweep
 from lm_eval_latentref.evaluation.sweep_model import SweepModel
 from lm_eval_latentref.training.log import read_training
@@ -219,18 +220,12 @@ def _lower_bound(written: Json) -> float:
 
 def _rows(contrast: str, swept: Sweep) -> dict[str, Setting]:
     """The settings to evaluate, by row: those with the best margin on the dev split."""
-    best = {row: outcome.setting for row, outcome in swept.choice.best.items()}
+    settings = swept.choice.settings
     if contrast == "control":
-        return {"control": best["search"]}
+        return {"control": settings["search"]}
     if contrast == "self":
-        return {"self-contrast": best["search"]}
-    return {
-        "Coconut": best["plain"],
-        "+ residual": best["residual"],
-        "+ search": best["search"],
-        "both": best["both"],
-        "recommended": swept.choice.recommended.setting,
-    }
+        return {"self-contrast": settings["search"]}
+    return {name: settings[row] for name, row in Options(recommended=True).refined.items()}
 
 
 def _as_json(judged: Judged) -> Json:

@@ -200,7 +200,7 @@ def test_a_sweep_judges_the_best_of_each_row_on_a_test_task_by_number_of_steps(t
     assert main(words) == 0
     judged = json.loads((tmp_path / "sweep.json").read_text(encoding="utf-8"))["judged"]
     assert (judged["task"], judged["documents"]) == ("latentref_graph_mc", 40)
-    assert list(judged["rows"]) == ["plain", "residual", "search", "both"]
+    assert list(judged["rows"]) == ["plain", "residual", "search", "both", "recommended"]
     plain = np.array(judged["rows"]["plain"]["correct"])
     for row in judged["rows"].values():
         correct = np.array(row["correct"])

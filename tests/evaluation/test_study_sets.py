@@ -15,6 +15,7 @@ from lm_eval_latentref.checkpoints.packaged import PACKAGED_MODELS
 from lm_eval_latentref.cli import main
 from lm_eval_latentref.cli.parser import parser
 from lm_eval_latentref.errors import LatentRefError
+from lm_eval_latentref.evaluation import study as study_module
 from lm_eval_latentref.evaluation.statistics import interval_over_seeds
 from lm_eval_latentref.evaluation.study import run_studies
 from lm_eval_latentref.evaluation.study_report import study_json
@@ -116,6 +117,12 @@ def test_the_recommended_row_is_the_setting_that_the_sweep_recommends(of_epochs)
     assert len(repeated) == len(set(repeated))
 
 
+def test_a_set_without_references_has_no_rows_of_search(tmp_path):
+    options = {"work": str(tmp_path), "memory_rates": (0.3,), "limit": 3, "margins": False}
+    (made,) = run_studies(["graph-small/control"], tasks=["latentref_graph_mc"], **options)
+    assert list(made.sets[0].rows) == ["Coconut", "+ residual"]
+
+
 @pytest.mark.parametrize(
     ("given", "expected"),
     [
@@ -213,3 +220,21 @@ def test_a_row_is_given_as_name_and_checkpoint(epochs, tmp_path, capsys):
     for taken in ("recommended", "both"):
         assert main([*words, "--work", str(tmp_path / "work"), "--row", f"{taken}=weak"]) == 2
         assert "that no other row has" in capsys.readouterr().err
+
+
+def test_options_of_further_rows_reach_the_study(epochs, tmp_path, monkeypatch):
+    class Asked(Exception):
+        pass
+
+    def run_studies(folders, **options):
+        raise Asked(options)
+
+    monkeypatch.setattr(study_module, "run_studies", run_studies)
+    words = ["study", *epochs, "--task", "latentref_graph", "-o", str(tmp_path / "page")]
+    words += ["--recommended", "--row", "weak-cot=weak", "--contrast", "control=../..,."]
+    with pytest.raises(Asked) as error:
+        main(words)
+    (options,) = error.value.args
+    assert options["recommended"]
+    assert options["checkpoints"] == {"weak-cot": "weak"}
+    assert options["contrasts"] == {"control": ("../..", ".")}
