@@ -31,6 +31,7 @@ from lm_eval_latentref.evaluation.report import (
 )
 from lm_eval_latentref.evaluation.statistics import mcnemar, paired_interval
 from lm_eval_latentref.evaluation.study_options import BASELINES, COCONUT, WITHOUT_STEPS
+from lm_eval_latentref.evaluation.study_sets import distinct_names
 from lm_eval_latentref.evaluation.wording import markdown
 
 REFINED = ("+ residual", "+ search", "both")
@@ -152,13 +153,15 @@ def overview_page(studies: Contents, pages: Mapping[str, str], *, command: str) 
     made: list[Any] = []
     for study in studies.values():
         made += [origins for origins in study["made_with"] if origins not in made]
-    folders = dict.fromkeys(Path(part.folder).name for part in _sets(studies))
+    folders = list(dict.fromkeys(part.folder for part in _sets(studies)))
+    are_seeds = all(study.get("sets_are_seeds", True) for study in studies.values())
     return page(
         "overview.md.j2",
-        folders=", ".join(folders),
+        folders=", ".join(distinct_names(folders)),
         notes=[note for folder in folders if (note := _note(folder))],
         studies=studies,
         command=command,
+        sets=f"{len(_sets(studies))} {'training seeds' if are_seeds else 'sets'}",
         num_sets=len(_sets(studies)),
         accuracy=_accuracy(studies, pages),
         gains=_gains(studies),
@@ -190,15 +193,22 @@ def _sets(studies: Contents) -> list[_Set]:
 
 
 def _names(studies: Contents) -> list[str]:
-    present = {name for study in studies.values() for name in study["mean_over_sets"]}
+    """All rows of the studies: those of the paper's table first."""
+    present = dict.fromkeys(name for study in studies.values() for name in study["mean_over_sets"])
     rows = [f"{name}{suffix}" for name in (*BASELINES, COCONUT) for suffix in ("", WITHOUT_STEPS)]
-    return [name for name in (*rows, *REFINED) if name in present]
+    usual = [name for name in (*rows, *REFINED) if name in present]
+    return [*usual, *(name for name in present if name not in usual)]
 
 
 def _refined(studies: Contents, number: int) -> list[str]:
     """The refined rows that set `number` has in any task; a grid may leave some out."""
-    present = {name for study in studies.values() for name in study["sets"][number]["rows"]}
-    return [name for name in REFINED if name in present]
+    present = {
+        name
+        for study in studies.values()
+        for name, row in study["sets"][number]["rows"].items()
+        if row["setting"] and name != COCONUT
+    }
+    return [name for name in _names(studies) if name in present]
 
 
 def _accuracy(studies: Contents, pages: Mapping[str, str]) -> str:
@@ -216,10 +226,14 @@ def _accuracy(studies: Contents, pages: Mapping[str, str]) -> str:
 def _gains(studies: Contents) -> str:
     rows = []
     for task, study in studies.items():
-        for name in (name for name in REFINED if name in study["mean_over_sets"]):
+        refined = {name for part in _sets(studies) for name in _refined({task: study}, part.number)}
+        for name in (name for name in study["mean_over_sets"] if name in refined):
             of_sets = [part["rows"][name] for part in study["sets"] if name in part["rows"]]
             tests = [row["against_coconut"]["test"] for row in of_sets]
-            difference = points(study["mean_over_sets"][name]["against_coconut"])
+            mean = study["mean_over_sets"][name]
+            difference = points(mean["against_coconut"])
+            if mean.get("over_seeds"):
+                difference += f", over seeds {points(mean['over_seeds'])}"
             p_values = ", ".join(f"{test['p_value']:.3g}" for test in tests)
             margins = "; ".join(filter(None, map(margin_gain, of_sets)))
             rows.append((task, name, difference, p_values, margins))

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import yaml
 from studies import as_markdown, ask, folders, study, work
+from tables import squeezed
 
 from lm_eval_latentref.checkpoints.manifest import read_manifest, write_manifest
 from lm_eval_latentref.checkpoints.packaged import PACKAGED_MODELS
@@ -16,6 +17,7 @@ from lm_eval_latentref.cli import main
 from lm_eval_latentref.cli.parser import parser
 from lm_eval_latentref.errors import LatentRefError
 from lm_eval_latentref.evaluation import study as study_module
+from lm_eval_latentref.evaluation.overview import overview_json, overview_page
 from lm_eval_latentref.evaluation.statistics import interval_over_seeds
 from lm_eval_latentref.evaluation.study import run_studies
 from lm_eval_latentref.evaluation.study_report import study_json
@@ -121,6 +123,24 @@ def test_a_set_without_references_has_no_rows_of_search(tmp_path):
     options = {"work": str(tmp_path), "memory_rates": (0.3,), "limit": 3, "margins": False}
     (made,) = run_studies(["graph-small/control"], tasks=["latentref_graph_mc"], **options)
     assert list(made.sets[0].rows) == ["Coconut", "+ residual"]
+
+
+def test_the_overview_of_several_tasks_leaves_no_row_out(of_epochs):
+    content = study_json(of_epochs, command="")
+    of_all = {"latentref_graph": content, "latentref_arith": content}
+    pages = {task: f"{task}/results.json" for task in of_all}
+    page = squeezed(overview_page(of_all, pages, command=""))
+    assert page.startswith(f"# s0/epochs/{EPOCH}, s1/epochs/{EPOCH}: 2 tasks")
+    accuracy, gains = (page.split(f"## {name}")[1] for name in ("Accuracy", "Gains"))
+    head = next(line for line in accuracy.splitlines() if line.startswith("| task |"))
+    rows = set(content["mean_over_sets"])
+    assert set(head.strip("| ").split(" | ")) >= rows
+    refined = {"+ residual", "+ search", "both", "recommended", "control"}
+    shown = {name for name in rows if f"| latentref_graph | {name} |" in gains.split("##")[0]}
+    assert shown == refined
+    assert overview_json(of_all, pages, command="")["pooled"].keys() == {
+        trained.folder for trained in of_epochs.sets
+    }
 
 
 @pytest.mark.parametrize(
