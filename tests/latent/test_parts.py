@@ -8,17 +8,13 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from test_prefixes import CONTEXTS, CONTINUATIONS, GAP, PREFIX, REFINED, expected, reasoner
-from test_thoughts import CONFIGS, MARKER_IDS, assert_same_scores, models
+from prefix_cases import CONTEXTS, GAP, PREFIX, REFINED, expected, reasoner, scores
+from thought_cases import CONFIGS, assert_same_scores
 from tiny import FAMILIES
 
 from lm_eval_latentref.latent import caches, prefixes, streams
-from lm_eval_latentref.latent.networks import Network
-from lm_eval_latentref.latent.scoring import score
 from lm_eval_latentref.latent.streams import in_parts, num_padding
-from lm_eval_latentref.latent.thoughts import Context, Markers, References, think
 
-NUM_LENGTHS = len({len(context) for context in CONTEXTS})
 DISTINCT = list(dict.fromkeys(CONTEXTS))
 
 
@@ -27,29 +23,10 @@ def every_column_counts(monkeypatch):
     monkeypatch.setattr(streams, "SAVED_BY_A_PART", 1)
 
 
-def scored(family, config):
-    """Scores, and how many forwards the backbone needed."""
-    backbone, strong, weak = map(Network, models(family))
-    with torch.no_grad():
-        thought = think(
-            Context.pad(CONTEXTS),
-            backbone=backbone,
-            references=References(strong, weak) if config.searches else None,
-            config=config,
-            markers=Markers(MARKER_IDS[:1], MARKER_IDS[1:]),
-        )
-        return score(thought, CONTINUATIONS, max_rows=8), backbone.num_forwards
-
-
 @pytest.mark.parametrize("family", FAMILIES)
-def test_rows_that_are_read_in_parts_equal_the_oracle(family, monkeypatch):
+def test_rows_that_are_read_in_parts_equal_the_oracle(family):
     config = CONFIGS["both"]
-    actual, num_forwards = scored(family, config)
-    assert_same_scores(actual, expected(family, config))
-    monkeypatch.setattr(streams, "SAVED_BY_A_PART", 10**6)
-    _, at_once = scored(family, config)
-    in_parts = Network(models(family)[0]).reads_in_parts
-    assert num_forwards - at_once == (NUM_LENGTHS - 1 if in_parts else 0)
+    assert_same_scores(scores(family, config, None), expected(family, config))
 
 
 def padding_on_the_right(parts, padding):
@@ -60,7 +37,7 @@ def padding_on_the_right(parts, padding):
 def test_the_oracle_shows_parts_that_are_padded_on_the_wrong_side(monkeypatch):
     monkeypatch.setattr(caches, "_joined", padding_on_the_right)
     config = CONFIGS["both"]
-    pairs = zip(scored("llama", config)[0], expected("llama", config), strict=True)
+    pairs = zip(scores("llama", config, None), expected("llama", config), strict=True)
     assert max(abs(a[0] - b[0]) for x, y in pairs for a, b in zip(x, y, strict=True)) > GAP
 
 
@@ -80,6 +57,7 @@ def test_every_column_that_is_read_holds_a_token_if_parts_may_be_small():
     subject.think(DISTINCT)
     report = subject.accounting.report()
     assert report["padding_columns"] == 0
+    assert report["forwards"]["backbone"] == len({len(context) for context in DISTINCT})
     num_markers = len(subject.markers.opening) * len(DISTINCT)
     assert report["columns_read"]["backbone"] == sum(map(len, DISTINCT)) + num_markers
 
