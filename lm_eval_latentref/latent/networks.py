@@ -207,7 +207,7 @@ class Network:
             inputs["position_ids"] = positions_BL
         if self._cache_argument is not None:
             inputs[self._cache_argument] = cache
-        with seams.packed_heads(), by_onednn():
+        with seams.packed_heads(), seams.fused_gelu(), by_onednn():
             return self._decoder(attention_mask=mask, use_cache=True, **inputs).last_hidden_state
 
     def project(self, hidden_MD: Tensor) -> Tensor:

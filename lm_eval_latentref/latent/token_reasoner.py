@@ -33,7 +33,7 @@ from lm_eval_latentref.latent.scoring import Score, score
 from lm_eval_latentref.latent.selection import check_ids, find_markers, find_stop, make_kind
 from lm_eval_latentref.latent.thoughts import Context, References, Thinking, Thoughts
 from lm_eval_latentref.latent.torch_seams import by_onednn
-from lm_eval_latentref.latent.transformers_seams import packed_heads
+from lm_eval_latentref.latent.transformers_seams import fused_gelu, packed_heads
 
 MAX_COLUMNS_ON_CPU = 2048
 """The maximum of rows times columns of contexts that are thought about together on a CPU.
@@ -247,7 +247,8 @@ class TokenReasoner:
         Args:
             rows: the numbers of the rows in the batch, for the message.
         """
-        with self.backbone.watching_states() as finite, packed_heads(), by_onednn():
+        states = self.backbone.watching_states()
+        with states as finite, packed_heads(), fused_gelu(), by_onednn():
             yield
         all_finite = torch.stack(finite).all(0).tolist() if finite else [True] * len(rows)
         for row, is_finite in zip(rows, all_finite, strict=True):

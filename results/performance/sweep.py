@@ -38,7 +38,9 @@ OPTIONS = [
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    args = bench.parse(__doc__, argv, *OPTIONS, dtype="auto", documents=16, batch_size=16)
+    args = bench.parse(
+        __doc__, argv, *OPTIONS, bench.PROFILE, dtype="auto", documents=16, batch_size=16
+    )
     task_name = "latentref_graph_mc_dev" if args.tiny else args.task
     name = args.pretrained or ("graph-small" if args.tiny else "smollm2-135m")
     grid = Grid(
@@ -76,6 +78,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     in_float32 = args.dtype == "float32"
     report.check(difference <= TOLERANCE or not in_float32, f"answers differ by {difference:.2g}")
+    if args.profile:
+        again = GridRun(model, task, grid.settings())
+        with TemporaryDirectory() as folder:
+            report.profile = bench.profile_of(lambda: again.fill(Path(folder) / "sweep.jsonl"))
     return report.finish(args)
 
 

@@ -221,3 +221,19 @@ def test_keys_that_query_heads_share_are_not_copied(num_new, monkeypatch):
             ids_BL = torch.tensor(columns)
             stream.feed(network.embed(ids_BL), ids_BL > 0)
     assert not copied
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+def test_the_activation_in_one_operator_is_what_transformers_writes_out(dtype):
+    """`NewGELUActivation.forward`, which GPT-2 and others call at each forward."""
+    layer, usual = seams.NewGELUActivation(), seams.NewGELUActivation.forward
+    states = torch.linspace(-8, 8, 1001, dtype=dtype, requires_grad=True)
+    with seams.fused_gelu():
+        ours = layer(states)
+    assert seams.NewGELUActivation.forward is usual
+    wanted = layer(states)
+    is_fused = type(ours.grad_fn) is not type(wanted.grad_fn)
+    assert is_fused == (dtype == torch.float32)
+    gradients = [torch.autograd.grad(values.sum(), states)[0] for values in (ours, wanted)]
+    for actual, expected in ((ours, wanted), gradients):
+        torch.testing.assert_close(actual, expected, rtol=1e-5, atol=1e-5)
