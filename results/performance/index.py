@@ -62,10 +62,12 @@ def page() -> str:
     """The whole text of README.md."""
     lines = ["| page | question | figures |", "|---|---|---|"]
     for name, question in QUESTIONS.items():
-        path = FOLDER / f"{name}.md"
+        path, page = FOLDER / f"{name}.md", f"[{name}]({name}.md)"
         if path.exists():
             figures = "; ".join(figures_of(path.read_text(encoding="utf-8")))
-            lines.append(f"| [{name}]({name}.md) | {question} | {figures} |")
+        else:
+            page, figures = f"`{name}.py`", "not measured with the present code"
+        lines.append(f"| {page} | {question} | {figures} |")
     return INTRODUCTION + "\n".join(lines) + "\n" + NOTES
 
 

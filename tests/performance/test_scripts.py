@@ -176,7 +176,7 @@ def test_bare_products_are_those_of_the_whole_work_without_attention_and_padding
 
 
 def test_the_index_lists_every_page_with_its_verdicts():
-    assert {path.stem for path in FOLDER.glob("*.md")} - {"README"} == set(index.QUESTIONS)
+    assert {path.stem for path in FOLDER.glob("*.md")} - {"README"} <= set(index.QUESTIONS)
     assert (FOLDER / "README.md").read_text(encoding="utf-8") == index.page()
     report = Report(name="x", header=("",), rows=[], record={})
     report.judge("time of a / b", [3.0, 4.0, 8.0], at_most=3.2)
