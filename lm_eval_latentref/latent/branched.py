@@ -62,6 +62,9 @@ def can_attend(query_BHLD: Tensor, keys: Tensor, values: Tensor, mask: Tensor | 
         return False
     if query_BHLD.requires_grad or keys.shape != values.shape:
         return False
+    # Autocast computes in another dtype than that of the keys it keeps.
+    if not query_BHLD.dtype == keys.dtype == values.dtype:
+        return False
     if mask is None:
         return True
     shared = mask[..., : keys.shared_1GPD.shape[2]]

@@ -58,7 +58,9 @@ class Stream:
             mask_BL: bool, True for real columns, False for padding; None if there is no padding.
         """
         if mask_BL is not None and self._begins_in_parts():
-            parts = in_parts((~mask_BL).sum(1).tolist())
+            # A row of padding alone keeps a column, because no model reads nothing.
+            num_padding_B = (~mask_BL).sum(1).clamp(max=mask_BL.shape[1] - 1)
+            parts = in_parts(num_padding_B.tolist())
             if len(parts) > 1 or parts[0][1]:
                 return self._feed_parts(embeds_BLD, mask_BL, parts)
         if embeds_BLD.shape[1] <= COLUMNS_AT_ONCE or self._needs_no_mask(mask_BL):

@@ -54,4 +54,5 @@ def test_a_mask_that_hides_a_shared_column_and_a_gradient_are_left_to_others():
     assert not can_attend(query, keys, values, mask)
     assert not can_attend(query, keys, values, added)
     assert not can_attend(query, keys.whole(), values.whole(), None)
+    assert not can_attend(query.bfloat16(), keys, values, None)
     assert not can_attend(query.requires_grad_(), keys, values, None)

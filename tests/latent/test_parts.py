@@ -10,9 +10,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from prefix_cases import CONTEXTS, GAP, PREFIX, REFINED, expected, reasoner, scores
 from thought_cases import CONFIGS, assert_same_scores
-from tiny import FAMILIES
+from tiny import FAMILIES, tiny_model, tiny_tokenizer
 
 from lm_eval_latentref.latent import caches, prefixes, streams
+from lm_eval_latentref.latent.config import RefinementConfig
+from lm_eval_latentref.latent.loaded import LoadedModel, LoadedSet
+from lm_eval_latentref.latent.reasoner import Reasoner
 from lm_eval_latentref.latent.streams import in_parts, num_padding
 
 DISTINCT = list(dict.fromkeys(CONTEXTS))
@@ -49,6 +52,19 @@ def test_texts_of_rows_that_are_read_in_parts_are_those_of_each_alone(family, st
     subject = reasoner(family, **config)
     together = subject.answer(CONTEXTS, max_new_tokens=5)
     alone = [subject.answer([context], max_new_tokens=5)[0] for context in CONTEXTS]
+    assert [each.text for each in together] == [each.text for each in alone]
+
+
+@pytest.mark.parametrize("family", ["gpt2", "llama"])
+def test_a_context_that_begins_another_is_answered_beside_it(family, monkeypatch):
+    """All its columns but the last are shared, so nothing of it is read before it is answered."""
+    monkeypatch.setattr(prefixes, "MIN_TOKENS", 2)
+    model = LoadedModel(model=tiny_model(family), identity={"name": family})
+    loaded = LoadedSet(tokenizer=tiny_tokenizer(markers=False), backbone=model)
+    subject = Reasoner(loaded, RefinementConfig(latent_steps=0))
+    contexts = [PREFIX, PREFIX + PREFIX[:5]]
+    together = subject.answer(contexts, max_new_tokens=5)
+    alone = [subject.answer([context], max_new_tokens=5)[0] for context in contexts]
     assert [each.text for each in together] == [each.text for each in alone]
 
 

@@ -253,6 +253,17 @@ def test_answers_to_contexts_that_share_a_prefix_are_those_of_each_alone(short_p
         torch.testing.assert_close(each.thoughts, wanted.thoughts, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize("family", ["gpt2", "llama", "qwen3"])
+def test_autocast_reads_a_shared_prefix(family, short_prefixes_pay):
+    """Under autocast, keys may have another dtype than values and queries."""
+    subject = reasoner(family, latent_steps=0)
+    with torch.autocast("cpu", torch.bfloat16):
+        together = subject.answer(CONTEXTS, max_new_tokens=3)
+        assert subject.accounting.report()["tokens_shared"] > 0
+        alone = [subject.answer([context], max_new_tokens=3)[0] for context in CONTEXTS]
+    assert sum(a.text == b.text for a, b in zip(together, alone, strict=True)) >= 3
+
+
 def test_an_error_names_the_row_among_all_contexts(short_prefixes_pay, monkeypatch):
     contexts = [random_ids(6, seed=7), *((*PREFIX, n) for n in range(3))]
     subject = reasoner("llama", **REFINED)
