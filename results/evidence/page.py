@@ -99,6 +99,11 @@ def largest(rungs: Sequence[tuple[TaskPage, str]], row: str) -> str:
     return signed(max(page.difference(rung, row).value for page, rung in rungs))
 
 
+def towards(rungs: Sequence[tuple[TaskPage, str]], contrast: str) -> str:
+    """The largest difference of a step of 0.1 d/2 towards the strong reference, in points."""
+    return signed(max(page.sign_of_eta(rung, contrast)[0].value for page, rung in rungs))
+
+
 def visible(rungs: Sequence[tuple[TaskPage, str]], row: str, num: int) -> int:
     """On how many rungs `num` problems would detect the difference of a row."""
     return sum(
@@ -151,6 +156,7 @@ def render(pages: Sequence[TaskPage]) -> str:
         "disagreements": disagreements,
         "cells": cells,
         "largest": largest,
+        "towards": towards,
         "visible": visible,
         "excluded": excluded,
         "num_rungs": sum(len(page.rungs) for page in generated),
