@@ -168,6 +168,11 @@ def _show(name: str, made: dict[str, Any], report: bench.Report, *, tiny: bool) 
         f"{name}: the output layer takes {', '.join(layer)} for a batch; {equal} of {num_texts} "
         f"texts are the loop's; measured by `python results/performance/{made['command']}`."
     )
+    if (threads := WORKS[name].threads) > 1:
+        report.remarks.append(
+            f"{name}: {threads} threads, by the wall's clock; with other work on the second core, "
+            "they wait for each other."
+        )
     enough = equal >= LEAST_EQUAL * num_texts
     report.check(enough, f"{name}: only {equal} of {num_texts} texts are those of the loop")
 

@@ -69,7 +69,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     prompts = workload.prosqa(300, args.tiny)
     tokens = cycle(token for text in prompts for token in lm.tok_encode(text))
     around = Point(thoughts=2, context_tokens=8, choices=2) if args.tiny else Point()
-    work(lm, around, tokens)
+    work(lm, around, tokens, args)
     axes = bench.kept(args, "axes")
     axes.update({name: measured(lm, name, around, tokens, args) for name in names})
     axes = {name: axes[name] for name in AXES if name in axes}
@@ -93,7 +93,7 @@ def points_of(axis: str, around: Point, tiny: bool) -> list[Point]:
     return [dataclasses.replace(around, **{axis: value}) for value in values]
 
 
-def work(lm: Any, point: Point, tokens: Any) -> tuple[float, dict[str, Any]]:
+def work(lm: Any, point: Point, tokens: Any, args: Any) -> tuple[float, dict[str, Any]]:
     """Seconds, and what was counted, of one batch at `point` on fresh text."""
     reasoner = lm.reasoner
     reasoner.config = workload.refined(
@@ -108,13 +108,14 @@ def work(lm: Any, point: Point, tokens: Any) -> tuple[float, dict[str, Any]]:
         [tuple(islice(tokens, CHOICE_TOKENS)) for _ in range(point.choices)] for _ in contexts
     ]
     took: list[float] = []
+    clock = bench.clock_of(args)
 
     def score() -> None:
         for rows in reasoner.trunks.in_order(contexts):
             parts = ([each[row] for row in rows] for each in (contexts, choices))
             reasoner.score(*parts, max_rows=point.batch_size)
 
-    counted = bench.counts(lm, lambda: took.append(bench.timed(score)[0]))
+    counted = bench.counts(lm, lambda: took.append(bench.timed(score, clock=clock)[0]))
     return took[0], {kind: counted[kind] for kind in ("forwards", "columns_read")}
 
 
@@ -125,7 +126,7 @@ def measured(lm: Any, axis: str, around: Point, tokens: Any, args: Any) -> dict[
     counts: list[dict[str, Any]] = [{} for _ in points]
     for _ in range(args.rounds):
         for number, point in enumerate(points):
-            took, counts[number] = work(lm, point, tokens)
+            took, counts[number] = work(lm, point, tokens, args)
             seconds[number].append(took)
     values, medians = [vars(point)[axis] for point in points], list(map(statistics.median, seconds))
     line, half = linregress(values, medians), len(values) // 2

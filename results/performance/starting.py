@@ -81,7 +81,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         ],
         record={"seconds_and_those_of_the_processor": spent, "imports": imports},
     )
-    report.judge("seconds more than --model hf", more, at_most=MOST_MORE, tiny=args.tiny)
+    report.judge(
+        "seconds of the processor more than --model hf", more, at_most=MOST_MORE, tiny=args.tiny
+    )
     if imports:
         report.judge("seconds of imports", imports, at_most=MOST_IMPORTING)
     return report.finish(args)

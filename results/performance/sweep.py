@@ -11,7 +11,8 @@ allow: those of separate runs over those of the sweep.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -55,10 +56,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     reasoner = model.reasoner
     before = sum(reasoner.accounting.report()["columns_read"].values())
     with TemporaryDirectory() as folder, reasoner.accounting.working():
-        together, _ = bench.timed(lambda: run.fill(Path(folder) / "sweep.jsonl"))
+        fill = partial(run.fill, Path(folder) / "sweep.jsonl")
+        together, _ = bench.timed(fill, clock=bench.clock_of(args))
     columns = {SWEEP: sum(reasoner.accounting.report()["columns_read"].values()) - before}
     chosen = evenly(list(run.configs), args.separate)
-    took, difference, columns[SEPARATE] = separately(run, chosen)
+    took, difference, columns[SEPARATE] = separately(run, chosen, bench.clock_of(args))
     scale = len(run.configs) / len(chosen)
     seconds = {SWEEP: together, SEPARATE: took * scale}
     columns[SEPARATE] = round(columns[SEPARATE] * scale)
@@ -91,14 +93,16 @@ def evenly(settings: list[Setting], num: int) -> list[Setting]:
     return [settings[round(index * step)] for index in range(num)]
 
 
-def separately(run: GridRun, settings: Sequence[Setting]) -> tuple[float, float, int]:
+def separately(
+    run: GridRun, settings: Sequence[Setting], clock: Callable[[], float]
+) -> tuple[float, float, int]:
     """Seconds of one run for each setting, the largest difference to the sweep, columns read."""
     seconds, largest, columns = 0.0, 0.0, 0
     for setting in settings:
         reasoner = Reasoner(
             run.model.reasoner.loaded, run.configs[setting], max_length=run.model.max_length
         )
-        took, answers = bench.timed(score, run, reasoner)
+        took, answers = bench.timed(score, run, reasoner, clock=clock)
         seconds += took
         columns += sum(reasoner.accounting.report()["columns_read"].values())
         for request, value in run.scores[setting].items():
