@@ -18,9 +18,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_map_only
 
-from lm_eval_latentref.latent.torch_seams import attention_and_sums
+from lm_eval_latentref.latent.torch_seams import attention_and_sums, replaced, wrapper
 
 
 class BranchedColumns(Tensor):
@@ -33,9 +32,7 @@ class BranchedColumns(Tensor):
     def __new__(cls, shared_1GPD: Tensor, own_BGOD: Tensor) -> BranchedColumns:
         num_rows, num_heads, num_own, size = own_BGOD.shape
         shape = (num_rows, num_heads, shared_1GPD.shape[2] + num_own, size)
-        columns: BranchedColumns = Tensor._make_wrapper_subclass(
-            cls, shape, dtype=own_BGOD.dtype, device=own_BGOD.device
-        )
+        columns: BranchedColumns = wrapper(cls, shape, own_BGOD)
         columns.shared_1GPD, columns.own_BGOD = shared_1GPD, own_BGOD
         return columns
 
@@ -52,7 +49,7 @@ class BranchedColumns(Tensor):
         args: tuple[Any, ...] = (),
         kwargs: dict[str, Any] | None = None,
     ) -> Any:
-        args, kwargs = tree_map_only(cls, cls.whole, (args, kwargs or {}))
+        args, kwargs = replaced(cls, cls.whole, (args, kwargs or {}))
         return func(*args, **kwargs)
 
 

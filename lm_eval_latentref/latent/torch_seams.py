@@ -1,4 +1,4 @@
-"""Everything in torch beyond its public calls: oneDNN's products, and the sums of attention.
+"""Everything in torch beyond its public calls: oneDNN's products, sums of attention, subclasses.
 
     with by_onednn():
         hidden_BLD = decoder(inputs_embeds=embeds_BLD).last_hidden_state
@@ -14,7 +14,7 @@ Shape suffixes: N rows, I inputs, O outputs; B batch, G heads, Q queries, K colu
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import linear
 from torch.overrides import TorchFunctionMode
+from torch.utils._pytree import tree_map_only
 
 _Product = tuple[Tensor, Tensor, Tensor | None]
 """Rows (..., I), weight (O, I) and bias (O,)."""
@@ -107,3 +108,16 @@ def attention_and_sums(
         query_BGQD, key_BGKD, value_BGKD, attn_mask=mask, scale=scale
     )
     return output_BGQD, sums_BGQ
+
+
+def wrapper(kind: type[Tensor], shape: Sequence[int], like: Tensor) -> Any:
+    """A tensor of class `kind` with this shape, and the dtype and device of `like`, without data.
+
+    Operations on it reach `__torch_dispatch__` of its class.
+    """
+    return Tensor._make_wrapper_subclass(kind, tuple(shape), dtype=like.dtype, device=like.device)
+
+
+def replaced(kind: type[Tensor], by: Callable[[Any], Any], values: Any) -> Any:
+    """Nested `values` in which each tensor of class `kind` is replaced by `by(tensor)`."""
+    return tree_map_only(kind, by, values)

@@ -11,7 +11,7 @@ from transformers.pytorch_utils import Conv1D
 
 from lm_eval_latentref.latent.networks import Network
 from lm_eval_latentref.latent.streams import Stream
-from lm_eval_latentref.latent.torch_seams import attention_and_sums, by_onednn
+from lm_eval_latentref.latent.torch_seams import attention_and_sums, by_onednn, replaced, wrapper
 
 BY_ONEDNN = "mkldnn::_linear_pointwise"
 LAYERS = (nn.Linear(37, 50), nn.Linear(37, 50, bias=False), Conv1D(50, 37))
@@ -115,3 +115,22 @@ def test_attention_and_its_sums_are_those_of_a_softmax(dtype, masked):
     assert output.isfinite().all()
     assert sums.isfinite().all()
     assert reads.all() != masked
+
+
+class Halves(torch.Tensor):
+    """A tensor of two parts, whose operations work on the parts together."""
+
+    @classmethod
+    def __torch_dispatch__(cls, func, types, args=(), kwargs=None):
+        args, kwargs = replaced(cls, lambda each: torch.cat(each.parts), (args, kwargs or {}))
+        return func(*args, **kwargs)
+
+
+@pytest.mark.contract
+def test_a_wrapper_has_shape_and_dtype_and_its_operations_reach_its_class():
+    """`Tensor._make_wrapper_subclass` and `torch.utils._pytree.tree_map_only`."""
+    parts = [torch.ones(2, 3, dtype=torch.bfloat16), torch.zeros(1, 3, dtype=torch.bfloat16)]
+    halves = wrapper(Halves, (3, 3), parts[0])
+    halves.parts = parts
+    assert (type(halves), halves.shape, halves.dtype) == (Halves, (3, 3), torch.bfloat16)
+    assert torch.stack([halves, halves]).equal(torch.cat(parts).expand(2, 3, 3))
