@@ -58,8 +58,10 @@ def ask(folders):
 
 
 @pytest.fixture(scope="module")
-def work(once_a_run, ask):
-    return once_a_run("study", ask)
+def work(once_a_run, ask, tmp_path_factory):
+    """A copy of its own, because a study refuses a folder in which another process works."""
+    own = tmp_path_factory.mktemp("work") / "study"
+    return shutil.copytree(once_a_run("study", ask), own)
 
 
 @pytest.fixture(scope="module")

@@ -252,6 +252,7 @@ def contrasted(folders, tmp_path_factory):
     )
 
 
+@pytest.mark.slow
 def test_a_contrast_is_a_row_of_search_with_its_own_references(contrasted, folders):
     (trained,) = contrasted.sets
     assert list(trained.rows) == [*ROWS, "control", "same"]
@@ -264,6 +265,7 @@ def test_a_contrast_is_a_row_of_search_with_its_own_references(contrasted, folde
     assert len(tried) == 3
 
 
+@pytest.mark.slow
 def test_a_contrast_of_a_reference_with_itself_changes_nothing(contrasted):
     rows = contrasted.sets[0].rows
     assert rows["same"].run.values == rows["Coconut"].run.values
@@ -271,6 +273,7 @@ def test_a_contrast_of_a_reference_with_itself_changes_nothing(contrasted):
     assert len({outcome.margin for outcome in tried}) == 1
 
 
+@pytest.mark.slow
 def test_contrasts_are_on_the_page_with_all_tried_settings(contrasted):
     page = as_markdown(contrasted, command="latentref study")
     assert "| control |" in page
@@ -288,6 +291,7 @@ def test_a_contrast_has_a_name_of_its_own(folders, tmp_path, name):
         )
 
 
+@pytest.mark.slow
 def test_accuracy_by_steps_adds_up_to_the_rows_accuracy(contrasted):
     content = study_json(contrasted, command="latentref study")
     coconut = content["sets"][0]["rows"]["Coconut"]

@@ -71,6 +71,7 @@ def of_epochs(epochs, tmp_path_factory):
     return made
 
 
+@pytest.mark.slow
 def test_a_kept_epoch_has_the_rows_of_its_training(of_epochs, epochs):
     for trained, folder in zip(of_epochs.sets, epochs, strict=True):
         root = str(Path(folder).parents[1])
@@ -92,6 +93,7 @@ def test_a_kept_epoch_has_the_rows_of_its_training(of_epochs, epochs):
         assert own["Coconut"].keys().isdisjoint({"strong", "weak"})
 
 
+@pytest.mark.slow
 def test_epochs_of_the_same_name_are_kept_apart(of_epochs):
     first, second = of_epochs.sets
     assert first.heat_map != second.heat_map
@@ -101,11 +103,13 @@ def test_epochs_of_the_same_name_are_kept_apart(of_epochs):
         assert f"## {trained.folder}, training seed {trained.recipe['seed']}" in page
 
 
+@pytest.mark.slow
 def test_a_checkpoint_that_writes_steps_is_not_scored_by_candidates(of_epochs):
     rows = of_epochs.sets[0].rows
     assert {name for name, row in rows.items() if row.scored is None} == {"CoT", "weak-cot"}
 
 
+@pytest.mark.slow
 def test_the_recommended_row_is_the_setting_that_the_sweep_recommends(of_epochs):
     for trained in of_epochs.sets:
         recommended = trained.sweep.choice.recommended.setting
@@ -125,6 +129,7 @@ def test_a_set_without_references_has_no_rows_of_search(tmp_path):
     assert list(made.sets[0].rows) == ["Coconut", "+ residual"]
 
 
+@pytest.mark.slow
 def test_the_overview_of_several_tasks_leaves_no_row_out(of_epochs):
     content = study_json(of_epochs, command="")
     of_all = {"latentref_graph": content, "latentref_arith": content}
