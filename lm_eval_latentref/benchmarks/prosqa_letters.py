@@ -10,6 +10,7 @@ order of the original question. The letters differ from problem to problem.
 
 from __future__ import annotations
 
+import functools
 import random
 import re
 import string
@@ -28,27 +29,11 @@ SYMBOLS = string.ascii_letters[:NUM_SYMBOLS]
 _FACT = re.compile(r"(?:Every )?(\w+) is a (\w+)\.")
 
 
-def generate(
-    num: int,
-    *,
-    seed: int = 0,
-    split: str = "train",
-    min_nodes: int | None = None,
-    max_nodes: int | None = None,
-    min_hops: int = 3,
-    max_hops: int = 6,
-) -> Iterator[Row]:
-    """Yields `num` generated problems in letters; arguments and errors as in `prosqa.generate`."""
-    rows = prosqa.generate(
-        num,
-        seed=seed,
-        split=split,
-        min_nodes=min_nodes,
-        max_nodes=max_nodes,
-        min_hops=min_hops,
-        max_hops=max_hops,
-    )
-    return map(lettered, rows)
+# `wraps` gives it the signature of `prosqa.generate`, which names the options.
+@functools.wraps(prosqa.generate, assigned=())
+def generate(*args: Any, **options: Any) -> Iterator[Row]:
+    """Yields generated problems in letters; arguments and errors are those of `prosqa.generate`."""
+    return map(lettered, prosqa.generate(*args, **options))
 
 
 def lettered(row: Mapping[str, Any]) -> Row:
