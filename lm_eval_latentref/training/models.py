@@ -15,7 +15,7 @@ from __future__ import annotations
 import dataclasses
 import os
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -168,7 +168,7 @@ def _make(recipe: Recipe, words: Iterable[str]) -> Trainee:
         config = AutoConfig.for_model(**values)
         torch.manual_seed(recipe.seed)
         model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
-        _scale(model, recipe)
+        _set_start(model, tokenizer, recipe)
     except Exception as error:  # each configuration class raises errors of its own
         raise LatentRefError(
             f"config={recipe.config} gives no causal language model ({one_line(error)}); see the "
@@ -179,15 +179,49 @@ def _make(recipe: Recipe, words: Iterable[str]) -> Trainee:
 
 
 @torch.no_grad()
-def _scale(model: Any, recipe: Recipe) -> None:
-    """Set initial values that the configuration of a new model cannot express."""
+def _set_start(model: Any, tokenizer: Any, recipe: Recipe) -> None:
+    """Sets initial values that the configuration of a new model cannot express."""
+    weight_VD = model.get_input_embeddings().weight
     if recipe.embedding_std is not None:
-        model.get_input_embeddings().weight.normal_(0.0, recipe.embedding_std)
+        weight_VD.normal_(0.0, recipe.embedding_std)
+    if recipe.spelled_embeddings:
+        special = set(tokenizer.all_special_tokens)
+        _spell(weight_VD, {w: i for w, i in tokenizer.get_vocab().items() if w not in special})
     if recipe.final_norm is not None:
         # A decoder's final norm is the last of its own modules that has a weight.
         decoder = getattr(model, model.base_model_prefix)
         weighted = [part for part in decoder.children() if hasattr(part, "weight")]
         weighted[-1].weight.fill_(recipe.final_norm)
+
+
+def _spell(weight_VD: Tensor, vocabulary: Mapping[str, int]) -> None:
+    """Replaces the embeddings of words by sums of their characters', one rotation for each place.
+
+    The embedding of a character is that of the word which consists of it alone, else a random one
+    of the same size. The sums lose their mean, which is large if all words have a character in
+    common, and get the size of the other embeddings.
+    """
+    std, size = weight_VD.std().item(), weight_VD.shape[1]
+    words = sorted(word for word in vocabulary if len(word) > 1)
+    if not words:
+        return
+    embedding = {
+        character: weight_VD[vocabulary[character]].clone()
+        if character in vocabulary
+        else torch.empty(size).normal_(0.0, std)
+        for character in sorted(set("".join(words)))
+    }
+    rotations = [torch.linalg.qr(torch.randn(size, size)).Q for _ in max(words, key=len)]
+    sums_ND = torch.stack(
+        [
+            torch.stack(
+                [turn @ embedding[each] for turn, each in zip(rotations, word, strict=False)]
+            ).sum(0)
+            for word in words
+        ]
+    )
+    sums_ND -= sums_ND.mean(0)
+    weight_VD[[vocabulary[word] for word in words]] = sums_ND * (std / sums_ND.std())
 
 
 def _build_adapter(recipe: Recipe, latent: bool, start: str | os.PathLike[str] | None) -> Trainee:

@@ -68,6 +68,10 @@ class Recipe:
     """For a new model: the initial standard deviation of its input embeddings; without it, the
     configuration's `initializer_range`."""
 
+    spelled_embeddings: bool = False
+    """For a new model: words that have a character in the same place begin with similar input
+    embeddings, so that a model need not learn each word of a large vocabulary by itself."""
+
     final_norm: float | None = None
     """For a new model: the initial weights of its final norm. With `embedding_std`, this lets
     thoughts, which are outputs, begin as large as embeddings, which are inputs."""
@@ -259,10 +263,10 @@ def _check_model(recipe: Recipe) -> None:
         f"config={recipe.config}",
         "it needs a model_type, for example llama or gpt2",
     )
-    for name in ("embedding_std", "final_norm"):
+    for name in ("embedding_std", "spelled_embeddings", "final_norm"):
         value = getattr(recipe, name)
         _require(
-            recipe.pretrained is None or value is None,
+            recipe.pretrained is None or not value,
             f"{name}={value}",
             "a pretrained model keeps its own; leave it out",
         )

@@ -52,12 +52,24 @@ PLANS = {
         recipe="graph-small",
         task="latentref_graph",
         chance=1 / 2,
-        # Seed 3 was added, before its training, when that of seed 2 had stayed at chance.
+        # Seed 3 was added, before its training, when that of seed 2 had stayed at chance; so did 3.
         seeds=(0, 1, 2, 3),
         rungs=(
             Rung(name="coconut-3-1", earlier="coconut-2-4", pause="pause-3-1"),
             Rung(name="coconut-3-4", earlier="coconut-3-1", pause="pause-3-4"),
             Rung(name="coconut-4-1", earlier="coconut-3-4", pause="pause-4-1"),
+        ),
+    ),
+    # Added when two of the four seeds of graph had stayed at chance, after trials of the CoT phase
+    # alone (seeds 2 and 3, validation problems) and before its own training began.
+    "graph-spelled": Plan(
+        recipe="graph-spelled",
+        task="latentref_graph",
+        chance=1 / 2,
+        rungs=(
+            Rung(name="coconut-3-1", earlier="coconut-2-3", pause="pause-3-1"),
+            Rung(name="coconut-3-3", earlier="coconut-3-1", pause="pause-3-3"),
+            Rung(name="coconut-4-1", earlier="coconut-3-3", pause="pause-4-1"),
         ),
     ),
     "arith": Plan(

@@ -181,6 +181,27 @@ def test_a_new_model_starts_with_the_spread_and_the_final_norm_of_its_recipe(tmp
         assert (norm.weight == 0.5).all()
 
 
+def test_spelled_embeddings_are_alike_if_words_have_a_character_in_the_same_place(tmp_path):
+    values = {"embedding_std": 0.25, "spelled_embeddings": True}
+    recipe = small_recipe(tmp_path / "out", **values, phases=["no_cot"])
+    words = [*"abcdefgh", *(f"{up}>{down}" for up in "abcdefgh" for down in "abcdefgh")]
+    trainee = build(recipe, words=words, latent=False)
+    ids = trainee.tokenizer.get_vocab()
+    weight_VD = trainee.model.get_input_embeddings().weight.detach()
+
+    def likeness(first: str, second: str) -> float:
+        return torch.cosine_similarity(weight_VD[ids[first]], weight_VD[ids[second]], dim=0).item()
+
+    shared = [likeness(f"a>{x}", f"a>{y}") for x, y in ("bc", "de", "fg")]
+    shared += [likeness(f"{x}>a", f"{y}>a") for x, y in ("bc", "de", "fg")]
+    other = [likeness(f"{w}>{x}", f"{y}>{z}") for w, x, y, z in ("abcd", "efgh", "abba", "cddc")]
+    assert min(shared) > max(other) + 0.1
+    assert weight_VD.std().item() == pytest.approx(0.25, rel=0.05)
+    assert len({tuple(row.tolist()) for row in weight_VD}) == len(weight_VD)
+    again = build(recipe, words=words, latent=False).model.get_input_embeddings().weight
+    assert torch.equal(again, weight_VD)
+
+
 def test_the_result_names_the_split_it_was_trained_on(trained):
     for name in (".", "strong", "pause", "no_cot"):
         assert read_manifest(trained[1] / name / "latentref.json").trained_on == ["graph train"]
