@@ -204,6 +204,24 @@ def _spread(row_1HKD: Tensor, num_rows: int, columns_BK: Tensor | None) -> Tenso
     return picked.unflatten(1, columns_BK.shape).transpose(0, 1)
 
 
+def gather(cache: DynamicCache, rows_R: Tensor, columns_RK: Tensor) -> DynamicCache:
+    """An independent cache; row r holds the columns `columns_RK[r]` of row `rows_R[r]` of `cache`.
+
+    Columns that all rows share are not counted and stay shared.
+    """
+    gathered = fork(cache, None)
+    for layer in gathered.layers:
+        if layer.is_initialized:
+            layer.keys = _gathered(layer.keys, rows_R, columns_RK)
+            layer.values = _gathered(layer.values, rows_R, columns_RK)
+    return gathered
+
+
+def _gathered(part_BHKD: Tensor, rows_R: Tensor, columns_RK: Tensor) -> Tensor:
+    rows_R, columns_RK = rows_R.to(part_BHKD.device), columns_RK.to(part_BHKD.device)
+    return part_BHKD.transpose(1, 2)[rows_R.unsqueeze(1), columns_RK].transpose(1, 2)
+
+
 def join(caches: Sequence[DynamicCache], padding: Sequence[int] | None = None) -> DynamicCache:
     """Move the rows of all `caches` into the first, and return it; the others are empty afterwards.
 

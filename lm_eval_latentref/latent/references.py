@@ -16,6 +16,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from lm_eval_latentref.latent.abreast import Abreast
 from lm_eval_latentref.latent.contexts import Context
 from lm_eval_latentref.latent.networks import Network
 from lm_eval_latentref.latent.streams import extended, picked
@@ -37,7 +38,7 @@ class ReferenceStream:
     """
 
     def __init__(self, network: Network, context: Context) -> None:
-        self._network = network
+        self.network = network
         self._stream, unread = context.begin(network, can_crop=True)
         self._unread_BLD: Tensor | None = network.embed(unread.ids_BC)
         self._unread_mask_BL = unread.mask_BC
@@ -51,6 +52,14 @@ class ReferenceStream:
             branch._read_ahead = None
             branch._unread_BLD = picked(self._unread_BLD, rows)
             branch._unread_mask_BL = picked(self._unread_mask_BL, rows)
+        return branch
+
+    def abreast(self, num: int, num_rows: int) -> ReferenceStream:
+        """`num` copies of all `num_rows` rows, which are read side by side."""
+        branch = copy.copy(self)
+        branch._stream, branch._read_ahead = Abreast(self._stream, num, num_rows), None
+        if self._unread_BLD is not None:
+            branch._unread_BLD = self._unread_BLD.repeat(num, 1, 1)
         return branch
 
     def commit(self, thought_BD: Tensor) -> None:
@@ -73,7 +82,7 @@ class ReferenceStream:
         """The hidden state (B, D) after reading `thought_BD`, which is then removed again."""
         if self._read_ahead is not None and self._read_ahead[0] is thought_BD:
             return self._read_ahead[1]
-        columns_BLD = thought_BD.unsqueeze(1).to(self._network.device, self._network.dtype)
+        columns_BLD = thought_BD.unsqueeze(1).to(self.network.device, self.network.dtype)
         mask_BL = None
         if self._unread_BLD is not None:
             columns_BLD = torch.cat([self._unread_BLD.to(columns_BLD), columns_BLD], dim=1)

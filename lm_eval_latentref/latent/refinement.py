@@ -13,13 +13,13 @@ from __future__ import annotations
 from torch import Tensor
 
 
-def mix_residual(raw_BD: Tensor, previous_BD: Tensor, *, memory_rate: float) -> Tensor:
+def mix_residual(raw_BD: Tensor, previous_BD: Tensor, *, memory_rate: float | Tensor) -> Tensor:
     """Residual embedding refinement: alpha * z_{t-1} + (1 - alpha) * raw_t, in float32.
 
     Args:
         raw_BD: the raw thought: the vector to feed next, before refinement.
         previous_BD: the committed previous thought.
-        memory_rate: alpha, in [0, 1].
+        memory_rate: alpha, in [0, 1]; (B, 1) in float32 if rows differ.
     """
     return memory_rate * previous_BD.float() + (1.0 - memory_rate) * raw_BD.float()
 

@@ -9,10 +9,13 @@ The thoughts equal those of `think` under each config. The shared work is:
 - for all configs: each model's forward over the context, the raw first thought and, with
   `search_gradient=detached`, the references' hidden states at that thought;
 - for configs that differ only in memory rate: the first thought, which has no predecessor, and the
-  raw second thought;
+  raw second thought; later thoughts differ, but are read side by side where the models allow it;
 - for configs that differ only in the number of thoughts: all thoughts that both have.
 
 If rows can stop early, only the first of these is shared.
+
+Thoughts side by side need no further copy of the context. On SmolLM2-135M and a CPU, a column costs
+half as much if 64 are read at once as if 16 are.
 """
 
 from __future__ import annotations
@@ -25,6 +28,9 @@ from lm_eval_latentref.latent.kinds import CONTINUOUS, Kind
 from lm_eval_latentref.latent.kinds.stops import StopRule
 from lm_eval_latentref.latent.networks import Network
 from lm_eval_latentref.latent.thoughts import Context, Markers, References, Thinking, Thoughts
+
+COLUMNS_ABREAST = 128
+"""The most columns of thoughts that a row holds side by side."""
 
 _Indices = list[int]
 """Indices into a sequence of configs."""
@@ -98,11 +104,26 @@ def _think_group(
     if not longer:
         return
     thinking.read(configs[longer[0]])
-    for subgroup in _groups(longer, configs, same_first=False):
-        branch = thinking.fork()
-        for num_thoughts in range(2, max(configs[index].latent_steps for index in subgroup) + 1):
-            branch.step(configs[subgroup[0]])
-            yield from _finished(branch, subgroup, configs, num_thoughts)
+    subgroups = _groups(longer, configs, same_first=False)
+    most = max(configs[index].latent_steps for index in longer)
+    size = max(1, COLUMNS_ABREAST // most) if thinking.reads_abreast else 1
+    for start in range(0, len(subgroups), size):
+        yield from _think_abreast(thinking, subgroups[start : start + size], configs)
+
+
+def _think_abreast(
+    thinking: Thinking, groups: Sequence[_Indices], configs: Sequence[RefinementConfig]
+) -> Iterator[tuple[int, Thoughts]]:
+    """Yield the thoughts under the configs of `groups`, which differ in memory rate only."""
+    branch = thinking.abreast(len(groups)) if len(groups) > 1 else thinking.fork()
+    rates = [configs[group[0]].memory_rate for group in groups]
+    most = max(configs[index].latent_steps for group in groups for index in group)
+    for num_thoughts in range(2, most + 1):
+        branch.step(configs[groups[0][0]], rates)
+        for copy, group in enumerate(groups):
+            rows = [copy * thinking.num_rows + row for row in range(thinking.num_rows)]
+            for index, thoughts in _finished(branch, group, configs, num_thoughts):
+                yield index, thoughts.select(rows) if len(groups) > 1 else thoughts
 
 
 def _finished(

@@ -24,6 +24,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from lm_eval_latentref.latent.abreast import Abreast
 from lm_eval_latentref.latent.config import RefinementConfig
 from lm_eval_latentref.latent.contexts import Context, Markers
 from lm_eval_latentref.latent.dropout import dropping
@@ -121,9 +122,27 @@ class Thinking:
         """An independent copy with the given rows, in the given order; a row may occur twice."""
         if list(rows) == list(range(self.num_rows)):
             return self.fork()
+        search = self._search.fork(rows) if self._search else None
+        return self._of_rows(rows, self._stream.fork(rows), search)
+
+    @property
+    def reads_abreast(self) -> bool:
+        """Whether all models can read copies side by side."""
+        networks = [self._stream.network, *(self._search.networks if self._search else ())]
+        return all(network.takes_branches for network in networks)
+
+    def abreast(self, num: int) -> Thinking:
+        """`num` copies of all rows, one copy after another; one forward reads a thought of each.
+
+        Call it after `read`, and only if `reads_abreast`.
+        """
+        rows = [*range(self.num_rows)]
+        search = self._search.abreast(num, len(rows)) if self._search else None
+        return self._of_rows(rows * num, Abreast(self._stream, num, len(rows)), search)
+
+    def _of_rows(self, rows: Sequence[int], stream: Stream, search: _Search | None) -> Thinking:
         branch = copy.copy(self)
-        branch._stream = self._stream.fork(rows)
-        branch._search = self._search.fork(rows) if self._search else None
+        branch._stream, branch._search = stream, search
         branch._thoughts = [thought_BD[list(rows)] for thought_BD in self._thoughts]
         branch._finite = [finite_B3[list(rows)] for finite_B3 in self._finite]
         for name in ("_pending_BPD", "_pending_mask_BP", "_last_B1D", "_streaks_BE"):
@@ -184,15 +203,23 @@ class Thinking:
         if self._search is not None and config.searches and not self._thoughts:
             self._search.read_ahead(self.kind.vector(state), config)
 
-    def step(self, config: RefinementConfig) -> None:
-        """Think one more thought and refine it as specified by `config`."""
+    def step(self, config: RefinementConfig, memory_rates: Sequence[float] = ()) -> None:
+        """Think one more thought and refine it as specified by `config`.
+
+        Args:
+            memory_rates: the memory rate of each copy that `abreast` made, in place of that of
+                `config`.
+        """
         state = self._read_state()
         if not config.searches:
             self._search = None  # the references need not read the thoughts
         raw_BD = self.kind.vector(state)
         if self._search is not None:
             self._search.move = _Move(self.kind, state, raw_BD)
-        refined_BD, states_finite_B = _refine(raw_BD, self._thoughts, self._search, config)
+        start_BD, previous = raw_BD, self._thoughts
+        if memory_rates and previous:
+            start_BD, previous = _mixed_apart(raw_BD, previous[-1], memory_rates), []
+        refined_BD, states_finite_B = _refine(start_BD, previous, self._search, config)
         if config.thought_noise:
             noise_BD = state.normal("noise", refined_BD.shape[-1])
             refined_BD = refined_BD + config.thought_noise * noise_BD
@@ -310,6 +337,13 @@ def _refine(
     return search.run(thought_BD, config)
 
 
+def _mixed_apart(raw_BD: Tensor, previous_BD: Tensor, memory_rates: Sequence[float]) -> Tensor:
+    """The mixed thoughts (B, D) of several copies of rows, each with its own memory rate."""
+    rates_G = raw_BD.new_tensor(memory_rates)
+    rates_B1 = rates_G.repeat_interleave(len(raw_BD) // len(rates_G)).unsqueeze(1)
+    return mix_residual(raw_BD, previous_BD, memory_rate=rates_B1)
+
+
 class _Search:
     """Contrastive reasoning feedback search; both references read every refined thought."""
 
@@ -323,6 +357,16 @@ class _Search:
     def fork(self, rows: Sequence[int] | None = None) -> _Search:
         branch = copy.copy(self)
         branch._strong, branch._weak = self._strong.fork(rows), self._weak.fork(rows)
+        return branch
+
+    @property
+    def networks(self) -> tuple[Network, Network]:
+        return self._strong.network, self._weak.network
+
+    def abreast(self, num: int, num_rows: int) -> _Search:
+        branch = copy.copy(self)
+        branch._strong = self._strong.abreast(num, num_rows)
+        branch._weak = self._weak.abreast(num, num_rows)
         return branch
 
     def read(self) -> None:

@@ -279,19 +279,31 @@ class Report:
         at_least: float | None = None,
         at_most: float | None = None,
         tiny: bool = False,
+        limit: tuple[float, str] | None = None,
     ) -> None:
-        """Adds the sentence on whether the median of `values` reaches its target."""
+        """Adds the sentence on whether the median of `values` reaches its target.
+
+        Args:
+            limit: what the median would be at best, and by what that is counted or measured; a
+                second sentence compares the median with it.
+        """
         value = statistics.median(values)
         self.record.setdefault("judged", {})[what] = list(values)
         if tiny or at_least is at_most is None:
             self.remarks.append(f"{what}: {spread(values)}.")
-            return
-        reached = value >= at_least if at_least is not None else value <= (at_most or 0)
-        bound = f"at least {at_least:g}" if at_least is not None else f"at most {at_most:g}"
-        verdict = "reached" if reached else "MISSED"
-        self.remarks.append(f"{what}: {spread(values)}, to be {bound}: {verdict}.")
-        if not reached:
-            self.missed.append(self.remarks[-1])
+        else:
+            reached = value >= at_least if at_least is not None else value <= (at_most or 0)
+            bound = f"at least {at_least:.3g}" if at_least is not None else f"at most {at_most:g}"
+            verdict = "reached" if reached else "MISSED"
+            self.remarks.append(f"{what}: {spread(values)}, to be {bound}: {verdict}.")
+            if not reached:
+                self.missed.append(self.remarks[-1])
+        if limit is not None:
+            most, by = limit
+            self.record.setdefault("limits", {})[what] = most
+            self.remarks.append(
+                f"{what}: the limit by {by} is {most:.3g}; the median is {value / most:.0%} of it."
+            )
 
     def table(self) -> str:
         lines = [tuple(self.header), *map(tuple, self.rows)]

@@ -49,7 +49,14 @@ def main(argv: Sequence[str] | None = None) -> int:
             "model": workload.identity(lm, args),
         },
     )
-    report.judge(f"time of {HF} / {OURS}", rounds.ratio(HF, OURS), at_least=TARGET, tiny=args.tiny)
+    read = [workload.columns_read(lm, partial(side.answer, checked)) for side in sides]
+    report.judge(
+        f"time of {HF} / {OURS}",
+        rounds.ratio(HF, OURS),
+        at_least=TARGET,
+        tiny=args.tiny,
+        limit=(read[0] / read[1], "columns read"),
+    )
     report.remarks.append(
         f"Log-likelihoods in float32 differ by at most {difference:.1e} over {len(checked)} "
         f"documents; accuracy in {args.dtype}: {HF} {accuracy[HF]:.3f}, "

@@ -29,7 +29,7 @@ from bench import Side
 from datasets import Dataset
 from lm_eval.api.instance import Instance
 from lm_eval.api.task import ConfigurableTask
-from workload import NEW_TOKENS
+from workload import LATENT_STEPS, NEW_TOKENS
 
 from lm_eval_latentref.benchmarks.splits import load_split
 from lm_eval_latentref.errors import LatentRefError
@@ -121,8 +121,11 @@ def measured(work: Work, exact: Any, lm: Any, args: Any) -> dict[str, Any]:
     both = [Side(side, sides[side]) for side in (work.slow, work.fast)]
     rounds = bench.alternate(both, documents, args)
     cost = {k: v - before[k] for k, v in accounting.report().items() if k.startswith("tokens")}
-    limit = _limit(lm, documents, cost) if HF in (work.slow, work.fast) else None
-    answers = {"equal_in_float32": _equal(first, second), "limit": limit}
+    read = _tokens_read(work, lm, documents, cost)
+    answers = {
+        "equal_in_float32": _equal(first, second),
+        "limit": read[work.slow] / read[work.fast],
+    }
     return {**rounds.record(), **cost, **answers, "command": command()}
 
 
@@ -133,9 +136,8 @@ def _show(name: str, made: dict[str, Any], report: bench.Report, *, tiny: bool) 
     report.rows = [*report.rows, *((name, *row) for row in rounds.rows())]
     what, bounds = f"{name}: time of {work.slow} / {work.fast}", (work.at_least, work.at_most)
     ratio = rounds.ratio(work.slow, work.fast)
-    report.judge(what, ratio, at_least=bounds[0], at_most=bounds[1], tiny=tiny)
-    if made["limit"]:
-        report.judge(f"{name}: limit by tokens", [made["limit"]])
+    limit = (made["limit"], "tokens read")
+    report.judge(what, ratio, at_least=bounds[0], at_most=bounds[1], tiny=tiny, limit=limit)
     report.remarks.append(f"{name}: measured by `python results/performance/{made['command']}`.")
 
 
@@ -217,14 +219,34 @@ def _equal(first: Sequence[Any], second: Sequence[Any]) -> bool:
     return all(abs(a[0] - b[0]) <= TOLERANCE for a, b in pairs)
 
 
-def _limit(lm: Any, documents: Sequence[Document], cost: dict[str, int]) -> float:
-    """Tokens that `hf` reads over those that ours reads."""
-    contexts = after = 0
-    for request in (asked for document in documents for asked in document[True]):
-        context, *rest = request.args
-        contexts += len(lm.tok_encode(context))
-        after += (len(lm.tok_encode(rest[0])) if isinstance(rest[0], str) else NEW_TOKENS) - 1
-    return (contexts + after) / (cost["tokens_encoded"] - cost["tokens_shared"] + after)
+def _tokens_read(
+    work: Work, lm: Any, documents: Sequence[Document], cost: dict[str, int]
+) -> dict[str, int]:
+    """Tokens and thoughts that the backbone of each side reads for all `documents`.
+
+    Args:
+        cost: what the sides that are not `HF` counted together.
+    """
+    lengths = {
+        few: [[len(lm.tok_encode(asked.args[0])) for asked in each[few]] for each in documents]
+        for few in (True, False)
+    }
+    after = sum(_after(lm, asked) for each in documents for asked in each[True])
+    after += len(documents) * LATENT_STEPS if work.thinks else 0
+    contexts = {
+        HF: sum(map(sum, lengths[True])),
+        APART: sum(each[0] for each in lengths[True]),  # all choices have the same context
+        BARE: sum(each[0] for each in lengths[False]),
+    }
+    others = sum(contexts[side] for side in (work.slow, work.fast) if side in (APART, BARE))
+    contexts[OURS] = cost["tokens_encoded"] - cost["tokens_shared"] - others
+    return {side: number + after for side, number in contexts.items()}
+
+
+def _after(lm: Any, asked: Instance) -> int:
+    """Tokens that are read after the context of a request; the last of its text is not."""
+    text = asked.args[1]
+    return (len(lm.tok_encode(text)) if isinstance(text, str) else NEW_TOKENS) - 1
 
 
 if __name__ == "__main__":

@@ -14,6 +14,7 @@ nothing.
 from __future__ import annotations
 
 import re
+import statistics
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
@@ -73,9 +74,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         record={**rounds.record(), "update_share": update, "loss_difference": difference},
     )
     ratio = rounds.ratio(PUBLISHED, OURS)
-    report.judge(f"time of {PUBLISHED} / {OURS}", ratio, at_least=TARGET, tiny=args.tiny)
-    report.judge(f"the bound: time of {OURS} / {ONE_PASS}", rounds.ratio(OURS, ONE_PASS))
-    report.judge(f"and of {PUBLISHED} / {ONE_PASS}", rounds.ratio(PUBLISHED, ONE_PASS))
+    report.judge(
+        f"time of {PUBLISHED} / {OURS}",
+        ratio,
+        at_least=TARGET,
+        tiny=args.tiny,
+        limit=(statistics.median(rounds.ratio(PUBLISHED, ONE_PASS)), ONE_PASS),
+    )
     report.remarks.append(f"AdamW takes {update:.0%} of our step, which no way of thinking saves.")
     report.check(difference <= TOLERANCE, f"the losses differ by {difference:.2g}")
     if args.profile:

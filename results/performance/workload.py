@@ -213,6 +213,18 @@ def write(lm: HFLM, prompts: Sequence[str]) -> list[str]:
     return lm.generate_until(requests, disable_tqdm=True)
 
 
+def columns_read(lm: LatentRefLM, work: Callable[[], Any]) -> int:
+    """Rows times columns of all forwards of the model of `lm` during one call of `work`."""
+    read: list[int] = []
+    lm.reasoner.backbone.activate()
+    handle = lm.reasoner.backbone.before_forward(lambda columns, _: read.append(columns))
+    try:
+        work()
+    finally:
+        handle.remove()
+    return sum(read)
+
+
 def _mathqa_prompt(document: dict[str, Any]) -> str:
     return f"Question: {document['Problem']}\nAnswer:"
 

@@ -40,8 +40,8 @@ __all__ = ["finished", "finished_folder", "folders", "stops_after", "tasks"]
 
 
 def test_work_that_settings_share_is_done_once(finished):
-    # Three batches: the context with the first thought for all; two more thoughts for each of two.
-    assert finished.cost.forwards["strong"] == 3 * (1 + 2 * 2)
+    # Three batches: the context with the first thought for all; two more thoughts, side by side.
+    assert finished.cost.forwards["strong"] == 3 * (1 + 2)
 
 
 def test_a_sweep_resolves_its_names_once_and_builds_its_task_once(

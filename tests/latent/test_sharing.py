@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 
 import pytest
 import torch
@@ -13,6 +14,7 @@ from thought_cases import CONTEXTS, CONTINUATIONS, MARKER_IDS, assert_same_score
 from tiny import HIDDEN_SIZE
 
 from lm_eval_latentref.evaluation.settings import Grid
+from lm_eval_latentref.latent import sharing, thoughts
 from lm_eval_latentref.latent.networks import Network
 from lm_eval_latentref.latent.scoring import score
 from lm_eval_latentref.latent.sharing import think_under
@@ -114,16 +116,57 @@ def count(configs, made):
     return [now - then for now, then in zip(forwards(made), before, strict=True)]
 
 
-def test_what_no_setting_changes_is_done_once():
+@pytest.mark.parametrize(("family", "abreast"), [("llama", True), ("mistral", False)])
+def test_what_no_setting_changes_is_done_once(family, abreast):
     rates, sizes, most = (0.2, 0.4, 0.6), (0.5, 1.0), 4
     grid = Grid(latent_steps=(2, most), memory_rates=rates, step_sizes=sizes)
-    actual = count(configs_of(grid), networks("llama"))
-    num_rates, num_sizes = len(rates) + 1, len(sizes) + 1
-    # The context; after the first thought once a step size; then once a pair. Fewer thoughts: free.
-    backbone = 1 + num_sizes * (1 + num_rates * (most - 2))
-    # The context with the first thought; then once for each pair and thought.
-    reference = 1 + len(sizes) * num_rates * (most - 1)
+    actual = count(configs_of(grid), networks(family))
+    num_sizes = len(sizes) + 1
+    num_branches = 1 if abreast else len(rates) + 1
+    # The context; after the first thought once a step size; then once a branch. Fewer thoughts:
+    # free.
+    backbone = 1 + num_sizes * (1 + num_branches * (most - 2))
+    # The context with the first thought; then once for each branch and thought.
+    reference = 1 + len(sizes) * num_branches * (most - 1)
     assert actual == [backbone, reference, reference]
+
+
+RATES = Grid(latent_steps=(4,), memory_rates=(0.2, 0.5, 0.9), step_sizes=(1.0,))
+
+
+@pytest.mark.parametrize("most", [4, 8, 128])
+def test_as_many_settings_as_allowed_are_read_side_by_side_with_the_same_thoughts(
+    most, monkeypatch
+):
+    monkeypatch.setattr(sharing, "COLUMNS_ABREAST", most)
+    configs, made = configs_of(RATES), networks("llama")
+    assert_equal(under(configs, made), configs, made)
+    num_forwards = 1 + 2 * (1 + math.ceil(len(configs) / 2 / (most // 4)) * 2)
+    assert count(configs, made)[0] == num_forwards
+
+
+@torch.no_grad()
+def test_settings_side_by_side_think_alike_in_every_batch():
+    configs, made = configs_of(RATES), networks("llama")
+    together = under(configs, made)
+    for row, context in enumerate(CONTEXTS):
+        for number, ((_, alone),) in think_under(
+            Context.pad([context]), configs, markers=MARKERS, **made
+        ):
+            (scores,) = score(alone, [CONTINUATIONS[row]], max_rows=1)
+            assert_same_scores([together[number][0][row]], [scores])
+
+
+def test_the_comparison_shows_rates_that_are_swapped(monkeypatch):
+    mix = thoughts._mixed_apart
+
+    def mutant(raw_BD, previous_BD, memory_rates):
+        return mix(raw_BD, previous_BD, memory_rates[::-1])
+
+    monkeypatch.setattr(thoughts, "_mixed_apart", mutant)
+    configs, made = configs_of(RATES), networks("llama")
+    with pytest.raises(AssertionError):
+        assert_equal(under(configs, made), configs, made)
 
 
 def test_memory_rates_alone_ask_no_reference():

@@ -51,7 +51,7 @@ SCRIPTS = (
     sweep,
     train,
 )
-PROFILED = (choices, floor, generation, kinds, refinement, train)
+PROFILED = (choices, floor, generation, kinds, refinement, sweep, train)
 OTHERS = ("bench", "workload", "index", "leaderboard")
 """Those that scripts share or that measure nothing, and one that is tested beside its command."""
 FOLDER = Path(bench.__file__).parent
@@ -182,6 +182,28 @@ def test_the_index_lists_every_page_with_its_verdicts():
     report.judge("time of a / b", [3.0, 4.0, 8.0], at_most=3.2)
     report.judge("time of c / d", [1.0])
     assert index.figures_of(report.table()) == ["time of a / b 4, at most 3.2: missed"]
+
+
+def test_a_ratio_is_compared_with_its_limit_in_a_sentence_and_in_the_record():
+    report = Report(name="x", header=("",), rows=[], record={})
+    report.judge("time of a / b", [3.0, 4.0, 8.0], at_least=4, limit=(5.0, "columns read"))
+    assert report.remarks[1] == (
+        "time of a / b: the limit by columns read is 5; the median is 80% of it."
+    )
+    assert report.record["limits"] == {"time of a / b": 5.0}
+    assert index.figures_of(report.table()) == ["time of a / b 4, at least 4: reached"]
+
+
+def test_the_limit_of_prefixes_counts_each_token_that_a_side_reads():
+    lm = workload.load_lm(bench.parse("", ["--tiny"], documents=2, batch_size=2))
+    work = prefixes.WORKS["choices"]
+    documents = prefixes.asked(work, 2, tiny=True)
+    read = prefixes._tokens_read(work, lm, documents, {"tokens_encoded": 90, "tokens_shared": 30})
+    texts = [[request.args for request in each[True]] for each in documents]
+    after = sum(len(choice) - 1 for each in texts for _, choice in each)
+    assert read[prefixes.HF] == after + sum(len(text) for each in texts for text, _ in each)
+    assert read[prefixes.APART] == after + sum(len(each[0][0]) for each in texts)
+    assert read[prefixes.OURS] == after + 60
 
 
 def test_prompts_are_cut_to_a_mean_length():
