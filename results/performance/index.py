@@ -51,10 +51,9 @@ NOTES = """
 - Three adapters need most memory while text is generated, because three models keep their caches.
   Processing the batch in parts keeps that small.
 - The lower bound of a training step is one pass for all thoughts, as if they did not depend on each
-  other, plus AdamW. If the page's last ratio is below the target, no order of the work reaches it.
-- Settings of a sweep share the reading of contexts; each thinks and scores for itself. These
-  columns, of few tokens a row, cost more each than those of long contexts, so the time saved is
-  less than the columns saved.
+  other, plus AdamW. If the limit on the page is below the target, no order of the work reaches it.
+- Settings of a sweep share the reading of contexts. Those that differ only in memory rate also
+  think side by side, because columns of few tokens a row cost more each than those of contexts.
 - A start of the default set reads its adapters, makes PEFT's layers, checks the model with small
   forwards and thinks six thoughts, none of which `hf` does.
 """
