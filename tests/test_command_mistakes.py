@@ -132,6 +132,8 @@ DATA = ["data", "--num", "3", "-o", "out.json", "graph"]
         ([*STUDY, "-o", "out", "--device", "nowhere"], "argument --device"),
         ([*STUDY, "-o", "out", "--task", "latentref_graph"], "is given twice"),
         ([STUDY[0], "model", *STUDY[1:], "-o", "out"], "model is given twice"),
+        ([*STUDY, "-o", "out", "--row", "r=a", "--row", "r=b"], "row r is given twice"),
+        ([*STUDY, "-o", "out", "--row", "r=a", "--contrast", "r=a,b"], "row r is given twice"),
         ([*STUDY, "-o", "out"], "has no latentref.json"),
         (["study", "", *STUDY[2:], "-o", "out"], "it is empty"),
         ([*STUDY, "-o", "out", "--task", "nope"], "nope_dev, which does not exist"),

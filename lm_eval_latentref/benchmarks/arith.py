@@ -23,6 +23,9 @@ OPERATIONS = {
     "*": lambda value, operand: value * operand,
 }
 
+MOST = 1000
+"""The largest modulus and number of steps: each problem lists all candidates and all steps."""
+
 
 def generate(
     num: int,
@@ -39,19 +42,19 @@ def generate(
         num: the number of problems, 0 or more.
         seed: any integer; different seeds give different problems.
         split: "train", "validation" or "test"; no problem is in two splits, whatever the seeds.
-        modulus: results are taken modulo this number, 2 or more.
+        modulus: results are taken modulo this number, 2 to 1000.
         min_steps: the minimum number of operations; the number is drawn uniformly.
-        max_steps: the maximum number of operations.
+        max_steps: the maximum number of operations, at most 1000.
 
     Raises:
         LatentRefError: a value is out of range, or there are fewer than `num` problems.
     """
     check_request(num, split)
-    if modulus < 2:
-        raise LatentRefError(f"modulus={modulus}: it must be at least 2")
-    if not 1 <= min_steps <= max_steps:
+    if not 2 <= modulus <= MOST:
+        raise LatentRefError(f"modulus={modulus}: it must be from 2 to {MOST}")
+    if not 1 <= min_steps <= max_steps <= MOST:
         raise LatentRefError(
-            f"min_steps={min_steps}, max_steps={max_steps}: they must be in order and at least 1"
+            f"min_steps={min_steps}, max_steps={max_steps}: they must be in order, from 1 to {MOST}"
         )
     # A string seed goes through SHA-512, so it does not depend on Python's hash randomisation.
     rng = random.Random(f"arith {split} {seed}")

@@ -93,7 +93,7 @@ def _draw(rng: random.Random, size: _Size) -> Row | None:
     trees, edges = _grow(rng, size)
     paths = [shortest_paths(root, edges) for root in (0, 1)]
     pools: dict[int, list[list[int]]] = {}
-    for hops in range(size.min_hops, size.max_hops + 1):
+    for hops in range(size.min_hops, min(size.max_hops, size.nodes) + 1):
         both = [
             [node for node in trees[root] if len(paths[root][node]) == hops + 1] for root in (0, 1)
         ]

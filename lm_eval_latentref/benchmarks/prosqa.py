@@ -186,11 +186,16 @@ def _stream(seed: int, split: str, size: _Size) -> Iterator[Row]:
     while True:
         problem = _problem(rng, size)
         # New names do not change the graph, so this loop does not change the statistics.
-        while True:
+        for _ in range(MOST_FAILURES):
             row = _worded(problem, rng)
             digits = fingerprint(row["question"])
             if int(digits, 16) % 4 in SPLIT_BUCKETS[split] and digits not in seen:
                 break
+        else:
+            raise LatentRefError(
+                f"these options give hardly more than {len(seen) - len(KNOWN_FINGERPRINTS)} "
+                f"problems of {split}; give more nodes, or a smaller number of problems"
+            )
         seen.add(digits)
         yield row
 

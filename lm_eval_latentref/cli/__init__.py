@@ -173,12 +173,15 @@ def study(args: argparse.Namespace) -> int:
     from lm_eval_latentref.evaluation.provenance import command
     from lm_eval_latentref.evaluation.report import OVERVIEW, STUDY, check_kind
     from lm_eval_latentref.evaluation.study import run_studies
+    from lm_eval_latentref.evaluation.study_options import check_distinct
     from lm_eval_latentref.evaluation.study_report import save_studies, save_study
 
     names = ("work", "latent_steps", "memory_rates", "step_sizes", "limit", "dev_limit", "margins")
     options = _given(args, *names, "recommended", "seed", "batch_size", "device", "dtype")
     check_kind(args.output, OVERVIEW if len(args.task) > 1 else STUDY)
-    options |= {"contrasts": dict(args.contrast or ()), "checkpoints": dict(args.row or ())}
+    rows = {"contrasts": args.contrast or (), "checkpoints": args.row or ()}
+    check_distinct("row", [name for given in rows.values() for name, _ in given])
+    options |= {kind: dict(given) for kind, given in rows.items()}
     options.setdefault("work", _work_folder("study", args.output))
     studies = run_studies(args.folders, tasks=args.task, **options)
     if len(studies) > 1:

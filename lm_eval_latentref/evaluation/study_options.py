@@ -97,10 +97,10 @@ class Options:
 
 
 def check_distinct(kind: str, names: Sequence[str]) -> None:
-    """Raises LatentRefError if a set or task is given twice.
+    """Raises LatentRefError if a set, task or row is given twice.
 
     Args:
-        kind: "task" or "folder", for the message.
+        kind: "task", "folder" or "row", for the message.
     """
     if twice := sorted({name for name in names if names.count(name) > 1}):
         raise LatentRefError(f"{kind} {twice[0]} is given twice; give it once")

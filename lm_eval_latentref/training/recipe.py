@@ -136,8 +136,8 @@ class Recipe:
     """Epochs to save in the subfolder `epochs`. They are named by phase, stage and epoch: `cot-3`
     is the third epoch of CoT, `coconut-4-1` the first epoch of stage 4."""
 
-    # The references: epochs of CoT, counted from 1. If `cot` is not a phase and `pretrained` is a
-    # CoT run with `keep_epochs`, they are epochs of that run.
+    # The references: epochs of CoT, counted from 1. If `cot` is not a phase, they are epochs of the
+    # CoT run `pretrained`: its references, or epochs in its `keep_epochs`.
 
     strong_epoch: int | None = None
     """The epoch that becomes `strong`; without it, the epoch with the best validation accuracy, or

@@ -12,7 +12,7 @@ from __future__ import annotations
 import functools
 import logging
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ import numpy as np
 
 from lm_eval_latentref.checkpoints.adapter_files import read_config, read_files
 from lm_eval_latentref.checkpoints.census import changes_base
+from lm_eval_latentref.checkpoints.manifest import MANIFEST_NAME, read_manifest
 from lm_eval_latentref.checkpoints.packaged import DEFAULT_MODEL, local_folder
 from lm_eval_latentref.checkpoints.questions import Hashes, hash_questions
 from lm_eval_latentref.checkpoints.sets import CheckpointNames, SetPlan, learnt_from, resolve
@@ -185,7 +186,8 @@ class Start:
         """The local folders of the set's references, by role.
 
         They are the epochs that the recipe names, or the references in the set's latentref.json.
-        Raises LatentRefError if a named epoch is missing.
+        A start that has neither references nor kept epochs gives none. Raises LatentRefError if a
+        named epoch is missing.
         """
         if self._name is None or self._plan is None:
             return {}
@@ -195,21 +197,29 @@ class Start:
                 folder = Path(source.adapter or os.path.join(source.base, source.subfolder))
                 if folder.is_dir():
                     folders[role] = folder
-        named = {role: _kept_cot(self._name, epoch) for role, epoch in self._epochs.items()}
+        if not folders and not (_local(self._name) / EPOCHS).is_dir():
+            return {}  # the start has no CoT beside it
+        named = {
+            role: _kept_cot(self._name, epoch, folders.values())
+            for role, epoch in self._epochs.items()
+        }
         return folders | named
 
 
 def _named_epochs(recipe: Recipe) -> dict[str, int]:
-    """The epochs that become references, by role, if the start is a CoT run that kept epochs."""
+    """The epochs of the CoT run `pretrained` that become references, by role."""
     if "cot" in recipe.phases or "coconut" not in recipe.phases or recipe.pretrained is None:
-        return {}
-    if not (_local(recipe.pretrained) / EPOCHS).is_dir():
         return {}
     named = {"strong": recipe.strong_epoch, "weak": recipe.weak_epoch}
     return {role: epoch for role, epoch in named.items() if epoch is not None}
 
 
-def _kept_cot(name: str, epoch: int) -> Path:
+def _kept_cot(name: str, epoch: int, references: Iterable[Path]) -> Path:
+    """The folder of an epoch that was kept by its name or as a reference."""
+    for folder in references:
+        record = folder / MANIFEST_NAME
+        if record.is_file() and read_manifest(record).epoch == epoch:
+            return folder
     folder = _local(name) / EPOCHS / f"cot-{epoch}"
     if not folder.is_dir():
         raise LatentRefError(

@@ -112,9 +112,26 @@ def visible(rungs: Sequence[tuple[TaskPage, str]], row: str, num: int) -> int:
     )
 
 
-def excluded(rungs: Sequence[tuple[TaskPage, str]], row: str, gain: float) -> int:
-    """On how many rungs the interval over problems lies below a gain of this many points."""
-    return sum(page.difference(rung, row).high < gain for page, rung in rungs)
+def excluded(rungs: Sequence[tuple[TaskPage, str]], row: str, gain: float) -> tuple[int, int]:
+    """On how many rungs the interval over problems excludes a gain; on how many it has room."""
+    roomy = [(page, rung) for page, rung in rungs if page.accuracy(rung, "Coconut") + gain <= 100]
+    return sum(page.difference(rung, row).high < gain for page, rung in roomy), len(roomy)
+
+
+def of_backbones(pages: Sequence[TaskPage], row: str, room: float) -> tuple[int, str]:
+    """The number of backbones between chance and the ceiling, and their differences in points."""
+    values = [
+        100 * page.rung(unit, rung)["rows"][row]["difference"]["mean"]
+        for page in pages
+        for unit, rung in page.backbones(room)
+    ]
+    return len(values), f"{signed(min(values))} to {signed(max(values))}" if values else "-"
+
+
+def backwards(pages: Sequence[TaskPage], row: str, contrast: str) -> tuple[int, int]:
+    """On how many backbones validation chose a negative step, and on how many beyond its noise."""
+    better = [value for page in pages for value in page.backwards(row, contrast)]
+    return len(better), sum(better)
 
 
 def signs(rungs: Sequence[tuple[TaskPage, str]], contrast: str) -> dict[str, int]:
@@ -159,6 +176,9 @@ def render(pages: Sequence[TaskPage]) -> str:
         "towards": towards,
         "visible": visible,
         "excluded": excluded,
+        "of_backbones": of_backbones,
+        "backwards": backwards,
+        "num_backbones": sum(len(page.rungs) * len(page.units) for page in generated),
         "num_rungs": sum(len(page.rungs) for page in generated),
         "rungs": [(page, rung) for page in generated for rung in page.rungs],
     }

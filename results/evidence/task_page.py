@@ -19,11 +19,13 @@ import numpy as np
 from plan import MEMORY_RATES, PLANS, STEP_SIZES
 from scipy.stats import binomtest
 
+from lm_eval_latentref.errors import LatentRefError
 from lm_eval_latentref.evaluation.statistics import (
     Interval,
     detectable_difference,
     interval_over_seeds,
     proportion_interval,
+    standard_error,
     unpaired_p,
 )
 
@@ -90,6 +92,8 @@ class TaskPage:
         parts = units[0]["baselines"]["Coconut, finished"]["by_steps"].values()
         self.num = sum(part["num"] for part in parts)
         self.rungs = [rung["name"] for rung in units[0]["rungs"]]
+        for unit in units:
+            _check(unit, self.rungs, self.num)
 
     def rung(self, unit: Json, name: str) -> Json:
         return next(rung for rung in unit["rungs"] if rung["name"] == name)
@@ -145,14 +149,48 @@ class TaskPage:
 
     def baseline(self, rung: str, part: str) -> tuple[float, Mean]:
         """Accuracy of a part by its full text, and the difference to the rung's plain Coconut."""
-        values, errors, accuracies = [], [], []
-        for unit in self.units:
-            plain = bits(self.rung(unit, rung)["rows"]["Coconut"]["correct"], self.num)
-            own = bits(unit["baselines"][part]["correct"], self.num)
-            values.append(100 * float((own - plain).mean()))
-            errors.append(100 * float((own - plain).std(ddof=1)) / math.sqrt(self.num))
-            accuracies.append(100 * float(own.mean()))
-        return float(np.mean(accuracies)), mean(values, errors)
+        plain_SN = np.array([bits(row["correct"], self.num) for row in self.row(rung, "Coconut")])
+        own_SN = np.array(
+            [bits(unit["baselines"][part]["correct"], self.num) for unit in self.units]
+        )
+        # All seeds answer the same problems, so a problem's mean over seeds is the sample.
+        differences_N = 100 * (own_SN - plain_SN).mean(axis=0)
+        half = NORMAL * standard_error(differences_N)
+        return 100 * float(own_SN.mean()), Mean(float(differences_N.mean()), half, None)
+
+    def backbones(self, room: float) -> list[tuple[Json, str]]:
+        """The unit and rung of each backbone whose accuracy neither chance nor the ceiling hides.
+
+        Its plain Coconut is significantly better than chance, and `room` points below 100 %.
+        """
+        return [
+            (unit, rung)
+            for rung in self.rungs
+            for unit, row in zip(self.units, self.row(rung, "Coconut"), strict=True)
+            if proportion_interval(bits(row["correct"], self.num)).low > self.plan.chance
+            and 100 * row["accuracy"] + room <= 100
+        ]
+
+    def backwards(self, row: str, contrast: str) -> list[bool]:
+        """For each backbone with a negative step in `row`: whether it beats no search on dev.
+
+        It does if the 95 % interval of its margin on the validation problems excludes 0.
+        """
+        better = []
+        for rung in self.rungs:
+            for unit, judged in zip(self.units, self.row(rung, row), strict=True):
+                if judged["setting"]["step_size"] >= 0:
+                    continue
+                (chosen,) = [
+                    setting
+                    for setting in self.rung(unit, rung)["dev"][contrast]
+                    if all(
+                        setting[name] == judged["setting"][name]
+                        for name in ("memory_rate", "step_size")
+                    )
+                ]
+                better.append(chosen["margin_difference"]["low"] > 0)
+        return better
 
     def by_seed(self, rung: str) -> list[float]:
         """Accuracy of plain Coconut in per cent, for each seed."""
@@ -246,6 +284,17 @@ class TaskPage:
 
     def command(self, unit: Json) -> str:
         return f"python results/evidence/unit.py {self.name} {unit['seed']} --work out/evidence"
+
+
+def _check(unit: Json, rungs: Sequence[str], num: int) -> None:
+    """Raises LatentRefError if a unit's rungs or number of problems are not as in the first unit."""
+    own = [rung["name"] for rung in unit["rungs"]]
+    sizes = {num, *(rung["problems"] for rung in unit["rungs"])}
+    if own != list(rungs) or len(sizes) > 1:
+        raise LatentRefError(
+            f"seed {unit['seed']} has the rungs {', '.join(own)} on {max(sizes)} problems, but the "
+            f"first seed has {', '.join(rungs)} on {num}; run unit.py again for one of them"
+        )
 
 
 def read_units(folder: Path) -> list[TaskPage]:

@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 from plan import MEMORY_RATES, PLANS, STEP_SIZES, Plan, Rung
 
+from lm_eval_latentref.checkpoints.files import write_text
 from lm_eval_latentref.checkpoints.loading import load
 from lm_eval_latentref.checkpoints.manifest import MANIFEST_NAME, read_manifest
 from lm_eval_latentref.evaluation.dev_tasks import load_task
@@ -111,7 +112,7 @@ class Unit:
         path = self.folder / "results" / f"{name.replace('/', '-')}.json"
         if not path.exists():
             path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_text(json.dumps(make()), encoding="utf-8")
+            write_text(path, json.dumps(make()))
         content: Json = json.loads(path.read_text(encoding="utf-8"))
         return content
 
@@ -282,7 +283,7 @@ def main() -> None:
     logging.getLogger("lm_eval_latentref").setLevel(logging.INFO)
     content = Unit(args.task, args.seed, args.work).run()
     path = args.output / f"{args.task}-{args.seed}.json"
-    path.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+    write_text(path, json.dumps(content, indent=1) + "\n")
     print(path)
 
 

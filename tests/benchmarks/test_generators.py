@@ -10,7 +10,7 @@ import re
 import pytest
 from matrix import crossed
 
-from lm_eval_latentref.benchmarks import arith, graph
+from lm_eval_latentref.benchmarks import arith, graph, prosqa
 from lm_eval_latentref.benchmarks.generators import GENERATORS, generate
 from lm_eval_latentref.errors import LatentRefError
 
@@ -143,7 +143,9 @@ def test_the_first_problems_are_the_same_whatever_their_number(name):
         ("graph", {"extra": -1}, "extra=-1"),
         ("graph", {"min_hops": 9, "max_hops": 9}, "only 0 problems of train"),
         ("arith", {"modulus": 1}, "modulus=1"),
+        ("arith", {"modulus": 10**30}, "modulus=10*: it must be from 2 to 1000"),
         ("arith", {"min_steps": 0}, "min_steps=0"),
+        ("arith", {"max_steps": 10**6}, "max_steps=1000000: they must be in order, from 1 to 1000"),
         ("arith", {"modulus": 3, "min_steps": 1, "max_steps": 1}, "a smaller number"),
         ("graph", {"node": 3}, "'node' is not an option of graph; they are extra"),
         ("sums", {}, "no generated task 'sums'"),
@@ -152,6 +154,22 @@ def test_the_first_problems_are_the_same_whatever_their_number(name):
 def test_options_that_allow_no_problem_are_refused(name, options, message):
     with pytest.raises(LatentRefError, match=message):
         generate(name, 100, seed=0, split="train", options=options)
+
+
+def test_a_generator_ends_when_all_names_of_its_problems_are_used(monkeypatch):
+    """Two facts, each about one of two people and one of four concepts, give 12 questions."""
+    monkeypatch.setattr(prosqa, "PEOPLE", prosqa.PEOPLE[:2])
+    monkeypatch.setattr(prosqa, "CONCEPTS", prosqa.CONCEPTS[:4])
+    options = {"min_nodes": 4, "max_nodes": 4, "min_hops": 1, "max_hops": 1}
+    for name in ("prosqa_generated", "prosqa_letters"):
+        with pytest.raises(LatentRefError, match="hardly more than .* problems of test; give more"):
+            generate(name, 100, seed=0, split="test", options=options)
+
+
+def test_a_huge_number_of_hops_costs_nothing():
+    options = {"min_hops": 1, "max_hops": 10**9}
+    expected = generate("graph", 5, seed=0, split="test", options={"min_hops": 1, "max_hops": 13})
+    assert generate("graph", 5, seed=0, split="test", options=options) == expected
 
 
 @pytest.mark.parametrize("module", [graph, arith])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import json
 import math
+import os
 import sys
 from pathlib import Path
 
@@ -14,6 +15,7 @@ import yaml
 from matrix import crossed
 
 from lm_eval_latentref.cli import main
+from lm_eval_latentref.errors import LatentRefError
 from lm_eval_latentref.evaluation.dev_tasks import load_task
 from lm_eval_latentref.evaluation.judge import judge
 from lm_eval_latentref.evaluation.settings import Grid, Setting
@@ -165,6 +167,80 @@ def test_holms_correction_is_over_all_rows_and_rungs(scripts):
     assert numbers["control"] == [2, 0]
     assert numbers["+ search"] == [0, 0]
     assert Page().difference("a", "+ search").sign == 1
+
+
+def test_a_gain_is_excluded_only_where_accuracy_leaves_room_for_it(scripts):
+    class Page:
+        def accuracy(self, rung, name):
+            return {"low": 60.0, "wide": 60.0, "ceiling": 99.0}[rung]
+
+        def difference(self, rung, name):
+            return scripts["task_page"].Mean(0.0, 3.0 if rung == "wide" else 0.5, None)
+
+    rungs = [(Page(), rung) for rung in ("low", "wide", "ceiling")]
+    assert scripts["page"].excluded(rungs, "both", 1.95) == (1, 2)
+
+
+@pytest.fixture
+def committed(scripts):
+    return {page.name: page for page in scripts["task_page"].read_units(FOLDER)}
+
+
+def test_the_same_answers_again_do_not_narrow_an_interval_over_problems(scripts, committed):
+    unit, make = committed["graph"].units[0], scripts["task_page"].TaskPage
+    _, expected = make("graph", [unit]).baseline("coconut-3-1", "CoT")
+    _, actual = make("graph", [unit, {**unit, "seed": 1}]).baseline("coconut-3-1", "CoT")
+    assert actual.over_problems == pytest.approx(expected.over_problems)
+
+
+def test_backbones_that_chance_or_the_ceiling_hides_are_left_out(scripts, committed):
+    shown = {
+        (name, unit["seed"], rung): committed[name].rung(unit, rung)["rows"]["Coconut"]["accuracy"]
+        for name in ("graph", "arith", "arith-brief")
+        for unit, rung in committed[name].backbones(1.95)
+    }
+    assert ("graph", 0, "coconut-4-1") in shown
+    assert ("graph", 2, "coconut-3-1") not in shown  # at chance
+    assert ("arith", 0, "coconut-3-1") not in shown  # at the ceiling
+    assert max(shown.values()) <= 0.9805
+    expected = [
+        100 * (row["gained"] - row["lost"]) / 5000
+        for name, seed, rung in shown
+        for unit in committed[name].units
+        if unit["seed"] == seed
+        for row in [committed[name].rung(unit, rung)["rows"]["both"]]
+    ]
+    number, span = scripts["page"].of_backbones(committed.values(), "both", 1.95)
+    assert number == len(expected)
+    assert span == f"{min(expected):+.1f} to {max(expected):+.1f}"
+
+
+def test_negative_steps_are_counted_with_the_noise_of_validation(scripts, committed):
+    page = scripts["task_page"].TaskPage("graph", committed["graph"].units[:1])
+    assert page.settings("coconut-4-1", "self-contrast") == "0, -0.3"
+    assert page.backwards("self-contrast", "self") == [True, True, True]
+    assert page.backwards("+ search", "paper") == []
+
+
+def test_units_of_other_problems_or_rungs_are_not_averaged(scripts, committed):
+    unit, make = committed["arith"].units[0], scripts["task_page"].TaskPage
+    fewer = {**unit, "seed": 1, "rungs": [{**rung, "problems": 12} for rung in unit["rungs"]]}
+    for other in (fewer, {**unit, "seed": 1, "rungs": unit["rungs"][:1]}):
+        with pytest.raises(LatentRefError, match="seed 1 has the rungs .* run unit.py again"):
+            make("arith", [unit, other])
+
+
+def test_a_result_of_a_unit_is_whole_or_absent(scripts, tmp_path, monkeypatch):
+    unit = scripts["unit"].Unit("arith", 0, tmp_path)
+
+    def killed(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(os, "replace", killed)
+    with pytest.raises(KeyboardInterrupt):
+        unit._kept("row", lambda: {"accuracy": 1.0})
+    monkeypatch.undo()
+    assert unit._kept("row", lambda: {"accuracy": 0.5}) == {"accuracy": 0.5}
 
 
 def test_the_committed_page_is_that_of_the_committed_units(scripts):

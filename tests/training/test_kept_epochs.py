@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
+import shutil
+
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -10,6 +13,7 @@ from training_helpers import small_recipe
 from lm_eval_latentref.checkpoints.loading import load
 from lm_eval_latentref.checkpoints.manifest import read_manifest
 from lm_eval_latentref.errors import LatentRefError
+from lm_eval_latentref.training.start import Start
 from lm_eval_latentref.training.trainer import train
 
 KEPT = ["cot-1", "cot-2", "cot-3"]
@@ -84,6 +88,17 @@ def test_strong_and_weak_can_be_named_by_epoch_after_the_cot_run(cot, tmp_path):
     assert same(folder / "strong", cot / "strong")
     with pytest.raises(LatentRefError, match="did not keep epoch 9 of CoT"):
         train(small_recipe(tmp_path / "other", strong_epoch=9, **start))
+
+
+def test_an_epoch_is_named_only_if_it_is_there(cot, tmp_path):
+    """A run without `keep_epochs` has the epochs of its references, and no others."""
+    bare = tmp_path / "bare"
+    shutil.copytree(cot, bare, ignore=shutil.ignore_patterns("epochs"))
+    recipe = small_recipe(tmp_path / "out", pretrained=str(bare), config=None, phases=["coconut"])
+    named = dataclasses.replace(recipe, weak_epoch=3, strong_epoch=1)
+    assert Start(named).references() == {"strong": bare / "weak", "weak": bare / "strong"}
+    with pytest.raises(LatentRefError, match="did not keep epoch 2 of CoT"):
+        Start(dataclasses.replace(recipe, weak_epoch=2))
 
 
 @pytest.mark.parametrize("name", ["cot-4", "coconut-4-1", "coconut-1", "pause-1-1", "cot"])
