@@ -226,7 +226,7 @@ def test_units_of_other_problems_or_rungs_are_not_averaged(scripts, committed):
     unit, make = committed["arith"].units[0], scripts["task_page"].TaskPage
     fewer = {**unit, "seed": 1, "rungs": [{**rung, "problems": 12} for rung in unit["rungs"]]}
     for other in (fewer, {**unit, "seed": 1, "rungs": unit["rungs"][:1]}):
-        with pytest.raises(LatentRefError, match="seed 1 has the rungs .* run unit.py again"):
+        with pytest.raises(LatentRefError, match=r"seed 1 has the rungs .* run unit\.py again"):
             make("arith", [unit, other])
 
 
