@@ -287,7 +287,7 @@ class TaskPage:
 
 
 def _check(unit: Json, rungs: Sequence[str], num: int) -> None:
-    """Raises LatentRefError if a unit's rungs or number of problems are not as in the first unit."""
+    """Raises LatentRefError if a unit has other rungs or problems than the first unit."""
     own = [rung["name"] for rung in unit["rungs"]]
     sizes = {num, *(rung["problems"] for rung in unit["rungs"])}
     if own != list(rungs) or len(sizes) > 1:
