@@ -209,16 +209,22 @@ def set_rows(model: Any, num_rows: int) -> None:
 
     The mean is the same in every run; transformers would initialise new rows at random.
     """
-    old_rows = model.get_input_embeddings().weight.shape[0]
-    if old_rows == num_rows:
+    embedding = model.get_input_embeddings()
+    old_rows, num_new = len(embedding.weight), num_rows - len(embedding.weight)
+    if num_new == 0:
         return
+    if num_new > 0:
+        # transformers would first draw a whole embedding at random, which takes several times as
+        # long as copying it.
+        old_VD = embedding.weight.data
+        embedding.weight.data = torch.cat([old_VD, old_VD.new_empty(num_new, old_VD.shape[1])])
+        embedding.num_embeddings = num_rows
     model.resize_token_embeddings(num_rows, mean_resizing=False)
-    layers = (model.get_input_embeddings(), model.get_output_embeddings())
+    layers = (embedding, model.get_output_embeddings())
+    weights = {id(layer.weight): layer.weight for layer in layers if layer is not None}
     with torch.no_grad():
-        for layer in layers:
-            if layer is not None and num_rows > old_rows:
-                weight_VD = layer.weight
-                weight_VD[old_rows:] = weight_VD[:old_rows].float().mean(0).to(weight_VD.dtype)
+        for weight_VD in weights.values() if num_new > 0 else ():
+            weight_VD[old_rows:] = weight_VD[:old_rows].float().mean(0).to(weight_VD.dtype)
 
 
 def make_skeleton(config: Any, trust_remote_code: bool = False) -> Any:

@@ -28,7 +28,7 @@ from lm_eval_latentref.errors import LatentRefError
 from lm_eval_latentref.latent import caches
 from lm_eval_latentref.latent import transformers_seams as seams
 from lm_eval_latentref.latent.peft_seams import AdapterSwitch, is_adapted
-from lm_eval_latentref.latent.torch_seams import by_onednn
+from lm_eval_latentref.latent.torch_seams import by_onednn, keep_few_kernels
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -55,6 +55,7 @@ class Network:
         lender: Network | None = None,
         borrowed_ids: Collection[int] = (),
     ) -> None:
+        keep_few_kernels()
         self._switch = AdapterSwitch.of(model) if is_adapted(model) else None
         self._adapter = adapter
         self.causal_lm: PreTrainedModel = model.get_base_model() if self._switch else model

@@ -18,12 +18,17 @@ import torch
 from torch import Tensor
 
 from lm_eval_latentref.latent import caches
+from lm_eval_latentref.latent.batching import give_back_memory
 from lm_eval_latentref.latent.networks import Network
 from lm_eval_latentref.latent.transformers_seams import attention_of
 
 SAVED_BY_A_PART = 32
 """The least number of columns of padding that reading a part of the rows apart must save: a forward
 costs about as much as a few columns, and the caches of all parts are copied together."""
+
+MANY_COLUMNS = 1024
+"""Before so many columns of contexts are read, freed memory is given back: what reading them takes
+does not fit into the gaps that reading others, by another network for example, has left."""
 
 COLUMNS_AT_ONCE = 512
 """The most columns read at once under a mask, whose size is their number times that of all columns.
@@ -57,7 +62,9 @@ class Stream:
         Args:
             mask_BL: bool, True for real columns, False for padding; None if there is no padding.
         """
-        if mask_BL is not None and self._begins_in_parts():
+        if self._begins() and embeds_BLD.shape[:2].numel() >= MANY_COLUMNS:
+            give_back_memory()
+        if mask_BL is not None and self._begins() and self.network.reads_in_parts:
             # A row of padding alone keeps a column, because no model reads nothing.
             num_padding_B = (~mask_BL).sum(1).clamp(max=mask_BL.shape[1] - 1)
             parts = in_parts(num_padding_B.tolist())
@@ -69,9 +76,10 @@ class Stream:
         masks = [None] * len(parts) if mask_BL is None else mask_BL.split(COLUMNS_AT_ONCE, dim=1)
         return torch.cat([self._feed(*part) for part in zip(parts, masks, strict=True)], dim=1)
 
-    def _begins_in_parts(self) -> bool:
-        is_new = self.length == self.num_shared
-        return is_new and not torch.is_grad_enabled() and self.network.reads_in_parts
+    def _begins(self) -> bool:
+        """Whether the next columns are the first of each row's own, on a CPU without gradients."""
+        on_cpu = self.network.device.type == "cpu"
+        return self.length == self.num_shared and on_cpu and not torch.is_grad_enabled()
 
     def _feed_parts(
         self, embeds_BLD: Tensor, mask_BL: Tensor, parts: Sequence[tuple[list[int], int]]

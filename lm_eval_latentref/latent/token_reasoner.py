@@ -18,7 +18,7 @@ import torch
 
 from lm_eval_latentref.errors import LatentRefError
 from lm_eval_latentref.latent.accounting import Accounting
-from lm_eval_latentref.latent.batching import Tokens, give_back_memory
+from lm_eval_latentref.latent.batching import Tokens
 from lm_eval_latentref.latent.config import RefinementConfig
 from lm_eval_latentref.latent.continuing import inputs_after
 from lm_eval_latentref.latent.description import describe, dtype_name, name_of, settings_of
@@ -181,8 +181,6 @@ class TokenReasoner:
         """The contexts of each part, with a `Thinking` about it."""
         start = 0
         for part in parts:
-            if len(parts) > 1:
-                give_back_memory()
             stop = start + len(part.ids_BC)
             yield contexts[start:stop], self._thinking(part)
             start = stop

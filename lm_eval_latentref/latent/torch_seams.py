@@ -1,5 +1,6 @@
 """Everything in torch beyond its public calls: oneDNN's products, sums of attention, subclasses.
 
+    keep_few_kernels()                                       # before the first product
     with by_onednn():
         hidden_BLD = decoder(inputs_embeds=embeds_BLD).last_hidden_state
     output_BGQD, sums_BGQ = attention_and_sums(query_BGQD, key_BGKD, value_BGKD, None, None)
@@ -14,6 +15,7 @@ Shape suffixes: N rows, I inputs, O outputs; B batch, G heads, Q queries, K colu
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
@@ -26,6 +28,20 @@ from torch.utils._pytree import tree_map_only
 
 _Product = tuple[Tensor, Tensor, Tensor | None]
 """Rows (..., I), weight (O, I) and bias (O,)."""
+
+_KERNELS_KEPT = {"ONEDNN_PRIMITIVE_CACHE_CAPACITY": "64", "LRU_CACHE_CAPACITY": "64"}
+"""How many kernels oneDNN keeps, and how many torch keeps beside it; both 1024 by default."""
+
+
+def keep_few_kernels() -> None:
+    """Let oneDNN keep the kernels of the last products only; no effect after the first product.
+
+    oneDNN compiles a kernel for each shape of a product, and batches of contexts have many shapes.
+    A kernel takes half a megabyte of memory; to compile one again takes a quarter of a millisecond.
+    Variables that the user has set stay as they are.
+    """
+    for name, number in _KERNELS_KEPT.items():
+        os.environ.setdefault(name, number)
 
 
 def by_onednn() -> AbstractContextManager[Any]:

@@ -27,6 +27,7 @@ from tiny_checkpoints import (
 )
 
 from lm_eval_latentref.checkpoints.opening import load_tokenizer
+from lm_eval_latentref.checkpoints.state_dicts import set_rows
 from lm_eval_latentref.errors import LatentRefError
 from lm_eval_latentref.latent.protocol import marker_ids
 
@@ -56,6 +57,26 @@ def test_a_coconut_file_equals_the_same_weights_from_a_folder(tmp_path, family, 
     assert torch.equal(logits(from_file.backbone, IDS), logits(model, IDS))
     assert from_file.tokenizer.get_vocab() == from_folder.tokenizer.get_vocab()
     assert marker_ids(from_file.tokenizer, "auto") == (START, END)
+
+
+def ends(model):
+    return model.get_input_embeddings(), model.get_output_embeddings()
+
+
+@pytest.mark.parametrize(("family", "tied"), [("gpt2", True), ("llama", False)])
+def test_new_rows_are_the_mean_of_the_old_and_a_tied_embedding_is_not_drawn_anew(family, tied):
+    model = fresh_model(family)
+    old = [layer.weight.clone() for layer in ends(model)]
+    generator = torch.get_rng_state()
+    set_rows(model, PLAIN_ROWS + 3)
+    if tied:
+        assert torch.equal(torch.get_rng_state(), generator)
+    layers = ends(model)
+    for layer, old_VD in zip(layers, old, strict=True):
+        mean_3D = old_VD.mean(0, keepdim=True).expand(3, -1)
+        assert torch.equal(layer.weight, torch.cat([old_VD, mean_3D]))
+    assert (layers[0].weight is layers[1].weight) == tied
+    assert layers[0].num_embeddings == layers[1].out_features == model.config.vocab_size
 
 
 def test_a_cot_file_keeps_the_base_vocabulary(base, tmp_path):

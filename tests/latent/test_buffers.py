@@ -85,3 +85,13 @@ def test_a_mask_over_all_columns_at_once_would_be_seen():
 def test_logits_are_made_of_scored_positions_only(family, work):
     rows = [torch.Size(s).numel() // VOCAB_SIZE for s in shapes(family, work) if VOCAB_SIZE in s]
     assert 0 < max(rows) <= (NUM_SCORED if work is score else len(CONTEXTS))
+
+
+def test_freed_memory_is_given_back_before_each_model_reads_many_columns(monkeypatch):
+    given_back = []
+    monkeypatch.setattr(streams, "give_back_memory", lambda: given_back.append(1))
+    monkeypatch.setattr(streams, "MANY_COLUMNS", 2 * LONGER)
+    shapes("llama", score)
+    assert len(given_back) == 3
+    shapes("llama", score_without_padding)
+    assert len(given_back) == 3

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import platform
+import subprocess
+import sys
+
 import pytest
 import torch
 from tiny import random_ids, tiny_model
@@ -19,6 +23,27 @@ LAYERS = (nn.Linear(37, 50), nn.Linear(37, 50, bias=False), Conv1D(50, 37))
 pytestmark = pytest.mark.skipif(
     not torch.backends.mkldnn.is_available(), reason="torch was built without oneDNN"
 )
+
+
+MEMORY_OF_KERNELS = """
+import ctypes
+import torch
+from lm_eval_latentref.latent.torch_seams import by_onednn, keep_few_kernels
+
+fields = "arena ordblks smblks hblks hblkhd usmblks fsmblks used fordblks keepcost".split()
+class Memory(ctypes.Structure):
+    _fields_ = [(name, ctypes.c_size_t) for name in fields]
+read = ctypes.CDLL(None).mallinfo2
+read.restype = Memory
+
+keep_few_kernels()
+layer = torch.nn.Linear(64, 64)
+with torch.no_grad(), by_onednn():
+    for num_rows in range(1, 201):
+        layer(torch.zeros(num_rows, 64))
+        if num_rows % 100 == 0:
+            print(read().used)
+"""
 
 
 class Seen(TorchDispatchMode):
@@ -134,3 +159,14 @@ def test_a_wrapper_has_shape_and_dtype_and_its_operations_reach_its_class():
     halves.parts = parts
     assert (type(halves), halves.shape, halves.dtype) == (Halves, (3, 3), torch.bfloat16)
     assert torch.stack([halves, halves]).equal(torch.cat(parts).expand(2, 3, 3))
+
+
+@pytest.mark.contract
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="memory in use is glibc's number")
+def test_memory_does_not_grow_with_the_number_of_shapes_multiplied():
+    """ONEDNN_PRIMITIVE_CACHE_CAPACITY of oneDNN and LRU_CACHE_CAPACITY of torch."""
+    done = subprocess.run(
+        [sys.executable, "-c", MEMORY_OF_KERNELS], capture_output=True, text=True, check=True
+    )
+    after_100, after_200 = map(int, done.stdout.split())
+    assert after_200 - after_100 < 5 * 2**20  # a hundred kernels take ten times as much

@@ -52,7 +52,7 @@ SCRIPTS = (
     train,
 )
 PROFILED = (choices, floor, generation, kinds, refinement, sweep, train)
-OTHERS = ("bench", "workload", "index", "leaderboard")
+OTHERS = ("bench", "phases", "workload", "index", "leaderboard")
 """Those that scripts share or that measure nothing, and one that is tested beside its command."""
 FOLDER = Path(bench.__file__).parent
 MARKERS = Markers((290,), (291,))
