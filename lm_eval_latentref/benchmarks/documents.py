@@ -98,11 +98,24 @@ def generated_documents(
     Raises:
         LatentRefError: an argument is unknown or out of range.
     """
+    options = {} if options is None else options
+    _check_metadata(num, seed, options)
     # `latentref train` records generated data under the same name.
-    identity = {"origin": "generated", "rows": num, "seed": seed, **(options or {})}
+    identity = {"origin": "generated", "rows": num, "seed": seed, **options}
     of_evaluations.loaded(f"{name} {split}", identity)
-    text = json.dumps(options or {}, sort_keys=True, default=repr)
+    text = json.dumps(options, sort_keys=True, default=repr)
     return [dict(generated) for generated in _generated_documents(name, num, seed, split, text)]
+
+
+def _check_metadata(num: Any, seed: Any, options: Any) -> None:
+    if type(num) is not int or num < 1:
+        raise LatentRefError(f"num_documents={num!r}: give an integer, 1 or more")
+    if type(seed) is not int:
+        raise LatentRefError(f"generator_seed={seed!r}: give an integer")
+    if not isinstance(options, Mapping):
+        raise LatentRefError(
+            f'generator_options={options!r}: give an object, such as {{"nodes": 18}}'
+        )
 
 
 def lettered_documents(split: str) -> list[Document]:

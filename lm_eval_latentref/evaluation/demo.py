@@ -75,7 +75,7 @@ def run_demo(*, output: str, limit: int) -> int:
         "demo.md.j2",
         rows=rows,
         task=TASK,
-        num=limit,
+        num=len(rows[0].run.values),
         why=shown["refined_why"],
         meaning=meaning(rows),
         picture=PICTURE if _draw(rows, Path(output) / PICTURE) else None,

@@ -11,6 +11,8 @@ from lm_eval_latentref.benchmarks import documents, published
 from lm_eval_latentref.benchmarks.documents import tasks_path
 from lm_eval_latentref.benchmarks.generators import generate as generate_rows
 from lm_eval_latentref.benchmarks.prosqa import generate
+from lm_eval_latentref.errors import LatentRefError
+from lm_eval_latentref.evaluation.dev_tasks import load_task
 
 
 def test_a_generated_document_offers_its_candidates_with_the_right_one_marked():
@@ -63,6 +65,21 @@ def test_metadata_sets_the_generators_options(name):
     expected = documents.generated_documents("arith", num=4, seed=0, split=split, options=options)
     assert list(manager.load([name])["tasks"][name].eval_docs) == expected
     assert {len(document["steps"]) for document in expected} == {2}
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"num_documents": 0}, "num_documents=0: give an integer, 1 or more"),
+        ({"num_documents": "5"}, "num_documents='5'"),
+        ({"generator_seed": [1]}, r"generator_seed=\[1\]: give an integer"),
+        ({"generator_seed": None}, "generator_seed=None"),
+        ({"generator_options": "nodes=18"}, "generator_options='nodes=18': give an object"),
+    ],
+)
+def test_metadata_of_another_type_is_refused(given, message):
+    with pytest.raises(LatentRefError, match=message):
+        load_task("latentref_graph_mc", metadata=given)
 
 
 def test_generated_tasks_run_end_to_end_without_data(manager, monkeypatch):
