@@ -33,7 +33,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     difference = largest_difference(args, checked)
     lm = workload.load_lm(args)
     ours = partial(workload.score_choices, lm)
-    sides = [Side(HF, partial(workload.score_choices, workload.hf_beside(lm))), Side(OURS, ours)]
+    hf = partial(workload.score_choices, workload.hf_beside(lm))
+    read = {HF: workload.Counting(lm, hf), OURS: workload.Counting(lm, ours)}
+    sides = [Side(name, answer) for name, answer in read.items()]
     rounds = bench.alternate(sides, timed, args)
     right = {name: hits(rounds.answers[name], timed[bench.NUM_WARM_UP :]) for name in (HF, OURS)}
     accuracy = {name: sum(one) / len(one) for name, one in right.items()}
@@ -49,13 +51,12 @@ def main(argv: Sequence[str] | None = None) -> int:
             "model": workload.identity(lm, args),
         },
     )
-    read = [workload.columns_read(lm, partial(side.answer, checked)) for side in sides]
     report.judge(
         f"time of {HF} / {OURS}",
         rounds.ratio(HF, OURS),
         at_least=TARGET,
         tiny=args.tiny,
-        limit=(read[0] / read[1], "columns read"),
+        limit=(read[HF].columns_read / read[OURS].columns_read, "columns read"),
     )
     report.remarks.append(
         f"Log-likelihoods in float32 differ by at most {difference:.1e} over {len(checked)} "

@@ -136,7 +136,7 @@ def _show(name: str, made: dict[str, Any], report: bench.Report, *, tiny: bool) 
     report.rows = [*report.rows, *((name, *row) for row in rounds.rows())]
     what, bounds = f"{name}: time of {work.slow} / {work.fast}", (work.at_least, work.at_most)
     ratio = rounds.ratio(work.slow, work.fast)
-    limit = (made["limit"], "tokens read")
+    limit = (made["limit"], "tokens read") if made["limit"] else None
     report.judge(what, ratio, at_least=bounds[0], at_most=bounds[1], tiny=tiny, limit=limit)
     report.remarks.append(f"{name}: measured by `python results/performance/{made['command']}`.")
 

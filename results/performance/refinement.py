@@ -47,7 +47,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     refined = workload.thinking(
         lm, config, *(workload.perturbed(lm.model, seed) for seed in (1, 2))
     )
-    forwards = forwards_a_thought(refined, checked)
+    # One prompt, because contexts of other lengths are read in parts.
+    forwards = forwards_a_thought(refined, checked[:1])
     sides = [
         Side(REFINED, partial(workload.write, refined)),
         Side(PLAIN, partial(workload.write, workload.thinking(lm, PLAIN_CONFIG))),

@@ -213,16 +213,24 @@ def write(lm: HFLM, prompts: Sequence[str]) -> list[str]:
     return lm.generate_until(requests, disable_tqdm=True)
 
 
-def columns_read(lm: LatentRefLM, work: Callable[[], Any]) -> int:
-    """Rows times columns of all forwards of the model of `lm` during one call of `work`."""
-    read: list[int] = []
-    lm.reasoner.backbone.activate()
-    handle = lm.reasoner.backbone.before_forward(lambda columns, _: read.append(columns))
-    try:
-        work()
-    finally:
-        handle.remove()
-    return sum(read)
+class Counting:
+    """`answer` of a side that runs the model of `lm`, and the columns that its forwards read."""
+
+    def __init__(self, lm: LatentRefLM, answer: Callable[[Sequence[Any]], Any]) -> None:
+        self._network, self._answer = lm.reasoner.backbone, answer
+        self.columns_read = 0
+        """Rows times columns of all calls so far."""
+
+    def __call__(self, documents: Sequence[Any]) -> Any:
+        self._network.activate()
+        handle = self._network.before_forward(self._count)
+        try:
+            return self._answer(documents)
+        finally:
+            handle.remove()
+
+    def _count(self, columns: int, _: int) -> None:
+        self.columns_read += columns
 
 
 def _mathqa_prompt(document: dict[str, Any]) -> str:
