@@ -34,8 +34,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     lm = workload.load_lm(args)
     ours = partial(workload.score_choices, lm)
     hf = partial(workload.score_choices, workload.hf_beside(lm))
-    read = {HF: workload.Counting(lm, hf), OURS: workload.Counting(lm, ours)}
-    sides = [Side(name, answer) for name, answer in read.items()]
+    counting = {HF: workload.Counting(lm, hf), OURS: workload.Counting(lm, ours)}
+    sides = [Side(name, answer) for name, answer in counting.items()]
     rounds = bench.alternate(sides, timed, args)
     right = {name: hits(rounds.answers[name], timed[bench.NUM_WARM_UP :]) for name in (HF, OURS)}
     accuracy = {name: sum(one) / len(one) for name, one in right.items()}
@@ -56,7 +56,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         rounds.ratio(HF, OURS),
         at_least=TARGET,
         tiny=args.tiny,
-        limit=(read[HF].columns_read / read[OURS].columns_read, "columns read"),
+        limit=(counting[HF].products / counting[OURS].products, "products of rows and weights"),
     )
     report.remarks.append(
         f"Log-likelihoods in float32 differ by at most {difference:.1e} over {len(checked)} "

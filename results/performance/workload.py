@@ -214,23 +214,29 @@ def write(lm: HFLM, prompts: Sequence[str]) -> list[str]:
 
 
 class Counting:
-    """`answer` of a side that runs the model of `lm`, and the columns that its forwards read."""
+    """`answer` of a side that runs the model of `lm`, and the products that it computes."""
 
     def __init__(self, lm: LatentRefLM, answer: Callable[[Sequence[Any]], Any]) -> None:
-        self._network, self._answer = lm.reasoner.backbone, answer
-        self.columns_read = 0
-        """Rows times columns of all calls so far."""
+        self._answer = answer
+        self._modules = [
+            module
+            for module in lm.model.modules()
+            if getattr(getattr(module, "weight", None), "ndim", 0) == 2
+            and not isinstance(module, torch.nn.Embedding)
+        ]
+        self.products = 0
+        """Rows times weights of all linear layers, the output layer included, in all calls."""
 
     def __call__(self, documents: Sequence[Any]) -> Any:
-        self._network.activate()
-        handle = self._network.before_forward(self._count)
+        hooks = [module.register_forward_pre_hook(self._count) for module in self._modules]
         try:
             return self._answer(documents)
         finally:
-            handle.remove()
+            for hook in hooks:
+                hook.remove()
 
-    def _count(self, columns: int, _: int) -> None:
-        self.columns_read += columns
+    def _count(self, module: Any, args: tuple[torch.Tensor, ...]) -> None:
+        self.products += args[0].numel() // args[0].shape[-1] * module.weight.numel()
 
 
 def _mathqa_prompt(document: dict[str, Any]) -> str:

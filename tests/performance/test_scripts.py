@@ -194,6 +194,14 @@ def test_a_ratio_is_compared_with_its_limit_in_a_sentence_and_in_the_record():
     assert index.figures_of(report.table()) == ["time of a / b 4, at least 4: reached"]
 
 
+def test_products_are_counted_as_torch_counts_them():
+    lm = workload.load_lm(bench.parse("", ["--tiny"], documents=2, batch_size=2))
+    counting = workload.Counting(lm, lambda ids: lm.model(torch.tensor([ids])))
+    with FlopCounterMode(display=False) as counter:
+        counting([1, 2, 3])
+    assert 2 * counting.products == counter.get_total_flops()  # torch leaves its attention out
+
+
 def test_the_limit_of_prefixes_counts_each_token_that_a_side_reads():
     lm = workload.load_lm(bench.parse("", ["--tiny"], documents=2, batch_size=2))
     work = prefixes.WORKS["choices"]
