@@ -50,7 +50,8 @@ NOTES = """
   bare products by `torch.mm` take alone. The page says which share of our time they are.
 - Refinement is the work of three models, with one forward per thought each.
 - Three adapters need most memory while text is generated, because three models keep their caches.
-  Processing the batch in parts keeps that small.
+  Processing the batch in parts keeps that small; freed memory is given back before each model reads
+  many columns, and oneDNN keeps few of the kernels that it compiles for each shape.
 - The lower bound of a training step is one pass for all thoughts, as if they did not depend on each
   other, plus AdamW. If the limit on the page is below the target, no order of the work reaches it.
 - Settings of a sweep share the reading of contexts. Those that differ only in memory rate also
