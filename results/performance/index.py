@@ -46,8 +46,8 @@ NOTES = """
   fast; in float32 ours are faster, because oneDNN computes them.
 - Few-shot examples are read once for all documents. On a CPU with sdpa they are also in memory
   once, for models that take any mask; elsewhere each row copies their keys and values.
-- In GPT-2's shape, the target of 1.6 against the loop with a cache asks for about the time that the
-  bare products by `torch.mm` take alone. The page says which share of our time they are.
+- In GPT-2's shape, the target of 1.6 against the loop with a cache asks for less time than the bare
+  products by `torch.mm` take alone. The page says which share of our time our products are.
 - Refinement is the work of three models, with one forward per thought each.
 - Three adapters need most memory while text is generated, because three models keep their caches.
   Processing the batch in parts keeps that small; freed memory is given back before each model reads
