@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from lm_eval_latentref.checkpoints.files import holding
-from lm_eval_latentref.checkpoints.manifest import MANIFEST_NAME, Manifest, read_manifest
+from lm_eval_latentref.checkpoints.manifest import MANIFEST_NAME, Manifest
 from lm_eval_latentref.checkpoints.packaged import local_folder
 from lm_eval_latentref.checkpoints.sets import CheckpointNames, SetPlan, learnt_from, resolve
 from lm_eval_latentref.checkpoints.sources import describe
@@ -135,8 +135,11 @@ def run_studies(
     for task in names:
         check_dev_task(task)
     check_rows(given)
+    studies = [_SetStudy(folder, place, names, given) for folder, place in places]
     with holding(work, "latentref study"):
-        of_sets = [_SetStudy(folder, place, names, given).all_tasks() for folder, place in places]
+        for study in studies:
+            study.check()
+        of_sets = [study.all_tasks() for study in studies]
     return [
         Study(
             task=task.name,
@@ -170,15 +173,22 @@ class _SetStudy:
             self._plans[contrast] = resolve(CheckpointNames.of(self._names(contrast)))
         return self._plans[contrast]
 
-    def all_tasks(self) -> dict[TaskNames, TrainedSet]:
-        """Runs every row on every task; returns the results by task."""
+    def check(self) -> None:
+        """Raises LatentRefError if the set or a checkpoint of a further row does not exist."""
         root = local_folder(self.folder)
         if root is None or not (root / MANIFEST_NAME).is_file():
             raise LatentRefError(
                 f"{self.folder} has no latentref.json; give a folder that `latentref train` wrote, "
                 "or the name of a packaged set"
             )
-        manifest, trainings = read_manifest(root / MANIFEST_NAME), self._trainings()
+        for contrast in (None, *self.options.contrasts):
+            self._plan(contrast)
+        for checkpoint in self.options.checkpoints.values():
+            resolve(CheckpointNames(pretrained=self._place.part(checkpoint)))
+
+    def all_tasks(self) -> dict[TaskNames, TrainedSet]:
+        """Runs every row on every task; returns the results by task."""
+        manifest, trainings = manifest_of(self.folder), self._trainings()
         self._check_unseen()
         swept = {task: self._sweep(task, manifest) for task in self.tasks}
         contrasts: dict[TaskNames, dict[str, Sweep]] = {task: {} for task in self.tasks}

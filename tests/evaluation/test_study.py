@@ -29,6 +29,7 @@ from lm_eval_latentref.checkpoints.questions import QUESTIONS_NAME, hash_questio
 from lm_eval_latentref.cli.parser import parser
 from lm_eval_latentref.errors import LatentRefError
 from lm_eval_latentref.evaluation import runs
+from lm_eval_latentref.evaluation import study as study_module
 from lm_eval_latentref.evaluation.overview import REPORTED
 from lm_eval_latentref.evaluation.study import run_studies
 from lm_eval_latentref.evaluation.study_options import TaskNames
@@ -289,6 +290,15 @@ def test_a_contrast_has_a_name_of_its_own(folders, tmp_path, name):
             work=str(tmp_path),
             contrasts={name: ("strong", "weak")},
         )
+
+
+@pytest.mark.parametrize(
+    "rows", [{"contrasts": {"c": ("nosuch", ".")}}, {"checkpoints": {"c": "nosuch"}}]
+)
+def test_a_missing_checkpoint_is_refused_before_anything_runs(folders, tmp_path, monkeypatch, rows):
+    monkeypatch.setattr(study_module._SetStudy, "all_tasks", lambda _: pytest.fail("it runs"))
+    with pytest.raises(LatentRefError, match="no checkpoint 'nosuch'"):
+        run_study(folders[:1], task="latentref_graph", work=str(tmp_path), **rows)
 
 
 @pytest.mark.slow
