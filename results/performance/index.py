@@ -56,8 +56,8 @@ NOTES = """
   other, plus AdamW. If the limit on the page is below the target, no order of the work reaches it.
 - Settings of a sweep share the reading of contexts. Those that differ only in memory rate also
   think side by side, because columns of few tokens a row cost more each than those of contexts.
-- A start of the default set reads its adapters, makes PEFT's layers, checks the model with small
-  forwards and thinks six thoughts, none of which `hf` does.
+- A start of the default set imports PEFT, reads its adapters, makes their layers, checks the model
+  with small forwards and thinks six thoughts, none of which `hf` does; the page has their seconds.
 """
 
 
