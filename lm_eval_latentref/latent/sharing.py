@@ -114,12 +114,21 @@ def _think_group(
 def _think_abreast(
     thinking: Thinking, groups: Sequence[_Indices], configs: Sequence[RefinementConfig]
 ) -> Iterator[tuple[int, Thoughts]]:
-    """Yield the thoughts under the configs of `groups`, which differ in memory rate only."""
+    """Yield the thoughts under the configs of `groups`, which differ in memory rate only.
+
+    Attention multiplies the columns of other copies by 0, which leaves nan if they are not finite.
+    So from the first thought that is not finite, each group thinks apart.
+    """
     branch = thinking.abreast(len(groups)) if len(groups) > 1 else thinking.fork()
     rates = [configs[group[0]].memory_rate for group in groups]
     most = max(configs[index].latent_steps for group in groups for index in group)
     for num_thoughts in range(2, most + 1):
         branch.step(configs[groups[0][0]], rates)
+        if len(groups) > 1 and not branch.is_finite:
+            for group in groups:
+                if rest := [i for i in group if configs[i].latent_steps >= num_thoughts]:
+                    yield from _think_abreast(thinking, [rest], configs)
+            return
         for copy, group in enumerate(groups):
             rows = [copy * thinking.num_rows + row for row in range(thinking.num_rows)]
             for index, thoughts in _finished(branch, group, configs, num_thoughts):

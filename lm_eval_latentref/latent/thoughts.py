@@ -126,6 +126,11 @@ class Thinking:
         return self._of_rows(rows, self._stream.fork(rows), search)
 
     @property
+    def is_finite(self) -> bool:
+        """Whether the newest thought and the states it was computed from are finite in all rows."""
+        return bool(self._finite[-1].all())
+
+    @property
     def reads_abreast(self) -> bool:
         """Whether all models can read copies side by side."""
         networks = [self._stream.network, *(self._search.networks if self._search else ())]

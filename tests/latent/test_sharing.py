@@ -15,6 +15,7 @@ from tiny import HIDDEN_SIZE
 
 from lm_eval_latentref.evaluation.settings import Grid
 from lm_eval_latentref.latent import sharing, thoughts
+from lm_eval_latentref.latent.config import RefinementConfig
 from lm_eval_latentref.latent.networks import Network
 from lm_eval_latentref.latent.scoring import score
 from lm_eval_latentref.latent.sharing import think_under
@@ -167,6 +168,22 @@ def test_the_comparison_shows_rates_that_are_swapped(monkeypatch):
     configs, made = configs_of(RATES), networks("llama")
     with pytest.raises(AssertionError):
         assert_equal(under(configs, made), configs, made)
+
+
+@torch.no_grad()
+def test_a_setting_that_overflows_leaves_those_beside_it_as_they_are():
+    made, finite = networks("llama"), []
+    configs = [
+        RefinementConfig(latent_steps=steps, memory_rate=rate, search_step_size=1.5e39)
+        for steps in (2, 5)
+        for rate in (0.0, 0.5)
+    ]
+    context = Context.pad(CONTEXTS)
+    for number, ((_, actual),) in think_under(context, configs, markers=MARKERS, **made):
+        wanted = think(context, config=configs[number], markers=MARKERS, **made)
+        assert actual.finite_BT3.equal(wanted.finite_BT3)
+        finite.append(bool(wanted.finite_BT3.all()))
+    assert sorted(finite) == [False, False, True, True]
 
 
 def test_memory_rates_alone_ask_no_reference():
