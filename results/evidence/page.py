@@ -22,7 +22,7 @@ HERE = Path(__file__).parent
 REFINED = {
     "+ residual": "residual mixing alone",
     "+ search": "search alone, the paper's references",
-    "both": "both, the paper's references",
+    "both": "residual mixing and search, the paper's references",
     "recommended": "validation's recommendation",
     "control": "search, positive control",
     "self-contrast": "search, self-contrast",

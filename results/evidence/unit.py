@@ -274,10 +274,12 @@ def _dev(swept: Sweep, seed: int) -> list[Json]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("task", choices=sorted(PLANS))
-    parser.add_argument("seed", type=int)
+    parser.add_argument("task", choices=sorted(PLANS), help="what to train and evaluate on")
+    parser.add_argument("seed", type=int, help="seed of the training")
     parser.add_argument("--work", type=Path, required=True, help="folder for finished work")
-    parser.add_argument("--output", type=Path, default=Path(__file__).parent)
+    parser.add_argument(
+        "--output", type=Path, default=Path(__file__).parent, help="folder of TASK-SEED.json"
+    )
     args = parser.parse_args()
     logging.basicConfig(format="%(message)s")
     logging.getLogger("lm_eval_latentref").setLevel(logging.INFO)

@@ -35,17 +35,23 @@ INTRODUCTION = """# Speed, memory and growth on a CPU
 
 Each page names the command that wrote it; the JSON file of the same name has the whole run. One
 thread on one of two cores, unless the page says otherwise. Other work shared the machine: with
-`--clock cpu` a page counts the seconds that its own process computed. Nothing was measured on a
-GPU, choices, generation and refinement included. This table is written by
-`python results/performance/index.py`.
+`--clock cpu` a page counts the seconds that its own process computed. Nothing here was measured on
+a GPU. This table is written by `python results/performance/index.py`.
+
+Each figure is a median, its target, and whether the target is reached. Times are compared by
+their ratio: "time of A / B 3" means that A takes 3 times as long as B. The limit on a page is an
+estimate of the ratio if our side did nothing but the work that cannot be avoided, such as the bare
+matrix products.
 
 """
 NOTES = """
 - Multiple choice reads each context once, but `hf` reads it once for each choice. The gain
-  approaches the number of choices as contexts grow. The limit takes all products to be equally
-  fast; in float32 ours are faster, because oneDNN computes them.
+  approaches the number of choices as contexts grow. The limit on its page takes all products to be
+  equally fast; in float32 ours are faster, because oneDNN computes them.
 - Few-shot examples are read once for all documents. On a CPU with sdpa they are also in memory
-  once, for models that take any mask; elsewhere each row copies their keys and values.
+  once, for models that take any mask; elsewhere each row copies their keys and values. In `drawn`,
+  each document has other examples, so nothing is shared; `thoughts` compares the same questions
+  with and without examples.
 - In GPT-2's shape, the target of 1.6 against the loop with a cache asks for less time than the bare
   products by `torch.mm` take alone. The page says which share of our time our products are.
 - Refinement is the work of three models, with one forward per thought each.
@@ -56,6 +62,7 @@ NOTES = """
   other, plus AdamW. If the limit on the page is below the target, no order of the work reaches it.
 - Settings of a sweep share the reading of contexts. Those that differ only in memory rate also
   think side by side, because columns of few tokens a row cost more each than those of contexts.
+  The target is 85 % of the limit by the columns that both sides read.
 - A start of the default set imports PEFT, reads its adapters, makes their layers, checks the model
   with small forwards and thinks six thoughts, none of which `hf` does; the page has their seconds.
 """
