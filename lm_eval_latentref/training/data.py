@@ -17,6 +17,7 @@ import json
 import logging
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from lm_eval_latentref.benchmarks import splits
@@ -24,7 +25,7 @@ from lm_eval_latentref.benchmarks.generators import GENERATORS, generate
 from lm_eval_latentref.benchmarks.rows import BENCHMARKS
 from lm_eval_latentref.checkpoints.files import one_line, parse_json, read_text, write_text
 from lm_eval_latentref.checkpoints.questions import normalise_question
-from lm_eval_latentref.errors import LatentRefError
+from lm_eval_latentref.errors import LatentRefError, saving
 from lm_eval_latentref.latent.protocol import Example
 from lm_eval_latentref.training.curriculum import Problem
 from lm_eval_latentref.training.recipe import Recipe
@@ -180,9 +181,14 @@ def read_examples(path: str) -> list[Example]:
 
 
 def write_rows(path: str, rows: Iterable[Any]) -> int:
-    """Writes `rows` as a JSON list, or as JSON lines to a .jsonl file; returns their number."""
+    """Writes `rows` as a JSON list, or as JSON lines to a .jsonl file; returns their number.
+
+    Folders on the path are created.
+    """
     lines = [json.dumps(row, ensure_ascii=False) for row in rows]
     text = "\n".join(lines) if path.endswith(".jsonl") else "[\n" + ",\n".join(lines) + "\n]"
+    with saving(path):
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
     write_text(path, text + "\n")
     return len(lines)
 

@@ -210,12 +210,11 @@ def test_the_result_names_the_split_it_was_trained_on(trained):
 def test_generated_problems_are_written_as_training_reads_them(tmp_path):
     for name, options in (("graph", ["nodes=10", "symbols=10"]), ("prosqa_generated", [])):
         for suffix in ("json", "jsonl"):
-            path = str(tmp_path / f"{name}.{suffix}")
+            path = str(tmp_path / "new" / "folder" / f"{name}.{suffix}")
             assert main(["data", name, *options, "--num", "7", "--seed", "3", "-o", path]) == 0
             assert len(read_examples(path)) == 7
-    assert read_examples(str(tmp_path / "graph.json")) == read_examples(
-        str(tmp_path / "graph.jsonl")
-    )
+    folder = tmp_path / "new" / "folder"
+    assert read_examples(str(folder / "graph.json")) == read_examples(str(folder / "graph.jsonl"))
 
 
 @pytest.mark.parametrize(
@@ -223,7 +222,7 @@ def test_generated_problems_are_written_as_training_reads_them(tmp_path):
     [
         (["data", "hop", "--num", "1", "-o", "FILE.json"], "'hop': use"),
         (["data", "graph", "size=3", "--num", "1", "-o", "FILE.json"], "'size' is not an option"),
-        (["data", "graph", "--num", "1", "-o", "no/such/folder/file.json"], "cannot be written"),
+        (["data", "graph", "--num", "1", "-o", f"{__file__}/file.json"], "cannot be written"),
         (["train", "no-such-recipe"], "no such recipe"),
     ],
 )
