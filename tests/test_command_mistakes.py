@@ -117,7 +117,7 @@ DATA = ["data", "--num", "3", "-o", "out.json", "graph"]
         ([*SWEEP, "--latent_steps", "2", "--search_steps", "0"], "search_steps=0"),
         ([*SWEEP, "--metadata", "[]"], "one JSON object"),
         ([*SWEEP, "--latent_steps", "2", "--include_path", "nowhere"], "no such folder of task"),
-        ([*SWEEP, "--latent_steps", "2", "--metadata", '{"num_documents": "x"}'], "an integer, 0"),
+        ([*SWEEP, "--latent_steps", "2", "--metadata", '{"num_documents": "x"}'], "an integer, 1"),
         ([*SWEEP, "--step_sizes", "0.3*w"], "0.3*d/2"),
         ([*SWEEP, "--memory_rates", "nan"], "argument --memory_rates"),
         ([*SWEEP, "-a", "latent_steps=3"], "a sweep chooses this value"),
