@@ -24,7 +24,8 @@ from torch import nn
 from lm_eval_latentref.checkpoints.adapter_files import CONFIG, SAFE_WEIGHTS, Adapter
 from lm_eval_latentref.checkpoints.census import Census
 from lm_eval_latentref.checkpoints.files import one_line
-from lm_eval_latentref.checkpoints.state_dicts import check_floating, set_rows, training_wrapper
+from lm_eval_latentref.checkpoints.state_dicts import check_floating, training_wrapper
+from lm_eval_latentref.checkpoints.vocabulary import set_rows
 from lm_eval_latentref.errors import LatentRefError
 from lm_eval_latentref.latent.peft_seams import adapter_layers, making
 

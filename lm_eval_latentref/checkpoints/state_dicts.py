@@ -25,6 +25,7 @@ from transformers.pytorch_utils import Conv1D
 
 from lm_eval_latentref.checkpoints.families import WRAPPER_PREFIX, Family, take_apart
 from lm_eval_latentref.checkpoints.files import one_line, state_dict_files
+from lm_eval_latentref.checkpoints.vocabulary import set_rows
 from lm_eval_latentref.errors import LatentRefError
 
 WRAPPER_COPY = "embedding.weight"
@@ -202,29 +203,6 @@ def _not_floating(path: str) -> dict[str, torch.dtype]:
     with safe_open(path, "pt") as file:
         names = [n for n in file.keys() if "F" not in file.get_slice(n).get_dtype()]  # noqa: SIM118
         return {name: file.get_tensor(name).dtype for name in names}
-
-
-def set_rows(model: Any, num_rows: int) -> None:
-    """Resizes the embedding of `model` to `num_rows` rows; new rows are the mean of the old rows.
-
-    The mean is the same in every run; transformers would initialise new rows at random.
-    """
-    embedding = model.get_input_embeddings()
-    old_rows, num_new = len(embedding.weight), num_rows - len(embedding.weight)
-    if num_new == 0:
-        return
-    if num_new > 0:
-        # transformers would first draw a whole embedding at random, which takes several times as
-        # long as copying it.
-        old_VD = embedding.weight.data
-        embedding.weight.data = torch.cat([old_VD, old_VD.new_empty(num_new, old_VD.shape[1])])
-        embedding.num_embeddings = num_rows
-    model.resize_token_embeddings(num_rows, mean_resizing=False)
-    layers = (embedding, model.get_output_embeddings())
-    weights = {id(layer.weight): layer.weight for layer in layers if layer is not None}
-    with torch.no_grad():
-        for weight_VD in weights.values() if num_new > 0 else ():
-            weight_VD[old_rows:] = weight_VD[:old_rows].float().mean(0).to(weight_VD.dtype)
 
 
 def make_skeleton(config: Any, trust_remote_code: bool = False) -> Any:

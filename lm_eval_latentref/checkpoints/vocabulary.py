@@ -1,9 +1,13 @@
-"""Vocabularies of tokenizers: size without markers, adding markers, comparison of two vocabularies.
+"""Vocabularies: size without markers, adding markers, comparison of two, rows of an embedding.
 
 check_same_ids(("pretrained", "strong"), backbone_tokenizer, reference_tokenizer)
 """
 
 from __future__ import annotations
+
+from typing import Any
+
+import torch
 
 from lm_eval_latentref.errors import LatentRefError
 from lm_eval_latentref.latent.protocol import MARKERS, Tokenizer, known_markers
@@ -53,3 +57,26 @@ def _is_id(token_id: int | None) -> bool:
 
 def _last(size: int, count: int) -> set[int]:
     return set(range(size - count, size))
+
+
+def set_rows(model: Any, num_rows: int) -> None:
+    """Resizes the embedding of `model` to `num_rows` rows; new rows are the mean of the old rows.
+
+    The mean is the same in every run; transformers would initialise new rows at random.
+    """
+    embedding = model.get_input_embeddings()
+    old_rows, num_new = len(embedding.weight), num_rows - len(embedding.weight)
+    if num_new == 0:
+        return
+    if num_new > 0:
+        # transformers would first draw a whole embedding at random, which takes several times as
+        # long as copying it.
+        old_VD = embedding.weight.data
+        embedding.weight.data = torch.cat([old_VD, old_VD.new_empty(num_new, old_VD.shape[1])])
+        embedding.num_embeddings = num_rows
+    model.resize_token_embeddings(num_rows, mean_resizing=False)
+    layers = (embedding, model.get_output_embeddings())
+    weights = {id(layer.weight): layer.weight for layer in layers if layer is not None}
+    with torch.no_grad():
+        for weight_VD in weights.values() if num_new > 0 else ():
+            weight_VD[old_rows:] = weight_VD[:old_rows].float().mean(0).to(weight_VD.dtype)

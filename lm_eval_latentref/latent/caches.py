@@ -13,7 +13,7 @@ share, R columns with room for more (in `rows_R`: rows picked out), D head size.
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -188,12 +188,7 @@ def spread(cache: DynamicCache, num_rows: int, columns_BK: Tensor | None) -> Dyn
         columns_BK: for each position of each row, the index of the column to place there; None: all
             columns in order, in every row.
     """
-    spread_out = fork(cache, None)
-    for layer in spread_out.layers:
-        if layer.is_initialized:
-            layer.keys = _spread(layer.keys, num_rows, columns_BK)
-            layer.values = _spread(layer.values, num_rows, columns_BK)
-    return spread_out
+    return _changed(cache, lambda row_1HKD: _spread(row_1HKD, num_rows, columns_BK))
 
 
 def _spread(row_1HKD: Tensor, num_rows: int, columns_BK: Tensor | None) -> Tensor:
@@ -209,12 +204,16 @@ def gather(cache: DynamicCache, rows_R: Tensor, columns_RK: Tensor) -> DynamicCa
 
     Columns that all rows share are not counted and stay shared.
     """
-    gathered = fork(cache, None)
-    for layer in gathered.layers:
+    return _changed(cache, lambda part_BHKD: _gathered(part_BHKD, rows_R, columns_RK))
+
+
+def _changed(cache: DynamicCache, change: Callable[[Tensor], Tensor]) -> DynamicCache:
+    """An independent cache with the results of `change` as keys and values."""
+    changed = fork(cache, None)
+    for layer in changed.layers:
         if layer.is_initialized:
-            layer.keys = _gathered(layer.keys, rows_R, columns_RK)
-            layer.values = _gathered(layer.values, rows_R, columns_RK)
-    return gathered
+            layer.keys, layer.values = change(layer.keys), change(layer.values)
+    return changed
 
 
 def _gathered(part_BHKD: Tensor, rows_R: Tensor, columns_RK: Tensor) -> Tensor:

@@ -16,10 +16,8 @@ thought.
 from __future__ import annotations
 
 import copy
-import dataclasses
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -33,8 +31,8 @@ from lm_eval_latentref.latent.kinds.draws import Draws
 from lm_eval_latentref.latent.kinds.stops import StopRule
 from lm_eval_latentref.latent.networks import Network
 from lm_eval_latentref.latent.references import References
-from lm_eval_latentref.latent.references import ReferenceStream as _Reference
-from lm_eval_latentref.latent.refinement import contrastive_loss, contrastive_step, mix_residual
+from lm_eval_latentref.latent.refinement import mix_residual
+from lm_eval_latentref.latent.search import Move, Search, finite_rows
 from lm_eval_latentref.latent.streams import Stream, extended, picked
 from lm_eval_latentref.latent.thoughtful import Thoughts
 
@@ -102,7 +100,7 @@ class Thinking:
         self._streaks_BE: Tensor | None = None
         self._pending_BPD, self._pending_mask_BP = backbone.embed(unread.ids_BC), unread.mask_BC
         self._state: State | None = None
-        self._search = _Search(references, context) if references else None
+        self._search = Search(references, context) if references else None
         self._thoughts: list[Tensor] = []
         self._finite: list[Tensor] = []
 
@@ -145,7 +143,7 @@ class Thinking:
         search = self._search.abreast(num, len(rows)) if self._search else None
         return self._of_rows(rows * num, Abreast(self._stream, num, len(rows)), search)
 
-    def _of_rows(self, rows: Sequence[int], stream: Stream, search: _Search | None) -> Thinking:
+    def _of_rows(self, rows: Sequence[int], stream: Stream, search: Search | None) -> Thinking:
         branch = copy.copy(self)
         branch._stream, branch._search = stream, search
         branch._thoughts = [thought_BD[list(rows)] for thought_BD in self._thoughts]
@@ -220,7 +218,7 @@ class Thinking:
             self._search = None  # the references need not read the thoughts
         raw_BD = self.kind.vector(state)
         if self._search is not None:
-            self._search.move = _Move(self.kind, state, raw_BD)
+            self._search.move = Move(self.kind, state, raw_BD)
         start_BD, previous = raw_BD, self._thoughts
         if memory_rates and previous:
             start_BD, previous = _mixed_apart(raw_BD, previous[-1], memory_rates), []
@@ -230,7 +228,7 @@ class Thinking:
             refined_BD = refined_BD + config.thought_noise * noise_BD
         thought_BD = refined_BD.to(self._stream.network.dtype)
         self._thoughts.append(thought_BD)
-        flags = [_finite(raw_BD), states_finite_B, _finite(thought_BD)]
+        flags = [finite_rows(raw_BD), states_finite_B, finite_rows(thought_BD)]
         self._finite.append(torch.stack(flags, -1))
         if self._search is not None:
             self._search.commit(thought_BD)
@@ -306,32 +304,8 @@ class Thinking:
         return self._stream.feed(read_BPD, None if mask_BP is None else mask_BP[:, :num_columns])
 
 
-@dataclass(frozen=True)
-class _Move:
-    """Converts between the hidden state, which the search moves, and the vector that is fed.
-
-    The search compares the hidden state with the references' hidden states. For kinds that feed the
-    hidden state itself, both are the same vector.
-    """
-
-    kind: Kind
-    state: State
-    raw_BD: Tensor
-
-    def start(self, mixed_BD: Tensor) -> Tensor:
-        """The hidden state (B, D) from which the search starts; `mixed_BD`: the mixed thought."""
-        return mixed_BD if self.kind.is_identity else self.state.hidden_BD
-
-    def vector(self, hidden_BD: Tensor, mixed_BD: Tensor) -> Tensor:
-        """The vector (B, D) to feed after the search has moved the hidden state to `hidden_BD`."""
-        if self.kind.is_identity:
-            return hidden_BD
-        moved_BD = self.kind.vector(dataclasses.replace(self.state, hidden=hidden_BD))
-        return mixed_BD + (moved_BD - self.raw_BD)
-
-
 def _refine(
-    raw_BD: Tensor, previous: Sequence[Tensor], search: _Search | None, config: RefinementConfig
+    raw_BD: Tensor, previous: Sequence[Tensor], search: Search | None, config: RefinementConfig
 ) -> tuple[Tensor, Tensor]:
     """The refined thought (B, D) in float32, and whether the references' states are finite (B,)."""
     thought_BD = raw_BD
@@ -349,83 +323,6 @@ def _mixed_apart(raw_BD: Tensor, previous_BD: Tensor, memory_rates: Sequence[flo
     return mix_residual(raw_BD, previous_BD, memory_rate=rates_B1)
 
 
-class _Search:
-    """Contrastive reasoning feedback search; both references read every refined thought."""
-
-    move: _Move
-    """Set for each thought before `run`."""
-
-    def __init__(self, references: References, context: Context) -> None:
-        self._strong = _Reference(references.strong, context)
-        self._weak = _Reference(references.weak, context)
-
-    def fork(self, rows: Sequence[int] | None = None) -> _Search:
-        branch = copy.copy(self)
-        branch._strong, branch._weak = self._strong.fork(rows), self._weak.fork(rows)
-        return branch
-
-    @property
-    def networks(self) -> tuple[Network, Network]:
-        return self._strong.network, self._weak.network
-
-    def abreast(self, num: int, num_rows: int) -> _Search:
-        branch = copy.copy(self)
-        branch._strong = self._strong.abreast(num, num_rows)
-        branch._weak = self._weak.abreast(num, num_rows)
-        return branch
-
-    def read(self) -> None:
-        """Let both references read all columns up to now."""
-        self._strong.read()
-        self._weak.read()
-
-    def commit(self, thought_BD: Tensor) -> None:
-        self._strong.commit(thought_BD)
-        self._weak.commit(thought_BD)
-
-    def read_ahead(self, thought_BD: Tensor, config: RefinementConfig) -> None:
-        """Let both references read the context and, with `detached`, compute their states."""
-        for reference in (self._strong, self._weak):
-            if config.search_gradient == "through":
-                reference.read()
-            else:
-                reference.read_ahead(thought_BD)
-
-    def run(self, thought_BD: Tensor, config: RefinementConfig) -> tuple[Tensor, Tensor]:
-        """The thought (B, D) after all updates, and whether the states were finite (B,)."""
-        update = self._through if config.search_gradient == "through" else self._detached
-        finite_B = torch.ones_like(thought_BD[:, 0], dtype=torch.bool)
-        mixed_BD, hidden_BD = thought_BD, self.move.start(thought_BD)
-        for _ in range(config.search_steps):
-            hidden_BD, step_finite_B = update(hidden_BD, thought_BD, mixed_BD, config)
-            thought_BD = self.move.vector(hidden_BD, mixed_BD)
-            finite_B = finite_B & step_finite_B
-        return thought_BD, finite_B
-
-    def _detached(
-        self, hidden_BD: Tensor, thought_BD: Tensor, _: Tensor, config: RefinementConfig
-    ) -> tuple[Tensor, Tensor]:
-        good_BD = self._strong.probe(thought_BD).to(thought_BD.device)
-        bad_BD = self._weak.probe(thought_BD).to(thought_BD.device)
-        step_size = config.search_step_size
-        moved_BD = contrastive_step(hidden_BD, good_BD, bad_BD, step_size=step_size)
-        return moved_BD, _finite(good_BD) & _finite(bad_BD)
-
-    def _through(
-        self, hidden_BD: Tensor, _: Tensor, mixed_BD: Tensor, config: RefinementConfig
-    ) -> tuple[Tensor, Tensor]:
-        with torch.enable_grad():
-            leaf_BD = hidden_BD.detach().requires_grad_()
-            fed_BD = self.move.vector(leaf_BD, mixed_BD)
-            good_BD = self._strong.probe_with_gradient(fed_BD).to(leaf_BD.device)
-            bad_BD = self._weak.probe_with_gradient(fed_BD).to(leaf_BD.device)
-            # Rows do not mix, so the gradient of the sum is each row's own gradient.
-            loss = contrastive_loss(leaf_BD, good_BD, bad_BD).sum()
-            (gradient_BD,) = torch.autograd.grad(loss, leaf_BD)
-        moved_BD = hidden_BD - config.search_step_size * gradient_BD
-        return moved_BD, _finite(good_BD) & _finite(bad_BD)
-
-
 def _append_end(
     columns_BLD: Tensor, mask_BL: Tensor | None, backbone: Network, markers: Markers | None
 ) -> tuple[Tensor, Tensor | None]:
@@ -434,7 +331,3 @@ def _append_end(
     end_L = torch.tensor(markers.closing, dtype=torch.long, device=backbone.device)
     end_BLD = backbone.embed(end_L.expand(len(columns_BLD), -1)).to(columns_BLD)
     return torch.cat([columns_BLD, end_BLD], dim=1), extended(mask_BL, len(end_L))
-
-
-def _finite(rows_BD: Tensor) -> Tensor:
-    return rows_BD.isfinite().all(-1)

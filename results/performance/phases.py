@@ -100,11 +100,11 @@ def run(file: Path, arguments: list[str]) -> None:
     def watched_look_up(name: str) -> Any:
         phases.part()
         phases.enter(IMPORTS)
-        found = look_up(name)
+        model_class = look_up(name)
         phases.leave()
         for path, phase in {**EITHER, **(OURS if name == "latentref" else {})}.items():
             phases.watch(path, phase)
-        return found
+        return model_class
 
     registry.get_model = watched_look_up
     sys.argv = ["lm_eval", *arguments]

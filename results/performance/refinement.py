@@ -66,22 +66,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             "model": workload.identity(lm, args),
         },
     )
-    target = TARGET if detached else None  # `through` has its price
-    ratio = rounds.ratio(REFINED, PLAIN)
-    least = statistics.median(rounds.ratio(LIMIT, PLAIN))
-    report.judge(
-        f"time with {args.search_gradient} search",
-        ratio,
-        at_most=target,
-        tiny=args.tiny,
-        limit=(least, f"{LIMIT} of three models"),
-    )
-    report.judge(
-        f"time of {REFINED} / {LIMIT} of three models",
-        rounds.ratio(REFINED, LIMIT),
-        at_most=AGAINST_LIMIT if detached else None,
-        tiny=args.tiny,
-    )
+    judge(report, rounds, args)
     report.remarks.append(
         f"Forwards a thought: {', '.join(f'{n} {v:g}' for n, v in forwards.items())}; with equal "
         f"references {num_equal} of {NUM_CHECKED} texts are those without (float32)."
@@ -94,6 +79,25 @@ def main(argv: Sequence[str] | None = None) -> int:
             partial(workload.write, refined, timed[: args.batch_size])
         )
     return report.finish(args)
+
+
+def judge(report: bench.Report, rounds: Any, args: Any) -> None:
+    """Adds both ratios with their targets, which are those of detached gradients."""
+    detached = args.search_gradient == "detached"
+    least = statistics.median(rounds.ratio(LIMIT, PLAIN))
+    report.judge(
+        f"time with {args.search_gradient} search",
+        rounds.ratio(REFINED, PLAIN),
+        at_most=TARGET if detached else None,
+        tiny=args.tiny,
+        limit=(least, f"{LIMIT} of three models"),
+    )
+    report.judge(
+        f"time of {REFINED} / {LIMIT} of three models",
+        rounds.ratio(REFINED, LIMIT),
+        at_most=AGAINST_LIMIT if detached else None,
+        tiny=args.tiny,
+    )
 
 
 def forwards_a_thought(lm: Any, prompts: Sequence[str]) -> dict[str, float]:

@@ -82,7 +82,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         name="starting",
         header=("median (range)", "seconds", "of the processor"),
         rows=[
-            (name, *(bench.spread([one[kind] for one in many]) for kind in (SECONDS, PROCESSOR)))
+            (name, *(bench.spread([each[kind] for each in many]) for kind in (SECONDS, PROCESSOR)))
             for name, many in starts.items()
         ],
         record={"starts": starts, "imports": imports},
@@ -119,10 +119,10 @@ def _own(started: Mapping[str, float]) -> float:
 
 def _profile(starts: Mapping[str, Sequence[Mapping[str, float]]]) -> str:
     """Median seconds of the processor in each phase, and how many more there are."""
-    names = dict.fromkeys(name for one in starts[OURS] for name in one)
+    names = dict.fromkeys(name for each in starts[OURS] for name in each)
     lines = ["Seconds of the processor, medians by phase:   hf  latentref   more"]
     for name in [name for name in names if name not in (SECONDS, PROCESSOR)]:
-        hf, ours = (statistics.median(one.get(name, 0) for one in starts[k]) for k in (HF, OURS))
+        hf, ours = (statistics.median(each.get(name, 0) for each in starts[k]) for k in (HF, OURS))
         lines.append(f"{name:42}{hf:6.2f}     {ours:6.2f} {ours - hf:6.2f}")
     return "\n".join(lines)
 

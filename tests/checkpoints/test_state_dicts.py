@@ -27,7 +27,7 @@ from tiny_checkpoints import (
 )
 
 from lm_eval_latentref.checkpoints.opening import load_tokenizer
-from lm_eval_latentref.checkpoints.state_dicts import set_rows
+from lm_eval_latentref.checkpoints.vocabulary import set_rows
 from lm_eval_latentref.errors import LatentRefError
 from lm_eval_latentref.latent.protocol import marker_ids
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 from thought_cases import BOTH, expected, run
 
-from lm_eval_latentref.latent import networks, thoughts
+from lm_eval_latentref.latent import networks, search, thoughts
 
 GAP = 1e-2
 """A hundred times the tolerance of the oracle tests."""
@@ -14,7 +14,7 @@ GAP = 1e-2
 
 def blind_references(monkeypatch):
     """References that never see the refined thoughts."""
-    monkeypatch.setattr(thoughts._Reference, "commit", lambda self, thought_BD: None)
+    monkeypatch.setattr(search.ReferenceStream, "commit", lambda self, thought_BD: None)
 
 
 def residual_on_the_first_thought(monkeypatch):
@@ -27,12 +27,12 @@ def residual_on_the_first_thought(monkeypatch):
 
 
 def mean_over_the_batch(monkeypatch):
-    step = thoughts.contrastive_step
+    step = search.contrastive_step
 
     def mutant(thought_BD, good_BD, bad_BD, *, step_size):
         return step(thought_BD, good_BD, bad_BD, step_size=step_size / len(thought_BD))
 
-    monkeypatch.setattr(thoughts, "contrastive_step", mutant)
+    monkeypatch.setattr(search, "contrastive_step", mutant)
 
 
 def position_off_by_one(monkeypatch):
@@ -46,12 +46,12 @@ def position_off_by_one(monkeypatch):
 
 def reversed_direction(monkeypatch):
     """The sign as the paper prints it, towards the weak reference."""
-    step = thoughts.contrastive_step
+    step = search.contrastive_step
 
     def mutant(thought_BD, good_BD, bad_BD, *, step_size):
         return step(thought_BD, good_BD, bad_BD, step_size=-step_size)
 
-    monkeypatch.setattr(thoughts, "contrastive_step", mutant)
+    monkeypatch.setattr(search, "contrastive_step", mutant)
 
 
 def padding_between_context_and_thoughts(monkeypatch):
