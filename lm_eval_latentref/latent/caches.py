@@ -69,6 +69,11 @@ class GrowingLayer(DynamicLayer):
         self._room = None
         return copy.copy(self)
 
+    def reset(self) -> None:
+        """Forget all columns; they are not overwritten, because an autograd graph may hold them."""
+        self.keys = self.values = self._room = None
+        self.is_initialized = False
+
     def _fits(self, num_columns: int) -> bool:
         # If the keys were replaced, by a selection of rows for example, the room is out of date.
         assert self._room is not None

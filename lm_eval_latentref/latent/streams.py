@@ -62,9 +62,10 @@ class Stream:
         Args:
             mask_BL: bool, True for real columns, False for padding; None if there is no padding.
         """
-        if self._begins() and embeds_BLD.shape[:2].numel() >= MANY_COLUMNS:
+        begins = self.length == self.num_shared
+        if begins and self._has_much_to_read(embeds_BLD):
             give_back_memory()
-        if mask_BL is not None and self._begins() and self.network.reads_in_parts:
+        if begins and mask_BL is not None and self.network.reads_in_parts:
             # A row of padding alone keeps a column, because no model reads nothing.
             num_padding_B = (~mask_BL).sum(1).clamp(max=mask_BL.shape[1] - 1)
             parts = in_parts(num_padding_B.tolist())
@@ -76,10 +77,10 @@ class Stream:
         masks = [None] * len(parts) if mask_BL is None else mask_BL.split(COLUMNS_AT_ONCE, dim=1)
         return torch.cat([self._feed(*part) for part in zip(parts, masks, strict=True)], dim=1)
 
-    def _begins(self) -> bool:
-        """Whether the next columns are the first of each row's own, on a CPU without gradients."""
-        on_cpu = self.network.device.type == "cpu"
-        return self.length == self.num_shared and on_cpu and not torch.is_grad_enabled()
+    def _has_much_to_read(self, embeds_BLD: Tensor) -> bool:
+        """Whether these are many columns, on a CPU, and what they take is freed layer by layer."""
+        many = embeds_BLD.shape[:2].numel() >= MANY_COLUMNS
+        return many and self.network.device.type == "cpu" and not torch.is_grad_enabled()
 
     def _feed_parts(
         self, embeds_BLD: Tensor, mask_BL: Tensor, parts: Sequence[tuple[list[int], int]]

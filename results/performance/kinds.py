@@ -37,7 +37,7 @@ TOLERANCE = 1e-4
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    defaults = {"rounds": 25, "documents": 16, "batch_size": 16, "context": 16, "thoughts": 16}
+    defaults = {"rounds": 18, "documents": 16, "batch_size": 16, "context": 16, "thoughts": 16}
     args = bench.parse(__doc__, argv, bench.PROFILE, dtype="auto", **defaults)
     exact = reasoners(workload.load_lm(args, dtype="float32"), args.thoughts)
     lm = workload.load_lm(args)

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import sys
+
 import oracle
 import pytest
 import torch
 from tiny import random_ids, tiny_model
 
+from lm_eval_latentref.latent import streams
 from lm_eval_latentref.latent.config import RefinementConfig
 from lm_eval_latentref.latent.kinds import Pause
 from lm_eval_latentref.latent.networks import Network
@@ -58,12 +61,17 @@ def oracle_loss(row, model, markers):
 
 @pytest.mark.parametrize("family", ["gpt2", "llama", "gemma3"])
 @pytest.mark.parametrize("stage", [0, 1, 2, 3])
-def test_loss_and_gradients_of_every_stage_equal_the_oracle(family, stage):
+@pytest.mark.parametrize("saved", [1, sys.maxsize], ids=["in parts", "at once"])
+def test_loss_and_gradients_of_every_stage_equal_the_oracle(family, stage, saved, monkeypatch):
+    monkeypatch.setattr(streams, "SAVED_BY_A_PART", saved)
     curriculum = Curriculum(c_thought=2, max_latent_stage=2)
     rows = [curriculum.row(problem, stage) for problem in PROBLEMS]
     ours, theirs = trainable(family), trainable(family)
-    loss = loss_sum(rows, network=Network(ours), markers=MARKERS)
+    network = Network(ours)
+    loss = loss_sum(rows, network=network, markers=MARKERS)
     loss.backward()
+    num_parts = len(rows) if saved == 1 and network.reads_in_parts else 1
+    assert network.num_forwards == num_parts + rows[0].num_thoughts
     expected = torch.stack([oracle_loss(row, theirs, MARKERS) for row in rows]).sum()
     expected.backward()
     torch.testing.assert_close(loss, expected, rtol=1e-7, atol=1e-7)
