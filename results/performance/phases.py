@@ -115,4 +115,6 @@ def run(file: Path, arguments: list[str]) -> None:
 
 
 if __name__ == "__main__":
+    if len(sys.argv) < 3 or sys.argv[1].startswith("-"):
+        raise SystemExit(__doc__)
     run(Path(sys.argv[1]), sys.argv[2:])
