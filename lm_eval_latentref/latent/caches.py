@@ -70,9 +70,9 @@ class GrowingLayer(DynamicLayer):
         return copy.copy(self)
 
     def reset(self) -> None:
-        """Forget all columns; they are not overwritten, because an autograd graph may hold them."""
-        self.keys = self.values = self._room = None
-        self.is_initialized = False
+        """Forget all columns, and the spare columns, so that their memory is free."""
+        self._room = None
+        super().reset()
 
     def _fits(self, num_columns: int) -> bool:
         # If the keys were replaced, by a selection of rows for example, the room is out of date.

@@ -12,6 +12,7 @@ first. `workload` has the models and the documents.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import gc
 import json
 import statistics
@@ -31,6 +32,8 @@ from workload import SHAPES, device
 from lm_eval_latentref.errors import LatentRefError
 from lm_eval_latentref.evaluation.provenance import command, machine, versions
 from lm_eval_latentref.harness.model import LatentRefLM
+from lm_eval_latentref.latent.accounting import peak_memory
+from lm_eval_latentref.latent.batching import give_back_memory
 
 NUM_WARM_UP = 2
 """Documents that each side answers before the clock runs."""
@@ -184,6 +187,25 @@ def timed(
 def clock_of(args: Any) -> Callable[[], float]:
     """The clock that `args` name; a GPU's work and that of several threads need the wall's."""
     return time.process_time if getattr(args, "clock", "wall") == "cpu" else timer
+
+
+MEBIBYTE = 2**20
+
+
+def reset_peak() -> None:
+    """Begins to record the peak of memory anew; elsewhere than on Linux and CUDA, it does not."""
+    gc.collect()
+    give_back_memory()
+    if torch.cuda.is_available():
+        torch.cuda.reset_peak_memory_stats()
+    with contextlib.suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5")
+
+
+def peak() -> int:
+    """The peak of memory in bytes, on the device or else in this process."""
+    peaks = peak_memory()
+    return max((value for place, value in peaks.items() if place != "host"), default=peaks["host"])
 
 
 def _iqr(measurement: Measurement) -> float:

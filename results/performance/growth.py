@@ -1,13 +1,14 @@
-"""How time grows with thoughts, search steps, rows, context, shared prefix and choices.
+"""How time and memory grow with thoughts, search steps, rows, context, shared prefix and choices.
 
     python results/performance/growth.py -o results/performance/growth.json    # and growth.svg
     python results/performance/growth.py --axis context_tokens --rounds 1
 
 One quantity at a time is varied around a common point; every measurement reads contexts of its
-own, cut from ProsQA questions, thinks with both references and scores the choices. A straight line
-is fitted to the medians, and a power of the quantity to the larger half of its values. Beside the
-times are the columns that all models read: each is multiplied by all weights, and attention reads
-all columns before it. Of axes not named, the output keeps what it holds of this machine.
+own, cut from ProsQA questions, thinks with both references and scores the choices. Straight lines
+are fitted to the medians of seconds and of peak memory, weights included, and a power of the
+quantity to the seconds at the larger half of its values. Beside the seconds are the columns that
+all models read: each is multiplied by all weights, and attention reads all columns before it. Of
+axes not named, the output keeps what it holds of this machine.
 """
 
 from __future__ import annotations
@@ -76,8 +77,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     centre = ", ".join(f"{name}={value}" for name, value in vars(around).items())
     report = bench.Report(
         name="growth",
-        header=("", "seconds = a + b x", "R2", "power", "at each x: seconds (columns read)"),
-        rows=[row(axis, fit) for axis, fit in axes.items()],
+        header=("", "y", "y = a + b x", "R2", "power", "y at each x (columns read)"),
+        rows=[row for axis, fit in axes.items() for row in rows_of(axis, fit)],
         record={"around": vars(around), "axes": axes},
         remarks=[f"Around: {centre}; {ROWS_THAT_SHARE} rows share tokens. All in {args.dtype}."],
     )
@@ -93,8 +94,8 @@ def points_of(axis: str, around: Point, tiny: bool) -> list[Point]:
     return [dataclasses.replace(around, **{axis: value}) for value in values]
 
 
-def work(lm: Any, point: Point, tokens: Any, args: Any) -> tuple[float, dict[str, Any]]:
-    """Seconds, and what was counted, of one batch at `point` on fresh text."""
+def work(lm: Any, point: Point, tokens: Any, args: Any) -> tuple[float, float, dict[str, Any]]:
+    """Seconds, peak memory in MiB, and what was counted, of one batch at `point` on fresh text."""
     reasoner = lm.reasoner
     reasoner.config = workload.refined(
         reasoner.backbone.hidden_size,
@@ -115,38 +116,63 @@ def work(lm: Any, point: Point, tokens: Any, args: Any) -> tuple[float, dict[str
             parts = ([each[row] for row in rows] for each in (contexts, choices))
             reasoner.score(*parts, max_rows=point.batch_size)
 
+    bench.reset_peak()
     counted = bench.counts(lm, lambda: took.append(bench.timed(score, clock=clock)[0]))
-    return took[0], {kind: counted[kind] for kind in ("forwards", "columns_read")}
+    counts = {kind: counted[kind] for kind in ("forwards", "columns_read")}
+    return took[0], bench.peak() / bench.MEBIBYTE, counts
 
 
 def measured(lm: Any, axis: str, around: Point, tokens: Any, args: Any) -> dict[str, Any]:
     """Times, fits and counts of one axis as JSON values."""
     points = points_of(axis, around, args.tiny)
     seconds: list[list[float]] = [[] for _ in points]
+    mebibytes: list[list[float]] = [[] for _ in points]
     counts: list[dict[str, Any]] = [{} for _ in points]
     for _ in range(args.rounds):
         for number, point in enumerate(points):
-            took, counts[number] = work(lm, point, tokens, args)
+            took, peak, counts[number] = work(lm, point, tokens, args)
             seconds[number].append(took)
-    values, medians = [vars(point)[axis] for point in points], list(map(statistics.median, seconds))
-    line, half = linregress(values, medians), len(values) // 2
-    power = linregress(np.log(values[half - 1 :]), np.log(medians[half - 1 :])).slope
+            mebibytes[number].append(peak)
+    values = [vars(point)[axis] for point in points]
     return {
         "values": values,
         "seconds": seconds,
-        "line": {"a": line.intercept, "b": line.slope, "r2": line.rvalue**2},
-        "power": power,
+        "mebibytes": mebibytes,
+        "line": line_through(values, seconds),
+        "line_of_memory": line_through(values, mebibytes),
+        "power": power_through(values[len(values) // 2 - 1 :], seconds[len(values) // 2 - 1 :]),
         "counts": counts,
     }
 
 
-def row(axis: str, fit: dict[str, Any]) -> tuple[str, ...]:
-    line = fit["line"]
+def line_through(values: Sequence[int], measured: Sequence[Sequence[float]]) -> dict[str, float]:
+    """The straight line through all medians."""
+    line = linregress(values, list(map(statistics.median, measured)))
+    return {"a": line.intercept, "b": line.slope, "r2": line.rvalue**2}
+
+
+def power_through(values: Sequence[int], measured: Sequence[Sequence[float]]) -> float:
+    """The exponent of the power that fits the medians best."""
+    return float(linregress(np.log(values), np.log(list(map(statistics.median, measured)))).slope)
+
+
+def rows_of(axis: str, fit: dict[str, Any]) -> list[tuple[str, ...]]:
+    """The rows of an axis in the table, for seconds and for memory."""
     columns = [sum(each["columns_read"].values()) for each in fit["counts"]]
-    triples = zip(fit["values"], map(statistics.median, fit["seconds"]), columns, strict=True)
-    at_each = ", ".join(f"{value}: {median:.3g} ({read})" for value, median, read in triples)
-    fitted = f"{line['a']:.3g} + {line['b']:.3g} x"
-    return axis, fitted, f"{line['r2']:.3f}", f"{fit['power']:.2f}", at_each
+    at_each: dict[str, list[str]] = {"seconds": [], "mebibytes": []}
+    for value, seconds, mebibytes, num_read in zip(
+        fit["values"], fit["seconds"], fit["mebibytes"], columns, strict=True
+    ):
+        at_each["seconds"].append(f"{value}: {statistics.median(seconds):.3g} ({num_read})")
+        at_each["mebibytes"].append(f"{value}: {statistics.median(mebibytes):.0f}")
+    lines = {
+        key: (f"{line['a']:.3g} + {line['b']:.3g} x", f"{line['r2']:.3f}")
+        for key, line in (("seconds", fit["line"]), ("mebibytes", fit["line_of_memory"]))
+    }
+    return [
+        (axis, "seconds", *lines["seconds"], f"{fit['power']:.2f}", ", ".join(at_each["seconds"])),
+        ("", "MiB", *lines["mebibytes"], "", ", ".join(at_each["mebibytes"])),
+    ]
 
 
 def draw(axes: dict[str, Any], path: Path) -> None:

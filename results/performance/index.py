@@ -59,12 +59,14 @@ NOTES = """
   Processing the batch in parts keeps that small; freed memory is given back before each model reads
   many columns, and oneDNN keeps few of the kernels that it compiles for each shape.
 - The lower bound of a training step is one pass for all thoughts, as if they did not depend on each
-  other, plus AdamW. If the limit on the page is below the target, no order of the work reaches it.
+  other, plus AdamW. On a CPU, contexts of different lengths are read in parts; the published step
+  reads their padding.
 - Settings of a sweep share the reading of contexts. Those that differ only in memory rate also
   think side by side, because columns of few tokens a row cost more each than those of contexts.
   The target is 85 % of the limit by the columns that both sides read.
 - A start of the default set imports PEFT, reads its adapters, makes their layers, checks the model
   with small forwards and thinks six thoughts, none of which `hf` does; the page has their seconds.
+  For the objects that this makes, Python searches for garbage once more, among lm-eval's objects.
 """
 
 

@@ -78,13 +78,15 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def judge(report: bench.Report, rounds: bench.Rounds, args: Any) -> None:
+    limit = 1.0, "columns read"
     for name in ("projected", "realigned"):
         ratio = rounds.ratio(name, CONTINUOUS)
-        report.judge(f"time of {name} / {CONTINUOUS}", ratio, at_most=TARGET, tiny=args.tiny)
+        what = f"time of {name} / {CONTINUOUS}"
+        report.judge(what, ratio, at_most=TARGET, tiny=args.tiny, limit=limit)
     times = (rounds.seconds[name] for name in (MIXTURE, HEAD, CONTINUOUS))
     ratio = [(ours - head) / plain for ours, head, plain in zip(*times, strict=True)]
     what = f"time of {MIXTURE} without the {HEAD} / {CONTINUOUS}"
-    report.judge(what, ratio, at_most=TARGET, tiny=args.tiny)
+    report.judge(what, ratio, at_most=TARGET, tiny=args.tiny, limit=limit)
 
 
 def reasoners(lm: Any, num_thoughts: int) -> dict[str, Reasoner]:

@@ -12,8 +12,6 @@ without thoughts, to check that they agree.
 
 from __future__ import annotations
 
-import contextlib
-import gc
 import multiprocessing
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -28,14 +26,12 @@ from lm_eval.models.huggingface import HFLM
 
 from lm_eval_latentref.checkpoints.convert import convert
 from lm_eval_latentref.harness.model import LatentRefLM
-from lm_eval_latentref.latent.accounting import peak_memory
 
 HF, OURS = "--model hf", "three adapters"
 TARGET, LONG_TARGET = 1.2, 1.3
 LONG, LONG_TOKENS = "4,096 tokens", 4096
 TOLERANCE = 1e-4
 RANK, SCALE = 16, 0.02
-MEGABYTE = 2**20
 ROLES = ("f", "strong", "weak")
 
 
@@ -64,7 +60,10 @@ def main(argv: Sequence[str] | None = None) -> int:
             *(
                 (
                     name,
-                    *(bench.spread([peak[kind] / MEGABYTE for peak in rounds]) for kind in kinds),
+                    *(
+                        bench.spread([peak[kind] / bench.MEBIBYTE for peak in rounds])
+                        for kind in kinds
+                    ),
                 )
                 for name, rounds in peaks.items()
             ),
@@ -147,13 +146,13 @@ def _how(args: Any) -> dict[str, Any]:
 
 def _measure(lm: Any, asked: tuple[int, int], args: Any) -> dict[str, int]:
     """Peaks of `lm` while it answers the documents from `asked[0]` to `asked[1]` (exclusive)."""
-    peaks = {"loading": _peak()}
+    peaks = {"loading": bench.peak()}
     workload.score_choices(lm, _fresh(workload.mathqa(args.tiny)[slice(*asked)]))
-    peaks["choices"] = _peak()
+    peaks["choices"] = bench.peak()
     workload.write(lm, _fresh(workload.prosqa(asked[1], args.tiny)[slice(*asked)]))
-    peaks["generation"] = _peak()
+    peaks["generation"] = bench.peak()
     workload.write(lm, _fresh([long_prompt(lm, 64 if args.tiny else LONG_TOKENS)]))
-    peaks[LONG] = _peak()
+    peaks[LONG] = bench.peak()
     return peaks
 
 
@@ -165,17 +164,8 @@ def long_prompt(lm: Any, num_tokens: int) -> str:
 
 def _fresh(documents: list[Any]) -> list[Any]:
     """Returns `documents`, after resetting the record of peak memory."""
-    gc.collect()
-    if torch.cuda.is_available():
-        torch.cuda.reset_peak_memory_stats()
-    with contextlib.suppress(OSError):  # elsewhere than on Linux, the peak is not reset
-        Path("/proc/self/clear_refs").write_text("5")
+    bench.reset_peak()
     return documents
-
-
-def _peak() -> int:
-    peaks = peak_memory()
-    return max((value for place, value in peaks.items() if place != "host"), default=peaks["host"])
 
 
 if __name__ == "__main__":

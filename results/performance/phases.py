@@ -8,6 +8,7 @@ A phase is the time in its functions, without that in functions of other phases.
 from __future__ import annotations
 
 import functools
+import gc
 import json
 import sys
 import time
@@ -21,6 +22,8 @@ BEFORE, AFTER = "until the model is looked up", "the rest"
 IMPORTS = "imports of its class"
 FILES, WEIGHTS, CHECKS = "configuration, tokenizer", "weights", "checks of the base"
 ADAPTERS, THOUGHTS, SCORES = "adapters", "thoughts", "scores"
+GARBAGE = "the search for garbage"
+"""Python's collector goes through all objects whenever there are a quarter more, in any phase."""
 
 EITHER = {
     "lm_eval.models.huggingface.HFLM._get_config": FILES,
@@ -62,6 +65,13 @@ class Phases:
         self.count()
         self._open[0] = AFTER
 
+    def on_garbage(self, place: str, info: Any) -> None:
+        """A callback of `gc`."""
+        if place == "start":
+            self.enter(GARBAGE)
+        else:
+            self.leave()
+
     def watch(self, path: str, phase: str) -> None:
         """Count the calls of the function at `path` for `phase`."""
         place, name = _place(path)
@@ -99,6 +109,7 @@ def run(file: Path, arguments: list[str]) -> None:
 
     def watched_look_up(name: str) -> Any:
         phases.part()
+        gc.callbacks.append(phases.on_garbage)
         phases.enter(IMPORTS)
         model_class = look_up(name)
         phases.leave()

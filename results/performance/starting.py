@@ -5,7 +5,8 @@
 `lm_eval --model latentref` opens the packaged set, whose base is a GGUF file that its first start
 unpacks into a cache folder, made for this script. `--model hf` opens the same base, saved as a
 plain folder. Both answer one question of a task of this script's own. Then the seconds that
-importing this package takes in a process that has imported what a run of `--model hf` does. Judged
+importing this package takes in a process that has imported what a run of `--model hf` does, without
+Python's search for garbage, which goes through lm-eval's objects and falls to any import. Judged
 are the processor's seconds, with one thread: other work on the machine changes them less. They are
 judged from the moment when lm-eval looks the model up. What it does before is the same for every
 model, and differs by what the machine does besides.
@@ -50,10 +51,11 @@ doc_to_choice: ["a", "b"]
 """
 
 IMPORTING = """
-import json, sys, time
+import gc, json, sys, time
 import lm_eval.evaluator
 from lm_eval.models.huggingface import HFLM
 HFLM(sys.argv[1], device="cpu")
+gc.disable()
 before, started = set(sys.modules), time.process_time()
 import lm_eval_latentref.harness.model
 seconds = time.process_time() - started

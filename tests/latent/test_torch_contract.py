@@ -93,6 +93,31 @@ def test_where_gradients_flow_they_are_those_of_torch(layer):
     assert torch.equal(torch.autograd.grad(ours.square().sum(), rows)[0], wanted[0])
 
 
+@pytest.mark.parametrize("layer", LAYERS, ids=("linear", "no bias", "transposed"))
+def test_products_are_torchs_own_after_the_block_however_it_ends(layer):
+    usual = nn.functional.linear, torch.addmm
+    with by_onednn():
+        with pytest.raises(ZeroDivisionError), by_onednn():
+            raise ZeroDivisionError
+        with torch.no_grad(), Seen() as seen:
+            layer(torch.randn(3, 37))
+        assert BY_ONEDNN in seen.names  # the inner block has not ended the outer one
+    with torch.no_grad(), Seen() as seen:
+        layer(torch.randn(3, 37))
+    assert BY_ONEDNN not in seen.names
+    assert (nn.functional.linear, torch.addmm) == usual
+
+
+def test_arguments_may_be_given_by_name():
+    rows, weight_OI, bias_O = torch.randn(3, 37), torch.randn(50, 37), torch.randn(50)
+    expected = torch.addmm(bias_O, rows, weight_OI.T)
+    with torch.no_grad(), by_onednn():
+        by_linear = nn.functional.linear(input=rows, weight=weight_OI, bias=bias_O)
+        by_addmm = torch.addmm(bias_O, mat1=rows, mat2=weight_OI.T, beta=1)
+    torch.testing.assert_close(by_linear, expected, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(by_addmm, expected, rtol=1e-5, atol=1e-5)
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64], ids=str)
 def test_other_numbers_are_left_to_torch(dtype):
     with torch.no_grad():
