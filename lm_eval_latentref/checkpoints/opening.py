@@ -174,7 +174,7 @@ def open_model(load_model: ModelLoader, source: Source) -> Any:
             f"the model of {source.name or source.base} cannot be loaded ({one_line(error)}); "
             "check its files and the loading arguments"
         ) from error
-    check_model(model, source.name or source.base)
+    unpacked.check_once(model, lambda: check_model(model, source.name or source.base))
     return model
 
 

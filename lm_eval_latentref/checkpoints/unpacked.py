@@ -9,11 +9,15 @@ transformers takes seconds to parse a GGUF file, and parses it at every call. A 
 identified by the file's sha256 and the versions of gguf and transformers. There is an entry for
 each dtype, with the weights that transformers reads from the file in that dtype, so nothing is
 rounded twice. A file is parsed at every call, without a cache entry, if it cannot be unpacked or if
-the entry differs when it is read back.
+the entry differs when it is read back. Because an entry's weights are known, its model is checked
+once for each configuration, machine and version of the code (`check_once`).
 """
 
 from __future__ import annotations
 
+import contextlib
+import hashlib
+import inspect
 import json
 import logging
 import os
@@ -28,10 +32,12 @@ from filelock import FileLock
 from huggingface_hub import constants
 from safetensors import SafetensorError
 
+from lm_eval_latentref import latent
 from lm_eval_latentref.checkpoints.files import file_digest, one_line, read_json
 from lm_eval_latentref.checkpoints.sources import Folder
 from lm_eval_latentref.checkpoints.state_dicts import make_skeleton
 from lm_eval_latentref.errors import LatentRefError
+from lm_eval_latentref.latent.transformers_seams import attention_of
 
 logger = logging.getLogger(__name__)
 
@@ -69,6 +75,40 @@ def weights(name: str, kwargs: dict[str, Any]) -> tuple[str, dict[str, Any]]:
 def cache_folder() -> Path:
     """The folder of all entries. It lies beside the hub's cache, so `HF_HOME` moves both."""
     return Path(constants.HF_HOME) / "latentref" / "gguf"
+
+
+def check_once(model: Any, check: Callable[[], None]) -> None:
+    """Calls `check()`, unless it has passed before on this model in the same circumstances.
+
+    Models that do not come from an entry are always checked. A check that has passed leaves an
+    empty file beside the entry.
+    """
+    entry = Path(model.name_or_path)
+    passed = entry.with_name(f".{entry.name}.{_circumstances(model)}.passed")
+    if cache_folder() not in entry.parents:
+        check()
+    elif not passed.exists():
+        check()
+        with contextlib.suppress(OSError):
+            passed.touch()
+
+
+def _circumstances(model: Any) -> str:
+    """A digest of all that a check may depend on, besides the weights."""
+    places = getattr(model, "hf_device_map", None) or model.device
+    machine = [torch.backends.cpu.get_cpu_capability(), *_names_of_gpus()]
+    facts = [model.config.to_json_string(use_diff=False), attention_of(model), model.dtype]
+    digest = hashlib.sha256(repr([*facts, places, machine, torch.__version__]).encode())
+    for file in (
+        Path(inspect.getfile(type(model))),
+        *sorted(Path(latent.__file__).parent.rglob("*.py")),
+    ):
+        digest.update(file.read_bytes())
+    return digest.hexdigest()[:16]
+
+
+def _names_of_gpus() -> list[str]:
+    return [torch.cuda.get_device_name(n) for n in range(torch.cuda.device_count())]
 
 
 def _unpacked(

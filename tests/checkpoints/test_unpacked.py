@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 
@@ -10,10 +11,13 @@ import numpy as np
 import pytest
 import torch
 from tiny import tiny_tokenizer
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+from torch.torch_version import TorchVersion
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM
 
-from lm_eval_latentref.checkpoints import unpacked
+from lm_eval_latentref.checkpoints import opening, unpacked
 from lm_eval_latentref.checkpoints.opening import StrictAutoModel
+from lm_eval_latentref.checkpoints.sources import Source
+from lm_eval_latentref.errors import LatentRefError
 
 FILE = "tiny.gguf"
 WHERE = {"gguf_file": FILE}
@@ -207,3 +211,95 @@ def test_other_checkpoints_and_quantised_loading_are_left_alone(folder, cache, o
     assert unpacked.header("name", {"revision": "main"}) == ("name", {"revision": "main"})
     assert unpacked.weights(folder, {**WHERE, **option}) == (folder, {**WHERE, **option})
     assert not cache.exists()
+
+
+@pytest.fixture
+def checked(folder, cache):
+    """Loads the model, changes it, and returns whether it was checked."""
+
+    def was_checked(change=lambda model: None, name=None, passes=True, **options):
+        if name is None:
+            name, options = unpacked.weights(folder, {**WHERE, "dtype": "float32", **options})
+        model = AutoModelForCausalLM.from_pretrained(name, **options)
+        change(model)
+        calls = []
+
+        def check():
+            calls.append(model)
+            if not passes:
+                raise LatentRefError("it lacks a property")
+
+        with contextlib.suppress(LatentRefError):
+            unpacked.check_once(model, check)
+        return bool(calls)
+
+    return was_checked
+
+
+def test_a_model_that_has_passed_is_not_checked_again(checked):
+    assert [checked(), checked()] == [True, False]
+
+
+def test_a_model_that_has_not_passed_is_checked_again(checked):
+    assert [checked(passes=False), checked(), checked()] == [True, True, False]
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda model: setattr(model.config, "rms_norm_eps", 1e-3),
+        lambda model: setattr(model.config, "_attn_implementation", "eager"),
+        lambda model: model.bfloat16(),
+        lambda model: model.to("meta"),
+        lambda model: setattr(model, "hf_device_map", {"": "disk"}),
+        lambda model: setattr(type(model), "__module__", "json"),  # another source file
+    ],
+)
+def test_what_differs_is_checked(checked, change, monkeypatch):
+    checked()
+    monkeypatch.setattr(LlamaForCausalLM, "__module__", LlamaForCausalLM.__module__)
+    assert checked(change)
+
+
+@pytest.mark.parametrize(
+    ("place", "name", "value"),
+    [
+        (torch, "__version__", TorchVersion(f"{torch.__version__}x")),
+        (torch.backends.cpu, "get_cpu_capability", lambda: "another"),
+        (unpacked, "_names_of_gpus", lambda: ["a GPU"]),
+        (unpacked.latent, "__file__", __file__),  # another version of our code
+    ],
+)
+def test_a_model_is_checked_again_on_another_machine_or_by_other_code(
+    checked, monkeypatch, place, name, value
+):
+    checked()
+    monkeypatch.setattr(place, name, value)
+    assert [checked(), checked()] == [True, False]
+
+
+def test_models_whose_weights_may_change_are_always_checked(checked, folder, tmp_path):
+    name, options = unpacked.weights(folder, {**WHERE, "dtype": "float32"})
+    AutoModelForCausalLM.from_pretrained(name, **options).save_pretrained(tmp_path / "plain")
+    assert [checked(name=str(tmp_path / "plain")) for _ in range(2)] == [True, True]
+    assert [checked(name=folder, **WHERE) for _ in range(2)] == [True, True]
+
+
+def test_without_a_place_for_the_mark_a_model_is_checked_at_every_start(
+    checked, cache, monkeypatch
+):
+    def full(path):
+        raise OSError(28, "No space left on device")
+
+    checked(passes=False)
+    monkeypatch.setattr(unpacked.Path, "touch", full)
+    assert [checked(), checked()] == [True, True]
+
+
+def test_the_base_of_a_gguf_file_is_checked_when_it_is_opened_first(folder, cache, monkeypatch):
+    source = Source(base=folder, gguf_file=FILE)
+    names = []
+    monkeypatch.setattr(opening, "check_model", lambda model, name: names.append(name))
+    for _ in range(2):
+        opening.open_model(opening.default_loader(), source)
+    assert names == [folder]
