@@ -15,6 +15,7 @@ from pathlib import Path
 FOLDER = Path(__file__).parent
 QUESTIONS = {
     "choices": "multiple choice without thoughts, against `--model hf`",
+    "choices-bfloat16": "the same in bfloat16, which this machine multiplies faster",
     "prefixes": "prompts that begin with the same examples, against `--model hf`",
     "generation": "6 thoughts and 16 tokens, against the loop published with Coconut",
     "floor": "the same, against a batched loop with a cache and the bare matrix products",
@@ -23,7 +24,7 @@ QUESTIONS = {
     "train": "a training step with six thoughts, against the published trainer's algorithm",
     "sweep": "a grid of settings, against separate runs of them",
     "starting": "from the command to its end with one document, against `--model hf`",
-    "growth": "seconds and columns of a batch against context, thoughts, rows, prefix and choices",
+    "growth": "seconds, columns and memory against context, thoughts, rows, prefix and choices",
     "memory": "three adapters on one base, against `--model hf` on that base",
     "leaderboard": "`latentref leaderboard` on 20 runs of 20 tasks and 3,000 documents each",
 }
@@ -47,7 +48,8 @@ matrix products.
 NOTES = """
 - Multiple choice reads each context once, but `hf` reads it once for each choice. The gain
   approaches the number of choices as contexts grow. The limit on its page takes all products to be
-  equally fast; in float32 ours are faster, because oneDNN computes them.
+  equally fast; in float32 ours are faster, because oneDNN computes them. In bfloat16 products take
+  half as long, so what is between them weighs more: its page has the profile.
 - Few-shot examples are read once for all documents. On a CPU with sdpa they are also in memory
   once, for models that take any mask; elsewhere each row copies their keys and values. In `drawn`,
   each document has other examples, so nothing is shared; `thoughts` compares the same questions
@@ -64,9 +66,10 @@ NOTES = """
 - Settings of a sweep share the reading of contexts. Those that differ only in memory rate also
   think side by side, because columns of few tokens a row cost more each than those of contexts.
   The target is 85 % of the limit by the columns that both sides read.
-- A start of the default set imports PEFT, reads its adapters, makes their layers, checks the model
-  with small forwards and thinks six thoughts, none of which `hf` does; the page has their seconds.
-  For the objects that this makes, Python searches for garbage once more, among lm-eval's objects.
+- A start of the default set imports PEFT, reads its adapters, makes their layers and thinks six
+  thoughts, none of which `hf` does; the page has their seconds. For the objects that this makes,
+  Python searches for garbage once more, among lm-eval's objects. The first start also unpacks and
+  checks the base.
 """
 
 
