@@ -84,10 +84,11 @@ def check_once(model: Any, check: Callable[[], None]) -> None:
     empty file beside the entry.
     """
     entry = Path(model.name_or_path)
-    passed = entry.with_name(f".{entry.name}.{_circumstances(model)}.passed")
     if cache_folder() not in entry.parents:
         check()
-    elif not passed.exists():
+        return
+    passed = entry.with_name(f".{entry.name}.{_circumstances(model)}.passed")
+    if not passed.exists():
         check()
         with contextlib.suppress(OSError):
             passed.touch()

@@ -283,6 +283,7 @@ def test_models_whose_weights_may_change_are_always_checked(checked, folder, tmp
     AutoModelForCausalLM.from_pretrained(name, **options).save_pretrained(tmp_path / "plain")
     assert [checked(name=str(tmp_path / "plain")) for _ in range(2)] == [True, True]
     assert [checked(name=folder, **WHERE) for _ in range(2)] == [True, True]
+    assert checked(lambda model: setattr(model, "name_or_path", ""))
 
 
 def test_without_a_place_for_the_mark_a_model_is_checked_at_every_start(
