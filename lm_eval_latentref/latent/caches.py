@@ -45,7 +45,8 @@ class GrowingLayer(DynamicLayer):
         self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any
     ) -> tuple[Tensor, Tensor]:
         """Append new columns (B, H, L, D); return all keys and values, (B, H, K, D) each."""
-        if key_states.requires_grad or value_states.requires_grad:
+        # Autograd also keeps keys that need no gradient, for the gradient of the queries.
+        if torch.is_grad_enabled():
             self._room = None
             return super().update(key_states, value_states, *args, **kwargs)
         if not self.is_initialized:

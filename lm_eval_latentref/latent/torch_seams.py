@@ -16,6 +16,7 @@ Shape suffixes: N rows, I inputs, O outputs; B batch, G heads, Q queries, K colu
 from __future__ import annotations
 
 import os
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -43,37 +44,65 @@ def keep_few_kernels() -> None:
 
 
 _torch_linear, _torch_addmm = nn.functional.linear, torch.addmm
+_lock, _num_open = threading.Lock(), 0
 
 
 @contextmanager
 def by_onednn() -> Iterator[None]:
     """Linear layers inside this block are multiplied by oneDNN, where it can and no gradient flows.
 
-    It does nothing where torch was built without oneDNN. The block holds for all threads.
+    It does nothing where torch was built without oneDNN. The block holds for all threads, until the
+    last open block ends.
     """
     # A TorchFunctionMode would replace nothing, but it sees every operation of a forward, which
     # takes longer than all that oneDNN saves where few rows are read.
-    usual = nn.functional.linear, torch.addmm
-    if torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise"):
-        nn.functional.linear, torch.addmm = _linear, _addmm
+    _open_blocks(1)
     try:
         yield
     finally:
-        nn.functional.linear, torch.addmm = usual
+        _open_blocks(-1)
+
+
+def _open_blocks(change: int) -> None:
+    """Counts the open blocks, and replaces torch's functions while there is one."""
+    global _num_open
+    available = torch.backends.mkldnn.is_available() and hasattr(
+        torch.ops.mkldnn, "_linear_pointwise"
+    )
+    with _lock:
+        _num_open += change
+        if available:
+            _set(*((_linear, _addmm) if _num_open else (_torch_linear, _torch_addmm)))
+
+
+def _set(linear: Callable[..., Tensor], addmm: Callable[..., Tensor]) -> None:
+    nn.functional.linear, torch.addmm = linear, addmm
 
 
 def _linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     product = input, weight, bias
-    return _multiply(*product) if _takes(product) else _torch_linear(*product)
+    return _multiply(*product) if _takes(product) else _by_torch(_torch_linear, *product)
 
 
 def _addmm(*args: Any, **kwargs: Any) -> Tensor:
     """The layers of GPT-2 keep their weights transposed."""
     if len(args) == 3 and not kwargs:
         bias_O, rows_NI, weight_IO = args
-        if _takes(product := (rows_NI, weight_IO.T, bias_O)):
+        if rows_NI.dim() == 2 and _takes(product := (rows_NI, weight_IO.T, bias_O)):
             return _multiply(*product)
-    return _torch_addmm(*args, **kwargs)
+    return _by_torch(_torch_addmm, *args, **kwargs)
+
+
+def _by_torch(function: Callable[..., Tensor], *args: Any, **kwargs: Any) -> Tensor:
+    """What torch's own `function` returns; in it, a tensor of another class may ask for its name.
+
+    Quantised weights compare the function that is called with `torch.nn.functional.linear`.
+    """
+    _set(_torch_linear, _torch_addmm)
+    try:
+        return function(*args, **kwargs)
+    finally:
+        _open_blocks(0)
 
 
 def _multiply(rows: Tensor, weight_OI: Tensor, bias_O: Tensor | None) -> Tensor:
@@ -85,7 +114,7 @@ def _takes(product: _Product) -> bool:
     return (
         all(part is None or _is_plain(part) for part in product)
         and weight_OI.dim() == 2
-        and (bias_O is None or bias_O.shape == weight_OI.shape[:1])
+        and (bias_O is None or (bias_O.shape == weight_OI.shape[:1] and bias_O.is_contiguous()))
         and rows.numel() > 0
         and not torch.is_autocast_enabled("cpu")
     )

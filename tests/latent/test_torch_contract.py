@@ -108,6 +108,46 @@ def test_products_are_torchs_own_after_the_block_however_it_ends(layer):
     assert (nn.functional.linear, torch.addmm) == usual
 
 
+def test_blocks_of_several_threads_may_overlap():
+    usual, first, second = nn.functional.linear, by_onednn(), by_onednn()
+    first.__enter__()
+    second.__enter__()
+    first.__exit__(None, None, None)
+    assert nn.functional.linear is not usual
+    second.__exit__(None, None, None)
+    assert nn.functional.linear is usual
+
+
+class Quantised(torch.Tensor):
+    """A weight with a product of its own, which torch calls by its function."""
+
+    @classmethod
+    def __torch_function__(cls, func, types, args=(), kwargs=None):
+        if func is nn.functional.linear:
+            return torch.full((3, 50), 7.0)
+        return super().__torch_function__(func, types, args, kwargs or {})
+
+
+def test_weights_of_other_classes_multiply_as_they_do_alone():
+    with torch.no_grad(), by_onednn():
+        product = nn.functional.linear(
+            torch.randn(3, 37), torch.randn(50, 37).as_subclass(Quantised)
+        )
+        assert (product == 7).all()
+        layer = LAYERS[0]
+        with Seen() as seen:
+            layer(torch.randn(3, 37))
+    assert BY_ONEDNN in seen.names
+
+
+@pytest.mark.parametrize("bias_O", [torch.arange(100.0)[::2], torch.ones(1).expand(50)])
+def test_a_bias_with_gaps_is_read_right(bias_O):
+    rows, weight_OI = torch.randn(3, 37), torch.randn(50, 37)
+    with torch.no_grad(), by_onednn():
+        ours = nn.functional.linear(rows, weight_OI, bias_O)
+    torch.testing.assert_close(ours, rows @ weight_OI.T + bias_O, rtol=1e-5, atol=1e-5)
+
+
 def test_arguments_may_be_given_by_name():
     rows, weight_OI, bias_O = torch.randn(3, 37), torch.randn(50, 37), torch.randn(50)
     expected = torch.addmm(bias_O, rows, weight_OI.T)

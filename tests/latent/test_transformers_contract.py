@@ -171,6 +171,7 @@ def test_a_growing_layer_holds_what_a_dynamic_layer_holds_forks_included(steps):
                 assert torch.equal(a.layers[0].values, b.layers[0].values)
 
 
+@torch.no_grad()
 def test_columns_are_written_in_place_and_not_where_a_fork_reads():
     cache, new_BHLD = caches.new_cache(MODEL), torch.randn(2, 2, 5, 8)
     cache.update(new_BHLD, new_BHLD, 0)
@@ -181,6 +182,16 @@ def test_columns_are_written_in_place_and_not_where_a_fork_reads():
     for branch in (cache, fork):
         branch.update(torch.randn(2, 2, 1, 8), new_BHLD[:, :, :1], 0)
     assert not torch.equal(cache.layers[0].keys, fork.layers[0].keys)
+
+
+def test_columns_that_autograd_may_keep_are_not_written_into():
+    """Keys that need no gradient are saved too, for the gradient of the queries."""
+    cache, new_BHLD = caches.new_cache(MODEL), torch.randn(2, 2, 5, 8)
+    query = torch.randn(2, 2, 5, 8, requires_grad=True)
+    keys, _ = cache.update(new_BHLD, new_BHLD, 0)
+    scores = query @ keys.transpose(-1, -2)
+    cache.update(new_BHLD, new_BHLD, 0)
+    scores.sum().backward()
 
 
 GROUPED = ("llama", "qwen2", "qwen3", "mistral", "gemma3")
