@@ -15,6 +15,7 @@ import argparse
 import contextlib
 import gc
 import json
+import os
 import statistics
 import sys
 import time
@@ -29,7 +30,7 @@ from torch.profiler import profile
 from torch.utils.benchmark import Measurement, TaskSpec, Timer, timer
 from workload import SHAPES, device
 
-from lm_eval_latentref.errors import LatentRefError
+from lm_eval_latentref.errors import LatentRefError, saving
 from lm_eval_latentref.evaluation.provenance import command, machine, versions
 from lm_eval_latentref.harness.model import LatentRefLM
 from lm_eval_latentref.latent.accounting import peak_memory
@@ -86,10 +87,22 @@ def parse(
         not kind.is_floating_point
     ):
         raise LatentRefError(f"dtype={args.dtype}: give a floating-point type such as bfloat16")
-    for name in ("rounds", *defaults):
-        if getattr(args, name) < 1:
-            raise LatentRefError(f"{name}={getattr(args, name)}: give at least 1")
+    for name, value in vars(args).items():
+        if type(value) is int and value < 1:
+            raise LatentRefError(f"{name}={value}: give at least 1")
+    if args.output:
+        _check_output(Path(args.output))
     return args
+
+
+def _check_output(path: Path) -> None:
+    """Raises LatentRefError if a run could not write its record to `path`."""
+    with saving(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+    if path.is_dir() or not os.access(path if path.exists() else path.parent, os.W_OK):
+        raise LatentRefError(f"-o {path} cannot be written; give the name of a file, FILE.json")
+    if path.suffix != ".json":
+        raise LatentRefError(f"-o {path}: the page lies beside it as FILE.md; give FILE.json")
 
 
 def faster_dtype() -> str:
@@ -224,10 +237,16 @@ def kept(args: argparse.Namespace, part: str) -> dict[str, Any]:
     """
     if not args.output or not Path(args.output).exists():
         return {}
-    record = json.loads(Path(args.output).read_text(encoding="utf-8"))
+    try:
+        record = json.loads(Path(args.output).read_text(encoding="utf-8"))
+        kept_part, dtype = record[part], record["options"]["dtype"]
+    except (ValueError, LookupError, TypeError) as error:
+        raise LatentRefError(
+            f"-o {args.output} is not a record of this script; give another name"
+        ) from error
     now = {"machine": machine(), "versions": versions()}
     same = all(record.get(name) == value for name, value in now.items())
-    return record[part] if same and record["options"]["dtype"] == args.dtype else {}
+    return kept_part if same and dtype == args.dtype else {}
 
 
 def counts(lm: LatentRefLM, work: Callable[[], Any]) -> dict[str, Any]:

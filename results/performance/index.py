@@ -20,6 +20,8 @@ QUESTIONS = {
     "generation": "6 thoughts and 16 tokens, against the loop published with Coconut",
     "floor": "the same, against a batched loop with a cache and the bare matrix products",
     "refinement": "both references with the detached gradient, against plain Coconut",
+    "earlier": "both references now, against an earlier commit in the same run",
+    "mixed": "what both references as rows of one batch would save, which is not done",
     "kinds": "projected, realigned and mixture thoughts, against Coconut's own",
     "train": "a training step with six thoughts, against the published trainer's algorithm",
     "sweep": "a grid of settings, against separate runs of them",
@@ -56,7 +58,9 @@ NOTES = """
   with and without examples.
 - In GPT-2's shape, the target of 1.6 against the loop with a cache asks for less time than the bare
   products by `torch.mm` take alone. The page says which share of our time our products are.
-- Refinement is the work of three models, with one forward per thought each.
+- Refinement is the work of three models, with one forward per thought each. `earlier` names the
+  commit that it compares with; in bfloat16 products take the same time at both commits. Three
+  adapters on one base could share the reading of its weights: `mixed` has what that would save.
 - Three adapters need most memory while text is generated, because three models keep their caches.
   Processing the batch in parts keeps that small; freed memory is given back before each model reads
   many columns, and oneDNN keeps few of the kernels that it compiles for each shape.

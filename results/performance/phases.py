@@ -126,6 +126,9 @@ def run(file: Path, arguments: list[str]) -> None:
 
 
 if __name__ == "__main__":
+    if sys.argv[1:] in (["-h"], ["--help"]):
+        print(__doc__)
+        sys.exit(0)
     if len(sys.argv) < 3 or sys.argv[1].startswith("-"):
-        raise SystemExit(__doc__)
+        sys.exit(__doc__)
     run(Path(sys.argv[1]), sys.argv[2:])

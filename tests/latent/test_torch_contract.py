@@ -166,6 +166,14 @@ def test_other_numbers_are_left_to_torch(dtype):
     assert torch.equal(ours, expected)
 
 
+@pytest.mark.parametrize("layer", LAYERS, ids=("linear", "no bias", "transposed"))
+def test_a_single_row_is_left_to_torch_if_the_weight_is_transposed(layer):
+    with torch.no_grad():
+        ours, expected, used = by_both(layer, torch.randn(1, 1, 37))
+    assert used != isinstance(layer, Conv1D)
+    torch.testing.assert_close(ours, expected, rtol=1e-5, atol=1e-6)
+
+
 def test_autocast_and_empty_batches_are_left_to_torch():
     with torch.no_grad(), torch.autocast("cpu", dtype=torch.bfloat16):
         assert by_both(LAYERS[0], torch.randn(3, 37))[0].dtype == torch.bfloat16

@@ -10,12 +10,14 @@ from pathlib import Path
 import bench
 import choices
 import device
+import earlier
 import floor
 import generation
 import growth
 import index
 import kinds
 import memory
+import mixed
 import oracle
 import prefixes
 import pytest
@@ -40,11 +42,13 @@ from lm_eval_latentref.training.loss import loss_sum, num_labelled
 SCRIPTS = (
     choices,
     device,
+    earlier,
     floor,
     generation,
     growth,
     kinds,
     memory,
+    mixed,
     prefixes,
     refinement,
     starting,
@@ -297,6 +301,15 @@ def test_shapes_have_the_size_of_the_models_they_are_named_after():
     assert list(sizes.values()) == [124_439_808, 1_543_714_304, 3_212_749_824]
 
 
+@pytest.mark.parametrize("text", ["", "# page", "[]", '{"works": {}}'])
+def test_a_file_that_is_no_record_is_refused_and_not_overwritten(text, tmp_path):
+    path = tmp_path / "floor.json"
+    path.write_text(text)
+    args = argparse.Namespace(output=str(path), dtype="float32")
+    with pytest.raises(LatentRefError, match="is not a record of this script"):
+        bench.kept(args, "works")
+
+
 @pytest.mark.slow
 def test_memory_is_measured_in_fresh_processes():
     held = bytearray(400 * 2**20)
@@ -310,6 +323,10 @@ def test_memory_is_measured_in_fresh_processes():
         (["--dtype", "int8"], "dtype=int8: give a floating-point type"),
         (["--models", "gpt5"], "--models gpt5: give one or more of adapters"),
         (["--rounds", "0"], "rounds=0: give at least 1"),
+        (["--rows", "-1"], "rows=-1: give at least 1"),
+        (["-o", "."], "-o . cannot be written; give the name of a file"),
+        (["-o", f"{__file__}/x.json"], "cannot be written"),
+        (["-o", "page.md"], "-o page.md: .* give FILE.json"),
         (["--clock", "cpu"], "clock=cpu: only on a CPU and with OMP_NUM_THREADS=1"),
     ],
 )
