@@ -81,6 +81,7 @@ DATA = ["data", "--num", "3", "-o", "out.json", "graph"]
         ([*CONVERT, "--memory_rate", "2"], "memory_rate=2"),
         ([*CONVERT, "--weights", "nowhere"], "weights=nowhere does not exist"),
         ([*CONVERT, "--strong", "nowhere"], "no checkpoint 'nowhere'"),
+        (["ask", "why?", "--pretrained", "graph-smal"], "did you mean graph-small?"),
         ([*DATA, "--num", "0"], "give an integer, 1 or more"),
         ([*DATA, "--split", "dev"], "train"),
         ([*DATA, "-o", "out.txt"], "ends in .json or .jsonl"),

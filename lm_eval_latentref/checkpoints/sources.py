@@ -12,6 +12,7 @@ file. `raw_files` locates raw state dicts. Only necessary files are fetched, and
 from __future__ import annotations
 
 import dataclasses
+import difflib
 import os
 import re
 from dataclasses import dataclass, field
@@ -297,6 +298,11 @@ def as_folder(role: str, name: str, revision: str | None) -> Folder:
         return Folder(str(packaged))
     if os.path.exists(expanded) or name.startswith(("/", "./", "../", "~")):
         raise LatentRefError(f"{role}={name}: there is no such folder; {_ALLOWED}")
+    # Hub ids have an owner, except some old ones, so this is not worth minutes of asking the hub.
+    if near := difflib.get_close_matches(name, packaged_models(), n=1, cutoff=0.85):
+        raise LatentRefError(
+            f"{role}={name}: no such folder or packaged set; did you mean {near[0]}?"
+        )
     repo, _, own_revision = name.partition("@")
     if not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", repo):
         raise LatentRefError(f"{role}={name}: no such folder, and not a hub id; {_ALLOWED}")
