@@ -18,7 +18,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from functools import partial
 from itertools import chain
 from pathlib import Path
@@ -124,12 +124,15 @@ def checked_out(args: Any) -> Iterator[Path]:
     git = partial(subprocess.run, cwd=ROOT, capture_output=True, text=True, check=False)
     with TemporaryDirectory() as folder:
         tree = Path(folder) / "earlier"
-        made = git(["git", "worktree", "add", "--detach", str(tree), args.commit])
-        if made.returncode:
+        try:
+            made = git(["git", "worktree", "add", "--detach", "--", str(tree), args.commit])
+            made.check_returncode()
+        except (OSError, subprocess.CalledProcessError) as error:  # OSError: git is not installed
+            complaint = " ".join((getattr(error, "stderr", None) or str(error)).split())
             raise LatentRefError(
-                f"--commit {args.commit}: git cannot check it out ({made.stderr.strip()}); give a "
-                "commit of this repository, with its history at hand"
-            )
+                f"--commit {args.commit}: git cannot check it out ({complaint}); give a commit of "
+                "this repository, with its history at hand"
+            ) from error
         try:
             yield tree
         finally:
@@ -154,8 +157,9 @@ def answered(process: subprocess.Popen[str], batch: Sequence[str]) -> tuple[floa
     """The seconds and the texts of a version's process."""
     assert process.stdin is not None
     assert process.stdout is not None
-    process.stdin.write(json.dumps(batch) + "\n")
-    process.stdin.flush()
+    with suppress(BrokenPipeError):  # it may have ended already
+        process.stdin.write(json.dumps(batch) + "\n")
+        process.stdin.flush()
     if not (line := process.stdout.readline()):
         raise LatentRefError("a version ended before it answered; its error is above")
     seconds, texts = json.loads(line)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import subprocess
 import sys
 from pathlib import Path
 
@@ -334,3 +335,27 @@ def test_a_mistake_is_one_line(words, complaint, monkeypatch):
     monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
     with pytest.raises(LatentRefError, match=complaint):
         device.main(words)
+
+
+@pytest.mark.parametrize("commit", ["-f", "--help", "", "no-such-commit"])
+def test_a_commit_that_is_none_is_refused(commit):
+    args = argparse.Namespace(tiny=False, commit=commit)
+    with pytest.raises(LatentRefError, match="git cannot check it out"), earlier.checked_out(args):
+        pass
+
+
+def test_a_version_is_not_checked_out_without_git(monkeypatch):
+    monkeypatch.setenv("PATH", "")
+    args = argparse.Namespace(tiny=False, commit="HEAD")
+    with pytest.raises(LatentRefError, match="git cannot check it out"), earlier.checked_out(args):
+        pass
+
+
+def test_a_version_that_has_ended_is_a_mistake_of_one_line():
+    with subprocess.Popen(
+        [sys.executable, "-c", ""], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as process:
+        process.wait()
+        with pytest.raises(LatentRefError, match="ended before it answered"):
+            earlier.answered(process, ["question"])
+        process.communicate()
