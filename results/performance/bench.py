@@ -167,12 +167,7 @@ class Rounds:
 
 def alternate(sides: Sequence[Side], documents: Sequence[Any], args: Any) -> Rounds:
     """Lets all sides answer the same `args.documents` documents, fresh ones in each round."""
-    needed = args.rounds * args.documents + NUM_WARM_UP
-    if needed > len(documents):
-        raise LatentRefError(
-            f"rounds={args.rounds} of documents={args.documents} take {needed} documents, there "
-            f"are {len(documents)}; lower --rounds or --documents"
-        )
+    check_enough(documents, args.rounds * args.documents + NUM_WARM_UP, args)
     names = [side.name for side in sides]
     rounds = Rounds({name: [] for name in names}, {name: [] for name in names})
     for side in sides:
@@ -185,6 +180,15 @@ def alternate(sides: Sequence[Side], documents: Sequence[Any], args: Any) -> Rou
             rounds.seconds[side.name].append(seconds / len(batch[: side.most]))
             rounds.answers[side.name].append(answers)
     return rounds
+
+
+def check_enough(documents: Sequence[Any], needed: int, args: Any) -> None:
+    """Raises LatentRefError if there are fewer documents than all rounds take."""
+    if needed > len(documents):
+        raise LatentRefError(
+            f"rounds={args.rounds} take {needed} documents, there are {len(documents)}; lower "
+            "--rounds or the number of documents in each"
+        )
 
 
 def timed(

@@ -94,7 +94,9 @@ def questions(work: Any) -> list[str]:
 
         tokenizer = AutoTokenizer.from_pretrained(PACKAGED_MODELS / DEFAULT_SET)
     reader: Any = SimpleNamespace(tokenizer=tokenizer, tok_encode=tokenizer.encode)
-    prompts = workload.prosqa((work.rounds + 1) * work.documents, work.tiny)
+    needed = (work.rounds + 1) * work.documents
+    prompts = workload.prosqa(needed, work.tiny)
+    bench.check_enough(prompts, needed, work)
     return workload.shortened(reader, prompts, CONTEXT_TOKENS)
 
 

@@ -45,14 +45,16 @@ CLOSE = 0.05
 def main(argv: Sequence[str] | None = None) -> int:
     args = bench.parse(__doc__, argv, dtype="auto", rounds=5)
     args.shape, args.batch_size = "tiny" if args.tiny else None, 1
-    lm = model(args)
     report = bench.Report(
         name="mixed",
         header=("questions", *(f"{name}, ms" for name in (APART, MIXED, TEXT, SCORE))),
         rows=[],
         record={"seconds": {}},
     )
-    prompts = workload.prosqa(max(BATCH_SIZES) * args.rounds, args.tiny)
+    needed = max(BATCH_SIZES) * args.rounds
+    prompts = workload.prosqa(needed, args.tiny)
+    bench.check_enough(prompts, needed, args)
+    lm = model(args)
     prompts = workload.shortened(lm, prompts, CONTEXT_TOKENS)
     bound = {"at_most": LEAST_WORTH}
     contexts = [tuple(lm.tok_encode(prompt)) for prompt in prompts]

@@ -359,3 +359,13 @@ def test_a_version_that_has_ended_is_a_mistake_of_one_line():
         with pytest.raises(LatentRefError, match="ended before it answered"):
             earlier.answered(process, ["question"])
         process.communicate()
+
+
+@pytest.mark.parametrize("script", [earlier, mixed])
+def test_more_rounds_than_there_are_questions_are_refused_before_a_model_is_read(
+    script, monkeypatch
+):
+    monkeypatch.setattr(workload, "prosqa", lambda num, tiny: ["question"] * min(num, 3))
+    monkeypatch.setattr(script, "model" if script is mixed else "version", None)
+    with pytest.raises(LatentRefError, match=r"rounds=1 take \d+ documents, there are 3"):
+        script.main(["--tiny", "--rounds", "9"])
