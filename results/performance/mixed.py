@@ -35,7 +35,7 @@ from lm_eval_latentref.latent.streams import Stream
 APART, MIXED, TEXT, SCORE = "one by one", "as one batch", "text", "score"
 BATCH_SIZES = (1, 4, 16)
 NUM_READINGS = 10
-"""Of a thought in each round, both ways in turn."""
+"""Of a thought in each round: so many one by one, then as many as one batch."""
 LEAST_WORTH = 0.1
 """What saves at most this share of the time is left out."""
 CLOSE = 0.05
