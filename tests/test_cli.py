@@ -234,7 +234,7 @@ def test_step_sizes_are_units_of_half_d_with_the_unit_or_without():
         ([], 2, "COMMAND"),
         (["blue"], 2, "'ask'"),
         (["ask"], 2, "question"),
-        (["ask", "q", "r"], 2, "unrecognized arguments: r"),
+        (["ask", "q", "r"], 2, "unrecognized arguments: r; see `latentref ask --help`"),
         (["ask", "q", "--pretrainde", "x"], 2, "--pretrainde"),
         (["ask", "q", "--max_new_tokens", "many"], 2, "--max_new_tokens"),
         (["data", "graph", "--num", "3.5", "-o", "d.json"], 2, "--num"),

@@ -71,12 +71,14 @@ def parse(words: Sequence[str]) -> argparse.Namespace:
 
     Raises LatentRefError if they are wrong.
     """
-    whole = parser()
-    args, rest = whole.parse_known_args(words)
+    args, rest = parser().parse_known_args(words)
     if rest:
         # argparse does not accept positional arguments both before and after options.
         if not hasattr(args, "pairs") or any(word.startswith("-") for word in rest):
-            whole.error(f"unrecognized arguments: {' '.join(rest)}")
+            raise LatentRefError(
+                f"latentref {args.command}: unrecognized arguments: {' '.join(rest)}; see "
+                f"`latentref {args.command} --help`"
+            )
         args.pairs = [*args.pairs, *rest]
     return args
 

@@ -16,6 +16,7 @@ import contextlib
 import gc
 import json
 import os
+import signal
 import statistics
 import sys
 import time
@@ -56,9 +57,14 @@ def parse(
     *extra: tuple[str, Any],
     dtype: str = "bfloat16",
     rounds: int = 3,
+    any_model: bool = True,
     **defaults: int,
 ) -> argparse.Namespace:
-    """The options that all scripts have, `defaults` as integers, and `extra` (name, settings)."""
+    """The options that all scripts have, `defaults` as integers, and `extra` (name, settings).
+
+    Args:
+        any_model: whether the script runs the model that the options name, not its own.
+    """
     parser = argparse.ArgumentParser(
         description=description, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -66,8 +72,10 @@ def parse(
         parser.add_argument(f"--{name}", type=int, default=default, help=f"default: {default}")
     help = f"of the weights, or auto: the faster of float32 and bfloat16 here (default: {dtype})"
     parser.add_argument("--dtype", default=dtype, help=help)
-    parser.add_argument("--pretrained", help="the model (default: SmolLM2-135M-Instruct)")
-    parser.add_argument("--shape", choices=SHAPES, help="random weights of this shape instead")
+    parser.set_defaults(about=description, pretrained=None, shape=None)
+    if any_model:
+        parser.add_argument("--pretrained", help="the model (default: SmolLM2-135M-Instruct)")
+        parser.add_argument("--shape", choices=SHAPES, help="random weights of this shape instead")
     clocks = "wall: seconds that pass; cpu: seconds this process computes, where others do too"
     parser.add_argument("--clock", choices=("wall", "cpu"), default="wall", help=clocks)
     parser.add_argument("--tiny", action="store_true", help="a tiny model; judges no target")
@@ -75,6 +83,9 @@ def parse(
     for name, settings in extra:
         parser.add_argument(name, **settings)
     args = parser.parse_args(argv)
+    for name, value in vars(args).items():
+        if type(value) is int and value < 1:
+            raise LatentRefError(f"{name}={value}: give at least 1")
     if args.tiny:
         args.shape, args.dtype, args.rounds = "tiny", "float32", 1
         for name in defaults:
@@ -87,20 +98,19 @@ def parse(
         not kind.is_floating_point
     ):
         raise LatentRefError(f"dtype={args.dtype}: give a floating-point type such as bfloat16")
-    for name, value in vars(args).items():
-        if type(value) is int and value < 1:
-            raise LatentRefError(f"{name}={value}: give at least 1")
     if args.output:
-        _check_output(Path(args.output))
+        _check_output(Path(args.output), is_tiny=args.tiny)
     return args
 
 
-def _check_output(path: Path) -> None:
+def _check_output(path: Path, *, is_tiny: bool) -> None:
     """Raises LatentRefError if a run could not write its record to `path`."""
     with saving(path):
         path.parent.mkdir(parents=True, exist_ok=True)
     if path.is_dir() or not os.access(path if path.exists() else path.parent, os.W_OK):
         raise LatentRefError(f"-o {path} cannot be written; give the name of a file, FILE.json")
+    if is_tiny and path.exists() and '"tiny": false' in path.read_text("utf-8", "replace"):
+        raise LatentRefError(f"-o {path} is the record of a whole run; give another name")
     if path.suffix != ".json":
         raise LatentRefError(f"-o {path}: the page lies beside it as FILE.md; give FILE.json")
 
@@ -117,12 +127,16 @@ def faster_dtype() -> str:
 
 
 def run(main: Callable[[], int]) -> None:
-    """Runs a script; a mistake is one line and status 2."""
+    """Runs a script; a mistake is one line and status 2. SIGTERM lets it clean up, as Ctrl-C."""
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     try:
         sys.exit(main())
     except LatentRefError as error:
         print(error, file=sys.stderr)
         sys.exit(2)
+    except KeyboardInterrupt:
+        print("interrupted; nothing was written", file=sys.stderr)
+        sys.exit(130)
 
 
 # Rounds ----------------------------------------------------------------------------------------
@@ -345,9 +359,11 @@ class Report:
                 self.missed.append(self.remarks[-1])
         if limit is not None:
             most, by = limit
+            better = "more" if at_most is None else "less"
             self.record.setdefault("limits", {})[what] = most
             self.remarks.append(
-                f"{what}: the limit by {by} is {most:.3g}; the median is {value / most:.0%} of it."
+                f"{what}: the limit by {by} is {most:.3g}; the median is {value / most:.0%} of it "
+                f"({better} is better)."
             )
 
     def table(self) -> str:
@@ -362,30 +378,46 @@ class Report:
             ]
         )
 
-    def page(self) -> str:
-        """The table with what repeats it, as Markdown."""
-        where = [
-            f"{kind.capitalize()}: {', '.join(f'{k} {v}' for k, v in self.record[kind].items())}."
-            for kind in ("versions", "machine")
+    def page(self, about: str) -> str:
+        """The table with what it is about and what repeats it, as Markdown.
+
+        Args:
+            about: the docstring of the script.
+        """
+        given = {name: value for name, value in self.record["options"].items() if value}
+        lists = {"options, with defaults": given}
+        lists |= {name: self.record[name] for name in ("versions", "machine")}
+        ends = [
+            f"{name.capitalize()}: {', '.join(f'{k} {v}' for k, v in values.items())}."
+            for name, values in lists.items()
         ]
-        written = f"Written by `{self.record['command']}`; all of it is in the JSON file beside it."
-        return "\n\n".join([f"# {self.name}", written, f"```\n{self.table()}\n```", *where, ""])
+        prose = [part for part in about.strip().split("\n\n") if not part.startswith("    ")]
+        written = "Last written" if {"work", "axis"} & self.record["options"].keys() else "Written"
+        written += f" by `{self.record['command']}`; all of it is in the JSON file beside it."
+        table = f"```\n{self.table()}\n```"
+        return "\n\n".join([f"# {self.name}", *prose, written, table, *ends, ""])
 
     def finish(self, args: argparse.Namespace) -> int:
         """Prints the table and the JSON line, writes both where asked; the exit status."""
         options = {
-            key: value for key, value in vars(args).items() if key not in ("output", "profile")
+            key: value
+            for key, value in vars(args).items()
+            if key not in ("output", "profile", "about")
         }
         if clock_of(args) is time.process_time:
             self.remarks.append("Seconds are those that the process computed.")
-        ends = {"failures": self.failures, "missed": self.missed, "options": options}
-        self.record |= {"device": str(device()), "versions": versions(), "machine": machine()}
+        ends = {"failures": self.failures, "missed": self.missed}
+        self.record |= {
+            "options": options,
+            "device": str(device()),
+            "versions": versions(),
+            "machine": machine(),
+        }
         self.record["command"] = f"python results/performance/{command()}"
         line = json.dumps({"bench": self.name, **ends, **self.record}, default=str)
         print(f"{self.table()}\n{line}")
         if args.output:
             path = Path(args.output)
-            path.parent.mkdir(parents=True, exist_ok=True)
             path.write_text(line + "\n", encoding="utf-8")
-            path.with_suffix(".md").write_text(self.page(), encoding="utf-8")
+            path.with_suffix(".md").write_text(self.page(args.about), encoding="utf-8")
         return int(bool(self.failures or self.missed))

@@ -47,7 +47,7 @@ COMMIT = ("--commit", {"default": "98241f6", "help": "the earlier version (defau
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    args = bench.parse(__doc__, argv, COMMIT, dtype="auto", rounds=4, documents=16)
+    args = bench.parse(__doc__, argv, COMMIT, dtype="auto", rounds=4, documents=16, any_model=False)
     kinds = {"copies": "tiny"} if args.tiny else KINDS
     report = bench.Report(
         name="earlier",

@@ -65,7 +65,14 @@ OPTIONS = [
 
 def main(argv: Sequence[str] | None = None) -> int:
     args = bench.parse(
-        __doc__, argv, *OPTIONS, dtype="float32", rounds=2, documents=64, batch_size=16
+        __doc__,
+        argv,
+        *OPTIONS,
+        dtype="float32",
+        rounds=2,
+        documents=64,
+        batch_size=16,
+        any_model=False,
     )
     names = args.work.split(",")
     for name in names:

