@@ -15,6 +15,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
@@ -146,12 +147,19 @@ def version(tree: Path, work: Any) -> Iterator[subprocess.Popen[str]]:
     """A process that runs the package in `tree`."""
     command = [sys.executable, __file__, "answer", json.dumps(vars(work))]
     environment = {**os.environ, "PYTHONPATH": str(tree)}
+    # In a session of its own, it does not get the terminal's Ctrl-C beside our signal.
     with subprocess.Popen(
-        command, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        command,
+        env=environment,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
     ) as process:
         try:
             yield process
         finally:
+            process.terminate()
             process.communicate()
 
 
@@ -170,6 +178,7 @@ def answered(process: subprocess.Popen[str], batch: Sequence[str]) -> tuple[floa
 
 def answer(work: Any) -> None:
     """What the process of a version does: answers each line of questions with a line."""
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit())  # temporary folders go away
     lines, sys.stdout = sys.stdout, sys.stderr
     lm = refining(work)
     for line in sys.stdin:
