@@ -298,7 +298,7 @@ def as_folder(role: str, name: str, revision: str | None) -> Folder:
         return Folder(str(packaged))
     if os.path.exists(expanded) or name.startswith(("/", "./", "../", "~")):
         raise LatentRefError(f"{role}={name}: there is no such folder; {_ALLOWED}")
-    # Hub ids have an owner, except some old ones, so this is not worth minutes of asking the hub.
+    # Hub ids have an owner, except some old ones, so this is not worth a minute of asking the hub.
     if near := difflib.get_close_matches(name, packaged_models(), n=1, cutoff=0.85):
         raise LatentRefError(
             f"{role}={name}: no such folder or packaged set; did you mean {near[0]}?"

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from functools import partial
 
 import bench
+import pages
 import workload
 from bench import Side
 
@@ -39,7 +40,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     rounds = bench.alternate(sides, timed, args)
     right = {name: hits(rounds.answers[name], timed[bench.NUM_WARM_UP :]) for name in (HF, OURS)}
     accuracy = {name: sum(one) / len(one) for name, one in right.items()}
-    report = bench.Report(
+    report = pages.Report(
         name="choices",
         header=("", "documents/s: median (range)", "IQR"),
         rows=rounds.rows(),

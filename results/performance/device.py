@@ -22,6 +22,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import bench
+import pages
 import torch
 import workload
 from memory import ROLES, write_checkpoints
@@ -82,7 +83,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     num_rows = args.rows or (2 if args.tiny else BATCH_SIZE[place])
     rates = peak_rates(args)
     measured = {name: measure(build(name, args), args, num_rows, rates) for name in names}
-    report = bench.Report(
+    report = pages.Report(
         name="device",
         header=HEADER,
         rows=[line for name in names for line in _rows(name, measured[name])],

@@ -28,6 +28,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import bench
+import pages
 import workload
 
 from lm_eval_latentref.checkpoints.packaged import DEFAULT_SET, PACKAGED_MODELS
@@ -50,7 +51,7 @@ COMMIT = ("--commit", {"default": "98241f6", "help": "the earlier version (defau
 def main(argv: Sequence[str] | None = None) -> int:
     args = bench.parse(__doc__, argv, COMMIT, dtype="auto", rounds=4, documents=16, any_model=False)
     kinds = {"copies": "tiny"} if args.tiny else KINDS
-    report = bench.Report(
+    report = pages.Report(
         name="earlier",
         header=("", "", "documents/s: median (range)", "IQR"),
         rows=[],
@@ -101,7 +102,7 @@ def questions(work: Any) -> list[str]:
     return workload.shortened(reader, prompts, CONTEXT_TOKENS)
 
 
-def _show(name: str, rounds: bench.Rounds, report: bench.Report, work: Any) -> None:
+def _show(name: str, rounds: bench.Rounds, report: pages.Report, work: Any) -> None:
     """Adds the rows and the verdicts of one kind of work."""
     texts = {side: [*chain.from_iterable(made)] for side, made in rounds.answers.items()}
     num_equal = sum(a == b for a, b in zip(texts[NOW], texts[EARLIER], strict=True))

@@ -22,6 +22,7 @@ from itertools import chain
 from typing import Any
 
 import bench
+import pages
 import torch
 import workload
 from bench import Side
@@ -78,10 +79,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     for name in names:
         if name not in WORKS:
             raise LatentRefError(f"--work {name}: give one or more of {', '.join(WORKS)}")
-    works = bench.kept(args, "works")
+    works = pages.kept(args, "works")
     works.update({name: measured(WORKS[name], args) for name in names})
     works = {name: works[name] for name in WORKS if name in works}
-    report = bench.Report(
+    report = pages.Report(
         name="floor",
         header=("", "", "documents/s: median (range)", "IQR"),
         rows=[],
@@ -149,7 +150,7 @@ def output_layer(lm: Any, clock: Any) -> dict[str, float]:
         }
 
 
-def _show(name: str, made: dict[str, Any], report: bench.Report, *, tiny: bool) -> None:
+def _show(name: str, made: dict[str, Any], report: pages.Report, *, tiny: bool) -> None:
     """Adds the rows and the verdicts of one kind of work."""
     rounds, judged = bench.Rounds(made["seconds_per_document"], {}), WORKS[name].has_targets
     report.rows = [*report.rows, *((name, *row) for row in rounds.rows())]

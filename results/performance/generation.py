@@ -17,6 +17,7 @@ from functools import partial
 from typing import Any
 
 import bench
+import pages
 import torch
 import workload
 from bench import NUM_CHECKED, Side
@@ -46,7 +47,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     equal = equal_texts(sides_of(plain(args, "float32"), args)[:3], checked)
     sides = sides_of(lm, args)
     rounds = bench.alternate(sides, timed, args)
-    report = bench.Report(
+    report = pages.Report(
         name="generation",
         header=("", "documents/s: median (range)", "IQR"),
         rows=rounds.rows(),
@@ -65,7 +66,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     return report.finish(args)
 
 
-def judge(report: bench.Report, rounds: bench.Rounds, args: Any) -> None:
+def judge(report: pages.Report, rounds: bench.Rounds, args: Any) -> None:
     """Adds the ratios."""
     for slow, fast, target in (
         (PUBLISHED, OURS, TARGETS[workload.device().type]),

@@ -23,6 +23,7 @@ from typing import Any
 
 import bench
 import numpy as np
+import pages
 import workload
 from scipy.stats import linregress
 
@@ -71,11 +72,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     tokens = cycle(token for text in prompts for token in lm.tok_encode(text))
     around = Point(thoughts=2, context_tokens=8, choices=2) if args.tiny else Point()
     work(lm, around, tokens, args)
-    axes = bench.kept(args, "axes")
+    axes = pages.kept(args, "axes")
     axes.update({name: measured(lm, name, around, tokens, args) for name in names})
     axes = {name: axes[name] for name in AXES if name in axes}
     centre = ", ".join(f"{name}={value}" for name, value in vars(around).items())
-    report = bench.Report(
+    report = pages.Report(
         name="growth",
         header=("", "y", "y = a + b x", "R2", "power", "y at each x (columns read)"),
         rows=[row for axis, fit in axes.items() for row in rows_of(axis, fit)],

@@ -16,6 +16,7 @@ from functools import partial
 from typing import Any
 
 import bench
+import pages
 import torch
 import workload
 from bench import NUM_CHECKED, Side
@@ -53,7 +54,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         Side(HEAD, partial(output_layer, kinds[MIXTURE], args.thoughts, args.batch_size)),
     ]
     rounds = bench.alternate(sides, timed, args)
-    report = bench.Report(
+    report = pages.Report(
         name="kinds",
         header=("", "documents/s: median (range)", "IQR"),
         rows=rounds.rows(),
@@ -77,7 +78,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     return report.finish(args)
 
 
-def judge(report: bench.Report, rounds: bench.Rounds, args: Any) -> None:
+def judge(report: pages.Report, rounds: bench.Rounds, args: Any) -> None:
     limit = 1.0, "columns read"
     for name in ("projected", "realigned"):
         ratio = rounds.ratio(name, CONTINUOUS)

@@ -20,6 +20,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import bench
+import pages
 import torch
 import workload
 from lm_eval.models.huggingface import HFLM
@@ -53,7 +54,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         kind: [a[kind] / b[kind] for a, b in zip(peaks[OURS], peaks[HF], strict=True)]
         for kind in kinds
     }
-    report = bench.Report(
+    report = pages.Report(
         name="memory",
         header=("MiB at the peak: median (range)", *kinds),
         rows=[

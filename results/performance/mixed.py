@@ -23,6 +23,7 @@ from typing import Any
 
 import bench
 import memory
+import pages
 import torch
 import workload
 from earlier import CONTEXT_TOKENS, refining
@@ -45,7 +46,7 @@ CLOSE = 0.05
 def main(argv: Sequence[str] | None = None) -> int:
     args = bench.parse(__doc__, argv, dtype="auto", rounds=9, any_model=False)
     args.shape, args.batch_size = "tiny" if args.tiny else None, 1
-    report = bench.Report(
+    report = pages.Report(
         name="mixed",
         header=("questions", *(f"{name}, ms" for name in (APART, MIXED, TEXT, SCORE))),
         rows=[],
@@ -94,7 +95,7 @@ def model(args: Any) -> Any:
 
 @torch.no_grad()
 def timed(
-    reasoner: Any, batches: Sequence[Any], report: bench.Report, args: Any
+    reasoner: Any, batches: Sequence[Any], report: pages.Report, args: Any
 ) -> dict[str, list[float]]:
     """Seconds of each kind of work, round by round; checks that both ways of reading agree."""
     seconds: dict[str, list[float]] = {name: [] for name in (APART, MIXED, TEXT, SCORE)}

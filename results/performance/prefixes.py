@@ -23,6 +23,7 @@ from unittest import mock
 
 import bench
 import lm_eval
+import pages
 import workload
 import yaml
 from bench import Side
@@ -93,8 +94,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     for name in names:
         if name not in WORKS:
             raise LatentRefError(f"--work {name}: give one or more of {', '.join(WORKS)}")
-    works = bench.kept(args, "works")
-    report = bench.Report(
+    works = pages.kept(args, "works")
+    report = pages.Report(
         name="prefixes",
         header=("", "", "documents/s: median (range)", "IQR"),
         rows=[],
@@ -129,7 +130,7 @@ def measured(work: Work, exact: Any, lm: Any, args: Any) -> dict[str, Any]:
     return {**rounds.record(), **cost, **answers, "command": command()}
 
 
-def _show(name: str, made: dict[str, Any], report: bench.Report, *, tiny: bool) -> None:
+def _show(name: str, made: dict[str, Any], report: pages.Report, *, tiny: bool) -> None:
     """Adds the rows and the verdict of one kind of work."""
     work, rounds = WORKS[name], bench.Rounds(made["seconds_per_document"], {})
     report.check(made["equal_in_float32"], f"{name}: in float32 the answers of both sides differ")

@@ -16,6 +16,7 @@ from functools import partial
 from typing import Any
 
 import bench
+import pages
 import workload
 from bench import NUM_CHECKED, Side
 from generation import LIMIT, bare_products
@@ -55,7 +56,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         Side(LIMIT, partial(bare_products, lm, num_models=3)),
     ]
     rounds = bench.alternate(sides, timed, args)
-    report = bench.Report(
+    report = pages.Report(
         name="refinement",
         header=("", "documents/s: median (range)", "IQR"),
         rows=rounds.rows(),
@@ -81,7 +82,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     return report.finish(args)
 
 
-def judge(report: bench.Report, rounds: Any, args: Any) -> None:
+def judge(report: pages.Report, rounds: Any, args: Any) -> None:
     """Adds both ratios with their targets, which are those of detached gradients."""
     detached = args.search_gradient == "detached"
     least = statistics.median(rounds.ratio(LIMIT, PLAIN))

@@ -27,6 +27,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import bench
+import pages
 import phases
 
 from lm_eval_latentref.checkpoints.loading import load
@@ -80,7 +81,7 @@ def main(argv: Sequence[str] | None = None) -> int:
                 starts[name].append(start(call, commands[name], folder))
         imports = [] if args.tiny else [importing(plain)[0] for _ in range(args.rounds)]
     pairs = list(zip(starts[HF], starts[OURS], strict=True))
-    report = bench.Report(
+    report = pages.Report(
         name="starting",
         header=("median (range)", "seconds", "of the processor"),
         rows=[

@@ -19,6 +19,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import bench
+import pages
 import workload
 from bench import NUM_CHECKED, Side
 
@@ -69,7 +70,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         SEPARATE: round(scale * swept.columns[SEPARATE]),
     }
     limit = columns[SEPARATE] / columns[SWEEP]
-    report = bench.Report(
+    report = pages.Report(
         name="sweep",
         header=("", "documents/s: median (range)", "IQR", "columns read"),
         rows=[(*row, str(columns[row[0]])) for row in rounds.rows()],

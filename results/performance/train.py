@@ -20,6 +20,7 @@ from functools import partial
 from typing import Any
 
 import bench
+import pages
 import torch
 import workload
 from accelerate import Accelerator
@@ -67,7 +68,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     sides = [Side(name, partial(_in_batches, step, args)) for name, step in steps.items()]
     rounds = bench.alternate(sides, rows, args)
     update = update_share(learner, rows[: args.batch_size])
-    report = bench.Report(
+    report = pages.Report(
         name="train",
         header=("", "examples/s: median (range)", "IQR"),
         rows=rounds.rows(),

@@ -20,6 +20,7 @@ import kinds
 import memory
 import mixed
 import oracle
+import pages
 import prefixes
 import pytest
 import refinement
@@ -28,7 +29,8 @@ import sweep
 import torch
 import train
 import workload
-from bench import Report, Side
+from bench import Side
+from pages import Report
 from tiny import random_ids, tiny_model
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -57,7 +59,7 @@ SCRIPTS = (
     train,
 )
 PROFILED = (choices, floor, generation, kinds, refinement, sweep, train)
-OTHERS = ("bench", "phases", "workload", "index", "leaderboard")
+OTHERS = ("bench", "pages", "phases", "workload", "index", "leaderboard")
 """Those that scripts share or that measure nothing, and one that is tested beside its command."""
 FOLDER = Path(bench.__file__).parent
 MARKERS = Markers((290,), (291,))
@@ -321,7 +323,7 @@ def test_a_file_that_is_no_record_is_refused_and_not_overwritten(text, tmp_path)
     path.write_text(text)
     args = argparse.Namespace(output=str(path), dtype="float32")
     with pytest.raises(LatentRefError, match="is not a record of this script"):
-        bench.kept(args, "works")
+        pages.kept(args, "works")
     assert path.read_text() == text
 
 
