@@ -62,8 +62,12 @@ class DataOfEvaluations(threading.local):
         """Record that a task on the data of `splits` was evaluated."""
         self._used.update(splits)
 
+    def begin(self) -> None:
+        """Forget what earlier evaluations used; those of other models do not call `report`."""
+        self._used = {}
+
     def report(self) -> Splits:
-        """The data of all tasks evaluated since the last report."""
+        """The data of all tasks evaluated since the last report or `begin`."""
         used, self._used = self._used, {}
         return used
 

@@ -13,6 +13,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
+from lm_eval_latentref.benchmarks.documents import of_evaluations
 from lm_eval_latentref.harness.lm_eval_seams import Request, SeamLM
 from lm_eval_latentref.latent.batching import RowLimit, in_batches
 from lm_eval_latentref.latent.reasoner import Reasoner
@@ -72,7 +73,12 @@ class RollingLM(SeamLM):
 
     @contextmanager
     def counting_cost(self) -> Iterator[None]:
-        """Restart the cost counters before this block if the last counts have been reported."""
+        """Restart the cost counters before this block if the last counts have been reported.
+
+        Tasks use their data after lm-eval has sent all requests, so any data used by now are those
+        of an earlier evaluation.
+        """
+        of_evaluations.begin()
         if self._is_reported:
             self.reasoner.accounting.restart()
             self._is_reported = False

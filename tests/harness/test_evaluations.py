@@ -352,6 +352,10 @@ def test_each_evaluation_records_its_own_data():
         )
         return sorted(results["config"]["latentref"]["data"])
 
+    # Another model's evaluation in this process, whose data nobody reports.
+    lm_eval.simple_evaluate(
+        "dummy", tasks=["latentref_graph_mc"], task_manager=manager, limit=1, bootstrap_iters=0
+    )
     for lm in models:
         assert data(lm, "latentref_arith_mc_dev") == ["arith validation"]
         assert data(lm, "latentref_graph_mc", "latentref_arith_mc") == ["arith test", "graph test"]
